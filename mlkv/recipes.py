@@ -1,0 +1,130 @@
+"""What each kind of step can be told. Plain dataclasses beside the code they configure; YAML only fills them in.
+
+A field marked `how()` says where or how fast, never what: it stays out of a step's identity.
+Cross-field rules raise ValueError in `__post_init__`; types, ranges and choices are checked where YAML is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from .shape import Positive
+
+Count = Annotated[int, Ge(0)]
+Rate = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+def how(default: Any) -> Any:
+    """A field that changes where or how fast a step runs, not what comes out."""
+    return field(default=default, metadata={"how": True})
+
+
+@dataclass(frozen=True)
+class CorpusRecipe:
+    """Text → tokenizer → packed token blocks, with documents held out by a hash of their name or content."""
+
+    source: Literal["python_stdlib", "text_files", "hf"] = "python_stdlib"
+    files: tuple[str, ...] = how(())
+    """Globs, for `text_files`; their content is what counts."""
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_column: str = "text"
+    take: Positive | None = None
+    """`hf`: the first n documents after a seeded shuffle."""
+    fraction: Annotated[float, Gt(0), Le(1)] | None = None
+    """`hf`: keep this share of documents, chosen by a hash."""
+    shuffle_buffer: Positive = 10_000
+    tokenizer: Literal["train", "model"] = "train"
+    vocab_size: Positive = 2048
+    sequence_length: Positive = 256
+    packing: Literal["stream", "whole_documents"] = "stream"
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.05
+    task_items: Count = 600
+    """Items made from held-out documents for each of the tasks in conf/tasks."""
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.source == "hf" and not self.dataset:
+            raise ValueError("dataset is empty: source hf needs the name of a hub dataset")
+        if self.source == "text_files" and not self.files:
+            raise ValueError("files is empty: source text_files needs at least one glob")
+        if self.take and self.fraction:
+            raise ValueError("take and fraction are both set: choose one")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """One loop for base training and uptraining. Exactly one of `steps`, `tokens`, `epochs` sets its length."""
+
+    steps: Count | None = None
+    tokens: Positive | None = None
+    epochs: Annotated[float, Gt(0)] | None = None
+    batch_size: Positive = 16
+    """Sequences per optimiser step, over all devices."""
+    lr: Rate = 1e-3
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.1
+    min_lr_ratio: Share = 0.0
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    grad_clip: Annotated[float, Ge(0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where the processor computes in it, else fp32."""
+    threads: Positive = 1
+    """Compute threads on a CPU: part of the recipe, because they change the bits."""
+    seed: int = 42
+    micro_batch: Positive | None = how(None)
+    gradient_checkpointing: bool = how(False)
+    save_every: Positive = how(50)
+    log_every: Positive = how(5)
+    on_spike: Literal["record", "fail"] = how("record")
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class ConvertRecipe:
+    """How a base becomes a checkpoint with fewer KV heads, or (`scratch`) how one is initialised without a base."""
+
+    start: Literal["convert", "scratch"] = "convert"
+    merge: Literal["mean", "pairwise", "first", "random"] = "mean"
+    widening: Literal["none", "copy", "split"] = "none"
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class EvaluateRecipe:
+    """One lm-eval task on one checkpoint, or `bits_per_byte` on the corpus's held-out documents."""
+
+    task: str
+    few_shot: Count = 0
+    limit: Positive | None = None
+    seed: int = 1234
+    batch_size: Positive = how(32)
+    threads: Positive = how(1)
+
+
+@dataclass(frozen=True)
+class MeasureRecipe:
+    """Decode memory and speed at given batch sizes and contexts. No weights: random ones of the right shape."""
+
+    batch_sizes: tuple[Positive, ...] = (1, 8)
+    contexts: tuple[Positive, ...] = (256,)
+    new_tokens: Positive = 16
+    repeats: Positive = 3
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Positive = 1

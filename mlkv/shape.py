@@ -1,0 +1,66 @@
+"""The decoder's shape and the arithmetic on it: parameters, widened MLPs, KV bytes. No torch: plans cost variants with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+
+from .layout import KVLayout
+
+Positive = Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Everything that decides the decoder's tensors but the KV layout. `heads · head_dim` need not equal `width`."""
+
+    vocab_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+    head_dim: Positive
+    mlp_width: Positive
+    context: Positive
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
+    activation: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    parallel_residual: bool = True
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_fraction: Annotated[float, Gt(0)] = 0.25
+    rotary_base: Annotated[float, Gt(0)] = 10_000.0
+    position_offset: int = 0
+    tied: bool = False
+    init_std: Annotated[float, Gt(0)] = 0.02
+
+    def parameters(self, layout: KVLayout, mlp_width: int | None = None) -> int:
+        """Parameter count of a decoder of this shape with `layout`, MLPs `mlp_width` wide if given."""
+        norm = self.width * (2 if self.norm == "layernorm" else 1)
+        query = self.heads * self.head_dim
+        attention = 2 * self.width * query + self.attention_bias * (query + self.width)
+        mlp = mlp_width or self.mlp_width
+        projections = (2 if self.gated_mlp else 1) * (self.width * mlp + self.mlp_bias * mlp)
+        mlp_parameters = projections + mlp * self.width + self.mlp_bias * self.width
+        embeddings = self.vocab_size * self.width * (1 if self.tied else 2)
+        if self.positions == "learned":
+            embeddings += (self.context + self.position_offset) * self.width
+        blocks = self.layers * (2 * norm + attention + mlp_parameters)
+        return embeddings + blocks + norm + layout.budget * self._kv_head_parameters
+
+    @property
+    def _kv_head_parameters(self) -> int:
+        """Parameters of one key head and one value head together."""
+        return 2 * self.head_dim * (self.width + self.attention_bias)
+
+    def widened_mlp(self, layout: KVLayout) -> int:
+        """MLP width once the parameters of the dropped KV heads are spread over all MLPs (arXiv 2406.09297's rule)."""
+        lost = (self.layers * self.heads - layout.budget) * self._kv_head_parameters // self.layers
+        matrices = 3 if self.gated_mlp else 2
+        return self.mlp_width + round(lost / self.width) // matrices
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
