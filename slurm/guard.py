@@ -1,0 +1,68 @@
+"""Runs one command for LocalExecutor and outlives the launcher just long enough to end it.
+
+    python -I -S guard.py GRACE_SECONDS COMMAND [ARGUMENT …]
+
+Standard input is a pipe whose other end only the launcher holds: however the launcher dies, kill -9 included, this
+process reads end-of-file and ends its process group (SIGTERM, grace, SIGKILL). PR_SET_PDEATHSIG would need a
+preexec_fn, which is unsafe beside the launcher's threads, would follow the starting thread rather than the process, and
+would reach the command but not the processes that the command started.
+
+The guard leads a process group of its own that the command shares, and answers SIGTERM by waiting for the command.
+It exits as the command did, or with 128 + n after signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+
+def main(grace_seconds: float, argv: list[str]) -> int:
+    wake, wake_in = os.pipe()
+    os.set_blocking(wake_in, False)
+    signal.set_wakeup_fd(wake_in)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    child = os.fork()
+    if not child:
+        become(argv)
+    return supervise(child, wake, grace_seconds)
+
+
+def become(argv: list[str]) -> None:
+    """Turn the forked process into the command, with ordinary signals and an empty standard input."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def supervise(child: int, wake: int, grace_seconds: float) -> int:
+    deadline: float | None = None
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        if deadline and time.monotonic() > deadline:
+            os.killpg(0, signal.SIGKILL)
+        watched = [wake] if deadline else [wake, 0]
+        ready, _, _ = select.select(watched, [], [], 0.1 if deadline else None)
+        if wake in ready:
+            os.read(wake, 512)
+        if 0 in ready and not os.read(0, 512):
+            deadline = time.monotonic() + grace_seconds
+            os.killpg(0, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

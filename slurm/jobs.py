@@ -1,0 +1,142 @@
+"""What both executors take and return: a job, what it needs, what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+JobId = str
+"""An executor's own name for a queued job: `12345_7` (or `12345`) on SLURM, a running number on this machine."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job needs. `memory_gb` None: the executor's default. `minutes` is a time limit on SLURM only."""
+
+    gpus: int = 0
+    """Per node."""
+    cpus: int = 1
+    """Per task."""
+    memory_gb: float | None = None
+    """Per node."""
+    minutes: int = 60
+    nodes: int = 1
+    tasks_per_node: int = 1
+    exclusive: bool = False
+    """Nothing else on the node (SLURM) or on this machine (local) meanwhile: for timings."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("gpus", 0), ("cpus", 1), ("minutes", 1), ("nodes", 1), ("tasks_per_node", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"resources.{name} = {getattr(self, name)}: must be at least {least}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ValueError(f"resources.memory_gb = {self.memory_gb}: must be above 0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command. It starts when every job named in `after` has ended with exit status 0; if one of them ends
+    otherwise, it is cancelled and never starts."""
+
+    name: str
+    argv: tuple[str, ...]
+    resources: Resources = field(default_factory=Resources)
+    after: tuple[str, ...] = ()
+    """Names of jobs in the same submission."""
+    kind: str = "job"
+    """Jobs of one kind may share an array; the kind is part of the name that SLURM shows."""
+    after_ids: tuple[JobId, ...] = ()
+    """Ids of jobs that the same executor queued earlier."""
+
+    def __post_init__(self) -> None:
+        for label, text in (("name", self.name), ("kind", self.kind)):
+            if not NAME.fullmatch(text):
+                raise ValueError(f"job {label} = {text!r}: use letters, digits and . _ + - only")
+        if not self.argv:
+            raise ValueError(f"job {self.name}: argv is empty")
+
+
+class Phase(StrEnum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    PREEMPTED = "PREEMPTED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    UNKNOWN = "UNKNOWN"
+    """The queue does not know the job (any more): what it did is only in the store."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    phase: Phase
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """True once the job can change no more. UNKNOWN counts: the queue has nothing left that could run."""
+        return self.phase not in (Phase.PENDING, Phase.RUNNING)
+
+    @property
+    def ok(self) -> bool:
+        return self.phase is Phase.DONE
+
+
+class Executor(Protocol):
+    """Where jobs run. `submit` returns without waiting; job ids are strings that survive the process (SLURM) or not
+    (local)."""
+
+    def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
+        """Queue jobs, in an order in which none precedes a parent; job name → id. ValueError: a job that can never
+        run here (unknown parent, cycle, repeated name, more than this place has)."""
+
+    def states(self, ids: Iterable[JobId]) -> dict[JobId, JobState]:
+        """One entry per id asked for."""
+
+    def cancel(self, ids: Iterable[JobId]) -> None:
+        """End these jobs, and (by dependency) what waits for them. Ids that have ended are ignored."""
+
+    def output(self, job_id: JobId) -> Path:
+        """The file that the job's stdout and stderr go to; it may not exist yet."""
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with every parent before its children, otherwise as given.
+
+    Raises ValueError naming the job: a repeated name, an unknown parent, a cycle.
+    """
+    by_name = {job.name: job for job in jobs}
+    if len(by_name) != len(jobs):
+        repeated = next(name for name in by_name if sum(job.name == name for job in jobs) > 1)
+        raise ValueError(f"job {repeated}: the name is used twice in one submission")
+    for job in jobs:
+        if unknown := [name for name in job.after if name not in by_name]:
+            raise ValueError(f"job {job.name}: after names unknown jobs ({', '.join(unknown)})")
+    return _topological(jobs)
+
+
+def _topological(jobs: Sequence[Job]) -> list[Job]:
+    waits_for = {job.name: len(set(job.after)) for job in jobs}
+    children: dict[str, list[Job]] = {job.name: [] for job in jobs}
+    for job in jobs:
+        for parent in set(job.after):
+            children[parent].append(job)
+    ordered = [job for job in jobs if not job.after]
+    for job in ordered:  # grows while it is walked
+        for child in children[job.name]:
+            waits_for[child.name] -= 1
+            if not waits_for[child.name]:
+                ordered.append(child)
+    if len(ordered) < len(jobs):
+        raise ValueError(
+            f"jobs wait for each other in a circle: {', '.join(sorted(n for n, w in waits_for.items() if w))}"
+        )
+    return ordered

@@ -1,0 +1,255 @@
+"""Jobs as subprocesses of this machine, at most so many at a time. `poll()` does all the work: call it in a loop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from . import guard
+from .jobs import Job, JobId, JobState, Phase, in_order
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+def visible_cores() -> int:
+    """CPUs that this process may run on (its affinity), which is what children inherit."""
+    return len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name: what it names already, else a number per line of `nvidia-smi -L`."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+@dataclass
+class _Entry:
+    id: JobId
+    job: Job
+    parents: tuple[JobId, ...]
+    state: JobState = field(default_factory=lambda: JobState(Phase.PENDING))
+    process: subprocess.Popen[bytes] | None = None
+    slots: tuple[int, ...] = ()
+    cancelled: bool = False
+    kill_at: float | None = None
+
+
+class LocalExecutor:
+    """Runs jobs here, in order of submission, each in a session of its own with its share of cores and GPUs.
+
+    folder: gets one `<job name>.log` per job (stdout and stderr).
+    slots: jobs at a time (default: one per GPU, else half the cores, at least one).
+    cores, gpus: what to divide between the slots (default: what this process may use).
+
+    A job takes one slot, or one per GPU it asks for; a job that asks for no GPU sees none; an exclusive job waits for
+    all slots and takes them. Time limits and memory are not enforced here.
+
+    Leaving the `with` block, or `close()`, ends every job this executor started. If the launcher is killed outright the
+    jobs are ended by their guards (guard.py).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        slots: int | None = None,
+        cores: int | None = None,
+        gpus: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        grace_seconds: float = 10.0,
+    ) -> None:
+        self.folder = folder
+        self.gpus = list(visible_gpus() if gpus is None else gpus)
+        self.cores = visible_cores() if cores is None else cores
+        self.slots = (len(self.gpus) or max(1, self.cores // 2)) if slots is None else slots
+        if self.slots < 1 or self.cores < 1:
+            raise ValueError(f"slots = {self.slots}, cores = {self.cores}: both must be at least 1")
+        self.env = dict(os.environ if env is None else env)
+        self.grace_seconds = grace_seconds
+        self._entries: dict[JobId, _Entry] = {}
+        self._free = list(range(self.slots))
+        self._numbers = itertools.count(1)
+        self._lifeline, self._held = os.pipe()
+
+    def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
+        ordered = in_order(jobs)
+        for job in ordered:
+            self._check(job)
+        ids = {job.name: str(next(self._numbers)) for job in ordered}
+        for job in ordered:
+            parents = (*(ids[name] for name in job.after), *job.after_ids)
+            self._entries[ids[job.name]] = _Entry(ids[job.name], job, parents)
+        return ids
+
+    def _check(self, job: Job) -> None:
+        need = job.resources
+        if need.nodes > 1 or need.tasks_per_node > 1:
+            raise ValueError(
+                f"job {job.name}: {need.nodes} nodes x {need.tasks_per_node} tasks, but this is one machine"
+            )
+        if need.gpus > min(len(self.gpus), self.slots):
+            have = f"this machine has {len(self.gpus)} in {self.slots} slots"
+            raise ValueError(f"job {job.name}: resources.gpus = {need.gpus}, but {have}")
+        if unknown := [parent for parent in job.after_ids if parent not in self._entries]:
+            raise ValueError(f"job {job.name}: after_ids names unknown jobs ({', '.join(unknown)})")
+
+    def states(self, ids: Iterable[JobId]) -> dict[JobId, JobState]:
+        unknown = JobState(Phase.UNKNOWN, "this executor did not start it")
+        return {id: self._entries[id].state if id in self._entries else unknown for id in ids}
+
+    def output(self, job_id: JobId) -> Path:
+        return self.folder / f"{self._entries[job_id].job.name}.log"
+
+    @property
+    def running(self) -> int:
+        return sum(entry.process is not None for entry in self._entries.values())
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing runs and nothing waits."""
+        return all(entry.state.ended for entry in self._entries.values())
+
+    def poll(self) -> None:
+        """Take note of what ended, kill what has outstayed its grace, start what is ready. Never blocks."""
+        for entry in self._entries.values():
+            if entry.process is not None:
+                self._reap(entry)
+        for entry in self._entries.values():
+            self._cancel_if_parent_failed(entry)
+        for entry in self._entries.values():
+            if not self._is_ready(entry):
+                continue
+            if slots := self._slots_for(entry.job):
+                self._start(entry, slots)
+            elif entry.job.resources.exclusive or entry.job.resources.gpus > 1:
+                break  # what came later must not take the slots this one is waiting for
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Poll until everything has ended (True) or time is up (False)."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self.poll()
+        while not self.idle:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+            self.poll()
+        return True
+
+    def cancel(self, ids: Iterable[JobId]) -> None:
+        """Waiting jobs are cancelled at once; running ones get SIGTERM now and SIGKILL from `poll` after the grace."""
+        for id in ids:
+            entry = self._entries.get(id)
+            if entry is None or entry.state.ended:
+                continue
+            entry.cancelled = True
+            if entry.process is None:
+                entry.state = JobState(Phase.CANCELLED, "cancelled before it started")
+            elif entry.kill_at is None:
+                entry.kill_at = time.monotonic() + self.grace_seconds
+                _signal_group(entry.process, signal.SIGTERM)
+
+    def close(self) -> None:
+        """End everything and wait until it has ended."""
+        self.cancel(list(self._entries))
+        self.wait()
+        for descriptor in (self._lifeline, self._held):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lifeline = self._held = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reap(self, entry: _Entry) -> None:
+        process = entry.process
+        assert process is not None
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if entry.kill_at is not None and time.monotonic() > entry.kill_at:
+                _signal_group(process, signal.SIGKILL)
+            return
+        # The leader is dead but not yet reaped, so the group's number cannot have passed to anybody else: end what the
+        # job left running, as SLURM does.
+        _signal_group(process, signal.SIGKILL)
+        entry.state = _outcome(process.wait(), entry.cancelled)
+        self._free = sorted({*self._free, *entry.slots})
+        entry.process, entry.slots = None, ()
+
+    def _cancel_if_parent_failed(self, entry: _Entry) -> None:
+        parents = (self._entries[parent] for parent in entry.parents)
+        failed = next((parent for parent in parents if parent.state.ended and not parent.state.ok), None)
+        if failed and entry.state.phase is Phase.PENDING:
+            entry.state = JobState(Phase.CANCELLED, f"{failed.job.name} ended {failed.state.phase}")
+
+    def _is_ready(self, entry: _Entry) -> bool:
+        pending = entry.state.phase is Phase.PENDING
+        return pending and all(self._entries[parent].state.ok for parent in entry.parents)
+
+    def _slots_for(self, job: Job) -> tuple[int, ...]:
+        """Slots to run on, or none yet. Slot i owns GPU i; jobs without a GPU take slots from the other end."""
+        if job.resources.exclusive:
+            return tuple(self._free) if len(self._free) == self.slots else ()
+        if not job.resources.gpus:
+            return tuple(self._free[-1:])
+        with_gpu = [slot for slot in self._free if slot < len(self.gpus)]
+        return tuple(with_gpu[: job.resources.gpus]) if len(with_gpu) >= job.resources.gpus else ()
+
+    def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-I", "-S", guard.__file__, str(self.grace_seconds), *entry.job.argv]
+        with self.output(entry.id).open("ab") as log:
+            entry.process = subprocess.Popen(
+                command,
+                stdin=self._lifeline,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(entry.job, slots),
+                start_new_session=True,
+            )
+        self._free = [slot for slot in self._free if slot not in slots]
+        entry.slots, entry.state = slots, JobState(Phase.RUNNING)
+
+    def _environment(self, job: Job, slots: tuple[int, ...]) -> dict[str, str]:
+        threads = str(max(1, self.cores * len(slots) // self.slots))
+        gpus = [self.gpus[slot] for slot in slots if slot < len(self.gpus)][: job.resources.gpus]
+        return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal the process group that this executor made for a child it has not reaped yet."""
+    if process.pid > 1 and process.returncode is None:
+        os.killpg(process.pid, number)
+
+
+def _outcome(code: int, cancelled: bool) -> JobState:
+    """guard.py passes a signal on as 128 + n; a negative code says the guard itself was killed."""
+    number = -code if code < 0 else code - 128
+    named = f"ended by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit status {code}"
+    if cancelled:
+        return JobState(Phase.CANCELLED, named)
+    return JobState(Phase.DONE) if code == 0 else JobState(Phase.FAILED, named)

@@ -1,0 +1,276 @@
+"""LocalExecutor with real subprocesses: order, the cap, shares, failure, and that nothing it started outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slurm.jobs import Job, Phase, Resources
+from slurm.local import LocalExecutor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sh(name: str, script: str, *after: str, **resources: object) -> Job:
+    return Job(name, ("sh", "-c", script), Resources(**resources), after)  # type: ignore[arg-type]
+
+
+def alive(pid: int) -> bool:
+    """True unless the process is gone or only waits to be reaped by whoever inherited it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def number_in(path: Path) -> int:
+    assert eventually(lambda: path.exists() and path.read_text().strip().isdigit()), f"{path} was not written"
+    return int(path.read_text())
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[LocalExecutor]:
+    with LocalExecutor(tmp_path / "logs", slots=2, cores=6, gpus=[], grace_seconds=1) as executor:
+        yield executor
+
+
+def test_output_and_states(executor: LocalExecutor) -> None:
+    ids = executor.submit([sh("good", "echo out; echo err >&2"), sh("bad", "exit 7"), sh("shot", "kill -USR1 $$")])
+    assert executor.wait(20)
+    states = executor.states(ids.values())
+    assert states[ids["good"]].phase is Phase.DONE
+    assert executor.output(ids["good"]).read_text() == "out\nerr\n"
+    assert (states[ids["bad"]].phase, states[ids["bad"]].reason) == (Phase.FAILED, "exit status 7")
+    assert (states[ids["shot"]].phase, states[ids["shot"]].reason) == (Phase.FAILED, "ended by SIGUSR1")
+
+
+def test_a_command_that_does_not_exist_fails_alone(executor: LocalExecutor) -> None:
+    ids = executor.submit([Job("missing", ("/nowhere/at-all",)), sh("fine", "true")])
+    assert executor.wait(20)
+    states = executor.states(ids.values())
+    assert [states[ids[name]].phase for name in ("missing", "fine")] == [Phase.FAILED, Phase.DONE]
+    assert "No such file" in executor.output(ids["missing"]).read_text()
+
+
+def test_descendants_of_a_failure_are_cancelled_and_siblings_go_on(executor: LocalExecutor, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    jobs = [
+        sh("grandchild", f"touch {started}", "child"),
+        sh("child", f"touch {started}", "parent"),
+        sh("parent", "exit 1"),
+        sh("sibling", "true"),
+        sh("nephew", "true", "sibling"),
+    ]
+    ids = executor.submit(jobs)
+    assert executor.wait(20)
+    phases = {name: executor.states([id])[id].phase for name, id in ids.items()}
+    assert phases == {
+        "parent": Phase.FAILED,
+        "child": Phase.CANCELLED,
+        "grandchild": Phase.CANCELLED,
+        "sibling": Phase.DONE,
+        "nephew": Phase.DONE,
+    }
+    assert executor.states([ids["grandchild"]])[ids["grandchild"]].reason == "child ended CANCELLED"
+    assert not started.exists()
+
+
+def test_a_later_submission_waits_for_an_earlier_one(executor: LocalExecutor, tmp_path: Path) -> None:
+    first = executor.submit([sh("first", f"sleep 0.3; touch {tmp_path}/made")])
+    second = executor.submit([Job("second", ("test", "-e", f"{tmp_path}/made"), after_ids=(first["first"],))])
+    assert executor.wait(20)
+    assert executor.states(second.values())[second["second"]].phase is Phase.DONE
+
+
+def test_cores_and_gpus_are_divided_between_slots(tmp_path: Path) -> None:
+    show = "echo $OMP_NUM_THREADS $MKL_NUM_THREADS [$CUDA_VISIBLE_DEVICES]; sleep 0.3"
+    with LocalExecutor(tmp_path, cores=8, gpus=["0", "1", "5", "7"]) as executor:
+        assert executor.slots == 4
+        jobs = [sh(f"one{i}", show, gpus=1) for i in range(2)] + [sh("two", show, gpus=2), sh("none", show)]
+        ids = executor.submit(jobs)
+        assert executor.wait(20)
+        lines = [executor.output(ids[job.name]).read_text().strip() for job in jobs]
+    assert lines == ["2 2 [0]", "2 2 [1]", "4 4 [5,7]", "2 2 []"]
+
+
+def test_default_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    for cores, gpus, slots in ((16, None, 2), (16, [], 8), (3, [], 1), (1, [], 1)):
+        with LocalExecutor(tmp_path, cores=cores, gpus=gpus) as executor:
+            assert executor.slots == slots
+
+
+def test_cores_are_those_of_the_affinity(tmp_path: Path) -> None:
+    program = "from slurm.local import visible_cores; print(visible_cores())"
+    one = str(min(os.sched_getaffinity(0)))
+    shown = subprocess.run(
+        ["taskset", "-c", one, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "1"
+
+
+def test_an_exclusive_job_runs_alone_and_is_not_starved(executor: LocalExecutor, tmp_path: Path) -> None:
+    mark = "echo start %s $(date +%%s%%N) >> {0}; sleep 0.2; echo end %s $(date +%%s%%N) >> {0}".format(
+        tmp_path / "log"
+    )
+    jobs = [sh(f"j{i}", mark % (i, i)) for i in range(3)]
+    jobs.insert(1, sh("alone", mark % ("alone", "alone"), exclusive=True))
+    executor.submit(jobs)
+    assert executor.wait(20)
+    events = [line.split()[:2] for line in (tmp_path / "log").read_text().splitlines()]
+    at = events.index(["start", "alone"])
+    assert at == 2, "it was second in line"
+    assert events[at + 1] == ["end", "alone"]
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (sh("a", "true", gpus=1), "resources.gpus = 1"),
+        (sh("a", "true", nodes=2), "2 nodes"),
+        (sh("a", "true", "b"), "unknown jobs"),
+        (sh("a", "true", "a"), "in a circle"),
+        (Job("a", ("true",), after_ids=("99",)), "after_ids names unknown jobs"),
+    ],
+)
+def test_a_job_that_can_never_run_is_refused(executor: LocalExecutor, job: Job, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        executor.submit([job])
+    assert executor.idle
+
+
+def test_a_repeated_name_is_refused(executor: LocalExecutor) -> None:
+    with pytest.raises(ValueError, match="used twice"):
+        executor.submit([sh("a", "true"), sh("a", "true")])
+
+
+def test_cancel_ends_a_running_job_and_what_waits_for_it(executor: LocalExecutor, tmp_path: Path) -> None:
+    ids = executor.submit([sh("long", f"echo $$ > {tmp_path}/pid; exec sleep 60"), sh("next", "true", "long")])
+    executor.poll()
+    pid = number_in(tmp_path / "pid")
+    executor.cancel([ids["long"], "unknown"])
+    assert executor.wait(10)
+    assert not alive(pid)
+    assert {state.phase for state in executor.states(ids.values()).values()} == {Phase.CANCELLED}
+
+
+def test_a_job_gets_its_grace_to_save(executor: LocalExecutor, tmp_path: Path) -> None:
+    script = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done"
+    executor.submit([sh("saver", script)])
+    executor.poll()
+    assert eventually((tmp_path / "up").exists)
+    executor.close()
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_job_that_ignores_sigterm_is_killed_with_its_children(executor: LocalExecutor, tmp_path: Path) -> None:
+    script = f"trap '' TERM; sh -c 'echo $$ > {tmp_path}/inner; sleep 60' & echo $$ > {tmp_path}/outer; wait; sleep 60"
+    executor.submit([sh("stubborn", script)])
+    executor.poll()
+    pids = [number_in(tmp_path / "inner"), number_in(tmp_path / "outer")]
+    before = time.monotonic()
+    executor.close()
+    assert 0.9 < time.monotonic() - before < 5
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_what_a_job_leaves_behind_ends_with_it(executor: LocalExecutor, tmp_path: Path) -> None:
+    ids = executor.submit([sh("forgetful", f"sleep 60 & echo $! > {tmp_path}/pid; exit 0")])
+    assert executor.wait(10)
+    assert executor.states(ids.values())[ids["forgetful"]].phase is Phase.DONE
+    assert eventually(lambda: not alive(number_in(tmp_path / "pid")))
+
+
+def test_an_exception_in_the_launcher_ends_the_jobs(tmp_path: Path) -> None:
+    pids = []
+
+    def interrupted() -> None:
+        with LocalExecutor(tmp_path, slots=1, gpus=[]) as executor:
+            executor.submit([sh("long", f"echo $$ > {tmp_path}/pid; exec sleep 60")])
+            executor.poll()
+            pids.append(number_in(tmp_path / "pid"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not alive(pids[0])
+
+
+LAUNCHER = """
+import pathlib, sys
+from slurm.jobs import Job
+from slurm.local import LocalExecutor
+folder = pathlib.Path(sys.argv[1])
+inner = f"trap : TERM; echo $$ > {folder}/inner; sleep 60; sleep 60"
+outer = f"trap 'touch {folder}/told' TERM; sh -c '{inner}' & echo $$ > {folder}/outer; wait; wait"
+executor = LocalExecutor(folder, slots=1, gpus=[], grace_seconds=0.5)
+executor.submit([Job("long", ("sh", "-c", outer))])
+executor.wait()
+"""
+
+
+def test_jobs_die_with_a_launcher_that_is_killed_outright(tmp_path: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)], cwd=ROOT)
+    try:
+        pids = [number_in(tmp_path / "inner"), number_in(tmp_path / "outer")]
+    finally:
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
+    assert eventually(lambda: not any(alive(pid) for pid in pids), seconds=5)
+    assert (tmp_path / "told").exists(), "SIGTERM comes first, so that a worker can save"
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Job]:
+    """Up to ten jobs, each after some earlier ones, given in any order; some fail."""
+    jobs = []
+    for i in range(draw(st.integers(1, 10))):
+        parents = draw(st.sets(st.integers(0, i - 1), max_size=3)) if i else set()
+        fails = draw(st.integers(0, 5)) == 0
+        script = f"echo start {i} >> events; {'exit 1' if fails else f'echo end {i} >> events'}"
+        jobs.append(sh(str(i), script, *(str(parent) for parent in parents)))
+    return draw(st.permutations(jobs))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(jobs=graphs(), slots=st.integers(1, 3))
+def test_any_graph_respects_order_and_the_cap(jobs: list[Job], slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder, LocalExecutor(Path(folder), slots=slots, gpus=[]) as executor:
+        monkeypatch.chdir(folder)
+        Path("events").touch()
+        ids = executor.submit(jobs)
+        most = 0
+        while not executor.idle:
+            executor.poll()
+            most = max(most, executor.running)
+        events = [line.split() for line in Path("events").read_text().splitlines()]
+        ended = {name for what, name in events if what == "end"}
+        phases = {name: executor.states([id])[id].phase for name, id in ids.items()}
+        assert most <= slots
+        for job in jobs:
+            runnable = all(parent in ended for parent in job.after)
+            assert (["start", job.name] in events) == runnable
+            expected = Phase.DONE if job.name in ended else Phase.FAILED if runnable else Phase.CANCELLED
+            assert phases[job.name] is expected
+            for parent in job.after if runnable else ():
+                assert events.index(["end", parent]) < events.index(["start", job.name])
+        os.chdir(ROOT)
