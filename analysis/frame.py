@@ -1,0 +1,84 @@
+"""The one schema of results: a long table with a row per planned cell, finished or not.
+
+Every reader (the store, published figures, imported lm-eval files) makes this table, and every table and figure is a
+function of it. A value stands only where a step is DONE or a figure PUBLISHED; elsewhere `state` and `reason` say why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = {
+    "sweep": "string",
+    "variant": "string",
+    "baseline": "string",
+    "family": "string",
+    "pattern": "string",
+    "kv_layers": "Int64",
+    "kv_heads": "string",
+    "budget": "Int64",
+    "kv_bytes_per_token": "Int64",
+    "parameters": "Int64",
+    "kind": "string",
+    "task": "string",
+    "metric": "string",
+    "batch": "Int64",
+    "context": "Int64",
+    "in_axis": "boolean",
+    "in_accuracy": "boolean",
+    "value": "Float64",
+    "stderr": "Float64",
+    "n": "Int64",
+    "state": "string",
+    "reason": "string",
+    "step": "string",
+    "code": "string",
+    "wandb_run": "string",
+    "wall_seconds": "Float64",
+    "device_seconds": "Float64",
+    "peak_memory_bytes": "Int64",
+}
+"""Columns and dtypes, the same when the table is empty. `kv_heads` has an entry per owner (`12 12 6`), one where all
+agree. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
+
+IDENTITY = (
+    "variant",
+    "baseline",
+    "family",
+    "pattern",
+    "kv_layers",
+    "kv_heads",
+    "budget",
+    "kv_bytes_per_token",
+    "parameters",
+)
+
+Row = dict[str, Any]
+
+
+def make(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
+    """The table of `rows` with these columns and dtypes. Absent cells and numbers that are not finite become NA."""
+    rows = list(rows)
+    cells = {name: [_clean(row.get(name)) for row in rows] for name in columns}
+    return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in columns.items()})
+
+
+def _clean(value: Any) -> Any:
+    missing = value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
+    return pd.NA if missing else value
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """Rows as plain dicts with None for NA."""
+    names = [str(name) for name in table]
+    columns = [[None if cell is pd.NA else cell for cell in table[name].tolist()] for name in names]
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def heads_text(kv_heads: Iterable[int]) -> str:
+    heads = list(kv_heads)
+    return str(heads[0]) if len(set(heads)) == 1 else " ".join(map(str, heads))

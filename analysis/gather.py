@@ -1,0 +1,133 @@
+"""Everything a sweep planned and everything that finished, as one long table (schema: analysis/frame.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis import frame
+from analysis.frame import Row
+from sweeps.store import SavedSweep, Store
+
+Json = dict[str, Any]
+
+
+def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataFrame:
+    """A row per planned cell of the sweep's latest plan (or plan `number`). Raises StoreError for an unknown sweep."""
+    return of_sweep(store, store.sweep(sweep_name, number))
+
+
+def of_sweep(store: Store, sweep: SavedSweep) -> pd.DataFrame:
+    steps = Steps(store, sweep.plan)
+    return frame.make(row for variant in sweep.variants for row in _variant_rows(sweep, variant, steps))
+
+
+class Steps:
+    """The plan's steps as they stand in the store, each read once."""
+
+    def __init__(self, store: Store, plan: Json) -> None:
+        self._store = store
+        self._planned: dict[str, Json] = plan["steps"]
+        self._records: dict[str, Json | None] = {}
+        self._standing: dict[str, tuple[str, str | None]] = {}
+
+    def record(self, step_id: str) -> Json | None:
+        if step_id not in self._records:
+            self._records[step_id] = self._store.step(step_id).record()
+        return self._records[step_id]
+
+    def standing(self, step_id: str) -> tuple[str, str | None]:
+        """The step's state and, unless it is done, the reason in words."""
+        if step_id not in self._standing:
+            self._standing[step_id] = ("DONE", None) if self.record(step_id) else self._unfinished(step_id)
+        return self._standing[step_id]
+
+    def _unfinished(self, step_id: str) -> tuple[str, str | None]:
+        state = self._store.step(step_id).state()
+        if state.name == "PENDING" and (culprit := self._failed_ancestor(step_id)):
+            return "BLOCKED", f"by {culprit}"
+        if state.name == "PENDING" and not state.reason and (parent := self._unfinished_parent(step_id)):
+            return "PENDING", f"waits for {parent}"
+        progress = state.progress or {}
+        if state.name == "RUNNING" and "step" in progress:
+            of = f" of {progress['steps']}" if progress.get("steps") else ""
+            return "RUNNING", f"step {progress['step']}{of}"
+        return state.name, state.reason or None
+
+    def _parents(self, step_id: str) -> list[str]:
+        return list(self._planned.get(step_id, {}).get("parents", {}).values())
+
+    def _unfinished_parent(self, step_id: str) -> str | None:
+        """Kind and state of the first parent that is still to finish: `uptrain (running)`."""
+        for parent in self._parents(step_id):
+            state, _ = self.standing(parent)
+            if state != "DONE":
+                return f"{self._planned[parent]['kind']} ({state.lower()})"
+        return None
+
+    def _failed_ancestor(self, step_id: str) -> str | None:
+        for parent in self._parents(step_id):
+            state, reason = self.standing(parent)
+            if state == "FAILED":
+                return f"{parent} ({reason})"
+            if state == "BLOCKED" and reason:
+                return reason.removeprefix("by ")
+        return None
+
+
+def _variant_rows(sweep: SavedSweep, variant: Json, steps: Steps) -> Iterator[Row]:
+    identity = {name: variant.get(name) for name in frame.IDENTITY}
+    identity |= {"sweep": sweep.name, "kv_heads": frame.heads_text(variant["kv_heads"])}
+    axis, accuracy = _wanted(sweep.plan)
+    for cell in _cells(variant, steps, [*accuracy, *([axis] if axis else [])]):
+        score = (cell.get("task"), cell.get("metric"))
+        yield {**identity, **cell, "in_axis": score == axis, "in_accuracy": score in accuracy}
+
+
+def _wanted(plan: Json) -> tuple[tuple[str, str] | None, list[tuple[str, str]]]:
+    """The main quality axis (None: the accuracy itself) and the scores that the accuracy averages."""
+    accuracy = [(task, metric) for task, metric in plan.get("accuracy") or ()]
+    axis = plan.get("axis")
+    return (axis[0], axis[1]) if axis and axis[0] != "accuracy" else None, accuracy
+
+
+def _cells(variant: Json, steps: Steps, wanted: list[tuple[str, str]]) -> Iterator[Row]:
+    planned = variant["steps"]
+    for kind in ("corpus", "base", "convert", "uptrain"):
+        if planned.get(kind):
+            yield from _step_cells(steps, planned[kind], kind, None, [])
+    evaluates = planned.get("evaluate") or {}
+    for task, step_id in evaluates.items():
+        yield from _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task])
+    for task, metric in dict.fromkeys(wanted):
+        if task not in evaluates:
+            yield {
+                "kind": "evaluate",
+                "task": task,
+                "metric": metric,
+                "state": "UNPLANNED",
+                "reason": "no step evaluates it",
+            }
+    if planned.get("measure"):
+        yield from _step_cells(steps, planned["measure"], "measure", None, [])
+
+
+def _step_cells(steps: Steps, step_id: str, kind: str, task: str | None, wanted: list[str]) -> Iterator[Row]:
+    state, reason = steps.standing(step_id)
+    record = steps.record(step_id)
+    common = {"kind": kind, "task": task, "state": state, "reason": reason, "step": step_id, "wandb_run": step_id}
+    common |= {
+        name: (record or {}).get(name) for name in ("code", "wall_seconds", "device_seconds", "peak_memory_bytes")
+    }
+    measured = record["metrics"] if record else []
+    for cell in measured:
+        yield {**common, **cell, "reason": cell.get("reason") or _no_value(cell)}
+    missing = dict.fromkeys(m for m in wanted if m not in {cell["metric"] for cell in measured})
+    for metric in missing or ([None] if not measured else []):
+        yield {**common, "metric": metric, "reason": "not in its record" if record and metric else reason}
+
+
+def _no_value(cell: Json) -> str | None:
+    return None if cell.get("value") is not None else "its step recorded no value"

@@ -1,0 +1,83 @@
+"""What a metric is called, which way is better, and how it is printed. The one place that knows a direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`scale` turns a stored value into the printed one (accuracies are stored as shares and printed in percent)."""
+
+    label: str
+    higher_is_better: bool
+    scale: float = 1.0
+    digits: int = 3
+
+    def text(self, value: float, stderr: float | None = None) -> str:
+        """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
+        printed = f"{value * self.scale:,.{self.digits}f}"
+        return printed if stderr is None else f"{printed} ± {stderr * self.scale:.{self.digits}f}"
+
+    def difference(self, value: float) -> str:
+        """A signed difference in printed units; `+0.00` never reads `-0.00`."""
+        return f"{round(value * self.scale, self.digits) + 0.0:+,.{self.digits}f}"
+
+
+def _percent(label: str) -> Metric:
+    return Metric(label, higher_is_better=True, scale=100.0, digits=2)
+
+
+def _cost(label: str, digits: int = 3) -> Metric:
+    return Metric(label, higher_is_better=False, digits=digits)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": _percent("accuracy"),
+    "acc": _percent("acc"),
+    "acc_norm": _percent("acc norm"),
+    "acc_bytes": _percent("acc bytes"),
+    "exact_match": _percent("exact match"),
+    "f1": _percent("F1"),
+    "mcc": _percent("MCC"),
+    "bits_per_byte": _cost("bits per byte"),
+    "byte_perplexity": _cost("byte perplexity"),
+    "word_perplexity": _cost("word perplexity", 2),
+    "perplexity": _cost("perplexity", 2),
+    "loss": _cost("loss"),
+    "train_loss": _cost("training loss"),
+    "heldout_loss": _cost("held-out loss"),
+}
+
+TASKS = {
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "boolq": "BoolQ",
+    "hellaswag": "HellaSwag",
+    "lambada_openai": "LAMBADA",
+    "openbookqa": "OBQA",
+    "piqa": "PIQA",
+    "sciq": "SciQ",
+    "wikitext": "WikiText",
+    "winogrande": "WinoGrande",
+    "bits_per_byte": "bits per byte",
+}
+
+
+def metric(name: str) -> Metric:
+    """The metric called `name`. Raises ValueError where its direction is not known: a guess would crown a loser."""
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise ValueError(f"metric = {name}: direction unknown; choose from {', '.join(METRICS)}") from None
+
+
+def task_label(task: str) -> str:
+    return TASKS.get(task, task.replace("_", " "))
+
+
+def score_label(task: str, name: str) -> str:
+    """How a (task, metric) is headed: `ARC-e`, `LAMBADA perplexity`, `bits per byte`."""
+    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    known = task_label(task)
+    return known if name == "acc" or label == known else f"{known} {label}"

@@ -1,0 +1,158 @@
+"""The long table pivoted to a row per variant: what results.csv holds and what every table and figure is drawn from.
+
+Each score `x` has three columns: `x` (the value as recorded), `x_stderr`, and `x_missing`: why there is no value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from analysis import frame
+from analysis.frame import Row
+
+_TRUSTED = ("DONE", "PUBLISHED")
+_URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
+_TRAINING_KINDS = ("base", "uptrain")
+
+Score = tuple[float | None, float | None, str | None]
+"""Value, standard error, and why there is no value."""
+
+
+def results(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per variant in plan order. `quality` is the sweep's main axis (`quality_metric` names it), `accuracy` the
+    mean over the sweep's list of (task, metric) with stderr √(Σse²)/n; either is empty unless all of it is there.
+    """
+    by_variant: dict[str, list[Row]] = {}
+    for row in frame.records(table):
+        by_variant.setdefault(row["variant"], []).append(row)
+    scores = _score_names(table)
+    rows = [_variant_row(rows, scores) for rows in by_variant.values()]
+    _add_drops(rows)
+    return frame.make(rows, {name: _dtype(name) for name in _columns(scores)})
+
+
+def score_columns(table: pd.DataFrame) -> list[str]:
+    """The per-task and per-training score columns of a results table: `arc_easy.acc`, `uptrain.loss`."""
+    return [name.removesuffix("_missing") for name in map(str, table) if name.endswith("_missing") and "." in name]
+
+
+def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
+    """Column name → (kind, task, metric), evaluations first."""
+    rows = table[table["metric"].notna() & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
+    keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
+    found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
+    found.sort(key=lambda key: ("evaluate", "uptrain", "base").index(key[0]))
+    return {f"{task or kind}.{metric}": (kind, task, metric) for kind, task, metric in found}
+
+
+_LEADING = {
+    **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
+    "quality_metric": "string",
+    "quality": "Float64",
+    "quality_stderr": "Float64",
+    "quality_missing": "string",
+    "quality_vs_untouched": "Float64",
+    "quality_vs_mha": "Float64",
+    "accuracy": "Float64",
+    "accuracy_stderr": "Float64",
+    "accuracy_missing": "string",
+    "accuracy_vs_untouched": "Float64",
+    "accuracy_vs_mha": "Float64",
+}
+_TRAILING = {
+    "state": "string",
+    "reason": "string",
+    "wall_seconds": "Float64",
+    "device_seconds": "Float64",
+    "peak_memory_bytes": "Int64",
+}
+
+
+def _columns(scores: Iterable[str]) -> list[str]:
+    return [*_LEADING, *(f"{name}{end}" for name in scores for end in ("", "_stderr", "_missing")), *_TRAILING]
+
+
+def _dtype(column: str) -> str:
+    known = {**_LEADING, **_TRAILING}
+    return known.get(column) or ("string" if column.endswith("_missing") else "Float64")
+
+
+def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]) -> Row:
+    row: Row = {name: rows[0][name] for name in frame.IDENTITY}
+    row |= _score("accuracy", _mean([r for r in rows if r["in_accuracy"]]))
+    axis = [r for r in rows if r["in_axis"]]
+    row |= _score(
+        "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
+    )
+    row["quality_metric"] = axis[0]["metric"] if axis else "accuracy"
+    for name, key in scores.items():
+        row |= _score(name, _single([r for r in rows if (r["kind"], r["task"], r["metric"]) == key]))
+    row["state"], row["reason"] = _overall(rows)
+    return row | _cost(rows)
+
+
+def _score(name: str, score: Score) -> Row:
+    return dict(zip((name, f"{name}_stderr", f"{name}_missing"), score, strict=True))
+
+
+def _single(rows: list[Row]) -> Score:
+    if not rows:
+        return None, None, "not planned"
+    row = rows[0]
+    if row["value"] is None or row["state"] not in _TRUSTED:
+        return None, None, why_missing(row)
+    return row["value"], row["stderr"], None
+
+
+def _mean(rows: list[Row]) -> Score:
+    """Mean over the parts, stderr √(Σse²)/n; nothing if a part is missing, no stderr if a part has none."""
+    parts = [_single([row]) for row in rows]
+    missing = [why for _, _, why in parts if why]
+    if missing or not parts:
+        return None, None, missing[0] if missing else "not planned"
+    values, errors = [part[0] for part in parts], [part[1] for part in parts]
+    known = [error for error in errors if error is not None]
+    stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
+    return math.fsum(v for v in values if v is not None) / len(parts), stderr, None
+
+
+def why_missing(row: Row) -> str:
+    """`RUNNING step 40 of 300`, `FAILED: loss is not finite`, `BLOCKED by base-… (out of memory)`."""
+    if row["state"] in _TRUSTED:
+        return row["reason"] or "no value"
+    joiner = " " if row["state"] in ("RUNNING", "BLOCKED") else ": "
+    return f"{row['state']}{joiner}{row['reason']}" if row["reason"] else row["state"]
+
+
+def _overall(rows: list[Row]) -> tuple[str, str | None]:
+    """The state of the variant's worst step, with its reason."""
+    unfinished = [row for row in rows if row["state"] not in _TRUSTED and row["state"] != "UNPLANNED"]
+    if not unfinished:
+        return rows[0]["state"] if rows[0]["state"] in _TRUSTED else "PENDING", None
+    worst = min(unfinished, key=lambda row: _URGENCY.index(row["state"]))
+    return worst["state"], f"{worst['step']}: {worst['reason']}" if worst["reason"] else worst["step"]
+
+
+def _cost(rows: list[Row]) -> Row:
+    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each."""
+    steps = {row["step"]: row for row in rows if row["step"] is not None}.values()
+    cost: dict[str, Any] = {}
+    for name in ("wall_seconds", "device_seconds"):
+        known = [row[name] for row in steps if row[name] is not None]
+        cost[name] = math.fsum(known) if known else None
+    peaks = [row["peak_memory_bytes"] for row in steps if row["peak_memory_bytes"] is not None]
+    return {**cost, "peak_memory_bytes": max(peaks, default=None)}
+
+
+def _add_drops(rows: list[Row]) -> None:
+    """`x_vs_untouched`, `x_vs_mha`: the difference from each baseline, where both numbers are there."""
+    for baseline in ("untouched", "mha"):
+        reference = next((row for row in rows if row["baseline"] == baseline), None)
+        for row in rows:
+            for name in ("quality", "accuracy"):
+                known = reference is not None and reference[name] is not None and row[name] is not None
+                row[f"{name}_vs_{baseline}"] = row[name] - reference[name] if known and reference else None

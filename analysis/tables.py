@@ -1,0 +1,240 @@
+"""The results table for readers: Markdown, LaTeX (booktabs), CSV and the terminal, all from the long table.
+
+A score is printed as value ± standard error, the best variant in bold (baselines do not compete), with its difference
+from both baselines. A cell without a number says why, in a word in the cell and in full below the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis import frame
+from analysis.frame import Row
+from analysis.metrics import METRICS, Metric, score_label
+from analysis.results import results
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BASELINE_NOTES = {"untouched": "untouched base", "mha": "base trained on equally"}
+_ARROW = {True: "↑", False: "↓"}
+_PLAIN = Metric("", higher_is_better=True, digits=3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` is what is printed; `number` what it is sorted by; `missing` says in full why there is no number."""
+
+    text: str
+    number: float | None = None
+    best: bool = False
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be printed in any format. `baselines` tells which rows are baselines, by their key."""
+
+    headers: list[str]
+    rows: list[list[Cell]]
+    baselines: list[str | None]
+    states: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Every reason for an empty cell, with the variants that it empties."""
+        reasons: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for cell in row:
+                if cell.missing:
+                    reasons.setdefault(cell.missing, {})[row[0].text] = None
+        return [f"{reason}: {', '.join(variants)}" for reason, variants in reasons.items()]
+
+
+def sheet(table: pd.DataFrame) -> Sheet:
+    """The results table of a sweep: layout, KV bytes per token, main axis with its differences, accuracy, its tasks."""
+    rows = frame.records(results(table))
+    columns: list[tuple[str, list[Cell]]] = [
+        ("variant", [Cell(_variant_text(row)) for row in rows]),
+        ("KV layers", [_count(row["kv_layers"]) for row in rows]),
+        ("KV heads/layer", [_heads(row["kv_heads"]) for row in rows]),
+        ("KV bytes/token", [_count(row["kv_bytes_per_token"]) for row in rows]),
+    ]
+    for name, metric_name, label in shown_scores(table):
+        columns += _score_columns(rows, name, metric_name, label)
+    return Sheet(
+        headers=[header for header, _ in columns],
+        rows=[list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)],
+        baselines=[row["baseline"] for row in rows],
+        states=[row["state"] for row in rows],
+    )
+
+
+def shown_scores(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(results column, metric, heading) of what a reader is shown: the main axis, the accuracy and its parts."""
+    parts = table[table["in_accuracy"].fillna(False)][["task", "metric"]].drop_duplicates().itertuples(index=False)
+    axis = table[table["in_axis"].fillna(False)][["task", "metric"]].drop_duplicates().itertuples(index=False)
+    shown = [("quality", metric, score_label(task, metric)) for task, metric in axis]
+    scores = [(f"{task}.{metric}", metric, score_label(task, metric)) for task, metric in parts]
+    mean = [("accuracy" if shown else "quality", "accuracy", f"mean of {len(scores)}")] if scores else []
+    return [*shown, *mean, *scores]
+
+
+def _score_columns(rows: list[Row], name: str, metric_name: str, label: str) -> list[tuple[str, list[Cell]]]:
+    metric = METRICS.get(metric_name, _PLAIN)
+    header = f"{label} {_ARROW[metric.higher_is_better]}" if metric_name in METRICS else label
+    best = _best(rows, name, metric) if metric_name in METRICS else None
+    columns = [(header, [_value(row, name, metric, best) for row in rows])]
+    for baseline in ("untouched", "mha") if name == "quality" else ():
+        if any(row["baseline"] == baseline for row in rows):
+            columns.append((f"Δ {baseline}", [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]))
+    return columns
+
+
+def _best(rows: list[Row], name: str, metric: Metric) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None and row["baseline"] is None]
+    return (max if metric.higher_is_better else min)(values, default=None)
+
+
+def _value(row: Row, name: str, metric: Metric, best: float | None) -> Cell:
+    value = row[name]
+    if value is None:
+        return Cell(_word(row[f"{name}_missing"]), missing=row[f"{name}_missing"])
+    return Cell(metric.text(value, row[f"{name}_stderr"]), value, best=row["baseline"] is None and value == best)
+
+
+def _difference(row: Row, name: str, metric: Metric) -> Cell:
+    value = row[name]
+    return Cell("") if value is None else Cell(metric.difference(value), value)
+
+
+def _word(missing: str) -> str:
+    """The state in a word or two: `failed`, `running 40/300`, `not planned`."""
+    if found := re.match(r"RUNNING step (\d+) of (\d+)", missing):
+        return f"running {found[1]}/{found[2]}"
+    found = re.match(r"[A-Z]{4,}\b", missing)
+    word = found[0].lower() if found else missing
+    return "not planned" if word == "unplanned" else word
+
+
+def _variant_text(row: Row) -> str:
+    note = BASELINE_NOTES.get(row["baseline"] or "")
+    return f"{row['variant']} ({note})" if note else str(row["variant"])
+
+
+def _count(number: int | None) -> Cell:
+    return Cell("") if number is None else Cell(f"{number:,}", number)
+
+
+def _heads(text: str | None) -> Cell:
+    return Cell(text or "", float(text) if text and text.isdigit() else None)
+
+
+def csv(table: pd.DataFrame) -> str:
+    """The pivot at full precision, one line per variant."""
+    return str(results(table).to_csv(index=False, lineterminator="\n"))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    printed = sheet(table)
+    lines = [
+        _markdown_line(printed.headers),
+        _markdown_line(["---", *["---:"] * (len(printed.headers) - 1)]),
+        *(_markdown_line([_markdown_cell(cell) for cell in row]) for row in printed.rows),
+    ]
+    notes = [f"- {_markdown_text(note)}" for note in printed.notes]
+    return "\n".join([*lines, *(["", "Without a number:", "", *notes] if notes else []), ""])
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _markdown_text(cell.text)
+    return f"**{text}**" if cell.best else f"*{text}*" if cell.missing else text
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "←": r"$\leftarrow$",
+    "√": r"$\surd$",
+    "…": r"\ldots{}",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+}
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A booktabs `tabular`; needs \\usepackage{booktabs} and nothing else. Leading baselines stand above a rule."""
+    printed = sheet(table)
+    body = [_latex_line([_latex_cell(cell) for cell in row]) for row in printed.rows]
+    after = printed.baselines.count(None) and next(i for i, b in enumerate(printed.baselines) if b is None)
+    if after and None not in printed.baselines[:after]:
+        body.insert(after, r"\midrule")
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * (len(printed.headers) - 1) + "}",
+            r"\toprule",
+            _latex_line([_latex_text(header) for header in printed.headers]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in printed.notes),
+            "",
+        ]
+    )
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _latex_text(cell.text)
+    if not cell.missing and re.fullmatch(r"[+-]\d.*", cell.text):
+        text = f"${cell.text}$"  # a hyphen would stand for the minus sign
+    return rf"\textbf{{{text}}}" if cell.best else rf"\emph{{{text}}}" if cell.missing else text
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+
+
+def render_terminal(table: pd.DataFrame, title: str | None = None) -> RenderableType:
+    """The table for a rich console, reasons for empty cells below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    printed = sheet(table)
+    rendered = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for i, header in enumerate(printed.headers):
+        rendered.add_column(header, justify="right" if i else "left", no_wrap=i == 0)
+    for row, baseline, following in zip(printed.rows, printed.baselines, [*printed.baselines[1:], None], strict=True):
+        ends_baselines = baseline is not None and following is None
+        rendered.add_row(*(Text(cell.text, style=_style(cell, baseline)) for cell in row), end_section=ends_baselines)
+    return Group(rendered, *(Text(note, style="dim") for note in printed.notes))
+
+
+def _style(cell: Cell, baseline: str | None) -> str:
+    if cell.missing:
+        return "red" if cell.missing.startswith(("FAILED", "LOST")) else "yellow"
+    return "bold green" if cell.best else "cyan" if baseline else ""
