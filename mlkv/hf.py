@@ -1,0 +1,207 @@
+"""The decoder as a transformers model: generate(), caches, save and load, AutoModel, and an export that needs no mlkv.
+
+A saved checkpoint carries copies of this module and of those it imports, so `trust_remote_code=True` loads it where
+mlkv is not installed. It therefore imports nothing of ours but `.layout`, `.model` and `.shape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .layout import KVLayout
+from .model import Decoder, Keys
+from .shape import DecoderShape
+
+
+class MLKVConfig(PreTrainedConfig):
+    """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner."""
+
+    model_type = "mlkv"
+    has_no_defaults_at_init: ClassVar[bool] = True
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "width",
+        "intermediate_size": "mlp_width",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "max_position_embeddings": "context",
+        "tie_word_embeddings": "tied",
+    }
+
+    def __init__(
+        self,
+        kv_source_layers: list[int] | None = None,
+        kv_heads: list[int] | None = None,
+        keys: Keys = "rotated",
+        **kwargs: Any,
+    ) -> None:
+        given = {field.name: kwargs.pop(field.name) for field in fields(DecoderShape) if field.name in kwargs}
+        for name, value in DecoderShape(**given).as_dict().items():
+            setattr(self, name, value)
+        self.kv_source_layers = list(kv_source_layers or [])
+        self.kv_heads = list(kv_heads or [])
+        self.keys = keys
+        super().__init__(**kwargs)
+
+    @property
+    def shape(self) -> DecoderShape:
+        return DecoderShape(**{field.name: getattr(self, field.name) for field in fields(DecoderShape)})
+
+    @property
+    def layout(self) -> KVLayout:
+        return KVLayout(tuple(self.kv_source_layers), tuple(self.kv_heads), self.heads)
+
+    @property
+    def num_key_value_heads(self) -> int | list[int]:
+        """KV heads of an owner; a list, one entry per owner, where they differ."""
+        return self.kv_heads[0] if len(set(self.kv_heads)) == 1 else self.kv_heads
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """What transformers ≥ 5.23 asks so that its caches make no place for readers."""
+        return [None if source == i else "reuse" for i, source in enumerate(self.kv_source_layers)]
+
+
+class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = MLKVConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"model.head.weight": "model.embed.weight"}  # noqa: RUF012 (declared so by transformers)
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    loss_only = False
+    """Return the loss alone, so that a trainer neither keeps nor gathers logits."""
+
+    def __init__(self, config: MLKVConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config.shape, config.layout, config.keys)
+        self.post_init()
+
+    @classmethod
+    def from_shape(
+        cls,
+        shape: DecoderShape,
+        layout: KVLayout,
+        *,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        keys: Keys = "rotated",
+    ) -> MLKVForCausalLM:
+        """A randomly initialised model; the same seed gives the same weights and leaves global random state alone."""
+        config = MLKVConfig(
+            **shape.as_dict(), kv_source_layers=list(layout.kv_source_layers), kv_heads=list(layout.kv_heads), keys=keys
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(seed)
+            model = cls(config)
+        if dtype is not None:
+            nn.Module.to(model, dtype=dtype)
+        return model
+
+    @property
+    def shape(self) -> DecoderShape:
+        return self.model.shape
+
+    @property
+    def layout(self) -> KVLayout:
+        return self.model.layout
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        loss_only: bool | None = None,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """`labels` are token ids like `input_ids` (the shift happens here; -100 is left out of the loss).
+
+        The loss is the mean over labelled tokens, or their sum over `num_items_in_batch` where a trainer accumulates.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        loss = None if labels is None else self._loss(hidden_BTD, labels, num_items_in_batch)
+        if labels is not None and (self.loss_only if loss_only is None else loss_only):
+            return CausalLMOutputWithPast(loss=loss)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=self.model.head(hidden_BTD[:, kept]), past_key_values=past_key_values
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
+        logits = self.model.head(hidden_BTD[:, :-1]).flatten(0, 1).float()
+        targets = labels_BT[:, 1:].flatten()
+        if num_items is None:
+            return functional.cross_entropy(logits, targets)
+        return functional.cross_entropy(logits, targets, reduction="sum") / num_items
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.head
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError("use_reentrant = True: gradients of shared keys and values would be wrong; use False")
+        if every_n_layers != 1:
+            raise ValueError(f"every_n_layers = {every_n_layers}: every layer is checkpointed, or none; use 1")
+        self.model.gradient_checkpointing = enable
+
+
+def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
+    """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's. Raises ValueError."""
+    loaded: Any = MLKVForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
+    model, info = loaded
+    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        named = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
+        raise ValueError(f"{path} does not hold this model's weights: {named}")
+    return model
+
+
+MLKVConfig.register_for_auto_class()
+MLKVForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+if not __name__.startswith("transformers_modules"):
+    AutoConfig.register("mlkv", MLKVConfig)
+    AutoModelForCausalLM.register(MLKVConfig, MLKVForCausalLM)

@@ -1,0 +1,281 @@
+"""The one decoder: GPT-NeoX, Llama, GPT-2 and OPT are switches of it, and any KV layout is a value it is built with.
+
+Legend: `B` batch, `T` query tokens, `S` cached tokens, `D` width, `F` MLP width, `H` query heads, `G` KV heads,
+`K` head width, `V` vocabulary. Nothing here knows transformers: a cache is anything with `KVCache`'s three methods.
+
+Keys and values travel from owner to reader inside the forward pass; the cache object only ever holds the owners'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .layout import KVLayout
+from .shape import DecoderShape
+
+Keys = Literal["rotated", "unrotated"]
+KeysValues = tuple[Tensor, Tensor]
+"""`k_BGSK` and `v_BGSK` of one owner."""
+
+
+class KVCache(Protocol):
+    """What the decoder asks of a cache; transformers' DynamicCache and StaticCache have it."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> KeysValues: ...
+
+    def get_seq_length(self) -> int: ...
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int, /) -> tuple[int, int]: ...
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states; `head` turns those into logits.
+
+    `keys="unrotated"` reproduces the published MLKV checkpoints, whose readers attend to their owner's keys before
+    rotation (arXiv 2406.09297's code); everything else keeps and hands up rotated keys.
+    """
+
+    def __init__(self, shape: DecoderShape, layout: KVLayout, keys: Keys = "rotated") -> None:
+        super().__init__()
+        _check_fit(shape, layout)
+        self.shape, self.layout, self.keys = shape, layout, keys
+        self.embed = nn.Embedding(shape.vocab_size, shape.width)
+        if shape.positions == "learned":
+            self.positions = nn.Embedding(shape.context + shape.position_offset, shape.width)
+        self.blocks = nn.ModuleList(Block(shape, layout, i, keys) for i in range(shape.layers))
+        self.norm = _norm(shape)
+        self.head = nn.Linear(shape.width, shape.vocab_size, bias=False)
+        if shape.tied:
+            self.head.weight = self.embed.weight
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        mask: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states `[B, T, D]` after the last norm.
+
+        `mask` is `[B, past + T]` (0 at padding) or a ready `[B, 1, T, S]` one; `positions_BT` default to the count of
+        real tokens before each token, so that padding on the left does not shift them.
+        """
+        tokens = _see(self.shape, self.keys, ids_BT, mask, positions_BT, cache)
+        x_BTD = self.embed(ids_BT)
+        if self.shape.positions == "learned":
+            x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
+        shared: dict[int, KeysValues] = {}
+        for i, block in enumerate(self.blocks):
+            owner = self.layout.kv_source_layers[i]
+            x_BTD, shared[owner] = self._run(block, x_BTD, shared.get(owner), tokens)
+        return self.norm(x_BTD)
+
+    def _run(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeysValues]:
+        # Reentrant checkpointing loses the gradient of keys and values that leave their layer.
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, MLP: one after the other, or both from the same input (`parallel_residual`)."""
+
+    def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
+        super().__init__()
+        self.parallel = shape.parallel_residual
+        self.attention_norm = _norm(shape)
+        self.attention = Attention(shape, layout, layer, keys)
+        self.mlp_norm = _norm(shape)
+        self.mlp = MLP(shape)
+
+    def forward(self, x_BTD: Tensor, owned: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
+        attended_BTD, owned = self.attention(self.attention_norm(x_BTD), owned, tokens)
+        if self.parallel:
+            return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), owned
+        x_BTD = x_BTD + attended_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), owned
+
+
+class Attention(nn.Module):
+    """Causal attention of an owner (makes, caches and hands up its keys and values) or a reader (queries only)."""
+
+    def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
+        super().__init__()
+        self.layer, self.keys, self.head_dim = layer, keys, shape.head_dim
+        self.owner = layout.kv_source_layers[layer] == layer
+        self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=shape.attention_bias)
+        if self.owner:
+            kv_width = layout.heads_of(layer) * shape.head_dim
+            self.k = nn.Linear(shape.width, kv_width, bias=shape.attention_bias)
+            self.v = nn.Linear(shape.width, kv_width, bias=shape.attention_bias)
+        self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=shape.attention_bias)
+
+    def forward(self, x_BTD: Tensor, owned: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
+        q_BHTK = rotate(self._heads(self.q(x_BTD)), tokens.query_angles)
+        if owned is None:
+            owned = self._make_keys_values(x_BTD, tokens)
+        k_BGSK, v_BGSK = owned
+        if self.owner and self.keys == "unrotated":
+            k_BGSK = rotate(k_BGSK, tokens.key_angles)
+        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, tokens.mask)
+        return self.o(out_BHTK.transpose(1, 2).flatten(2)), owned
+
+    def _make_keys_values(self, x_BTD: Tensor, tokens: Tokens) -> KeysValues:
+        k_BGTK, v_BGTK = self._heads(self.k(x_BTD)), self._heads(self.v(x_BTD))
+        if self.keys == "rotated":
+            k_BGTK = rotate(k_BGTK, tokens.query_angles)
+        if tokens.cache is None:
+            return k_BGTK, v_BGTK
+        return tokens.cache.update(k_BGTK, v_BGTK, self.layer)
+
+    def _heads(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[shape.activation]
+        self.gated = shape.gated_mlp
+        if self.gated:
+            self.gate = nn.Linear(shape.width, shape.mlp_width, bias=shape.mlp_bias)
+        self.up = nn.Linear(shape.width, shape.mlp_width, bias=shape.mlp_bias)
+        self.down = nn.Linear(shape.mlp_width, shape.width, bias=shape.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gated:
+            return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+        return self.down(self.activation(self.up(x_BTD)))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+
+
+def _norm(shape: DecoderShape) -> nn.Module:
+    kind = nn.LayerNorm if shape.norm == "layernorm" else nn.RMSNorm
+    return kind(shape.width, eps=shape.norm_eps)
+
+
+def _check_fit(shape: DecoderShape, layout: KVLayout) -> None:
+    if (layout.layers, layout.heads) != (shape.layers, shape.heads):
+        raise ValueError(
+            f"layout has {layout.layers} layers of {layout.heads} heads, the decoder {shape.layers} of {shape.heads}"
+        )
+
+
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor | None) -> Tensor:
+    """Softmax attention `[B, H, T, K]`; no mask means causal over `T = S` tokens, or one token that sees all `S`."""
+    (_, heads, queries, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
+    if queries == 1:
+        # The query heads of a KV head become rows of one product: K/V are read once per group, not once per head.
+        q_BGRK = q_BHTK.squeeze(2).unflatten(1, (kv_heads, heads // kv_heads))
+        out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS)
+        return out_BGRK.flatten(1, 2).unsqueeze(2)
+    return functional.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=mask_B1TS is None, enable_gqa=kv_heads < heads
+    )
+
+
+Angles = tuple[Tensor, Tensor]
+"""Cosine and sine `[B, 1, T, R/2]` of a token's rotation, `R` the rotated part of `K`; always float32."""
+
+
+def rotate(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
+    """Rotary embedding of the first `R` of `K` dimensions, dimension `i` paired with `i + R/2` (GPT-NeoX order)."""
+    if angles is None:
+        return x_BHTK
+    cos, sin = angles
+    half = cos.shape[-1]
+    a, b, rest = x_BHTK.split([half, half, x_BHTK.shape[-1] - 2 * half], dim=-1)
+    # float32 tables would make q and k wider than v, which attention refuses.
+    return torch.cat([(a * cos - b * sin).type_as(rest), (b * cos + a * sin).type_as(rest), rest], dim=-1)
+
+
+def rotary_angles(shape: DecoderShape, positions_BT: Tensor) -> Angles:
+    rotated = int(shape.head_dim * shape.rotary_fraction) // 2 * 2
+    exponents = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
+    angles = positions_BT[:, None, :, None].float() * shape.rotary_base**-exponents
+    return angles.cos(), angles.sin()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every layer of one forward pass needs to know about the tokens it is given."""
+
+    positions: Tensor
+    """`[B, T]`"""
+    mask: Tensor | None
+    """`[B, 1, T, S]`, see `attend`"""
+    query_angles: Angles | None
+    key_angles: Angles | None
+    """Of all `S` keys; only where the cache keeps them unrotated."""
+    cache: KVCache | None
+
+
+def _see(
+    shape: DecoderShape,
+    keys: Keys,
+    ids_BT: Tensor,
+    mask: Tensor | None,
+    positions_BT: Tensor | None,
+    cache: KVCache | None,
+) -> Tokens:
+    queries = ids_BT.shape[1]
+    past = cache.get_seq_length() if cache is not None else 0
+    cached = cache.get_mask_sizes(queries, 0)[0] if cache is not None else queries
+    if positions_BT is None:
+        positions_BT = _positions(ids_BT, mask, past)
+    mask_B1TS = _causal_mask(ids_BT, mask, past, cached)
+    rotary = shape.positions == "rotary"
+    query_angles = rotary_angles(shape, positions_BT) if rotary else None
+    key_angles = None
+    if rotary and keys == "unrotated":
+        key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached))
+    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache)
+
+
+def _positions(ids_BT: Tensor, mask: Tensor | None, past: int) -> Tensor:
+    if mask is not None and mask.dim() == 2:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+    return past + torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+
+
+def _causal_mask(ids_BT: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
+    """True where a query may look, or None where attention needs no mask (see `attend`)."""
+    if mask is not None and mask.dim() == 4:
+        return mask
+    queries = ids_BT.shape[1]
+    # A static cache has room to hide, and its length is a tensor.
+    if mask is None and isinstance(past, int) and cached == past + queries and (past == 0 or queries == 1):
+        return None
+    key_S = torch.arange(cached, device=ids_BT.device)
+    query_T1 = past + torch.arange(queries, device=ids_BT.device)[:, None]
+    allowed_B1TS = (key_S <= query_T1)[None, None]
+    if mask is not None:
+        real_BS = functional.pad(mask.bool(), (0, cached - mask.shape[1]))
+        # Padding looks at itself: a row without a single key would be NaN in some kernels.
+        allowed_B1TS = allowed_B1TS & (real_BS[:, None, None] | (key_S == query_T1))
+    return allowed_B1TS
+
+
+def _key_positions(positions_BT: Tensor, mask_B1TS: Tensor | None, cached: int) -> Tensor:
+    """Positions `[B, S]` of all keys: how many keys the newest token sees up to each."""
+    if positions_BT.shape[1] == cached:
+        return positions_BT
+    if mask_B1TS is None:
+        return torch.arange(cached, device=positions_BT.device)[None]
+    seen_BS = mask_B1TS[:, 0, -1] if mask_B1TS.dtype == torch.bool else mask_B1TS[:, 0, -1] == 0
+    return (seen_BS.long().cumsum(-1) - 1).clamp(min=0)
