@@ -1,0 +1,99 @@
+"""The points of the quality/memory figure, worked out once for the paper's figure and the report's interactive one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis import frame, pareto
+from analysis.frame import Row
+from analysis.metrics import Metric, metric
+from analysis.results import results
+from analysis.tables import shown_scores
+
+
+@dataclass(frozen=True)
+class Point:
+    """`x` is KV bytes per token by formula; `y` and `stderr` are the recorded score times the metric's printing scale."""
+
+    variant: str
+    family: str | None
+    baseline: str | None
+    x: int
+    y: float
+    stderr: float | None
+    on_front: bool
+    dominated_by: str | None
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Every variant that has the score. The untouched base is a reference, not a contender: it was trained on less, so it
+    neither stands on the front nor dominates. `missing` names the variants without a score, with the reason."""
+
+    score: str
+    label: str
+    metric: Metric
+    points: list[Point]
+    missing: dict[str, str]
+
+    @property
+    def contenders(self) -> list[Point]:
+        return [point for point in self.points if point.baseline != "untouched"]
+
+    @property
+    def front(self) -> list[Point]:
+        """Front points, cheapest first; equal ones together."""
+        return sorted((p for p in self.points if p.on_front), key=lambda p: (p.x, p.y))
+
+    @property
+    def axis_label(self) -> str:
+        better = "higher" if self.metric.higher_is_better else "lower"
+        unit = "%, " if self.metric.scale == 100 else ""
+        return f"{self.label} ({unit}{better} is better)"
+
+
+def clouds(table: pd.DataFrame) -> list[Cloud]:
+    """A cloud for each score that a reader is shown, the main axis first. Raises ValueError for an unknown direction."""
+    rows = frame.records(results(table))
+    return [_cloud(rows, score, metric(name), label) for score, name, label in shown_scores(table)]
+
+
+def main_cloud(table: pd.DataFrame) -> Cloud:
+    """The cloud of the sweep's main quality axis. Raises ValueError for a sweep that plans none."""
+    shown = shown_scores(table)
+    if not shown:
+        raise ValueError("axis and accuracy are both empty: the plan names no score to draw")
+    score, name, label = shown[0]
+    return _cloud(frame.records(results(table)), score, metric(name), label)
+
+
+def _cloud(rows: list[Row], score: str, scored: Metric, label: str) -> Cloud:
+    drawn = [row for row in rows if row[score] is not None and row["kv_bytes_per_token"]]
+    contenders = [row for row in drawn if row["baseline"] != "untouched"]
+    costs = [row["kv_bytes_per_token"] for row in contenders]
+    scores = [row[score] for row in contenders]
+    on_front = pareto.front(costs, scores, higher_is_better=scored.higher_is_better)
+    leaders = pareto.dominated_by(costs, scores, higher_is_better=scored.higher_is_better)
+    standing = {
+        row["variant"]: (on, None if leader is None else contenders[leader]["variant"])
+        for row, on, leader in zip(contenders, on_front, leaders, strict=True)
+    }
+    points = [_point(row, score, scored, *standing.get(row["variant"], (False, None))) for row in drawn]
+    missing = {row["variant"]: row[f"{score}_missing"] or "no KV bytes" for row in rows if row not in drawn}
+    return Cloud(score, label, scored, points, missing)
+
+
+def _point(row: Row, score: str, scored: Metric, on_front: bool, dominated_by: str | None) -> Point:
+    stderr = row[f"{score}_stderr"]
+    return Point(
+        variant=row["variant"],
+        family=row["family"],
+        baseline=row["baseline"],
+        x=row["kv_bytes_per_token"],
+        y=row[score] * scored.scale,
+        stderr=None if stderr is None else stderr * scored.scale,
+        on_front=on_front,
+        dominated_by=dominated_by,
+    )

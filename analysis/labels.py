@@ -1,0 +1,94 @@
+"""Where to write the names of points so that no name covers a point, a line or another name. Pure geometry.
+
+Boxes are (x0, y0, x1, y1) in any unit; which way y grows does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+XY = tuple[float, float]
+Box = tuple[float, float, float, float]
+Boxes = NDArray[np.float64]
+
+_DIRECTIONS = [math.radians(angle) for angle in (45, 90, 0, 135, 315, 270, 180, 225, 20, 70, 110, 160, 200, 250, 290, 340)]
+_ROUNDS = 3
+
+
+def place(
+    anchors: Sequence[XY],
+    sizes: Sequence[XY],
+    *,
+    taken: Sequence[Box],
+    lines: Sequence[tuple[XY, XY]] = (),
+    bounds: Box,
+    gap: float,
+) -> list[XY | None]:
+    """The lower corner (x0, y0) of a label of each size near its anchor, or None where there is no free place.
+
+    `taken` must not be covered, `lines` should not be; earlier labels choose first, then all are reconsidered in turn.
+    `gap` is the distance kept from the anchor, and the step in which labels move away from it.
+    """
+    chosen: list[Box | None] = [None] * len(anchors)
+    fixed, crossed = _boxes(taken), _boxes(_beads(lines, gap))
+    for _ in range(_ROUNDS):
+        for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
+            others = _boxes([box for j, box in enumerate(chosen) if box and j != i])
+            chosen[i] = _choose(anchor, size, np.concatenate([fixed, others]), crossed, bounds, gap)
+    return [None if box is None else (box[0], box[1]) for box in chosen]
+
+
+def _choose(anchor: XY, size: XY, hard: Boxes, soft: Boxes, bounds: Box, gap: float) -> Box | None:
+    best, best_cost = None, math.inf
+    for distance in (1.0, 1.8, 2.8, 4.0, 5.5):
+        for preference, direction in enumerate(_DIRECTIONS):
+            box = _candidate(anchor, size, direction, gap * distance)
+            if not _inside(box, bounds) or _overlap(box, hard) > 0:
+                continue
+            cost = distance + 0.03 * preference + 6.0 * _overlap(box, soft) / (size[0] * size[1])
+            if cost < best_cost:
+                best, best_cost = box, cost
+    return best
+
+
+def _candidate(anchor: XY, size: XY, direction: float, distance: float) -> Box:
+    """The box of `size` whose nearest edge or corner lies `distance` from the anchor."""
+    dx, dy = math.cos(direction), math.sin(direction)
+    x = anchor[0] + distance * dx + size[0] / 2 * (_toward(dx) - 1)
+    y = anchor[1] + distance * dy + size[1] / 2 * (_toward(dy) - 1)
+    return (x, y, x + size[0], y + size[1])
+
+
+def _toward(component: float) -> float:
+    """-1 to 1: on which side of the anchor the box's centre lies, fully so from 45° on."""
+    return max(-1.0, min(1.0, component / math.sin(math.radians(45))))
+
+
+def _inside(box: Box, bounds: Box) -> bool:
+    return box[0] >= bounds[0] and box[1] >= bounds[1] and box[2] <= bounds[2] and box[3] <= bounds[3]
+
+
+def _overlap(box: Box, boxes: Boxes) -> float:
+    """Area of `box` that `boxes` cover, counted once for each."""
+    width = np.minimum(boxes[:, 2], box[2]) - np.maximum(boxes[:, 0], box[0])
+    height = np.minimum(boxes[:, 3], box[3]) - np.maximum(boxes[:, 1], box[1])
+    return float((np.clip(width, 0, None) * np.clip(height, 0, None)).sum())
+
+
+def _beads(lines: Sequence[tuple[XY, XY]], step: float) -> list[Box]:
+    """Lines as chains of small boxes."""
+    beads = []
+    for (x0, y0), (x1, y1) in lines:
+        count = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / step))
+        for k in range(count + 1):
+            x, y = x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count
+            beads.append((x - step / 2, y - step / 2, x + step / 2, y + step / 2))
+    return beads
+
+
+def _boxes(boxes: Sequence[Box]) -> Boxes:
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
