@@ -10,6 +10,9 @@ from typing import Any
 Row = dict[str, Any]
 """One line of metrics.jsonl. `step` and `steps` (work done and in all) feed the progress view; the rest is the kind's own."""
 
+Outcome = dict[str, Any]
+"""What a step returns: "metrics", a list of {"metric", "value", "stderr", "n", …}, and "facts"; values finite or None."""
+
 
 @dataclass(frozen=True)
 class Context:

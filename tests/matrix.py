@@ -1,0 +1,145 @@
+"""The one table of families × layouts that every model test runs over.
+
+A new family is a row of FAMILY_CONFIGS, a new layout a row of LAYOUTS. Sizes are the smallest that still tell apart
+width, MLP width, heads × head width and the number of layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlkv.layout import KVLayout, cla, make, mha
+from mlkv.shape import DecoderShape
+
+LAYERS, HEADS, VOCAB, CONTEXT = 6, 4, 61, 48
+
+FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 56,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": VOCAB,
+        "rotary_pct": 0.25,
+        "initializer_range": 0.3,
+    },
+    "gpt_neox_sequential_tied": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 56,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": VOCAB,
+        "rotary_pct": 1.0,
+        "rotary_emb_base": 500,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "hidden_act": "gelu_new",
+        "tie_word_embeddings": True,
+        "initializer_range": 0.3,
+    },
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "intermediate_size": 40,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": VOCAB,
+        "rope_theta": 5000.0,
+        "initializer_range": 0.3,
+    },
+    "llama_bias_tied": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 40,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": VOCAB,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.3,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": CONTEXT,
+        "vocab_size": VOCAB,
+        "initializer_range": 0.3,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "ffn_dim": 56,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": VOCAB,
+        "init_std": 0.3,
+        "do_layer_norm_before": True,
+    },
+}
+"""A tiny config.json per family and variant, as the hub has them."""
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "width": 32,
+    "layers": LAYERS,
+    "heads": HEADS,
+    "mlp_width": 56,
+    "context": CONTEXT,
+    "init_std": 0.3,
+}
+
+SHAPES: dict[str, DecoderShape] = {
+    "neox": DecoderShape(**_COMMON, head_dim=8, rotary_fraction=0.5),
+    "llama": DecoderShape(
+        **_COMMON,
+        head_dim=12,
+        norm="rmsnorm",
+        activation="silu",
+        gated_mlp=True,
+        attention_bias=False,
+        mlp_bias=False,
+        parallel_residual=False,
+        rotary_fraction=1.0,
+    ),
+    "opt": DecoderShape(
+        **_COMMON,
+        head_dim=8,
+        activation="relu",
+        parallel_residual=False,
+        positions="learned",
+        position_offset=2,
+        tied=True,
+    ),
+}
+"""One shape for each way to place tokens and heads; `llama`'s head width does not follow from the width."""
+
+LAYOUTS: dict[str, KVLayout] = {
+    "mha": mha(LAYERS, HEADS),
+    "gqa": make("even", LAYERS, HEADS, LAYERS, 2),
+    "mqa": make("even", LAYERS, HEADS, LAYERS, 1),
+    "mlkv": make("even", LAYERS, HEADS, 2, 1),
+    "mlkv_one": make("even", LAYERS, HEADS, 1, 1),
+    "cla": KVLayout(cla(LAYERS, 4), (2, 2), HEADS),
+    "keep_ends": make("keep_ends", LAYERS, HEADS, 4, 2),
+    "dense_front": make("dense_front", LAYERS, HEADS, 4, 1),
+    "dense_back": make("dense_back", LAYERS, HEADS, 4, HEADS),
+    "pizza": make("pizza", LAYERS, HEADS, 3, 2),
+    "sandwich": make("sandwich", LAYERS, HEADS, 3, 1),
+    "explicit": KVLayout((0, 1, 0, 3, 1, 3), (4, 1, 2), HEADS),
+}
+"""`explicit` has interleaved readers and owners of different head counts."""
