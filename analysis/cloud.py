@@ -15,7 +15,7 @@ from analysis.tables import shown_scores
 
 @dataclass(frozen=True)
 class Point:
-    """`x` is KV bytes per token by formula; `y` and `stderr` are the recorded score times the metric's printing scale."""
+    """`x` is KV bytes per token by formula; `y` and `stderr` are the recorded score in the metric's printed unit."""
 
     variant: str
     family: str | None
@@ -29,18 +29,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Every variant that has the score. The untouched base is a reference, not a contender: it was trained on less, so it
-    neither stands on the front nor dominates. `missing` names the variants without a score, with the reason."""
+    """Every variant that has the score. The untouched base is a reference, not a contender: it was trained on less, so
+    it neither stands on the front nor dominates. `missing` names the variants without a score, with the reason."""
 
     score: str
     label: str
     metric: Metric
     points: list[Point]
     missing: dict[str, str]
-
-    @property
-    def contenders(self) -> list[Point]:
-        return [point for point in self.points if point.baseline != "untouched"]
 
     @property
     def front(self) -> list[Point]:
@@ -55,16 +51,16 @@ class Cloud:
 
 
 def clouds(table: pd.DataFrame) -> list[Cloud]:
-    """A cloud for each score that a reader is shown, the main axis first. Raises ValueError for an unknown direction."""
+    """A cloud for each score that is shown, the main axis first. Raises ValueError for an unknown direction."""
     rows = frame.records(results(table))
     return [_cloud(rows, score, metric(name), label) for score, name, label in shown_scores(table)]
 
 
-def main_cloud(table: pd.DataFrame) -> Cloud:
-    """The cloud of the sweep's main quality axis. Raises ValueError for a sweep that plans none."""
+def main_cloud(table: pd.DataFrame) -> Cloud | None:
+    """The cloud of the sweep's main quality axis, or None where the plan names no score. Raises ValueError."""
     shown = shown_scores(table)
     if not shown:
-        raise ValueError("axis and accuracy are both empty: the plan names no score to draw")
+        return None
     score, name, label = shown[0]
     return _cloud(frame.records(results(table)), score, metric(name), label)
 

@@ -6,8 +6,6 @@ matplotlib is imported when a figure is drawn and never asks for a display.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,13 +15,14 @@ import pandas as pd
 from analysis import labels
 from analysis.cloud import Cloud, Point, main_cloud
 from analysis.style import look
+from analysis.ticks import byte_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.3, 2.55
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 7,
     "axes.labelsize": 7.5,
     "xtick.labelsize": 6.5,
@@ -60,11 +59,16 @@ def new_figure() -> tuple[Figure, Axes]:
         return figure, figure.add_subplot()
 
 
-def pareto_figure(table: pd.DataFrame) -> Figure:
-    """Main quality axis against KV bytes per token of every variant that has finished. Raises ValueError."""
+def pareto_figure(table: pd.DataFrame) -> Figure | None:
+    """Main quality axis against KV bytes per token of every variant that has it, or None where no score is planned.
+
+    Raises ValueError for a main axis of unknown direction.
+    """
     import matplotlib
 
     cloud = main_cloud(table)
+    if cloud is None:
+        return None
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure()
         _draw_frame(axes, cloud)
@@ -83,20 +87,14 @@ def _draw_frame(axes: Axes, cloud: Cloud) -> None:
     axes.grid(True, color="#e9ebee", linewidth=0.5)
     axes.set_axisbelow(True)
     if cloud.points:
-        octaves = byte_ticks([point.x for point in cloud.points])
-        axes.set_xlim(octaves[0] / 1.5, octaves[-1] * 1.5)
+        low, high = min(p.x for p in cloud.points) / 1.5, max(p.x for p in cloud.points) * 1.5
+        octaves = byte_ticks(low, high, most=6)
+        axes.set_xlim(low, high)
         axes.set_xticks(octaves, [f"{tick:,}" for tick in octaves])
     else:
         axes.text(0.5, 0.5, "nothing has finished yet", transform=axes.transAxes, ha="center", color=_QUIET)
     axes.minorticks_off()
     axes.margins(y=0.12)
-
-
-def byte_ticks(values: Sequence[int], most: int = 6) -> list[int]:
-    """Powers of two that enclose `values`, thinned to at most `most`."""
-    low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
-    stride = max(1, math.ceil((high - low) / (most - 1)))
-    return [2**power for power in range(low, high + stride, stride)]
 
 
 def _draw_front(axes: Axes, cloud: Cloud) -> None:
@@ -171,7 +169,7 @@ def _write_names(figure: Figure, axes: Axes, cloud: Cloud) -> None:
         [_size(figure, name) for name in names],
         taken=[_marker_box(axes, point, 2.6 * unit) for point in cloud.points],
         lines=_line_pixels(axes, cloud),
-        bounds=axes.get_window_extent().extents.tolist(),
+        bounds=axes.get_window_extent().extents,
         gap=3.6 * unit,
     )
     for name, anchor, place in zip(names, anchors, places, strict=True):
@@ -208,9 +206,11 @@ def _marker_box(axes: Axes, point: Point, radius: float) -> labels.Box:
 def _line_pixels(axes: Axes, cloud: Cloud) -> list[tuple[labels.XY, labels.XY]]:
     """The front, the error bars and the reference lines: names may cross them where there is no better place."""
     front = [_pixels(axes, p.x, p.y) for p in cloud.front]
-    bars = [
-        (_pixels(axes, p.x, p.y - p.stderr), _pixels(axes, p.x, p.y + p.stderr)) for p in cloud.points if p.stderr
-    ]
+    bars = [(_pixels(axes, p.x, p.y - p.stderr), _pixels(axes, p.x, p.y + p.stderr)) for p in cloud.points if p.stderr]
     left, right = axes.get_xlim()
     levels = [(_pixels(axes, left, p.y), _pixels(axes, right, p.y)) for p in _references(cloud)]
     return [*pairwise(front), *bars, *levels]
+
+
+def memory_figure(table: pd.DataFrame) -> Figure | None:
+    return None

@@ -16,6 +16,8 @@ COLUMNS = {
     "sweep": "string",
     "variant": "string",
     "baseline": "string",
+    "untouched": "string",
+    "mha": "string",
     "family": "string",
     "pattern": "string",
     "kv_layers": "Int64",
@@ -42,12 +44,15 @@ COLUMNS = {
     "device_seconds": "Float64",
     "peak_memory_bytes": "Int64",
 }
-"""Columns and dtypes, the same when the table is empty. `kv_heads` has an entry per owner (`12 12 6`), one where all
-agree. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
+"""Columns and dtypes, the same when the table is empty. `untouched` and `mha` name the variants that are this one's
+baselines. `kv_heads` has an entry per owner (`12 12 6`), one where all agree. `in_axis` and `in_accuracy` mark the
+cells of the sweep's main quality axis and of its accuracy."""
 
 IDENTITY = (
     "variant",
     "baseline",
+    "untouched",
+    "mha",
     "family",
     "pattern",
     "kv_layers",
@@ -56,6 +61,7 @@ IDENTITY = (
     "kv_bytes_per_token",
     "parameters",
 )
+"""Columns that say what a variant is, in every one of its rows and in the pivot."""
 
 Row = dict[str, Any]
 

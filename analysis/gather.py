@@ -16,12 +16,25 @@ Json = dict[str, Any]
 
 def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataFrame:
     """A row per planned cell of the sweep's latest plan (or plan `number`). Raises StoreError for an unknown sweep."""
-    return of_sweep(store, store.sweep(sweep_name, number))
+    sweep = store.sweep(sweep_name, number)
+    return of_sweep(sweep, Steps(store, sweep.plan))
 
 
-def of_sweep(store: Store, sweep: SavedSweep) -> pd.DataFrame:
-    steps = Steps(store, sweep.plan)
-    return frame.make(row for variant in sweep.variants for row in _variant_rows(sweep, variant, steps))
+def of_sweep(sweep: SavedSweep, steps: Steps) -> pd.DataFrame:
+    """The table of a plan whose steps stand as `steps` says."""
+    baselines = {name: [v for v in sweep.variants if v["baseline"] == name] for name in ("untouched", "mha")}
+    rows: list[Row] = []
+    for variant in sweep.variants:
+        own = {name: _own_baseline(variant, candidates) for name, candidates in baselines.items()}
+        rows += _variant_rows(sweep, {**variant, **own}, steps)
+    return frame.make(rows)
+
+
+def _own_baseline(variant: Json, candidates: list[Json]) -> str | None:
+    """The baseline on the variant's corpus and base that shares most of its swept values."""
+    fitting = [c for c in candidates if all(c["steps"][kind] == variant["steps"][kind] for kind in ("corpus", "base"))]
+    shared = [len(variant["overrides"].items() & candidate["overrides"].items()) for candidate in fitting]
+    return str(fitting[shared.index(max(shared))]["variant"]) if fitting else None
 
 
 class Steps:

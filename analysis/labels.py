@@ -15,7 +15,9 @@ XY = tuple[float, float]
 Box = tuple[float, float, float, float]
 Boxes = NDArray[np.float64]
 
-_DIRECTIONS = [math.radians(angle) for angle in (45, 90, 0, 135, 315, 270, 180, 225, 20, 70, 110, 160, 200, 250, 290, 340)]
+_DIRECTIONS = [
+    math.radians(angle) for angle in (45, 90, 0, 135, 315, 270, 180, 225, 20, 70, 110, 160, 200, 250, 290, 340)
+]
 _ROUNDS = 3
 
 

@@ -149,10 +149,11 @@ def _cost(rows: list[Row]) -> Row:
 
 
 def _add_drops(rows: list[Row]) -> None:
-    """`x_vs_untouched`, `x_vs_mha`: the difference from each baseline, where both numbers are there."""
-    for baseline in ("untouched", "mha"):
-        reference = next((row for row in rows if row["baseline"] == baseline), None)
-        for row in rows:
+    """`x_vs_untouched`, `x_vs_mha`: the difference from the variant's own baselines, where both numbers are there."""
+    by_name = {row["variant"]: row for row in rows}
+    for row in rows:
+        for baseline in ("untouched", "mha"):
+            reference = by_name.get(row[baseline], {})
             for name in ("quality", "accuracy"):
-                known = reference is not None and reference[name] is not None and row[name] is not None
-                row[f"{name}_vs_{baseline}"] = row[name] - reference[name] if known and reference else None
+                ours, theirs = row[name], reference.get(name)
+                row[f"{name}_vs_{baseline}"] = None if ours is None or theirs is None else ours - theirs

@@ -1,0 +1,150 @@
+"""The quality/memory cloud laid out in pixels for the report's interactive plot (templates/report.html draws it)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from analysis import labels
+from analysis.cloud import Cloud, Point
+from analysis.style import look
+from analysis.ticks import byte_ticks, nice_ticks
+
+WIDTH, HEIGHT = 760.0, 430.0
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 24.0, 18.0, 52.0
+MOST_LABELS = 40
+_LETTER, _LINE = 7.4, 15.0
+"""Width of an average bold letter and height of a line at the page's 12.5 px label size."""
+
+SHAPES = {
+    "s": "M-5,-5h10v10h-10z",
+    "^": "M0,-6.5L6,4.5H-6z",
+    "v": "M0,6.5L6,-4.5H-6z",
+    "D": "M0,-6.8L6.8,0L0,6.8L-6.8,0z",
+    "o": "M-5.5,0a5.5,5.5 0 1,0 11,0a5.5,5.5 0 1,0 -11,0z",
+    "P": "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels: `low` to `start`, `high` to `end`, linearly (in log2 where `log`)."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log2(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+    def value(self, pixel: float) -> float:
+        """The value drawn at a pixel: the inverse."""
+        share = (pixel - self.start) / (self.end - self.start)
+        if self.log:
+            return float(self.low * (self.high / self.low) ** share)
+        return self.low + (self.high - self.low) * share
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point as it is drawn; `label` is the lower-left corner of its name, or None where there is no room."""
+
+    point: Point
+    x: float
+    y: float
+    bar: tuple[float, float] | None
+    shape: str
+    colour: str
+    dark: str
+    label: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Plot:
+    cloud: Cloud
+    x_axis: Axis
+    y_axis: Axis
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    marks: list[Mark]
+    front: str = ""
+    families: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+
+def lay_out(cloud: Cloud) -> Plot | None:
+    """The plot of a cloud, or None while no variant has the score."""
+    if not cloud.points:
+        return None
+    x_axis, y_axis = _axes(cloud)
+    x_values = byte_ticks(x_axis.low, x_axis.high, 9)
+    y_values, digits = nice_ticks(y_axis.low, y_axis.high)
+    return Plot(
+        cloud=cloud,
+        x_axis=x_axis,
+        y_axis=y_axis,
+        x_ticks=[(x_axis(tick), f"{tick:,}") for tick in x_values],
+        y_ticks=[(y_axis(tick), f"{tick:,.{digits}f}") for tick in y_values],
+        marks=_marks(cloud, x_axis, y_axis),
+        front=" ".join(f"{x_axis(p.x):.1f},{y_axis(p.y):.1f}" for p in cloud.front),
+        families=_families(cloud),
+    )
+
+
+def _axes(cloud: Cloud) -> tuple[Axis, Axis]:
+    xs = [point.x for point in cloud.points]
+    lows = [point.y - (point.stderr or 0.0) for point in cloud.points]
+    highs = [point.y + (point.stderr or 0.0) for point in cloud.points]
+    margin = 0.08 * (max(highs) - min(lows)) or 0.05 * abs(max(highs)) or 1.0
+    return (
+        Axis(min(xs) / 1.5, max(xs) * 1.5, LEFT, WIDTH - RIGHT, log=True),
+        Axis(min(lows) - margin, max(highs) + margin, HEIGHT - BOTTOM, TOP),
+    )
+
+
+def _marks(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> list[Mark]:
+    named = _places(cloud, x_axis, y_axis)
+    marks = []
+    for point in sorted(cloud.points, key=lambda p: p.on_front):
+        looks, error = look(point.family), point.stderr
+        bar = (y_axis(point.y - error), y_axis(point.y + error)) if error else None
+        shape = SHAPES[looks.marker]
+        marks.append(
+            Mark(
+                point, x_axis(point.x), y_axis(point.y), bar, shape, looks.colour, looks.dark, named.get(point.variant)
+            )
+        )
+    return marks
+
+
+def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, tuple[float, float]]:
+    """Lower-left corners of the names that find room, front and baselines first."""
+    named = sorted(cloud.points, key=lambda p: (not p.on_front, p.baseline is None, p.x))[:MOST_LABELS]
+    front = [(x_axis(p.x), y_axis(p.y)) for p in cloud.front]
+    places = labels.place(
+        [(x_axis(p.x), y_axis(p.y)) for p in named],
+        [(len(p.variant) * _LETTER, _LINE) for p in named],
+        taken=[(x_axis(p.x) - 6, y_axis(p.y) - 6, x_axis(p.x) + 6, y_axis(p.y) + 6) for p in cloud.points],
+        lines=[
+            *pairwise(front),
+            *(
+                ((x_axis(p.x), y_axis(p.y - e)), (x_axis(p.x), y_axis(p.y + e)))
+                for p in cloud.points
+                if (e := p.stderr)
+            ),
+            *(((LEFT, y_axis(p.y)), (WIDTH - RIGHT, y_axis(p.y))) for p in cloud.points if p.baseline),
+        ],
+        bounds=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
+        gap=8.0,
+    )
+    found = zip(named, places, strict=True)
+    return {point.variant: (place[0], place[1] + _LINE) for point, place in found if place}
+
+
+def _families(cloud: Cloud) -> list[tuple[str, str, str, str]]:
+    """(family, colour, dark colour, shape) of the families that occur, for a legend."""
+    names = dict.fromkeys(point.family or "?" for point in cloud.points)
+    return [(name, look(name).colour, look(name).dark, SHAPES[look(name).marker]) for name in names]

@@ -1,0 +1,99 @@
+"""`mlkv report`: tables, figures and one self-contained page, written whole from whatever has finished."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis import figures, tables
+from analysis.gather import Steps, of_sweep
+from analysis.page import duration, page
+from sweeps.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PNG_DPI = 300
+
+
+def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | None = None) -> list[Path]:
+    """Write the report of a sweep into `out_dir` and return the files, index.html first. Each file appears whole.
+
+    A figure without anything to draw (no score planned, nothing measured) is left out, and an older one removed.
+    Raises StoreError for an unknown sweep.
+    """
+    sweep = store.sweep(sweep_name, number)
+    steps = Steps(store, sweep.plan)
+    table = of_sweep(sweep, steps)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    contents = _tables(table) | _figures(table)
+    images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
+    shown = page(store, sweep, steps, table, out_dir)
+    contents = {"index.html": render(shown, images).encode(), **contents}
+    return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
+
+
+def _tables(table: pd.DataFrame) -> dict[str, bytes | None]:
+    return {
+        "results.csv": tables.csv(table).encode(),
+        "results.md": tables.markdown(table).encode(),
+        "results.tex": tables.latex(table).encode(),
+    }
+
+
+def _figures(table: pd.DataFrame) -> dict[str, bytes | None]:
+    drawn = {"pareto": figures.pareto_figure(table), "memory": figures.memory_figure(table)}
+    return {f"{name}.{kind}": _saved(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")}
+
+
+def _saved(figure: Figure | None, kind: str) -> bytes | None:
+    if figure is None:
+        return None
+    buffer = BytesIO()
+    undated = {"CreationDate": None} if kind == "pdf" else {}
+    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=undated)
+    return buffer.getvalue()
+
+
+def _put(path: Path, data: bytes | None) -> Path | None:
+    """Replace `path` by `data` in one step; with no data remove what an earlier report left there."""
+    if data is None:
+        path.unlink(missing_ok=True)
+        return None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return path
+
+
+def render(shown: Any, images: dict[str, bytes]) -> str:
+    """The page as HTML. Every value is escaped; the data block cannot end its script element."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["duration"] = duration
+    return environment.from_string(_template("report.html")).render(
+        page=shown,
+        css=Markup(_template("report.css")),
+        js=Markup(_template("report.js")),
+        data=Markup(script_json(shown.details)),
+        images={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in images.items()},
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script element, whatever the strings in it say."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _template(name: str) -> str:
+    return (files("analysis") / "templates" / name).read_text(encoding="utf-8")
