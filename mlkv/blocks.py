@@ -1,0 +1,161 @@
+"""Token blocks on disk: packing documents into rows of one length, and reading the rows back memory-mapped.
+
+Legend: `N` rows, `T` tokens of a row. A file is `N·T` little-endian uint16 (uint32 from 65,535 token ids up), row after
+row, and nothing else; the largest value of the type is padding, never a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.integer[Any]]
+
+SORTED_BLOCK = 2000
+"""Documents that `whole_documents` sorts by length at a time, as the MLKV authors did."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2") if vocab_size < 2**16 else np.dtype("<u4")
+
+
+def padding(dtype: np.dtype[Any]) -> int:
+    """The value that stands for "no token" in a row."""
+    return int(np.iinfo(dtype).max)
+
+
+class Packer(Protocol):
+    """Turns documents into rows of at most `length` tokens: `add` and `end` yield the rows that became full."""
+
+    def add(self, document: Tokens) -> Iterator[Tokens]: ...
+
+    def end(self) -> Iterator[Tokens]: ...
+
+
+@dataclass
+class StreamPacker:
+    """Documents end to end, cut every `length` tokens; what is left at the end is a shorter last row."""
+
+    length: int
+    _parts: list[Tokens] = field(default_factory=list)
+    _held: int = 0
+
+    def add(self, document: Tokens) -> Iterator[Tokens]:
+        self._parts.append(document)
+        self._held += len(document)
+        if self._held >= self.length:
+            stream = np.concatenate(self._parts)
+            whole = self._held - self._held % self.length
+            yield from stream[:whole].reshape(-1, self.length)
+            self._parts, self._held = [stream[whole:]], self._held - whole
+
+    def end(self) -> Iterator[Tokens]:
+        if self._held:
+            yield np.concatenate(self._parts)
+
+
+@dataclass
+class DocumentPacker:
+    """Whole documents, none split: each is cut to `length`, sorted by length within blocks of SORTED_BLOCK and put into
+    the open row while it fits (the packing of arXiv 2406.09297's code)."""
+
+    length: int
+    _block: list[Tokens] = field(default_factory=list)
+
+    def add(self, document: Tokens) -> Iterator[Tokens]:
+        self._block.append(document[: self.length])
+        if len(self._block) == SORTED_BLOCK:
+            yield from self.end()
+
+    def end(self) -> Iterator[Tokens]:
+        row: list[Tokens] = []
+        held = 0
+        for document in sorted(self._block, key=len):
+            if held + len(document) > self.length:
+                yield np.concatenate(row)
+                row, held = [], 0
+            row.append(document)
+            held += len(document)
+        if row:
+            yield np.concatenate(row)
+        self._block = []
+
+
+PACKERS = {"stream": StreamPacker, "whole_documents": DocumentPacker}
+
+
+class BlockWriter(AbstractContextManager["BlockWriter"]):
+    """Packs documents into rows of `length` tokens in `path`, pads short rows, and keeps the counts and the digest."""
+
+    def __init__(self, path: Path, packer: Packer, length: int, dtype: np.dtype[Any]) -> None:
+        self.packer, self.length, self.dtype = packer, length, dtype
+        self.rows = self.tokens = self.documents = 0
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Tokens) -> None:
+        self.documents += 1
+        for row_T in self.packer.add(document):
+            self._write(row_T)
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            for row_T in self.packer.end():
+                self._write(row_T)
+        self._file.close()
+
+    def _write(self, row_T: Tokens) -> None:
+        padded_T = np.full(self.length, padding(self.dtype), self.dtype)
+        padded_T[: len(row_T)] = row_T
+        data = padded_T.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self.rows += 1
+        self.tokens += len(row_T)
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "sha256": self._digest.hexdigest(),
+        }
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One split of a corpus: `rows_NT` memory-mapped, and the tokens in it, padding left out."""
+
+    rows_NT: NDArray[Any]
+    tokens: int
+
+    @property
+    def padding(self) -> int:
+        return padding(self.rows_NT.dtype)
+
+
+def read_manifest(corpus: Path) -> dict[str, Any]:
+    """What the corpus step wrote about `corpus`. Raises ValueError if that is no corpus directory."""
+    path = corpus / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"corpus = {corpus}: no manifest.json there")
+    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return manifest
+
+
+def open_blocks(corpus: Path, split: str) -> Blocks:
+    """The `train` or `heldout` rows of a corpus directory. Raises ValueError if the file is not as the manifest says."""
+    manifest = read_manifest(corpus)
+    path, counts, length = corpus / f"{split}.bin", manifest[split], manifest["sequence_length"]
+    dtype = np.dtype(manifest["dtype"])
+    if path.stat().st_size != counts["rows"] * length * dtype.itemsize:
+        raise ValueError(f"corpus = {corpus}: {path.name} is not {counts['rows']} rows of {length} tokens")
+    return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts["tokens"])
