@@ -30,10 +30,10 @@ class CorpusRecipe:
     source: Literal["python_stdlib", "text_files", "hf"] = "python_stdlib"
     files: tuple[str, ...] = how(())
     """Globs, for `text_files`; their content is what counts."""
-    dataset: str | None = None
+    dataset: str | None = how(None)
     subset: str | None = None
     split: str = "train"
-    revision: str | None = None
+    revision: str | None = how(None)
     text_column: str = "text"
     take: Positive | None = None
     """`hf`: the first n documents after a seeded shuffle."""

@@ -56,9 +56,11 @@ class DecoderShape:
         """Parameters of one key head and one value head together."""
         return 2 * self.head_dim * (self.width + self.attention_bias)
 
-    def widened_mlp(self, layout: KVLayout) -> int:
-        """MLP width once the parameters of the dropped KV heads are spread over all MLPs (arXiv 2406.09297's rule)."""
-        lost = (self.layers * self.heads - layout.budget) * self._kv_head_parameters // self.layers
+    def widened_mlp(self, layout: KVLayout, source: KVLayout | None = None) -> int:
+        """MLP width once the parameters of the KV heads dropped from `source` (MHA unless given) are spread over all
+        MLPs (arXiv 2406.09297's rule)."""
+        had = source.budget if source else self.layers * self.heads
+        lost = (had - layout.budget) * self._kv_head_parameters // self.layers
         matrices = 3 if self.gated_mlp else 2
         return self.mlp_width + round(lost / self.width) // matrices
 

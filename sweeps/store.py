@@ -171,7 +171,9 @@ class StepDir:
         ended = last.exit()
         if ended is None:
             return State("LOST", "its process vanished without a word", last.number, last.progress())
-        name: StateName = {"failed": "FAILED", "interrupted": "INTERRUPTED"}.get(ended["state"], "PENDING")  # type: ignore[assignment]
+        if ended["state"] == "done":  # its record was withdrawn
+            return State("PENDING", self._set_aside_reason(), last.number)
+        name: StateName = "FAILED" if ended["state"] == "failed" else "INTERRUPTED"
         return State(name, ended["reason"], last.number, last.progress())
 
     # Running it
@@ -271,6 +273,20 @@ class SavedSweep:
         """Where executors keep logs and job records of this plan."""
         return self.path / "submissions"
 
+    @property
+    def _cancel_file(self) -> Path:
+        return self.path / "cancel"
+
+    def request_cancel(self) -> None:
+        """Ask whoever runs this plan to stop; a later launch clears the request."""
+        self._cancel_file.touch()
+
+    def clear_cancel(self) -> None:
+        self._cancel_file.unlink(missing_ok=True)
+
+    def cancel_requested(self) -> bool:
+        return self._cancel_file.exists()
+
 
 class Store:
     def __init__(self, root: Path) -> None:
@@ -284,7 +300,9 @@ class Store:
             store.root.mkdir(parents=True, exist_ok=True)
             store.now()
         except OSError as error:
-            raise StoreError(f"store = {store.root}: cannot be written ({error.strerror}); set store= or MLKV_STORE") from None
+            raise StoreError(
+                f"store = {store.root}: cannot be written ({error.strerror}); set store= or MLKV_STORE"
+            ) from None
         return store
 
     def now(self) -> float:

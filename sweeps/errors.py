@@ -1,0 +1,18 @@
+"""Mistakes a user can make, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Names the field, the value and the valid choices; the command line prints it and exits with 2."""
+
+
+def choices(given: str, valid: Iterable[str]) -> str:
+    """`did you mean x? valid: a, b, x`, as the tail of a message."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(given, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}valid: {', '.join(names)}"

@@ -1,0 +1,73 @@
+"""The Hugging Face hub at plan time: which commit a branch is now, and the config.json of it. Never an invented hash."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import UserError
+
+WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+
+
+def model_commit(name: str, revision: str) -> str:
+    """The commit that `revision` of a model is at: asked of the hub, or read from the local cache when it is out of reach."""
+    return _commit("model", name, revision, "model.path=DIR")
+
+
+def dataset_commit(name: str, revision: str | None) -> str:
+    return _commit("dataset", name, revision or "main", "corpus.dataset=DIR")
+
+
+def _commit(kind: str, name: str, revision: str, instead: str) -> str:
+    if _is_commit(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UserError(f"{kind} {name} at {revision}: the hub has no such repository or revision") from None
+    except Exception:  # offline mode, and whatever the hub client's transport of the day raises
+        found = _cached_commit(kind, name, revision)
+    if found is None:
+        raise UserError(f"{kind} {name} at {revision}: the hub is out of reach and no copy is cached; set {instead}")
+    return found
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+
+
+def _cached_commit(kind: str, name: str, revision: str) -> str | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def model_config(name: str, commit: str) -> dict[str, Any]:
+    """The published config.json of a commit."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=commit)
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"model {name} at {commit}: the hub is out of reach and no copy is cached; set model.path=DIR"
+        ) from None
+    except EntryNotFoundError:
+        raise UserError(f"model {name} at {commit}: has no config.json") from None
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def fetch_model(name: str, commit: str) -> Path:
+    """A local directory with the model's files, downloaded unless cached. Offline where HF_HUB_OFFLINE says so."""
+    from huggingface_hub import snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE")
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(WEIGHTS), local_files_only=offline))

@@ -1,0 +1,178 @@
+"""Outside references → pinned facts: hub branch → commit, local files → digest, config.json → shape.
+
+The only part of planning that reads anything but conf/ and the store. What it finds enters step identities; where it was
+found does not. File digests are cached by path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlkv.documents import local_files
+from mlkv.families import layout_of, shape_of
+from mlkv.layout import KVLayout, mha
+from mlkv.recipes import CorpusRecipe
+from mlkv.shape import DecoderShape
+from mlkv.tasks import own_tasks
+from sweeps import hub
+from sweeps.config import ModelConfig
+from sweeps.errors import UserError
+from sweeps.files import read_json, sha256, write_json
+from sweeps.store import Store
+
+Pins = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model's facts: `pins` are its identity, `source` where to load it from (None: trained here)."""
+
+    shape: DecoderShape
+    layout: KVLayout
+    pins: Pins
+    source: dict[str, str] | None
+
+
+class Resolver:
+    """Resolves each distinct reference once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._models: dict[ModelConfig, Model] = {}
+        self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
+        self._lm_eval_tasks: set[str] | None = None
+        self._digests: dict[str, list[Any]] = read_json(store.cache("digests.json")) or {}
+
+    def model(self, config: ModelConfig) -> Model:
+        if config not in self._models:
+            self._models[config] = self._model(config)
+        return self._models[config]
+
+    def _model(self, config: ModelConfig) -> Model:
+        if config.decoder:
+            return Model(config.decoder, mha(config.decoder.layers, config.decoder.heads), {}, None)
+        if config.path:
+            return self._local(config.path)
+        assert config.hub
+        commit = hub.model_commit(config.hub, config.revision)
+        published = hub.model_config(config.hub, commit)
+        source = {"hub": config.hub, "revision": commit}
+        return Model(*_read_shape(published, config.hub), {"model": f"{config.hub}@{commit}"}, source)
+
+    def _local(self, given: str) -> Model:
+        directory = Path(given).expanduser()
+        if not (directory / "config.json").is_file():
+            raise UserError(f"model.path = {given}: no checkpoint there (a directory with config.json and weights)")
+        weights = [path for pattern in hub.WEIGHTS for path in directory.glob(pattern)]
+        if not any(path.suffix in (".safetensors", ".bin") for path in weights):
+            raise UserError(f"model.path = {given}: no weights there (*.safetensors or *.bin)")
+        pins = {"model": self._digest_of(weights)}
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
+
+    def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
+        """Pins of a corpus, and where its tokenizer comes from if it is the model's own."""
+        key = (recipe, model)
+        if key not in self._corpora:
+            self._corpora[key] = self._corpus(recipe, model)
+        return self._corpora[key]
+
+    def _corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
+        pins = {"text": self._text(recipe)}
+        if recipe.tokenizer == "train":
+            return pins, {}
+        source = self.model(model).source
+        if source is None:
+            raise UserError(f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train)")
+        return {**pins, "tokenizer": self.model(model).pins["model"]}, source
+
+    def _text(self, recipe: CorpusRecipe) -> str:
+        if recipe.source == "hf":
+            assert recipe.dataset
+            if Path(recipe.dataset).is_dir():
+                return self._digest_of(path for path in Path(recipe.dataset).rglob("*") if path.is_file())
+            return f"{recipe.dataset}@{hub.dataset_commit(recipe.dataset, recipe.revision)}"
+        try:
+            return self._digest_of_named(local_files(recipe))
+        except ValueError as error:
+            raise UserError(f"corpus.{error}") from None
+
+    def _digest_of(self, paths: Iterable[Path]) -> str:
+        return self._digest_of_named([(path.name, path) for path in sorted(paths)])
+
+    def _digest_of_named(self, named: Iterable[tuple[str, Path]]) -> str:
+        whole = hashlib.sha256()
+        for name, path in named:
+            whole.update(f"{name} {self._file_digest(path)}\n".encode())
+        return whole.hexdigest()
+
+    def _file_digest(self, path: Path) -> str:
+        facts = path.stat()
+        known = self._digests.get(str(path))
+        if known is None or known[:2] != [facts.st_size, facts.st_mtime_ns]:
+            known = [facts.st_size, facts.st_mtime_ns, sha256(path)]
+            self._digests[str(path)] = known
+        return known[2]
+
+    def check_task(self, task: str) -> None:
+        """Raises UserError for a task that neither conf/tasks nor the installed lm-eval knows."""
+        if uses_corpus(task):
+            return
+        if self._lm_eval_tasks is None:
+            self._lm_eval_tasks = _lm_eval_tasks(self._store.cache("lm_eval_tasks.json"))
+        if task not in self._lm_eval_tasks:
+            near = difflib.get_close_matches(task, [*self._lm_eval_tasks, *own_tasks()], n=5)
+            raise UserError(f"evaluate.tasks = {task}: lm-eval has no such task (near: {', '.join(near) or 'none'})")
+
+    def save(self) -> None:
+        """Keep the digests for the next plan."""
+        write_json(self._store.cache("digests.json"), self._digests)
+
+
+def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:
+    try:
+        return shape_of(config), layout_of(config)
+    except ValueError as error:
+        raise UserError(f"model {where}: {error}") from None
+
+
+def _lm_eval_tasks(cached: Path) -> set[str]:
+    """Names of lm-eval's tasks; listing them takes seconds, so they are kept per version."""
+    known = read_json(cached) or {}
+    installed = package_version("lm_eval")
+    if known.get("version") != installed:
+        from lm_eval.tasks import TaskManager
+
+        known = {"version": installed, "tasks": sorted(TaskManager().all_tasks)}
+        write_json(cached, known)
+    return set(known["tasks"])
+
+
+@cache
+def task_pins(task: str) -> Pins:
+    """A task of ours is pinned by its file, any other by the lm-eval that defines it."""
+    if task == "bits_per_byte":
+        return {}
+    own = own_tasks().get(task)
+    return {"lm_eval": package_version("lm_eval")} | ({"task": sha256(own)} if own else {})
+
+
+def uses_corpus(task: str) -> bool:
+    """Whether a task is made of the corpus's held-out documents."""
+    return task == "bits_per_byte" or task in own_tasks()
+
+
+@cache
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise UserError(f"{name} is not installed: pip install it, or install mlkv from its lock file") from None
