@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-"""One line of metrics.jsonl. `step` and `steps` (work done and in all) feed the progress view; the rest is the kind's own."""
+"""One line of metrics.jsonl. `step` and `steps` (work done and in all) feed the progress view, the rest is the kind's."""
 
 Outcome = dict[str, Any]
-"""What a step returns: "metrics", a list of {"metric", "value", "stderr", "n", …}, and "facts"; values finite or None."""
+"""What a step returns: "metrics" (rows of "metric", "value", "stderr", "n", …) and "facts". Values finite or None."""
 
 
 @dataclass(frozen=True)

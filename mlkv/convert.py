@@ -79,12 +79,15 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     """A new model with `base`'s weights merged into `layout`; `base` is left as it is.
 
     KV heads that need no merging are kept bit for bit, whatever the merge: with the base's own layout this is the
-    identity. Raises ValueError where an owner's head count does not divide those it is made from.
+    identity. Raises ValueError where an owner's head count does not divide those it is made from, or heads would be
+    added.
     """
     import torch
 
     from .hf import MLKVForCausalLM
 
+    if layout.budget > base.layout.budget:
+        raise ValueError(f"layout {layout.name}: the base has {base.layout.budget} KV heads, conversion cannot add any")
     shape = converted_shape(base.shape, layout, recipe.widening, base.layout)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()

@@ -58,7 +58,7 @@ COMPANIONS = (
 
 
 def shape_of(config: Config) -> DecoderShape:
-    """The decoder's shape from a parsed config.json. Raises ValueError for a family or variant that it does not cover."""
+    """The decoder's shape from a parsed config.json. Raises ValueError for a family or variant it does not cover."""
     if config.get("model_type") == OURS:
         return DecoderShape(**{f.name: config[f.name] for f in fields(DecoderShape) if f.name in config})
     family = _family_of(config)
@@ -105,7 +105,7 @@ def _activation(name: str) -> str:
 
 def _rotary(config: Config, family: Family) -> dict[str, float]:
     """Base and rotated fraction, from transformers 5's `rope_parameters` or the keys that older files use."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"rope_type = {kind}: only unscaled rotary positions (default) are supported")

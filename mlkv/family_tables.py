@@ -36,7 +36,7 @@ class Family:
     names: dict[str, str]
     """Our module → theirs; those of a layer start with a dot."""
     fused: Literal["per_head", "stacked"] | None = None
-    """Queries, keys and values in one matrix: interleaved per head `[H, 3, K, D]`, or one after the other `[3, H, K, D]`."""
+    """Queries, keys and values in one matrix: head by head `[H, 3, K, D]`, or one after the other `[3, H, K, D]`."""
     transposed: bool = False
     """Matrices inside layers are `[in, out]` (GPT-2's Conv1D)."""
     layout: Callable[[Config, DecoderShape], KVLayout] = field(default=lambda _, shape: mha(shape.layers, shape.heads))

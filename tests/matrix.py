@@ -1,7 +1,7 @@
-"""The one table of families × layouts that every model test runs over.
+"""The one table of families and layouts that every model test runs over.
 
 A new family is a row of FAMILY_CONFIGS, a new layout a row of LAYOUTS. Sizes are the smallest that still tell apart
-width, MLP width, heads × head width and the number of layers.
+width, MLP width, head width times heads and the number of layers.
 """
 
 from __future__ import annotations
