@@ -17,16 +17,17 @@ import pandas as pd
 from analysis import frame
 from analysis.cloud import clouds
 from analysis.gather import Steps
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, score_label
 from analysis.plot import Plot, lay_out
 from analysis.results import results, score_columns
-from analysis.tables import BASELINE_NOTES, Sheet, sheet, shown_scores
+from analysis.tables import Sheet, sheet, shown_scores
 from mlkv.layout import KVLayout
 from sweeps.store import SavedSweep, Store
 
 Json = dict[str, Any]
 KINDS = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
 LOG_LINES = 12
+_NOTES = {"untouched": "the base as it was", "mha": "the base, trained on equally"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _details(
     return [
         {
             "variant": variant["variant"],
-            "note": BASELINE_NOTES.get(variant["baseline"] or "", ""),
+            "note": _NOTES.get(variant["baseline"], ""),
             "family": variant["family"],
             "layout": _layout(variant).draw(),
             "facts": _facts(variant, rows[variant["variant"]]),
@@ -219,11 +220,12 @@ def _layout(variant: Json) -> KVLayout:
 
 
 def _score_labels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Shown scores first, then every other recorded one under its column's name."""
+    """(results column, metric, heading): shown scores first, then every other recorded one."""
     shown = shown_scores(table)
-    known = {name for name, _, _ in shown} | {f"{name}.{name}" for name, _, _ in shown}
-    others = [name for name in score_columns(results(table)) if name not in known]
-    return [*shown, *((name, name.rsplit(".", 1)[1], name.replace(".", " ")) for name in others)]
+    parts = [(name, *name.rsplit(".", 1)) for name in score_columns(results(table))]
+    others = [(name, metric, score_label(source, metric)) for name, source, metric in parts]
+    headed = {label for _, _, label in shown}
+    return [*shown, *(score for score in others if score[2] not in headed)]
 
 
 def _score(row: Json, name: str, metric: str, label: str) -> list[str]:

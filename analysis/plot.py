@@ -11,11 +11,12 @@ from analysis.cloud import Cloud, Point
 from analysis.style import look
 from analysis.ticks import byte_ticks, nice_ticks
 
-WIDTH, HEIGHT = 760.0, 430.0
+WIDTH, HEIGHT = 760.0, 520.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 24.0, 18.0, 52.0
 MOST_LABELS = 40
-_LETTER, _LINE = 7.4, 15.0
-"""Width of an average bold letter and height of a line at the page's 12.5 px label size."""
+_LETTER, _LINE = 7.8, 15.0
+"""Width of an average bold letter and height of a line at the page's 12.5 px label size; fonts differ, so a name is
+anchored on the side of its point."""
 
 SHAPES = {
     "s": "M-5,-5h10v10h-10z",
@@ -50,8 +51,17 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A text's baseline position, and which part of the text stands there: `start`, `middle` or `end`."""
+
+    x: float
+    y: float
+    anchor: str
+
+
+@dataclass(frozen=True)
 class Mark:
-    """A point as it is drawn; `label` is the lower-left corner of its name, or None where there is no room."""
+    """A point as it is drawn; `label` is where its name goes, or None where there is no room."""
 
     point: Point
     x: float
@@ -60,7 +70,7 @@ class Mark:
     shape: str
     colour: str
     dark: str
-    label: tuple[float, float] | None
+    label: Label | None
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,8 @@ def _marks(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> list[Mark]:
     return marks
 
 
-def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, tuple[float, float]]:
-    """Lower-left corners of the names that find room, front and baselines first."""
+def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, Label]:
+    """The names that find room, front and baselines first."""
     named = sorted(cloud.points, key=lambda p: (not p.on_front, p.baseline is None, p.x))[:MOST_LABELS]
     front = [(x_axis(p.x), y_axis(p.y)) for p in cloud.front]
     places = labels.place(
@@ -140,8 +150,17 @@ def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, tuple[float, 
         bounds=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         gap=8.0,
     )
-    found = zip(named, places, strict=True)
-    return {point.variant: (place[0], place[1] + _LINE) for point, place in found if place}
+    return {p.variant: _label(p, x_axis(p.x), place) for p, place in zip(named, places, strict=True) if place}
+
+
+def _label(point: Point, x: float, corner: tuple[float, float]) -> Label:
+    """The label whose estimated box has this top left corner."""
+    width, baseline = len(point.variant) * _LETTER, corner[1] + 0.76 * _LINE
+    if corner[0] >= x:
+        return Label(corner[0], baseline, "start")
+    if corner[0] + width <= x:
+        return Label(corner[0] + width, baseline, "end")
+    return Label(corner[0] + width / 2, baseline, "middle")
 
 
 def _families(cloud: Cloud) -> list[tuple[str, str, str, str]]:

@@ -21,7 +21,7 @@ from analysis.results import results
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-BASELINE_NOTES = {"untouched": "untouched base", "mha": "base trained on equally"}
+BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
 _ARROW = {True: "↑", False: "↓"}
 _PLAIN = Metric("", higher_is_better=True, digits=3)
 
