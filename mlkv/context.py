@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-"""One line of metrics.jsonl. `step` and `steps` (work done and in all) feed the progress view, the rest is the kind's."""
+"""One line of metrics.jsonl. `step` and `steps` (done, in all) feed the progress view; the rest is the kind's own."""
 
 Outcome = dict[str, Any]
 """What a step returns: "metrics" (rows of "metric", "value", "stderr", "n", …) and "facts". Values finite or None."""
