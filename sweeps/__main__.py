@@ -1,4 +1,4 @@
-"""Plain Hydra: `python -m sweeps layout=mqa`, and with `-m` a multirun, both through the same planner as `mlkv sweep`."""
+"""Plain Hydra: `python -m sweeps layout=mqa`, with `-m` a multirun; both go through the planner of `mlkv sweep`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from sweeps.completion import enable
 
         enable(parser)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     try:
         sys.exit(options.run(options))
     except ValueError as error:
@@ -41,6 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("mlkv: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Like parse_args, but options may stand between overrides."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _is_users(error: ValueError) -> bool:
@@ -58,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
     _with_overrides(commands, "sweep", sweep, "plan a sweep, run what is missing, draw its results")
     _with_overrides(commands, "plan", plan, "show what a sweep consists of and what is missing; touch nothing")
-    one = _with_overrides(commands, "run", run, "run one step in the foreground")
+    one = _command(commands, "run", run, "run one step in the foreground")
     one.add_argument("target", help="a kind (the plan's only missing step of it) or a step id", metavar="KIND|STEP")
+    _add_overrides(one)
     state = _of_sweep(commands, "status", status, "where the steps of a sweep stand", optional=True)
     state.add_argument("--verify", action="store_true", help="read every output and set aside what is corrupt")
     of_variant = _of_sweep(commands, "why", why, "what a variant waits for, or why it failed")
@@ -86,17 +97,25 @@ def _command(commands: Any, name: str, function: Command, help: str) -> argparse
 
 
 def _with_overrides(commands: Any, name: str, function: Command, help: str) -> argparse.ArgumentParser:
-    parser = _with_store(commands, name, function, help)
+    parser = _command(commands, name, function, help)
+    _add_overrides(parser)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides", metavar="KEY=VALUE")
     parser.add_argument("--config-dir", type=Path, help="a directory of your own configurations, shaped like conf/")
-    return parser
+    _add_store(parser)
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    default = Path(os.environ.get("MLKV_STORE", "store"))
+    parser.add_argument("--store", type=Path, default=default, help="default: MLKV_STORE or ./store")
 
 
 def _with_store(commands: Any, name: str, function: Command, help: str) -> argparse.ArgumentParser:
     parser = _command(commands, name, function, help)
-    parser.add_argument(
-        "--store", type=Path, default=Path(os.environ.get("MLKV_STORE", "store")), help="default: MLKV_STORE or ./store"
-    )
+    _add_store(parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Shell completion of overrides: groups, their options and config keys. `eval "$(register-python-argcomplete mlkv)"`."""
+"""Shell completion of overrides: groups, their options, config keys (`register-python-argcomplete mlkv`)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ def complete_override(prefix: str, **_: Any) -> list[str]:
     composer = Composer()
     key, equals, value = prefix.partition("=")
     if equals:
-        chosen, comma, _ = value.rpartition(",")
+        chosen, comma, _last = value.rpartition(",")
         return [f"{key}={chosen}{comma}{option}" for option in composer.options(key)]
-    group, dot, _ = key.partition(".")
+    group, dot, _rest = key.partition(".")
     if dot and group in composer.groups:
-        values = composer([]).get(group) or {}
-        return [f"{group}.{name}=" for name in values]
-    return [f"{name}=" for name in composer.groups] + [f"{name}." for name in composer.groups] + ["name="]
+        return [f"{group}.{key}=" for key in composer([]).get(group) or {}]
+    return [f"{name}{mark}" for name in composer.groups for mark in "=."] + ["name="]
 
 
 def complete_sweep(parsed_args: argparse.Namespace, **_: Any) -> list[str]:

@@ -67,10 +67,7 @@ class LayoutConfig:
             return [self._explicit(heads)]
         if self.budget is not None:
             return [layout for layout in of_budget(self.pattern, self.budget, layers, heads) if self._admits(layout)]
-        if self.factor is not None:
-            kv_layers = len(set(cla(layers, self.factor)))
-        else:
-            kv_layers = self.kv_layers or layers
+        kv_layers = len(set(cla(layers, self.factor))) if self.factor else self.kv_layers or layers
         if isinstance(self.kv_heads, tuple):
             return [KVLayout(PATTERNS[self.pattern](layers, kv_layers), self.kv_heads, heads)]
         return [make(self.pattern, layers, heads, kv_layers, self.kv_heads or heads)]

@@ -74,7 +74,7 @@ def _encode(value: Any) -> str:
 def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
     """The command line wins over the grid: by the same key, its group, a key zipped with it, or a layout budget."""
     partners = next((group for group in sweep.zipped if key in group), (key,))
-    replaced = {partner for partner in partners} | {key.partition(".")[0]}
+    replaced = set(partners) | {key.partition(".")[0]}
     return bool(replaced & named) or (key.startswith("layout.") and "layout.budget" in named)
 
 

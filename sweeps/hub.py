@@ -1,4 +1,4 @@
-"""The Hugging Face hub at plan time: which commit a branch is now, and the config.json of it. Never an invented hash."""
+"""The Hugging Face hub at plan time: which commit a branch is now, and its config.json. Never an invented hash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
 
 
 def model_commit(name: str, revision: str) -> str:
-    """The commit that `revision` of a model is at: asked of the hub, or read from the local cache when it is out of reach."""
+    """The commit that `revision` is at: asked of the hub, or read from the local cache when the hub is out of reach."""
     return _commit("model", name, revision, "model.path=DIR")
 
 

@@ -1,7 +1,7 @@
 """Which steps share a process, and which jobs wait for which. Pure.
 
-Cheap steps ride with their consumer: a conversion with its uptraining, the evaluations of a checkpoint with what made it.
-A base is waited for by many, so nothing rides with it. All measurements share one process that runs alone.
+Cheap steps ride with their consumer: a conversion with its uptraining, the evaluations of a checkpoint with what made
+it. A base is waited for by many, so nothing rides with it. All measurements share one process that runs alone.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     """Steps that are not done, parents first. Failed ones and what descends from them wait for `retry`."""
     if retry:
         return [step for id, step in graph.items() if states[id].name != "DONE"]
-    blocked = blockers(plan, states)
+    blocked = blockers(graph, states)
     finished = ("DONE", "FAILED")
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 

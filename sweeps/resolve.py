@@ -1,7 +1,7 @@
 """Outside references → pinned facts: hub branch → commit, local files → digest, config.json → shape.
 
-The only part of planning that reads anything but conf/ and the store. What it finds enters step identities; where it was
-found does not. File digests are cached by path, size and time of change.
+The only part of planning that reads anything but conf/ and the store. What it finds enters step identities; where it
+was found does not. File digests are cached by path, size and time of change.
 """
 
 from __future__ import annotations

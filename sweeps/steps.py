@@ -1,8 +1,8 @@
 """The step kinds: what identifies each, what it needs, and the mlkv function it calls.
 
-A step's id is the hash of what it is: kind, schema version, config slice, parents and pinned outside facts. Bump a kind's
-schema version when its code changes what comes out. A recipe field added later declares `metadata={"neutral": value}`:
-at that value it stays out of the hash, so older ids keep their meaning.
+A step's id is the hash of what it is: kind, schema version, config slice, parents and pinned outside facts. Bump a
+kind's schema version when its code changes what comes out. A recipe field added later declares a neutral value in its
+metadata: at that value it stays out of the hash, so older ids keep their meaning.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _local_model(source: dict[str, str]) -> Path:
 
 @dataclass(frozen=True)
 class StepKind:
-    """`schema` is the version of what a step of this kind means; `run` makes its output and returns metrics and facts."""
+    """`schema` is the version of what a step of this kind means; `run` makes the output, returns metrics and facts."""
 
     schema: int
     run: Callable[[Json, Json, Inputs, Path, Context], Json]

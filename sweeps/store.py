@@ -1,7 +1,7 @@
 """The store: a directory that holds every step ever run, shared by all sweeps, machines and users.
 
-Plain files made for NFS. A step's record (`done.json`) is written last; a finished step is never modified. A claim is an
-exclusively created file kept alive by a heartbeat; a stale one is taken over by renaming it. Losing a race costs a
+Plain files made for NFS. A step's record (`done.json`) is written last; a finished step is never modified. A claim is
+an exclusively created file kept alive by a heartbeat; a stale one is taken over by renaming it. Losing a race costs a
 duplicate attempt, never a corrupt step. Nothing outside this module knows a path inside the store.
 """
 
@@ -150,9 +150,9 @@ class StepDir:
     def attempt(self) -> Attempt | None:
         """The attempt that won, or the latest one."""
         attempts = self.attempts()
-        record = self.record() or {}
-        winners = [attempt for attempt in attempts if attempt.number == record.get("attempt")]
-        return (winners or attempts or [None])[-1]
+        won = (self.record() or {}).get("attempt")
+        winners = [attempt for attempt in attempts if attempt.number == won] or attempts
+        return winners[-1] if winners else None
 
     def metrics(self) -> list[Json]:
         attempt = self.attempt()
@@ -368,7 +368,8 @@ class Store:
         path = self.root / "sweeps" / name / str(number or numbers[-1])
         with (path / "variants.jsonl").open(encoding="utf-8") as file:
             variants = [json.loads(line) for line in file]
-        return SavedSweep(name, int(path.name), path, read_json(path / "plan.json"), variants)
+        plan: Json = json.loads((path / "plan.json").read_text(encoding="utf-8"))
+        return SavedSweep(name, int(path.name), path, plan, variants)
 
     # Code
     @cached_property

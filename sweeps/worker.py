@@ -1,7 +1,7 @@
 """Runs steps in order: `python -m sweeps.worker STORE STEP…`, the one path for this machine and for SLURM.
 
-A supervisor, light and hard to kill, around a child that computes (sweeps.child). It claims a step, keeps the claim alive,
-passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted.
+A supervisor, light and hard to kill, around a child that computes (sweeps.child). It claims a step, keeps the claim
+alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Child:
     def ask(self, step: str, attempt: int) -> None:
         if self._process is None or self._process.poll() is not None:
             self._start()
-        assert self._process and self._process.stdin
+        assert self._process
+        assert self._process.stdin
         self._process.stdin.write(json.dumps({"step": step, "attempt": attempt}) + "\n")
         self._process.stdin.flush()
 
@@ -211,7 +212,7 @@ def _environment() -> dict[str, Any]:
             continue
     return {
         "host": socket.gethostname(),
-        "device": ",".join(_visible_gpus()) and f"cuda:{','.join(_visible_gpus())}" or platform.machine(),
+        "device": f"cuda:{','.join(gpus)}" if (gpus := _visible_gpus()) else platform.machine(),
         "versions": versions,
     }
 
