@@ -9,8 +9,7 @@ import pandas as pd
 from analysis import frame, pareto
 from analysis.frame import Row
 from analysis.metrics import Metric, metric
-from analysis.results import results
-from analysis.tables import shown_scores
+from analysis.results import Shown, shown_scores
 
 
 @dataclass(frozen=True)
@@ -50,35 +49,33 @@ class Cloud:
         return f"{self.label} ({unit}{better} is better)"
 
 
-def clouds(table: pd.DataFrame) -> list[Cloud]:
+def clouds(pivot: pd.DataFrame) -> list[Cloud]:
     """A cloud for each score that is shown, the main axis first. Raises ValueError for an unknown direction."""
-    rows = frame.records(results(table))
-    return [_cloud(rows, score, metric(name), label) for score, name, label in shown_scores(table)]
+    rows = frame.records(pivot)
+    return [_cloud(rows, score) for score in shown_scores(pivot)]
 
 
-def main_cloud(table: pd.DataFrame) -> Cloud | None:
+def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
     """The cloud of the sweep's main quality axis, or None where the plan names no score. Raises ValueError."""
-    shown = shown_scores(table)
-    if not shown:
-        return None
-    score, name, label = shown[0]
-    return _cloud(frame.records(results(table)), score, metric(name), label)
+    shown = shown_scores(pivot)
+    return _cloud(frame.records(pivot), shown[0]) if shown else None
 
 
-def _cloud(rows: list[Row], score: str, scored: Metric, label: str) -> Cloud:
-    drawn = [row for row in rows if row[score] is not None and row["kv_bytes_per_token"]]
+def _cloud(rows: list[Row], score: Shown) -> Cloud:
+    scored, column = metric(score.metric), score.column
+    drawn = [row for row in rows if row[column] is not None and row["kv_bytes_per_token"]]
     contenders = [row for row in drawn if row["baseline"] != "untouched"]
     costs = [row["kv_bytes_per_token"] for row in contenders]
-    scores = [row[score] for row in contenders]
+    scores = [row[column] for row in contenders]
     on_front = pareto.front(costs, scores, higher_is_better=scored.higher_is_better)
     leaders = pareto.dominated_by(costs, scores, higher_is_better=scored.higher_is_better)
     standing = {
         row["variant"]: (on, None if leader is None else contenders[leader]["variant"])
         for row, on, leader in zip(contenders, on_front, leaders, strict=True)
     }
-    points = [_point(row, score, scored, *standing.get(row["variant"], (False, None))) for row in drawn]
-    missing = {row["variant"]: row[f"{score}_missing"] or "no KV bytes" for row in rows if row not in drawn}
-    return Cloud(score, label, scored, points, missing)
+    points = [_point(row, column, scored, *standing.get(row["variant"], (False, None))) for row in drawn]
+    missing = {row["variant"]: row[f"{column}_missing"] or "no KV bytes" for row in rows if row not in drawn}
+    return Cloud(column, score.label, scored, points, missing)
 
 
 def _point(row: Row, score: str, scored: Metric, on_front: bool, dominated_by: str | None) -> Point:

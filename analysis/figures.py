@@ -59,14 +59,14 @@ def new_figure() -> tuple[Figure, Axes]:
         return figure, figure.add_subplot()
 
 
-def pareto_figure(table: pd.DataFrame) -> Figure | None:
+def pareto_figure(pivot: pd.DataFrame) -> Figure | None:
     """Main quality axis against KV bytes per token of every variant that has it, or None where no score is planned.
 
     Raises ValueError for a main axis of unknown direction.
     """
     import matplotlib
 
-    cloud = main_cloud(table)
+    cloud = main_cloud(pivot)
     if cloud is None:
         return None
     with matplotlib.rc_context(STYLE):

@@ -17,10 +17,10 @@ import pandas as pd
 from analysis import frame
 from analysis.cloud import clouds
 from analysis.gather import Steps
-from analysis.metrics import METRICS, score_label
+from analysis.metrics import METRICS
 from analysis.plot import Plot, lay_out
-from analysis.results import results, score_columns
-from analysis.tables import Sheet, sheet, shown_scores
+from analysis.results import Shown, other_scores, shown_scores
+from analysis.tables import Sheet, sheet
 from mlkv.layout import KVLayout
 from sweeps.store import SavedSweep, Store
 
@@ -94,7 +94,7 @@ class Page:
         return sum(state == "DONE" for state in self.sheet.states)
 
 
-def page(store: Store, sweep: SavedSweep, steps: Steps, table: pd.DataFrame, out_dir: Path) -> Page:
+def page(store: Store, sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, out_dir: Path) -> Page:
     """The page of a sweep; links lead from `out_dir` to the store's log files."""
     plan = sweep.plan
     configs = [flatten(variant["config"]) for variant in sweep.variants]
@@ -105,14 +105,14 @@ def page(store: Store, sweep: SavedSweep, steps: Steps, table: pd.DataFrame, out
         number=sweep.number,
         created=plan["created"],
         command=" ".join(plan.get("command", [])),
-        sheet=sheet(table),
+        sheet=sheet(pivot),
         variants=[variant["variant"] for variant in sweep.variants],
-        plots=[plot for cloud in clouds(table) if (plot := lay_out(cloud))],
+        plots=[plot for cloud in clouds(pivot) if (plot := lay_out(cloud))],
         progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],
         failures=list(_failures(plan["steps"], steps, links)),
         common=sorted(common.items()),
         provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
-        details=_details(sweep, configs, common, steps, table, links),
+        details=_details(sweep, configs, common, steps, pivot, links),
     )
 
 
@@ -192,12 +192,12 @@ def _details(
     configs: list[dict[str, str]],
     common: dict[str, str],
     steps: Steps,
-    table: pd.DataFrame,
+    pivot: pd.DataFrame,
     links: Links,
 ) -> list[Json]:
     """What the page shows when a variant is chosen."""
-    rows = {row["variant"]: row for row in frame.records(results(table))}
-    labels = _score_labels(table)
+    rows = {row["variant"]: row for row in frame.records(pivot)}
+    scores = [*shown_scores(pivot), *other_scores(pivot)]
     return [
         {
             "variant": variant["variant"],
@@ -205,7 +205,7 @@ def _details(
             "family": variant["family"],
             "layout": _layout(variant).draw(),
             "facts": _facts(variant, rows[variant["variant"]]),
-            "scores": [_score(rows[variant["variant"]], name, metric, label) for name, metric, label in labels],
+            "scores": [_score(rows[variant["variant"]], score) for score in scores],
             "overrides": [f"{key}={value}" for key, value in variant["overrides"].items()],
             "config": sorted(f"{key} = {value}" for key, value in config.items() - common.items()),
             "steps": [_step(kind, task, step, steps, links) for kind, task, step in variant_steps(variant)],
@@ -219,22 +219,12 @@ def _layout(variant: Json) -> KVLayout:
     return KVLayout(tuple(layout["kv_source_layers"]), tuple(layout["kv_heads"]), layout["heads"])
 
 
-def _score_labels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(results column, metric, heading): shown scores first, then every other recorded one."""
-    shown = shown_scores(table)
-    parts = [(name, *name.rsplit(".", 1)) for name in score_columns(results(table))]
-    others = [(name, metric, score_label(source, metric)) for name, source, metric in parts]
-    headed = {label for _, _, label in shown}
-    return [*shown, *(score for score in others if score[2] not in headed)]
-
-
-def _score(row: Json, name: str, metric: str, label: str) -> list[str]:
+def _score(row: Json, score: Shown) -> list[str]:
     """Label, printed value, and why there is none."""
-    if row[name] is None:
-        return [label, "", row[f"{name}_missing"]]
-    known = METRICS.get(metric)
-    text = known.text(row[name], row[f"{name}_stderr"]) if known else f"{row[name]:.4g}"
-    return [label, text, ""]
+    value, metric = row[score.column], METRICS.get(score.metric)
+    if value is None:
+        return [score.label, "", row[f"{score.column}_missing"]]
+    return [score.label, metric.text(value, row[f"{score.column}_stderr"]) if metric else f"{value:.4g}", ""]
 
 
 def _facts(variant: Json, row: Json) -> list[list[str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import figures, tables
 from analysis.gather import Steps, of_sweep
 from analysis.page import duration, page
+from analysis.results import results
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -33,23 +34,24 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     steps = Steps(store, sweep.plan)
     table = of_sweep(sweep, steps)
     out_dir.mkdir(parents=True, exist_ok=True)
-    contents = _tables(table) | _figures(table)
+    pivot = results(table)
+    contents = _tables(pivot) | _figures(table, pivot)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
-    shown = page(store, sweep, steps, table, out_dir)
+    shown = page(store, sweep, steps, pivot, out_dir)
     contents = {"index.html": render(shown, images).encode(), **contents}
     return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
 
 
-def _tables(table: pd.DataFrame) -> dict[str, bytes | None]:
+def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
     return {
-        "results.csv": tables.csv(table).encode(),
-        "results.md": tables.markdown(table).encode(),
-        "results.tex": tables.latex(table).encode(),
+        "results.csv": tables.csv(pivot).encode(),
+        "results.md": tables.markdown(pivot).encode(),
+        "results.tex": tables.latex(pivot).encode(),
     }
 
 
-def _figures(table: pd.DataFrame) -> dict[str, bytes | None]:
-    drawn = {"pareto": figures.pareto_figure(table), "memory": figures.memory_figure(table)}
+def _figures(table: pd.DataFrame, pivot: pd.DataFrame) -> dict[str, bytes | None]:
+    drawn = {"pareto": figures.pareto_figure(pivot), "memory": figures.memory_figure(table)}
     return {f"{name}.{kind}": _saved(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")}
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis import frame
 from analysis.frame import Row
+from analysis.metrics import score_label
 
 _TRUSTED = ("DONE", "PUBLISHED")
 _URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
@@ -23,8 +25,8 @@ Score = tuple[float | None, float | None, str | None]
 
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per variant in plan order. `quality` is the sweep's main axis (`quality_metric` names it), `accuracy` the
-    mean over the sweep's list of (task, metric) with stderr √(Σse²)/n; either is empty unless all of it is there.
+    """A row per variant in plan order. `quality` is the sweep's main axis (`quality_score` names its column),
+    `accuracy` the mean over `accuracy_parts` with stderr √(Σse²)/n; either is empty unless all of it is there.
     """
     by_variant: dict[str, list[Row]] = {}
     for row in frame.records(table):
@@ -35,9 +37,38 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
     return frame.make(rows, {name: _dtype(name) for name in _columns(scores)})
 
 
-def score_columns(table: pd.DataFrame) -> list[str]:
-    """The per-task and per-training score columns of a results table: `arc_easy.acc`, `uptrain.loss`."""
-    return [name.removesuffix("_missing") for name in map(str, table) if name.endswith("_missing") and "." in name]
+@dataclass(frozen=True)
+class Shown:
+    """A score that readers are shown: its column in the pivot, its metric, and its heading."""
+
+    column: str
+    metric: str
+    label: str
+
+
+def shown_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """The main axis, the accuracy and its parts, as the plan names them; empty where it names none."""
+    if pivot.empty:
+        return []
+    axis, parts = pivot["quality_score"].iloc[0], pivot["accuracy_parts"].iloc[0]
+    columns = [] if parts is pd.NA else str(parts).split()
+    mean = [Shown("accuracy", "accuracy", f"mean of {len(columns)}")] if columns else []
+    own_axis = [] if axis == "accuracy" else [_shown(str(axis), "quality")]
+    if mean and not own_axis:
+        mean = [Shown("quality", "accuracy", mean[0].label)]
+    return [*own_axis, *mean, *map(_shown, columns)]
+
+
+def other_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """Every other recorded score: further metrics of the tasks, training losses."""
+    names = [name.removesuffix("_missing") for name in map(str, pivot) if name.endswith("_missing") and "." in name]
+    shown = {score.label for score in shown_scores(pivot)}
+    return [score for score in map(_shown, names) if score.label not in shown]
+
+
+def _shown(name: str, column: str | None = None) -> Shown:
+    source, metric = name.rsplit(".", 1)
+    return Shown(column or name, metric, score_label(source, metric))
 
 
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
@@ -51,12 +82,13 @@ def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
 
 _LEADING = {
     **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
-    "quality_metric": "string",
+    "quality_score": "string",
     "quality": "Float64",
     "quality_stderr": "Float64",
     "quality_missing": "string",
     "quality_vs_untouched": "Float64",
     "quality_vs_mha": "Float64",
+    "accuracy_parts": "string",
     "accuracy": "Float64",
     "accuracy_stderr": "Float64",
     "accuracy_missing": "string",
@@ -83,16 +115,22 @@ def _dtype(column: str) -> str:
 
 def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
-    row |= _score("accuracy", _mean([r for r in rows if r["in_accuracy"]]))
+    parts = [r for r in rows if r["in_accuracy"]]
     axis = [r for r in rows if r["in_axis"]]
+    row["accuracy_parts"] = " ".join(_column(r) for r in parts) or None
+    row |= _score("accuracy", _mean(parts))
+    row["quality_score"] = _column(axis[0]) if axis else "accuracy"
     row |= _score(
         "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
     )
-    row["quality_metric"] = axis[0]["metric"] if axis else "accuracy"
     for name, key in scores.items():
         row |= _score(name, _single([r for r in rows if (r["kind"], r["task"], r["metric"]) == key]))
     row["state"], row["reason"] = _overall(rows)
     return row | _cost(rows)
+
+
+def _column(row: Row) -> str:
+    return f"{row['task'] or row['kind']}.{row['metric']}"
 
 
 def _score(name: str, score: Score) -> Row:

@@ -1,4 +1,4 @@
-"""The results table for readers: Markdown, LaTeX (booktabs), CSV and the terminal, all from the long table.
+"""The results table for readers: Markdown, LaTeX (booktabs), CSV and the terminal, from the pivot (results.py).
 
 A score is printed as value ± standard error, the best variant in bold (baselines do not compete), with its difference
 from both baselines. A cell without a number says why, in a word in the cell and in full below the table.
@@ -15,8 +15,8 @@ import pandas as pd
 
 from analysis import frame
 from analysis.frame import Row
-from analysis.metrics import METRICS, Metric, score_label
-from analysis.results import results
+from analysis.metrics import METRICS, Metric
+from analysis.results import Shown, shown_scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,17 +56,17 @@ class Sheet:
         return [f"{reason}: {', '.join(variants)}" for reason, variants in reasons.items()]
 
 
-def sheet(table: pd.DataFrame) -> Sheet:
+def sheet(pivot: pd.DataFrame) -> Sheet:
     """The results table of a sweep: layout, KV bytes per token, main axis with its differences, accuracy, its tasks."""
-    rows = frame.records(results(table))
+    rows = frame.records(pivot)
     columns: list[tuple[str, list[Cell]]] = [
         ("variant", [Cell(_variant_text(row)) for row in rows]),
         ("KV layers", [_count(row["kv_layers"]) for row in rows]),
         ("KV heads/layer", [_heads(row["kv_heads"]) for row in rows]),
         ("KV bytes/token", [_count(row["kv_bytes_per_token"]) for row in rows]),
     ]
-    for name, metric_name, label in shown_scores(table):
-        columns += _score_columns(rows, name, metric_name, label)
+    for score in shown_scores(pivot):
+        columns += _score_columns(rows, score)
     return Sheet(
         headers=[header for header, _ in columns],
         rows=[list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)],
@@ -75,24 +75,15 @@ def sheet(table: pd.DataFrame) -> Sheet:
     )
 
 
-def shown_scores(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(results column, metric, heading) of what a reader is shown: the main axis, the accuracy and its parts."""
-    parts = table[table["in_accuracy"].fillna(False)][["task", "metric"]].drop_duplicates().itertuples(index=False)
-    axis = table[table["in_axis"].fillna(False)][["task", "metric"]].drop_duplicates().itertuples(index=False)
-    shown = [("quality", metric, score_label(task, metric)) for task, metric in axis]
-    scores = [(f"{task}.{metric}", metric, score_label(task, metric)) for task, metric in parts]
-    mean = [("accuracy" if shown else "quality", "accuracy", f"mean of {len(scores)}")] if scores else []
-    return [*shown, *mean, *scores]
-
-
-def _score_columns(rows: list[Row], name: str, metric_name: str, label: str) -> list[tuple[str, list[Cell]]]:
-    metric = METRICS.get(metric_name, _PLAIN)
-    header = f"{label} {_ARROW[metric.higher_is_better]}" if metric_name in METRICS else label
-    best = _best(rows, name, metric) if metric_name in METRICS else None
-    columns = [(header, [_value(row, name, metric, best) for row in rows])]
+def _score_columns(rows: list[Row], score: Shown) -> list[tuple[str, list[Cell]]]:
+    name, metric = score.column, METRICS.get(score.metric)
+    printed = metric or _PLAIN
+    header = f"{score.label} {_ARROW[metric.higher_is_better]}" if metric else score.label
+    best = _best(rows, name, metric) if metric else None
+    columns = [(header, [_value(row, name, printed, best) for row in rows])]
     for baseline in ("untouched", "mha") if name == "quality" else ():
         if any(row["baseline"] == baseline for row in rows):
-            columns.append((f"Δ {baseline}", [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]))
+            columns.append((f"Δ {baseline}", [_difference(row, f"{name}_vs_{baseline}", printed) for row in rows]))
     return columns
 
 
@@ -135,13 +126,13 @@ def _heads(text: str | None) -> Cell:
     return Cell(text or "", float(text) if text and text.isdigit() else None)
 
 
-def csv(table: pd.DataFrame) -> str:
+def csv(pivot: pd.DataFrame) -> str:
     """The pivot at full precision, one line per variant."""
-    return str(results(table).to_csv(index=False, lineterminator="\n"))
+    return str(pivot.to_csv(index=False, lineterminator="\n"))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    printed = sheet(table)
+def markdown(pivot: pd.DataFrame) -> str:
+    printed = sheet(pivot)
     lines = [
         _markdown_line(printed.headers),
         _markdown_line(["---", *["---:"] * (len(printed.headers) - 1)]),
@@ -181,9 +172,9 @@ _LATEX = {
 }
 
 
-def latex(table: pd.DataFrame) -> str:
+def latex(pivot: pd.DataFrame) -> str:
     """A booktabs `tabular`; needs \\usepackage{booktabs} and nothing else. Leading baselines stand above a rule."""
-    printed = sheet(table)
+    printed = sheet(pivot)
     body = [_latex_line([_latex_cell(cell) for cell in row]) for row in printed.rows]
     after = printed.baselines.count(None) and next(i for i, b in enumerate(printed.baselines) if b is None)
     if after and None not in printed.baselines[:after]:
@@ -218,13 +209,13 @@ def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
 
 
-def render_terminal(table: pd.DataFrame, title: str | None = None) -> RenderableType:
+def render_terminal(pivot: pd.DataFrame, title: str | None = None) -> RenderableType:
     """The table for a rich console, reasons for empty cells below it."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    printed = sheet(table)
+    printed = sheet(pivot)
     rendered = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
     for i, header in enumerate(printed.headers):
         rendered.add_column(header, justify="right" if i else "left", no_wrap=i == 0)
