@@ -77,7 +77,7 @@ class KVLayout:
     def family(self) -> str:
         """The field's name for this layout: MHA, MQA, GQA, MLKV, CLA, …; `Custom` where no published rule makes it."""
         if self.kv_layers == self.layers:
-            uniform = {self.heads: "MHA", 1: "MQA"}.get(self.kv_heads[0], "GQA")
+            uniform = {1: "MQA", self.heads: "MHA"}.get(self.kv_heads[0], "GQA")
             return uniform if len(set(self.kv_heads)) == 1 else "Custom"
         for label, pattern in _FAMILIES.items():
             try:

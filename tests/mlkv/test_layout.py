@@ -1,0 +1,214 @@
+"""Layouts: every pattern against its definition, every broken rule by name, budgets against brute force."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlkv.layout import PATTERNS, KVLayout, cla, divisors, make, mha, of_budget
+
+LAYERS = st.integers(1, 40)
+HEADS = st.sampled_from([1, 2, 4, 6, 12, 32])
+
+
+def owners(pattern: str, layers: int, kv_layers: int) -> tuple[int, ...]:
+    return make(pattern, layers, 1, kv_layers, 1).owners
+
+
+@given(st.data(), st.sampled_from(list(PATTERNS)), LAYERS, HEADS)
+def test_a_pattern_makes_the_layout_asked_for_or_says_which_sizes_it_takes(
+    data: st.DataObject, pattern: str, layers: int, heads: int
+) -> None:
+    kv_layers = data.draw(st.integers(-1, layers + 2))
+    kv_heads = data.draw(st.sampled_from(divisors(heads)))
+    try:
+        layout = make(pattern, layers, heads, kv_layers, kv_heads)
+    except ValueError as error:
+        assert f"layout.kv_layers = {kv_layers}" in str(error)
+        assert pattern in str(error)
+        return
+    assert (layout.layers, layout.kv_layers, layout.budget) == (layers, kv_layers, kv_layers * kv_heads)
+    assert sum(layout.group_sizes) == layers
+    assert list(layout.kv_source_layers) == sorted(layout.kv_source_layers), "each layer reads the nearest owner below"
+
+
+@given(LAYERS, st.data())
+def test_even_groups_differ_by_at_most_one_layer(layers: int, data: st.DataObject) -> None:
+    kv_layers = data.draw(st.integers(1, layers))
+    sizes = make("even", layers, 1, kv_layers, 1).group_sizes
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kv_layers", "expected"),
+    [(12, tuple(range(12))), (4, (0, 3, 6, 9)), (6, (0, 2, 4, 6, 8, 10)), (2, (0, 6)), (1, (0,))],
+)
+def test_even_places_owners_where_the_published_models_have_them(kv_layers: int, expected: tuple[int, ...]) -> None:
+    assert owners("even", 12, kv_layers) == expected
+
+
+def test_even_differs_from_the_published_rule_only_by_float_rounding() -> None:
+    def published(layers: int, kv_layers: int) -> tuple[int, ...]:
+        return (0, *(int((i + 1) * (layers / kv_layers)) for i in range(kv_layers - 1)))
+
+    pairs = [(layers, m) for layers in range(1, 97) for m in range(1, layers + 1)]
+    different = [pair for pair in pairs if owners("even", *pair) != published(*pair)]
+    assert (len(different), different[0]) == (37, (30, 22))
+
+
+@pytest.mark.parametrize(
+    ("layers", "factor", "expected"),
+    [(10, 3, (0, 1, 4, 7)), (20, 2, tuple(range(0, 20, 2))), (5, 5, (0,)), (5, 1, (0, 1, 2, 3, 4)), (5, 4, (0, 1))],
+)
+def test_cla_puts_the_short_group_first(layers: int, factor: int, expected: tuple[int, ...]) -> None:
+    sources = cla(layers, factor)
+    assert tuple(dict.fromkeys(sources)) == expected
+
+
+@pytest.mark.parametrize("factor", [0, 11, -1])
+def test_cla_names_the_factors_it_takes(factor: int) -> None:
+    with pytest.raises(ValueError, match=f"layout.factor = {factor}: cla on 10 layers takes 1 to 10"):
+        cla(10, factor)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "kv_layers", "sources"),
+    [
+        ("keep_ends", 8, 5, (0, 1, 1, 3, 3, 5, 5, 7)),
+        ("dense_front", 8, 5, (0, 1, 2, 3, 3, 3, 3, 7)),
+        ("dense_back", 8, 5, (0, 1, 1, 1, 1, 5, 6, 7)),
+        ("pizza", 8, 3, (0, 1, 2, 2, 2, 2, 2, 2)),
+        ("sandwich", 8, 3, (0, 1, 1, 1, 1, 1, 1, 7)),
+        ("sandwich", 8, 4, (0, 1, 2, 2, 2, 2, 2, 7)),
+    ],
+)
+def test_patterns_on_eight_layers(pattern: str, layers: int, kv_layers: int, sources: tuple[int, ...]) -> None:
+    assert make(pattern, layers, 1, kv_layers, 1).kv_source_layers == sources
+
+
+def test_yoco_on_22_layers_is_pizza() -> None:
+    assert make("pizza", 22, 1, 12, 1).kv_source_layers == (*range(11), *[11] * 11)
+
+
+CLA_TABLE_1 = [
+    # model, head_dim, query heads, KV heads, pattern, KV layers, published bytes per token (arXiv 2405.12981, table 1)
+    ("H128-MHA", 128, 16, 16, "even", 20, 163840),
+    ("H128-GQA4", 128, 16, 4, "even", 20, 40960),
+    ("H128-MQA", 128, 16, 1, "even", 20, 10240),
+    ("H46-MQA", 46, 45, 1, "even", 20, 3680),
+    ("H90-MQA-CLA2", 90, 22, 1, "cla", 10, 3600),
+    ("H128-GQA2-CLA2", 128, 16, 2, "cla", 10, 10240),
+    ("H128-MQA-CLA3", 128, 16, 1, "cla", 7, 3584),
+    ("H128-MQA-CLA4", 128, 16, 1, "cla", 5, 2560),
+    ("KeepEnds", 128, 16, 1, "keep_ends", 11, 5632),
+    ("DenseFront", 128, 16, 1, "dense_front", 11, 5632),
+    ("DenseBack", 128, 16, 1, "dense_back", 11, 5632),
+]
+
+
+@pytest.mark.parametrize(("_", "head_dim", "heads", "kv_heads", "pattern", "kv_layers", "published"), CLA_TABLE_1)
+def test_bytes_per_token_equal_cla_table_1(
+    _: str, head_dim: int, heads: int, kv_heads: int, pattern: str, kv_layers: int, published: int
+) -> None:
+    layout = make(pattern, 20, heads, kv_layers, kv_heads)
+    assert layout.kv_bytes_per_token(head_dim) == published
+    assert layout.kv_bytes_per_token(head_dim, element_bytes=4) == 2 * published
+
+
+@given(st.lists(st.integers(-1, 5), max_size=5))
+def test_sources_are_accepted_exactly_when_every_layer_reads_an_owner_at_or_below_it(sources: list[int]) -> None:
+    valid = bool(sources) and all(0 <= s <= i and sources[s] == s for i, s in enumerate(sources))
+    try:
+        layout = KVLayout(tuple(sources), (1,) * sum(s == i for i, s in enumerate(sources)), 1)
+    except ValueError as error:
+        assert not valid
+        assert "kv_source_layers" in str(error)
+    else:
+        assert valid
+        for owner in layout.owners:
+            assert all(layout.kv_source_layers[reader] == owner != reader for reader in layout.readers(owner))
+
+
+@pytest.mark.parametrize(
+    ("sources", "kv_heads", "heads", "message"),
+    [
+        ((0, 2, 2), (1, 1), 4, r"kv_source_layers\[1\] = 2: a layer reads itself or a layer below"),
+        ((0, 0, 1), (1,), 4, r"kv_source_layers\[2\] = 1: layer 1 keeps no keys and values, it reads 0"),
+        ((0, 1), (1,), 4, "1 entries for 2 owners"),
+        ((0, 1), (1, 3), 4, "kv_heads = 3 at layer 1: must divide 4 query heads"),
+        ((0,), (0,), 4, "kv_heads = 0 at layer 0"),
+        ((0,), (8,), 4, "kv_heads = 8 at layer 0"),
+        ((), (), 4, "at least one layer"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_layer(
+    sources: tuple[int, ...], kv_heads: tuple[int, ...], heads: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        KVLayout(sources, kv_heads, heads)
+
+
+@given(st.sampled_from(list(PATTERNS)), st.integers(1, 9), st.sampled_from([1, 2, 4, 6]), st.integers(0, 60))
+def test_a_budget_finds_every_layout_that_has_it(pattern: str, layers: int, heads: int, budget: int) -> None:
+    everything = []
+    for kv_layers in range(layers, 0, -1):
+        for kv_heads in divisors(heads):
+            try:
+                everything.append(make(pattern, layers, heads, kv_layers, kv_heads))
+            except ValueError:
+                continue
+    expected = [layout for layout in everything if layout.budget == budget]
+    if expected:
+        assert of_budget(pattern, budget, layers, heads) == expected
+    else:
+        with pytest.raises(ValueError, match=f"layout.budget = {budget}: pattern {pattern} on {layers} layers"):
+            of_budget(pattern, budget, layers, heads)
+
+
+def test_an_impossible_budget_lists_the_possible_ones() -> None:
+    with pytest.raises(ValueError, match="takes 2, 3, 4, 6$"):
+        of_budget("dense_front", 5, layers=3, heads=2)
+
+
+def test_an_unknown_pattern_lists_the_known_ones() -> None:
+    for call in (lambda: make("evn", 4, 4, 2, 1), lambda: of_budget("evn", 2, 4, 4)):
+        with pytest.raises(ValueError, match="layout.pattern = evn: choose from even, cla, .*explicit"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (mha(12, 12), "MHA-144"),
+        (make("even", 12, 12, 12, 4), "GQA-48"),
+        (make("even", 12, 12, 12, 1), "MQA-12"),
+        (make("even", 12, 12, 4, 12), "MLKV-48"),
+        (make("even", 12, 12, 1, 1), "MLKV-1"),
+        (KVLayout(cla(10, 3), (1,) * 4, 4), "CLA-4"),
+        (make("keep_ends", 8, 4, 5, 2), "KeepEnds-10"),
+        (make("pizza", 8, 4, 3, 1), "Pizza-3"),
+        (KVLayout((0, 1, 0, 1), (1, 1), 4), "Custom-2"),
+        (KVLayout((0, 1), (4, 1), 4), "Custom-5"),
+    ],
+)
+def test_names_are_those_of_the_papers(layout: KVLayout, name: str) -> None:
+    assert layout.name == name
+
+
+def test_one_head_per_layer_of_a_one_headed_model_is_mha() -> None:
+    assert mha(3, 1).name == "MHA-3"
+    assert mha(3, 1).is_mha
+
+
+def test_drawing_tells_readers_of_the_owner_below_from_others() -> None:
+    assert KVLayout((0, 0, 2, 0, 2), (4, 1), 4).draw() == "4 ─ 1 ←0 ─"
+
+
+def test_what_plans_import_loads_no_torch() -> None:
+    modules = "mlkv.layout, mlkv.shape, mlkv.recipes, mlkv.context, mlkv.families, mlkv.convert"
+    code = f"import sys, {modules}; assert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
