@@ -216,7 +216,9 @@ def _write_tasks(folder: Path, tasks: dict[str, list[Item]], wanted: int) -> Non
     folder.mkdir(exist_ok=True)
     for task, items in tasks.items():
         if wanted and not items:
-            raise StepFailed(f"held-out text is too short for a single item of {task}: give more text, or task_items = 0")
+            raise StepFailed(
+                f"held-out text is too short for a single item of {task}: give more text, or task_items = 0"
+            )
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
         (folder / f"{task}.jsonl").write_text("".join(lines), "utf-8")
 

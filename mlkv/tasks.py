@@ -49,9 +49,7 @@ def passages(
     return [p for p, length in zip(found, lengths, strict=True) if length == continuation]
 
 
-def _cut(
-    document: Encoded, context: int, continuation: int, wanted: Callable[[Passage], bool]
-) -> Iterator[Passage]:
+def _cut(document: Encoded, context: int, continuation: int, wanted: Callable[[Passage], bool]) -> Iterator[Passage]:
     text, ends = document.text, document.ends_T.tolist()
     last = context
     while last + continuation < len(ends):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,13 @@ from numpy.typing import NDArray
 from .context import StepFailed
 
 END_OF_TEXT = "<|endoftext|>"
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Any:
@@ -95,3 +103,14 @@ def _byte_positions(text: str) -> NDArray[np.int64]:
     points = np.frombuffer(text.encode("utf-32-le"), "<u4")
     widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])
+
+
+def copy_tokenizer(folders: list[Path], out: Path) -> None:
+    """Copy the tokenizer of the first of `folders` that has one into `out`. Raises StepFailed if none has."""
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file():
+            for name in FILES:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, out / name)
+            return
+    raise StepFailed(f"no tokenizer.json in {', '.join(map(str, folders))}")
