@@ -211,12 +211,13 @@ def _latex_text(text: str) -> str:
 
 def render_terminal(pivot: pd.DataFrame, title: str | None = None) -> RenderableType:
     """The table for a rich console, reasons for empty cells below it."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     printed = sheet(pivot)
-    rendered = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    rendered = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, header in enumerate(printed.headers):
         rendered.add_column(header, justify="right" if i else "left", no_wrap=i == 0)
     for row, baseline, following in zip(printed.rows, printed.baselines, [*printed.baselines[1:], None], strict=True):

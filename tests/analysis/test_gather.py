@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis import frame
+from analysis.gather import gather
+from analysis.results import results
+from sweeps.store import StoreError
+
+
+def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def test_the_schema_is_the_same_with_and_without_rows(finished: Any) -> None:
+    full = gather(finished.store, finished.name)
+    assert {name: str(dtype) for name, dtype in full.dtypes.items()} == frame.COLUMNS
+    empty = frame.make([])
+    assert empty.dtypes.to_dict() == full.dtypes.to_dict()
+    assert empty.empty
+
+
+def test_every_planned_task_has_a_row_before_anything_has_run(filler: Any) -> None:
+    table = gather(filler.store, filler.name)
+    for variant in filler.variants:
+        rows = cells(table, variant=variant["variant"])
+        assert set(rows["step"]) == {step for step in flat(variant["steps"].values()) if step}
+        assert set(rows["task"].dropna()) == set(variant["steps"]["evaluate"])
+    assert table["value"].isna().all()
+    assert set(table["state"]) == {"PENDING"}
+
+
+def flat(values: Any) -> list[str]:
+    return [step for value in values for step in (value.values() if isinstance(value, dict) else [value])]
+
+
+def test_values_are_those_of_the_records(finished: Any) -> None:
+    table = gather(finished.store, finished.name)
+    for row in frame.records(table):
+        if row["value"] is None:
+            continue
+        metrics = finished.store.step(row["step"]).record()["metrics"]
+        dims = {name: row[name] for name in ("batch", "context")}
+        (same,) = [
+            m for m in metrics if m["metric"] == row["metric"] and dims == {k: m.get(k) for k in ("batch", "context")}
+        ]
+        assert (row["value"], row["stderr"], row["n"]) == (same["value"], same["stderr"], same["n"])
+    assert cells(table, kind="evaluate")["value"].notna().all()
+
+
+def test_setting_one_record_aside_empties_exactly_its_cells(tmp_path: Path, filler: Any) -> None:
+    filler.everything()
+    before = gather(filler.store, filler.name)
+    for victim in ("MQA-6", "MLKV-2"):
+        step = filler.variant(victim)["steps"]["evaluate"]["two_way"]
+        filler.store.step(step).set_aside("a test")
+        after = gather(filler.store, filler.name)
+        changed = before["value"].fillna(-1) != after["value"].fillna(-1)
+        assert set(before[changed]["step"]) == {step}
+        assert after[after["step"] == step]["value"].isna().all()
+        assert set(after[after["step"] == step]["state"]) == {"PENDING"}
+        before = after
+
+
+def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Any) -> None:
+    filler.shared()
+    own = filler.variant("MLKV-6")["steps"]
+    filler.fail(own["convert"], "kv_heads = 4 at layer 0")
+    table = gather(filler.store, filler.name)
+    rows = cells(table, variant="MLKV-6")
+    assert set(rows[rows["step"] == own["convert"]]["state"]) == {"FAILED"}
+    blocked = cells(rows, state="BLOCKED")
+    assert set(blocked["step"]) == {own["uptrain"], *own["evaluate"].values()}
+    assert set(blocked["reason"]) == {f"by {own['convert']} (kv_heads = 4 at layer 0)"}
+    assert rows[~rows["kind"].isin(["corpus", "base"])]["value"].isna().all()
+    assert "BLOCKED" not in set(cells(table, variant="MLKV-3")["state"])
+
+
+def test_a_running_step_tells_how_far_it_is(filler: Any) -> None:
+    filler.shared()
+    own = filler.variant("MLKV-3")["steps"]
+    filler.done(own["convert"], [])
+    claim = filler.store.step(own["uptrain"]).claim()
+    claim.attempt.metrics_file.write_text('{"step": 20, "steps": 50, "loss": 4.3}\n')
+    table = gather(filler.store, filler.name)
+    row = table[table["step"] == own["uptrain"]].iloc[0]
+    assert (row["state"], row["reason"], row["value"]) == ("RUNNING", "step 20 of 50", pd.NA)
+    waiting = table[table["step"] == own["evaluate"]["cloze"]].iloc[0]
+    assert (waiting["state"], waiting["reason"]) == ("PENDING", "waits for uptrain (running)")
+
+
+def test_a_recorded_failure_to_measure_is_no_number(filler: Any) -> None:
+    step = filler.variant("MHA-36")["steps"]["measure"]
+    filler.done(
+        step, [{"metric": "kv_cache_bytes", "value": None, "stderr": None, "n": None, "batch": 512, "context": 256}]
+    )
+    row = gather(filler.store, filler.name).query("step == @step").iloc[0]
+    assert row["value"] is pd.NA
+    assert row["reason"] == "its step recorded no value"
+
+
+def test_not_a_number_never_becomes_a_score() -> None:
+    table = frame.make([{"variant": "a", "value": float("nan")}, {"variant": "b", "value": float("inf")}])
+    assert table["value"].isna().all()
+
+
+def test_an_unknown_sweep_lists_those_there_are(finished: Any) -> None:
+    with pytest.raises(StoreError, match="demo"):
+        gather(finished.store, "typo")
+
+
+def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Any) -> None:
+    pivot = results(gather(finished.store, finished.name)).set_index("variant")
+    parts = pivot.loc["MLKV-3", ["cloze.acc", "four_way.acc", "two_way.acc"]]
+    errors = pivot.loc["MLKV-3", ["cloze.acc_stderr", "four_way.acc_stderr", "two_way.acc_stderr"]]
+    assert pivot.loc["MLKV-3", "accuracy"] == pytest.approx((0.087 + 0.413 + 0.660) / 3)
+    assert pivot.loc["MLKV-3", "accuracy"] == pytest.approx(parts.mean())
+    assert pivot.loc["MLKV-3", "accuracy_stderr"] == pytest.approx(sum(e**2 for e in errors) ** 0.5 / 3)
+
+
+def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Any) -> None:
+    filler.shared()
+    filler.train("GQA-12")
+    for task in ("bits_per_byte", "cloze", "four_way"):
+        filler.evaluate("GQA-12", task)
+    filler.fail(filler.variant("GQA-12")["steps"]["evaluate"]["two_way"], "out of memory")
+    row = results(gather(filler.store, filler.name)).set_index("variant").loc["GQA-12"]
+    assert row["accuracy"] is pd.NA
+    assert row["accuracy_stderr"] is pd.NA
+    assert row["accuracy_missing"] == "FAILED: out of memory"
+    assert row["quality"] == 2.245
+    assert row["quality_missing"] is pd.NA
+    assert row["state"] == "FAILED"
+
+
+def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
+    row = results(gather(finished.store, finished.name)).set_index("variant").loc["MLKV-1"]
+    assert row["quality_vs_untouched"] == pytest.approx(2.404 - 2.201)
+    assert row["quality_vs_mha"] == pytest.approx(2.404 - 2.206)
+
+
+def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: Path) -> None:
+    from analysis.gather import _own_baseline
+
+    def variant(name: str, lr: str) -> dict[str, Any]:
+        return {"variant": name, "overrides": {"uptrain.lr": lr}, "steps": {"corpus": "corpus-1", "base": "base-1"}}
+
+    slow, fast = variant("MHA slow", "1e-4"), variant("MHA fast", "1e-3")
+    assert _own_baseline(variant("MLKV-6", "1e-3"), [slow, fast]) == "MHA fast"
+    assert _own_baseline(variant("MLKV-6", "1e-4"), [slow, fast]) == "MHA slow"
+    other = {**slow, "steps": {"corpus": "corpus-1", "base": "base-2"}}
+    assert _own_baseline(variant("MLKV-6", "1e-4"), [other]) is None
+
+
+def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, filler: Any) -> None:
+    plan = {**filler.plan, "accuracy": [*filler.plan["accuracy"], ["piqa", "acc"]]}
+    filler.store.save_sweep("wider", plan, filler.variants, [])
+    pivot = results(gather(filler.store, "wider")).set_index("variant")
+    assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis import frame, tables
+from analysis.gather import gather
+from analysis.metrics import METRICS, metric
+from analysis.results import results
+
+
+@pytest.fixture
+def pivot(finished: Any) -> pd.DataFrame:
+    return results(gather(finished.store, finished.name))
+
+
+def named(**cells: Any) -> pd.DataFrame:
+    row = {"variant": "a", "kind": "evaluate", "task": "t", "metric": "acc", "in_accuracy": True, "state": "DONE"}
+    return results(frame.make([{**row, "value": 0.5, "stderr": 0.01, **cells}]))
+
+
+def test_the_best_variant_is_bold_and_baselines_do_not_compete(pivot: pd.DataFrame) -> None:
+    lines = tables.markdown(pivot).splitlines()
+    bold = {re.split(r"\s*\|\s*", line)[1]: re.findall(r"\*\*(.*?)\*\*", line) for line in lines if "**" in line}
+    assert bold["GQA-12"] == ["2.245 ± 0.004", "40.60 ± 1.55", "44.10 ± 3.14", "69.00 ± 2.93"]
+    assert set(bold) == {"GQA-12", "MQA-6", "MLKV-1"}  # the last two tie on cloze
+
+
+def test_both_baselines_and_the_differences_from_them_are_shown(pivot: pd.DataFrame) -> None:
+    header, _, untouched, mha, *_ = tables.markdown(pivot).splitlines()
+    assert "Δ untouched" in header
+    assert "Δ mha" in header
+    assert "| untouched (base) | 6 | 6 | 4,608 | 2.201 ± 0.004 | +0.000 | -0.005 |" in untouched
+    assert "| MHA-36 (baseline) | 6 | 6 | 4,608 | 2.206 ± 0.004 | +0.005 | +0.000 |" in mha
+
+
+def test_a_cell_without_a_number_says_why(filler: Any) -> None:
+    filler.shared()
+    filler.fail(filler.variant("MLKV-6")["steps"]["convert"], "heads | do not <b>divide</b>")
+    text = tables.markdown(results(gather(filler.store, filler.name)))
+    assert "| MLKV-6 | 3 | 2 | 768 | *blocked* |  |  | *blocked* |" in text
+    assert r"(heads \| do not \<b\>divide\</b\>): MLKV-6" in text
+    assert "PENDING: waits for uptrain (pending): MHA-36 (baseline), GQA-12, MLKV-12" in text
+
+
+def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
+    text = tables.latex(named(variant=r"50%_a&b#{x}~^\$", state="FAILED", reason="x_y"))
+    for wanted in (r"\toprule", r"\midrule", r"\bottomrule", r"50\%\_a\&b\#\{x\}\textasciitilde{}\textasciicircum{}"):
+        assert wanted in text
+    assert r"\textbackslash{}\$" in text
+    assert r"\emph{failed}" in text
+    assert r"FAILED: x\_y" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+
+
+def test_csv_holds_the_pivot_at_full_precision(pivot: pd.DataFrame) -> None:
+    read = pd.read_csv(io.StringIO(tables.csv(pivot)))
+    assert list(read["quality"]) == list(pivot["quality"])
+    assert list(read["accuracy_stderr"]) == list(pivot["accuracy_stderr"])
+    assert list(read["variant"]) == list(pivot["variant"])
+
+
+def test_the_terminal_shows_every_row_and_reason(filler: Any) -> None:
+    filler.shared()
+    filler.fail(filler.variant("MQA-6")["steps"]["uptrain"], "loss [red]exploded")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.render_terminal(results(gather(filler.store, filler.name)), "demo"))
+    text = console.export_text()
+    assert all(label in text for label in filler.figures)
+    assert "loss [red]exploded" in text
+
+
+def test_a_running_cell_shows_its_progress() -> None:
+    sheet = tables.sheet(named(state="RUNNING", reason="step 40 of 300", value=None))
+    assert [cell.text for cell in sheet.rows[0]][-1] == "running 40/300"
+
+
+def test_an_unknown_metric_is_printed_without_a_winner_and_refused_as_an_axis() -> None:
+    sheet = tables.sheet(named(metric="glorp"))
+    assert not any(cell.best for row in sheet.rows for cell in row if cell.text == "0.500 ± 0.010")
+    with pytest.raises(ValueError, match="metric = glorp: direction unknown; choose from accuracy"):
+        metric("glorp")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stderr", "text"),
+    [
+        ("acc", 0.43939, 0.01018, "43.94 ± 1.02"),
+        ("bits_per_byte", 2.2, None, "2.200"),
+        ("perplexity", 3386411.392, None, "3,386,411.39"),
+    ],
+)
+def test_numbers_are_printed_as_papers_print_them(name: str, value: float, stderr: float | None, text: str) -> None:
+    assert METRICS[name].text(value, stderr) == text
+
+
+def test_a_difference_of_nothing_has_no_minus() -> None:
+    assert METRICS["loss"].difference(-1e-9) == "+0.000"
+    assert METRICS["acc"].difference(-0.0262) == "-2.62"
