@@ -12,6 +12,15 @@ from typing import Protocol
 JobId = str
 """An executor's own name for a queued job: `12345_7` (or `12345`) on SLURM, a running number on this machine."""
 
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+"""What tells numeric libraries how many cores are theirs."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 

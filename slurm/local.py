@@ -16,15 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from . import guard
-from .jobs import Job, JobId, JobState, Phase, in_order
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
+from .jobs import THREAD_VARIABLES, Job, JobId, JobState, Phase, in_order
 
 
 def visible_cores() -> int:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import alive, eventually, number_in
 
 from slurm.jobs import Job, Phase, Resources
 from slurm.local import LocalExecutor
@@ -23,28 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def sh(name: str, script: str, *after: str, **resources: object) -> Job:
     return Job(name, ("sh", "-c", script), Resources(**resources), after)  # type: ignore[arg-type]
-
-
-def alive(pid: int) -> bool:
-    """True unless the process is gone or only waits to be reaped by whoever inherited it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def number_in(path: Path) -> int:
-    assert eventually(lambda: path.exists() and path.read_text().strip().isdigit()), f"{path} was not written"
-    return int(path.read_text())
 
 
 @pytest.fixture

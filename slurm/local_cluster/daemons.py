@@ -1,0 +1,109 @@
+"""Background processes that a later command can stop: exactly those, or nothing.
+
+A pid alone is no identity. What is recorded is the pid, the kernel's start time of that process and the boot it
+belongs to; a signal is sent only to a process where all three still agree, and through a file descriptor that cannot
+come to mean another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """Clock ticks from boot to the start of this process; None if there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+@dataclass(frozen=True)
+class Identity:
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    def alive(self) -> bool:
+        return self.pid > 1 and self.boot_id == boot_id() and start_ticks(self.pid) == self.start_ticks
+
+
+class Daemon:
+    """One program with its pid file `<state>/<name>.pid` and its output `<state>/<name>.log`."""
+
+    def __init__(self, state: Path, name: str) -> None:
+        self.name = name
+        self.pid_file = state / f"{name}.pid"
+        self.log_file = state / f"{name}.log"
+
+    def identity(self) -> Identity | None:
+        try:
+            return Identity(**json.loads(self.pid_file.read_text()))
+        except FileNotFoundError:
+            return None
+
+    def alive(self) -> bool:
+        identity = self.identity()
+        return identity is not None and identity.alive()
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Start it in the foreground of a session of its own, unless it is running."""
+        if self.alive():
+            return
+        with self.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+            )
+        ticks = start_ticks(process.pid)
+        if ticks is None:
+            process.wait()
+            raise RuntimeError(f"{self.name} ended at once: see {self.log_file}")
+        temporary = self.pid_file.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(Identity(process.pid, ticks, boot_id()))))
+        temporary.replace(self.pid_file)
+
+    def stop(self, grace_seconds: float = 10.0, kill: bool = False) -> None:
+        """SIGTERM, then SIGKILL after the grace (`kill`: at once); returns when the process is gone."""
+        identity = self.identity()
+        if identity is not None and identity.alive():
+            self._end(identity, 0.0 if kill else grace_seconds)
+        self.pid_file.unlink(missing_ok=True)
+
+    def _end(self, identity: Identity, grace_seconds: float) -> None:
+        try:
+            handle = os.pidfd_open(identity.pid)
+        except ProcessLookupError:
+            return
+        try:
+            for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+                if seconds and identity.alive():
+                    signal.pidfd_send_signal(handle, number)
+                    _wait_gone(identity, seconds)
+        finally:
+            os.close(handle)
+        if identity.alive():
+            raise RuntimeError(f"{self.name} (pid {identity.pid}) does not end")
+
+
+def _wait_gone(identity: Identity, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while identity.alive() and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,83 @@
+"""One directory per submitted array: its commands, its output, and the record that ties job names to SLURM's ids.
+
+The record is written before sbatch runs and again with the id, so that a launcher that dies in between loses nothing:
+the array's name is unique, and SLURM (or the output files, whose names carry the id) still tells its number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from submitit.core.utils import JobPaths
+
+from . import queue
+from .jobs import JobId
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class ArrayRecord:
+    """`name` is the job name in SLURM; `tasks` maps the names of jobs to task indices; `array_id` None: not known."""
+
+    name: str
+    tasks: Mapping[str, int]
+    created: float
+    dependency: str | None = None
+    array_id: str | None = None
+
+    def ids(self) -> dict[str, JobId]:
+        """Job name → id; empty as long as the array's id is not known."""
+        return {} if self.array_id is None else {name: f"{self.array_id}_{i}" for name, i in self.tasks.items()}
+
+
+def new_record(kind: str, tasks: Mapping[str, int], dependency: str | None) -> ArrayRecord:
+    return ArrayRecord(f"mlkv-{kind}-{secrets.token_hex(4)}", dict(tasks), time.time(), dependency)
+
+
+def write(folder: Path, record: ArrayRecord) -> None:
+    directory = folder / record.name
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{RECORD}.{os.getpid()}"
+    with temporary.open("w") as handle:
+        json.dump(asdict(record), handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(directory / RECORD)
+
+
+def read(folder: Path) -> list[ArrayRecord]:
+    """All records of a folder, oldest first."""
+    found = [ArrayRecord(**json.loads(path.read_text())) for path in folder.glob(f"*/{RECORD}")]
+    return sorted(found, key=lambda record: (record.created, record.name))
+
+
+def recover(folder: Path) -> list[ArrayRecord]:
+    """As `read`, after looking for the ids that a dying launcher did not write down. A record that stays without an id
+    was never queued, or its jobs ended before they could write a line and SLURM has forgotten them.
+
+    Raises queue.QueueError where SLURM has to be asked and does not answer.
+    """
+    records = []
+    for record in read(folder):
+        if record.array_id is None and (id := queue.named(record.name) or _id_in_outputs(folder / record.name)):
+            record = replace(record, array_id=id)
+            write(folder, record)
+        records.append(record)
+    return records
+
+
+def output(folder: Path, record: ArrayRecord, index: int) -> Path:
+    """stdout and stderr of a task, all its runs in one file (of rank 0, where there are several)."""
+    return Path(JobPaths(folder / record.name, f"{record.array_id}_{index}", 0).stdout)
+
+
+def _id_in_outputs(directory: Path) -> str | None:
+    numbers: Iterator[str] = (path.name.split("_")[0] for path in directory.glob("*_*_*_log.out"))
+    return next((number for number in numbers if number.isdigit()), None)

@@ -1,0 +1,59 @@
+"""One real SLURM for all tests that want one, brought up when the first of them runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.local_cluster.cluster import LocalCluster
+
+Bring = Callable[..., LocalCluster]
+SBIN = "/usr/sbin:/usr/local/sbin"
+
+
+def need(program: str) -> None:
+    """Skip where SLURM is not installed, unless MLKV_REQUIRE_SLURM=1 says that it has to be."""
+    if shutil.which(program, path=f"{os.environ['PATH']}:{SBIN}") is None:
+        if os.environ.get("MLKV_REQUIRE_SLURM") == "1":
+            pytest.fail(f"MLKV_REQUIRE_SLURM=1, but {program} is not installed")
+        pytest.skip(f"{program} is not installed (python -m slurm.local_cluster install)")
+
+
+@pytest.fixture(scope="session")
+def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Without accounting, and with arrays of at most 64 tasks."""
+    need("slurmctld")
+    cluster = LocalCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.up(options={"MaxArraySize": "64"})
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def accounted_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """With slurmdbd and MariaDB, and forgetting ended jobs as soon as SLURM can."""
+    need("slurmdbd")
+    need("mariadbd")
+    cluster = LocalCluster(tmp_path_factory.mktemp("accounted"))
+    try:
+        cluster.up(accounting=True, options={"MinJobAge": "2"})
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def cluster(plain_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
+    monkeypatch.setenv("SLURM_CONF", str(plain_cluster.slurm_conf))
+    return plain_cluster
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "submissions"
