@@ -191,7 +191,10 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
     """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's. Raises ValueError."""
-    loaded: Any = MLKVForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
+    # Mismatched sizes are let through only to be named below.
+    loaded: Any = MLKVForCausalLM.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
     model, info = loaded
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):

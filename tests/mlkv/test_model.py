@@ -1,4 +1,4 @@
-"""The decoder alone: sharing against a reference written out in full, causality, padding, caches, types, checkpointing."""
+"""The decoder alone: sharing against a reference written out in full, causality, padding, caches, types."""
 
 from __future__ import annotations
 
