@@ -156,8 +156,9 @@ def widen_mlps(old: State, width: int, widening: Widening) -> State:
     widened: State = {}
     for name, tensor in old.items():
         if ".mlp.down.weight" in name:
-            chosen_F = torch.arange(width, device=tensor.device) % tensor.shape[1]
-            copies_F = torch.bincount(chosen_F)[chosen_F] if widening == "split" else torch.ones_like(chosen_F)
+            units = tensor.shape[1]
+            chosen_F = torch.arange(width, device=tensor.device) % units
+            copies_F = (width - 1 - chosen_F) // units + 1 if widening == "split" else torch.ones_like(chosen_F)
             widened[name] = (tensor[:, chosen_F] / copies_F).to(tensor.dtype)
         elif ".mlp.up." in name or ".mlp.gate." in name:
             widened[name] = tensor[torch.arange(width, device=tensor.device) % tensor.shape[0]]
