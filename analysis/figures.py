@@ -6,6 +6,7 @@ matplotlib is imported when a figure is drawn and never asks for a display.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ STYLE: Any = {
     "svg.fonttype": "none",
 }
 MOST_LABELS = 32
-LINE_NAMES = {"untouched": "untouched base", "mha": "MHA, trained equally"}
+GAP = 3.6
+"""Points between a marker's centre and its name."""
+LINE_NAMES = {"untouched": "base, untouched", "mha": "base, trained equally"}
 _QUIET, _FRONT = "#8a8f98", "#555b66"
 _LINE_NAME = {"color": _QUIET, "fontsize": 5.5, "fontstyle": "italic"}
 
@@ -144,14 +147,14 @@ class _Name:
     style: dict[str, Any]
 
 
-def _names(axes: Axes, cloud: Cloud) -> list[_Name]:
-    """Front and baselines first, then reference lines at their left end, then as many other points as find room."""
+def _names(axes: Axes, cloud: Cloud) -> tuple[list[_Name], int]:
+    """Front, baselines and reference lines (at their left end) first; then, from the returned number on, the others."""
     ordered = sorted(cloud.points, key=lambda p: (not p.on_front, p.baseline is None, p.x))[:MOST_LABELS]
     points = [_Name(p.variant, p.x, p.y, _name_style(p)) for p in ordered]
     left = axes.get_xlim()[0]
     lines = [_Name(LINE_NAMES[p.baseline or ""], left, p.y, _LINE_NAME) for p in _references(cloud)]
     leading = sum(p.on_front or p.baseline is not None for p in ordered)
-    return [*points[:leading], *lines, *points[leading:]]
+    return [*points[:leading], *lines, *points[leading:]], leading + len(lines)
 
 
 def _name_style(point: Point) -> dict[str, Any]:
@@ -160,29 +163,36 @@ def _name_style(point: Point) -> dict[str, Any]:
 
 
 def _write_names(figure: Figure, axes: Axes, cloud: Cloud) -> None:
-    names = _names(axes, cloud)
+    names, near = _names(axes, cloud)
     figure.draw_without_rendering()
     unit = figure.dpi / 72
     anchors = [_pixels(axes, name.x, name.y) for name in names]
+    sizes = [_size(figure, name) for name in names]
     places = labels.place(
         anchors,
-        [_size(figure, name) for name in names],
+        sizes,
         taken=[_marker_box(axes, point, 2.6 * unit) for point in cloud.points],
         lines=_line_pixels(axes, cloud),
         bounds=axes.get_window_extent().extents,
-        gap=3.6 * unit,
+        gap=GAP * unit,
+        near=near,
     )
-    for name, anchor, place in zip(names, anchors, places, strict=True):
+    for name, anchor, size, place in zip(names, anchors, sizes, places, strict=True):
         if place:
-            offset = ((place[0] - anchor[0]) / unit, (place[1] - anchor[1]) / unit)
-            _write(axes, name, offset)
+            x, y = (place[0] - anchor[0]) / unit, (place[1] - anchor[1]) / unit
+            _write(axes, name, (x, y, x + size[0] / unit, y + size[1] / unit))
 
 
-def _write(axes: Axes, name: _Name, offset: labels.XY) -> None:
+def _write(axes: Axes, name: _Name, box: labels.Box) -> None:
+    """Write a name into a box given in points from its anchor, with a hairline where that is far away."""
     text = axes.annotate(
-        name.text, (name.x, name.y), xytext=offset, textcoords="offset points", ha="left", va="bottom", **name.style
+        name.text, (name.x, name.y), (box[0], box[1]), textcoords="offset points", ha="left", va="bottom", **name.style
     )
     text.set_in_layout(False)
+    end = labels.nearest(box, (0.0, 0.0))
+    if math.hypot(*end) > 2 * GAP:
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": name.style["color"], "shrinkA": 0, "shrinkB": 2.5}
+        axes.annotate("", (name.x, name.y), end, textcoords="offset points", arrowprops=line).set_in_layout(False)
 
 
 def _size(figure: Figure, name: _Name) -> labels.XY:

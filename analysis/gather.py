@@ -134,12 +134,18 @@ def _step_cells(steps: Steps, step_id: str, kind: str, task: str | None, wanted:
     common |= {
         name: (record or {}).get(name) for name in ("code", "wall_seconds", "device_seconds", "peak_memory_bytes")
     }
-    measured = record["metrics"] if record else []
+    measured = [_of_member(cell, task) for cell in record["metrics"]] if record else []
     for cell in measured:
         yield {**common, **cell, "reason": cell.get("reason") or _no_value(cell)}
-    missing = dict.fromkeys(m for m in wanted if m not in {cell["metric"] for cell in measured})
+    found = {cell["metric"] for cell in measured if cell["task"] == task}
+    missing = dict.fromkeys(metric for metric in wanted if metric not in found)
     for metric in missing or ([None] if not measured else []):
         yield {**common, "metric": metric, "reason": "not in its record" if record and metric else reason}
+
+
+def _of_member(cell: Json, group: str | None) -> Json:
+    """A score of one member of a task group stands under the member's name: `mmlu/anatomy`."""
+    return {**cell, "task": f"{group}/{cell['subtask']}" if cell.get("subtask") else group}
 
 
 def _no_value(cell: Json) -> str | None:

@@ -18,6 +18,7 @@ Boxes = NDArray[np.float64]
 _DIRECTIONS = [
     math.radians(angle) for angle in (45, 90, 0, 135, 315, 270, 180, 225, 20, 70, 110, 160, 200, 250, 290, 340)
 ]
+_NEAR, _FAR = (1.0, 1.8), (1.0, 1.8, 2.8, 4.0, 5.5)
 _ROUNDS = 3
 
 
@@ -29,29 +30,34 @@ def place(
     lines: Sequence[tuple[XY, XY]] = (),
     bounds: Box,
     gap: float,
+    near: int | None = None,
 ) -> list[XY | None]:
     """The lower corner (x0, y0) of a label of each size near its anchor, or None where there is no free place.
 
     `taken` must not be covered, `lines` should not be; earlier labels choose first, then all are reconsidered in turn.
-    `gap` is the distance kept from the anchor, and the step in which labels move away from it.
+    `gap` is the distance kept from the anchor, and the unit in which labels move away from it; labels from number
+    `near` on are left out rather than moved far.
     """
     chosen: list[Box | None] = [None] * len(anchors)
     fixed, crossed = _boxes(taken), _boxes(_beads(lines, gap))
     for _ in range(_ROUNDS):
         for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
             others = _boxes([box for j, box in enumerate(chosen) if box and j != i])
-            chosen[i] = _choose(anchor, size, np.concatenate([fixed, others]), crossed, bounds, gap)
+            reach = _FAR if near is None or i < near else _NEAR
+            chosen[i] = _choose(anchor, size, np.concatenate([fixed, others]), crossed, bounds, gap, reach)
     return [None if box is None else (box[0], box[1]) for box in chosen]
 
 
-def _choose(anchor: XY, size: XY, hard: Boxes, soft: Boxes, bounds: Box, gap: float) -> Box | None:
+def _choose(
+    anchor: XY, size: XY, hard: Boxes, soft: Boxes, bounds: Box, gap: float, reach: Sequence[float]
+) -> Box | None:
     best, best_cost = None, math.inf
-    for distance in (1.0, 1.8, 2.8, 4.0, 5.5):
+    for distance in reach:
         for preference, direction in enumerate(_DIRECTIONS):
             box = _candidate(anchor, size, direction, gap * distance)
             if not _inside(box, bounds) or _overlap(box, hard) > 0:
                 continue
-            cost = distance + 0.03 * preference + 6.0 * _overlap(box, soft) / (size[0] * size[1])
+            cost = distance + 0.03 * preference + 14.0 * _overlap(box, soft) / (size[0] * size[1])
             if cost < best_cost:
                 best, best_cost = box, cost
     return best
@@ -68,6 +74,11 @@ def _candidate(anchor: XY, size: XY, direction: float, distance: float) -> Box:
 def _toward(component: float) -> float:
     """-1 to 1: on which side of the anchor the box's centre lies, fully so from 45° on."""
     return max(-1.0, min(1.0, component / math.sin(math.radians(45))))
+
+
+def nearest(box: Box, point: XY) -> XY:
+    """The point of a box that is nearest to a given one: where a line to a far label ends."""
+    return (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
 
 
 def _inside(box: Box, bounds: Box) -> bool:

@@ -46,7 +46,7 @@ METRICS: dict[str, Metric] = {
     "perplexity": _cost("perplexity", 2),
     "loss": _cost("loss"),
     "train_loss": _cost("training loss"),
-    "heldout_loss": _cost("held-out loss"),
+    "nats_per_token": _cost("nats per token"),
 }
 
 TASKS = {

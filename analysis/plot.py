@@ -149,6 +149,7 @@ def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, Label]:
         ],
         bounds=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         gap=8.0,
+        near=sum(p.on_front or p.baseline is not None for p in named),
     )
     return {p.variant: _label(p, x_axis(p.x), place) for p, place in zip(named, places, strict=True) if place}
 
