@@ -113,6 +113,7 @@ class EvaluateRecipe:
     few_shot: Count = 0
     limit: Positive | None = None
     seed: int = 1234
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = how(32)
     threads: Positive = how(1)
 

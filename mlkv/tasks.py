@@ -17,6 +17,7 @@ from .tokenizer import Encoded, Encoder
 
 Item = dict[str, Any]
 
+ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
 CONTEXT_TOKENS = 64
 CONTINUATION_TOKENS = 16
 TASKS_FOLDER = Path(__file__).parent.parent / "conf" / "tasks"
@@ -50,7 +51,7 @@ def passages(
 
 
 def _cut(document: Encoded, context: int, continuation: int, wanted: Callable[[Passage], bool]) -> Iterator[Passage]:
-    text, ends = document.text, document.ends_T.tolist()
+    text, ends = document.text, document.ends.tolist()
     last = context
     while last + continuation < len(ends):
         start, cut, end = ends[last - context], ends[last], ends[last + continuation]

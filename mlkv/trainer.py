@@ -44,14 +44,14 @@ class BlockDataset(Dataset[Tensor]):
         return self.sequences
 
     def __getitem__(self, i: int) -> Tensor:
-        epoch, place = divmod(i, len(self.blocks.rows_NT))
-        return torch.from_numpy(self.blocks.rows_NT[self._order(epoch)[place]].astype(np.int64))
+        epoch, place = divmod(i, len(self.blocks.rows))
+        return torch.from_numpy(self.blocks.rows[self._order(epoch)[place]].astype(np.int64))
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.blocks.rows_NT))
+        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.blocks.rows))
 
     def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
-        """Padding is ignored in the loss, and so is a row's first token, which nothing predicts; it must not be counted."""
+        """Padding is left out of the loss and its count of tokens, as is a row's first token: nothing predicts it."""
         rows_BT = torch.stack(rows)
         padding_BT = rows_BT == self.blocks.padding
         labels_BT = rows_BT.masked_fill(padding_BT, IGNORED)
@@ -67,6 +67,8 @@ class BlockTrainer(Trainer):
     ) -> None:
         recipe = schedule.recipe
         self.schedule = schedule
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         dataset = BlockDataset(blocks, schedule.steps * recipe.batch_size, recipe.seed)
         self.watcher = Watcher(schedule, ctx)
         super().__init__(

@@ -1,0 +1,136 @@
+"""lm-evaluation-harness around our model: finding tasks, reporting progress, and reading its results as rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lm_eval import evaluator
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import set_seed
+
+from .context import StepFailed
+from .recipes import EvaluateRecipe
+from .tasks import ITEM_TASKS
+
+BOOTSTRAP = 1000
+"""Resamples for the standard error of what is no plain mean (perplexity); lm-eval's own 100,000 take minutes."""
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+class HarnessLM(HFLM):
+    """HFLM on a model object, telling `progress(done, requests)` after every batch; `progress` may raise to stop."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int, precision: str, progress: Callable[[int, int], None]
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=model.shape.context,
+            mixed_precision_dtype="bfloat16" if precision == "bf16" else None,
+        )
+        self.progress, self.done, self.requests = progress, 0, 0
+
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
+        self.done, self.requests = 0, len(requests)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+        logits = super()._model_call(inps, attn_mask, labels)
+        self.done += len(inps)
+        self.progress(self.done, max(self.done, self.requests))
+        return logits
+
+
+def score(lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path) -> dict[str, Any]:
+    """lm-eval's results of `recipe.task` for `lm`.
+
+    `folder` holds our task definitions; a task made from held-out text reads its items from `corpus`. Datasets are
+    cached under `cache`, answers nowhere. Raises StepFailed for an unknown task, or one whose data cannot be had.
+    """
+    loaded = _load(recipe, folder, corpus, cache)
+    for name, task in loaded["tasks"].items():
+        if recipe.few_shot and task.get_config("num_fewshot") == 0:
+            raise StepFailed(f"few_shot = {recipe.few_shot}: task {name} takes none")
+        task.set_config(key="num_fewshot", value=recipe.few_shot)
+        task.set_fewshot_seed(seed=recipe.seed)
+    set_seed(recipe.seed)
+    results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
+    assert results is not None, "this is the only process"
+    return results
+
+
+def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path) -> Any:
+    task = recipe.task
+    try:
+        if task in ITEM_TASKS:
+            return TaskManager(include_defaults=False).load([_with_items(task, folder, corpus, cache)])
+        if task in _manager(folder).all_tasks:
+            return _manager(folder).load([task])
+    except (OSError, ConnectionError) as error:
+        raise StepFailed(f"task = {task}: its data cannot be had: {str(error).splitlines()[0]}") from error
+    known = [*ITEM_TASKS, "bits_per_byte", *_manager(folder).all_tasks]
+    near = ", ".join(get_close_matches(task, known, n=5, cutoff=0.5))
+    raise StepFailed(f"task = {task}: lm-eval has no such task{f'; near it: {near}' if near else ''}")
+
+
+@lru_cache(maxsize=2)
+def _manager(folder: Path) -> TaskManager:
+    return TaskManager(include_path=str(folder))
+
+
+def _with_items(task: str, folder: Path, corpus: Path | None, cache: Path) -> dict[str, Any]:
+    if corpus is None:
+        raise StepFailed(f"task = {task}: its items come from a corpus, and this checkpoint has none")
+    items = corpus / "tasks" / f"{task}.jsonl"
+    if not items.is_file() or not items.stat().st_size:
+        raise StepFailed(f"task = {task}: corpus {corpus} was made without its items (task_items = 0)")
+    config: dict[str, Any] = yaml.safe_load((folder / f"{task}.yaml").read_text("utf-8"))
+    return config | {"dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(cache)}}
+
+
+def rows(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    """Every number lm-eval reports, as (metric, value, stderr, n); a group's members carry their name as `subtask`."""
+    return [
+        row | ({} if name == task else {"subtask": name})
+        for name, values in results["results"].items()
+        for row in _rows_of(values, _count(results, name))
+    ]
+
+
+def _rows_of(values: dict[str, Any], n: int | None) -> Iterator[dict[str, Any]]:
+    for key, value in values.items():
+        metric, _, filtered = key.partition(",")
+        if isinstance(value, int | float) and filtered and not metric.endswith("_stderr"):
+            stderr = values.get(f"{metric}_stderr,{filtered}")
+            name = metric if filtered == "none" else key
+            yield {"metric": name, "value": _finite(value), "stderr": _finite(stderr), "n": n}
+
+
+def _count(results: dict[str, Any], name: str) -> int | None:
+    count = results["n-samples"].get(name)
+    return int(count["effective"]) if count else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def samples(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Per-sample answers and scores, without the prompts."""
+    for task, found in results["samples"].items():
+        for sample in found:
+            scores = {metric: sample[metric] for metric in sample["metrics"]}
+            kept = {key: sample[key] for key in ("doc_id", "target", "filter", "filtered_resps")}
+            yield {"task": task, **kept, **scores}
