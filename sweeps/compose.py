@@ -1,7 +1,7 @@
 """From override strings to configurations: Hydra composes once per set of group choices, values are set on copies.
 
 Composing the groups takes tens of milliseconds and setting values a few, so sweeps of thousands of variants plan in
-seconds. Overrides that do more than set a value (`+`, `++`, `~`, packages) go through Hydra whole.
+seconds. Overrides that do more than set a value (`+`, `++`, `~`, packages, merged mappings) go through Hydra.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Composer:
         return sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
 
     def _is_value(self, override: Override) -> bool:
-        plain = override.type is OverrideType.CHANGE and override.package is None
+        plain = override.type is OverrideType.CHANGE and override.package is None and not isinstance(override.value(), dict)
         return plain and override.key_or_group not in self.groups
 
     def _copy(self, groups: tuple[str, ...]) -> DictConfig:
@@ -82,7 +82,7 @@ class Composer:
                 return compose("config", overrides=[*lines, *search])
         except MissingConfigException as error:
             raise UserError(self._missing(error)) from None
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from None
 
     def _missing(self, error: MissingConfigException) -> str:

@@ -100,11 +100,13 @@ class EvaluateConfig:
     few_shot: Annotated[int, Ge(0)] = 0
     limit: Positive | None = None
     seed: int = 1234
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = 32
     threads: Positive = 1
 
     def recipe(self, task: str) -> EvaluateRecipe:
-        return EvaluateRecipe(task, self.few_shot, self.limit, self.seed, self.batch_size, self.threads)
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name != "task"}
+        return EvaluateRecipe(task, **shared)
 
     def __post_init__(self) -> None:
         wanted = [*self.accuracy, *([self.axis] if self.axis else [])]
@@ -167,7 +169,7 @@ class Config:
     convert: ConvertRecipe
     uptrain: TrainRecipe
     evaluate: EvaluateConfig
-    measure: MeasureRecipe | None
+    measure: MeasureRecipe
     cluster: ClusterConfig
     sweep: SweepConfig
 

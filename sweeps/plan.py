@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def element_bytes(self) -> int:
-        return ELEMENT_BYTES[self.config.measure.dtype] if self.config.measure else 2
+        return ELEMENT_BYTES[self.config.measure.dtype]
 
     def work(self, step: Step) -> float:
         """How much a step has to do: parameters (millions) times what passes through them."""
@@ -65,7 +65,7 @@ class Variant:
             return max(millions * (tokens or 1e6 * (recipe.epochs or 1)), 1.0)
         if step.kind == "evaluate":
             return millions * (config.evaluate.limit or 1000)
-        if step.kind == "measure" and config.measure:
+        if step.kind == "measure":
             measure = config.measure
             cells = sum(measure.batch_sizes) * sum(measure.contexts)
             return millions * cells * measure.repeats
@@ -266,7 +266,7 @@ def _evaluate(config: Config, resolver: Resolver, task: str, checkpoint: Step, c
 
 
 def _measure(config: Config, model: Model, layout: KVLayout) -> Step | None:
-    if config.measure is None:
+    if not config.measure.batch_sizes:
         return None
     pins = {name: package_version(name) for name in ("torch", "transformers")}
     return steps.measure_step(config.measure, layout, final_shape(config, model, layout), pins, layout.name)

@@ -1,4 +1,4 @@
-"""A Hydra sweeper that hands a multirun to mlkv's planner, so that `-m` shares steps, skips what is done and resumes."""
+"""A Hydra sweeper that hands a multirun to mlkv's planner: `-m` shares steps, skips what is done and resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-
 
 NODE = {"_target_": "hydra_plugins.mlkv_sweeper.mlkv_sweeper.MlkvSweeper"}
 ConfigStore.instance().store(group="hydra/sweeper", name="mlkv", node=NODE, provider="mlkv")

@@ -1,0 +1,84 @@
+"""Composing on copies says what Hydra says; mistakes are one line that names the valid choices."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeps.compose import Composer
+from sweeps.config import parse
+from sweeps.errors import UserError
+
+GROUPS = {
+    "layout": ["mha", "mqa", "cla", "explicit"],
+    "convert": ["mean", "split", "published"],
+    "experiment": ["quickstart"],
+    "measure": ["cpu", "gpu"],
+}
+VALUES = {
+    "uptrain.lr": ["1e-3", "0.5", "100"],
+    "corpus.vocab_size": ["512", "1024"],
+    "layout.kv_heads": ["1", "[6,2,1]", "null"],
+    "evaluate.tasks": ["[bits_per_byte]", "[]"],
+    "name": ["x", "'a b'"],
+    "cluster.resources": ["{base:{exclusive:false}}", "{}"],
+}
+
+
+@cache
+def composer() -> Composer:
+    return Composer()
+
+
+def lines(table: dict[str, list[str]]) -> st.SearchStrategy[list[str]]:
+    one = st.sampled_from(sorted(table)).flatmap(lambda key: st.sampled_from([f"{key}={v}" for v in table[key]]))
+    return st.lists(one, max_size=4, unique_by=lambda line: line.split("=")[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lines(GROUPS), lines(VALUES))
+def test_the_fast_way_is_hydras_way(groups: list[str], values: list[str]) -> None:
+    set_or_added = [f"++{line}" for line in values]  # the schema, not the YAML file, says which keys there are
+    assert composer()([*groups, *values]) == composer().whole([*groups, *set_or_added])
+
+
+def test_additions_and_deletions_go_through_hydra() -> None:
+    assert composer()(["+sweep.grid={layout.kv_heads:[1,2]}"])["sweep"]["grid"] == {"layout.kv_heads": [1, 2]}
+    assert "axis" not in composer()(["~evaluate.axis"])["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("uptrain.lrr=1", r"uptrain\.lrr: unknown key; did you mean lr\? valid: .*weight_decay"),
+        ("cluster.resources.base.gpu=1", r"cluster\.resources\.base\.gpu: unknown key; did you mean gpus\?"),
+        ("layout=gqb", r"layout = gqb: did you mean gqa\? valid: .*sandwich"),
+        ("layout.pattern=zigzag", r"layout\.pattern = zigzag: must be 'even', 'cla'"),
+        ("convert.merge=median", r"convert\.merge = median: must be 'mean', 'pairwise', 'first' or 'random'"),
+        ("uptrain.lr=-1", r"uptrain\.lr = -1: must be greater than 0"),
+        ("uptrain.lr=nan", r"uptrain\.lr = nan: must be"),
+        ("uptrain.lr=fast", r"uptrain\.lr = fast: must be a valid number"),
+        ("uptrain.steps=1.5", r"uptrain\.steps = 1\.5: must be a valid integer"),
+        ("uptrain.tokens=100", r"uptrain: set exactly one of steps, tokens, epochs \(set: steps, tokens\)"),
+        ("uptrain.micro_batch=3", r"micro_batch = 3: must divide batch_size 16"),
+        ("corpus=text_files", r"corpus\.files: must be set"),
+        ("model.path=x", r"model: decoder and hub or path are both set"),
+        ("evaluate.tasks=[bits_per_byte]", r"heldout_choice4 is scored .* but not among tasks"),
+        ("uptrain.lr=${oc.env:HOME}", r"uptrain\.lr = \$\{oc\.env:HOME\}: would change from run to run"),
+        ("corpus.seed=${now:%s}", r"corpus\.seed = .*would change from run to run"),
+        ("layout.kv_heads=[1", r"layout\.kv_heads=\[1: not an override"),
+        ("layout.factor=2", r"layout: factor = 2: only pattern cla has a factor"),
+    ],
+)
+def test_a_mistake_is_one_line(line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(composer()([line]))
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_what_the_schema_says_however_they_are_written() -> None:
+    written = [parse(composer()([f"uptrain.lr={text}"])).uptrain.lr for text in ("100", "100.0", "1e2")]
+    assert [repr(lr) for lr in written] == ["100.0"] * 3

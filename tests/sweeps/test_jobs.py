@@ -1,0 +1,49 @@
+"""Jobs: every step in one, none before its parents, cheap ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweeps.config import ClusterConfig, Resources
+from sweeps.jobs import PlannedJob, planned_jobs
+from sweeps.plan import Plan
+from sweeps.steps import Step
+
+CLUSTER = ClusterConfig(resources={"measure": Resources(exclusive=True), "base": Resources(cpus=2)})
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_missing_is_run_after_what_it_needs(planner: Callable[[Sequence[str]], Plan], data: st.DataObject) -> None:
+    steps = planner(["experiment=quickstart", "uptrain.lr=1e-3,1e-4"]).steps
+    done = data.draw(st.sets(st.sampled_from(sorted(steps))))
+    missing = [step for id, step in steps.items() if id not in done]
+    jobs = planned_jobs(missing, CLUSTER)
+    assert {id for job in jobs for id in job.steps} == {step.id for step in missing}
+    for job in jobs:
+        check_order(job, {j.name: j for j in jobs}, {step.id: step for step in missing})
+
+
+def check_order(job: PlannedJob, jobs: dict[str, PlannedJob], missing: dict[str, Step]) -> None:
+    ran = {id for name in job.after for id in jobs[name].steps}
+    for id in job.steps:
+        assert {parent for parent in missing[id].parents.values() if parent in missing} <= ran | above(job, jobs)
+        ran.add(id)
+
+
+def above(job: PlannedJob, jobs: dict[str, PlannedJob]) -> set[str]:
+    found = {id for name in job.after for id in jobs[name].steps}
+    return found.union(*(above(jobs[name], jobs) for name in job.after))
+
+
+def test_what_shares_a_process(planner: Callable[[Sequence[str]], Plan]) -> None:
+    steps = planner(["experiment=quickstart"]).steps
+    jobs = planned_jobs(steps.values(), CLUSTER)
+    kinds = [[steps[id].kind for id in job.steps] for job in jobs]
+    assert kinds.count(["convert", "uptrain"] + ["evaluate"] * 4) == 8
+    assert sorted(map(len, kinds)) == [1, 1, 4] + [6] * 8 + [8]
+    assert jobs[-1].kind == "measure"
+    assert jobs[-1].resources.exclusive

@@ -1,0 +1,212 @@
+"""What is shared, what changes with what, and ids that stay: an experiment is a value."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import sweeps.plan
+import sweeps.resolve
+from sweeps.compose import Composer
+from sweeps.errors import UserError
+from sweeps.plan import Plan, make_plan
+from sweeps.resolve import Resolver
+from sweeps.steps import Step, canonical
+from sweeps.store import Store
+
+Planner = Callable[[Sequence[str]], Plan]
+GOLDEN = Path(__file__).with_name("golden_ids.json")
+PYTHIA = {
+    "model_type": "gpt_neox",
+    "vocab_size": 50304,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 2048,
+    "rotary_pct": 0.25,
+    "hidden_act": "gelu",
+    "use_parallel_residual": True,
+    "tie_word_embeddings": False,
+}
+
+
+def added(planner: Planner, before: list[str], after: list[str]) -> Counter[str]:
+    """Kinds of the steps that the second line has and the first has not."""
+    old, new = planner(before).steps, planner(after).steps
+    return Counter(step.kind for id, step in new.items() if id not in old)
+
+
+def test_a_layout_more_adds_its_own_steps_alone(planner: Planner) -> None:
+    some = ["experiment=quickstart", "layout.kv_layers=6,2", "layout.kv_heads=1,6"]
+    more = ["experiment=quickstart", "layout.kv_layers=6,2,1", "layout.kv_heads=1,6,1"]
+    assert added(planner, some, more) == {"convert": 1, "uptrain": 1, "evaluate": 4, "measure": 1}
+
+
+def test_a_task_more_runs_that_task_on_each_checkpoint(planner: Planner) -> None:
+    two = "evaluate.accuracy=[]"
+    before = ["experiment=quickstart", two, "evaluate.tasks=[bits_per_byte]"]
+    assert added(planner, before, [*before[:2], "evaluate.tasks=[bits_per_byte,heldout_cloze]"]) == {"evaluate": 9}
+
+
+def test_a_learning_rate_reruns_uptraining_and_what_follows(planner: Planner) -> None:
+    line = ["experiment=quickstart"]
+    assert added(planner, line, [*line, "uptrain.lr=2e-3"]) == {"uptrain": 8, "evaluate": 32}
+    assert added(planner, line, [*line, "base.lr=2e-3"]) == {"base": 1, "convert": 8, "uptrain": 8, "evaluate": 36}
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["cluster.slots=7", "uptrain.micro_batch=4", "uptrain.save_every=7", "evaluate.batch_size=3", "name=other", "reports=x"],
+)
+def test_where_and_how_fast_is_not_identity(planner: Planner, how: str) -> None:
+    assert added(planner, ["experiment=quickstart"], ["experiment=quickstart", how]) == {}
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("corpus.seed=1", "corpus"),
+        ("base.threads=1", "base"),
+        ("convert.merge=first", "convert"),
+        ("convert.widening=copy", "convert"),
+        ("uptrain.seed=1", "uptrain"),
+        ("evaluate.limit=9", "evaluate"),
+        ("measure.contexts=[64]", "measure"),
+    ],
+)
+def test_what_comes_out_is_identity(planner: Planner, what: str, kind: str) -> None:
+    assert added(planner, ["layout=mqa"], ["layout=mqa", what])[kind]
+
+
+def test_seeds_count_only_where_they_are_used(planner: Planner) -> None:
+    assert added(planner, ["layout=mqa"], ["layout=mqa", "convert.seed=1"]) == {}
+    random = ["layout=mqa", "convert.merge=random"]
+    assert added(planner, random, [*random, "convert.seed=1"])["convert"] == 1
+    assert added(planner, ["layout=mqa"], ["layout=mqa", "evaluate.seed=1"]) == {}
+    shots = ["layout=mqa", "evaluate.few_shot=1"]
+    assert added(planner, shots, [*shots, "evaluate.seed=1"])["evaluate"]
+
+
+def test_conversion_to_the_bases_own_layout_is_one_step_however_it_merges(planner: Planner) -> None:
+    assert added(planner, ["layout=mha"], ["layout=mha", "convert=published"]) == {}
+
+
+def test_measure_knows_no_weights(planner: Planner) -> None:
+    steps = planner(["layout=mqa", "uptrain.lr=1e-3,1e-4"]).steps.values()
+    measures = [step for step in steps if step.kind == "measure"]
+    assert [step.parents for step in measures] == [{}, {}]
+
+
+def test_steps_come_parents_first(planner: Planner) -> None:
+    seen: set[str] = set()
+    for id, step in planner(["experiment=quickstart"]).steps.items():
+        assert seen.issuperset(step.parents.values())
+        seen.add(id)
+
+
+def pretrained(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(PYTHIA))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_pretrained_base_is_its_files(planner: Planner, tmp_path: Path) -> None:
+    one, two = pretrained(tmp_path / "one"), pretrained(tmp_path / "two")
+    line = ["model=pythia-160m-deduped", "layout=mqa", f"model.path={one}"]
+    assert added(planner, line, [*line[:2], f"model.path={two}"]) == {}
+    (two / "model.safetensors").write_bytes(b"other weights")
+    assert added(planner, line, [*line[:2], f"model.path={two}"])["base"] == 1
+
+
+def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("x.txt", "y.txt"):
+            (tmp_path / name / file).write_text("one")
+    line = ["corpus=text_files", f"corpus.files=[{tmp_path}/a/*.txt]"]
+    assert added(planner, line, [line[0], f"corpus.files=[{tmp_path}/b/*.txt]"]) == {}
+    (tmp_path / "b" / "x.txt").write_text("two")
+    assert added(planner, line, [line[0], f"corpus.files=[{tmp_path}/b/*.txt]"])["corpus"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["layout.kv_heads=5"], r"kv_heads = 5 at layer 0: must divide 6 query heads \(1, 2, 3, 6\)"),
+        (["layout.kv_layers=7"], r"layout\.kv_layers = 7: pattern even on 6 layers takes 1 to 6"),
+        (["layout=explicit", "layout.kv_source_layers=[0,2,2,2,2,2]"], r"kv_source_layers\[1\] = 2: a layer reads itself"),
+        (["layout=explicit", "layout.kv_source_layers=[0,0]", "layout.kv_heads=1"], r"has 2 entries: model tiny has 6 layers"),
+        (["corpus.sequence_length=512", "model.decoder.context=256"], r"sequence_length = 512: model tiny takes at most 256"),
+        (["model.decoder.vocab_size=100"], r"vocab_size = 2048: model tiny has only 100"),
+        (["corpus=text_files", "corpus.files=[/nowhere/*.txt]"], r"corpus\.files = /nowhere/\*\.txt: matches no file"),
+        (["model=pythia-160m-deduped", "model.path=/nowhere"], r"model\.path = /nowhere: no checkpoint there"),
+        (["corpus.tokenizer=model"], r"corpus\.tokenizer = model: model tiny is trained here"),
+        (["evaluate.tasks=[arc_eazy]", "evaluate.accuracy=[]", "evaluate.axis=null"], r"arc_eazy: lm-eval has no such task \(near: arc_easy"),
+    ],
+)  # fmt: skip
+def test_what_can_be_known_to_fail_fails_in_the_plan(planner: Planner, line: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        planner(line)
+
+
+def test_a_text_that_is_not_utf8_is_named(planner: Planner, tmp_path: Path) -> None:
+    (tmp_path / "ascii.txt").write_text("naive")
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(UserError, match=r"corpus\.files = .*latin\.txt: not UTF-8"):
+        planner(["corpus=text_files", f"corpus.files=[{tmp_path}/*.txt]"])
+
+
+def test_an_unreachable_hub_is_one_error(planner: Planner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"pythia-160m-deduped at main: the hub is out of reach .* set model\.path=DIR"):
+        planner(["model=pythia-160m-deduped"])
+
+
+def test_nan_is_no_identity() -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical({"lr": float("nan")})
+
+
+def test_key_order_is_no_identity() -> None:
+    assert Step("base", {"a": 1, "b": 2}).id == Step("base", {"b": 2, "a": 1}).id
+
+
+class FixedFacts(Resolver):
+    """Outside facts that never change, so that ids can be written down."""
+
+    def _text(self, recipe: object) -> str:
+        return "0" * 64
+
+
+def golden_ids(folder: Path) -> dict[str, str]:
+    sweeps.plan.package_version = sweeps.resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
+    sweeps.resolve.task_pins.cache_clear()
+    resolver = FixedFacts(Store(folder))
+    lines = [["experiment=quickstart"], ["layout=cla", "convert=scratch"], ["layout.budget=6", "convert=published"]]
+    plans = [make_plan(Composer(), resolver, line) for line in lines]
+    return {f"{step.kind} {step.label} {i}": id for i, plan in enumerate(plans) for id, step in plan.steps.items()}
+
+
+@pytest.mark.parametrize("seed", ["0", "7"])
+def test_ids_are_those_that_were_written_down(tmp_path: Path, seed: str) -> None:
+    """In another process, directory and store, under another hash seed. Regenerate: `python tests/sweeps/test_plan.py`."""
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__, str(tmp_path / "store")]
+    printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == json.loads(GOLDEN.read_text())
+
+
+if __name__ == "__main__":
+    found = golden_ids(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    print(text) if len(sys.argv) > 1 else GOLDEN.write_text(text)
