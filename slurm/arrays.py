@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .jobs import Job, JobId, in_order
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as SLURM writes task indices: `0-5,7`."""
+    given = set(numbers)
+    starts = sorted(n for n in given if n - 1 not in given)
+    ends = sorted(n for n in given if n + 1 not in given)
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,7 @@ class Array:
 
     @property
     def indices(self) -> str:
-        """The task indices as --array takes them: `0-5,7`."""
-        numbers = sorted(self.jobs)
-        starts = [n for n in numbers if n - 1 not in self.jobs]
-        ends = [n for n in numbers if n + 1 not in self.jobs]
-        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+        return ranges(self.jobs)
 
     def dependency(self, ids: Sequence[JobId]) -> str | None:
         """sbatch's --dependency, given the ids of all earlier arrays."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from submitit.slurm.slurm import read_job_id
 
+from .arrays import ranges
 from .jobs import JobId, JobState, Phase
 
 PHASES = {
@@ -87,7 +88,8 @@ def _from_squeue(ids: list[JobId]) -> dict[JobId, JobState]:
         for line in shown.splitlines():
             id, word, reason = line.split("|", 2)
             found[id] = parse_state(word, reason)
-    return {id: found[id] for id in ids if id in found}
+    # When the last waiting tasks of an array are cancelled one by one, SLURM keeps a single entry without an index.
+    return {id: found.get(id) or found[id.split("_")[0]] for id in ids if {id, id.split("_")[0]} & found.keys()}
 
 
 def _from_sacct(ids: list[JobId]) -> dict[JobId, JobState]:
@@ -144,8 +146,13 @@ def named(name: str) -> str | None:
 
 
 def cancel(ids: Iterable[JobId]) -> None:
-    """End these jobs; ids that have ended or are unknown are ignored."""
-    wanted = list(dict.fromkeys(ids))
+    """End these jobs (an array's id without an index means all its tasks); ids that have ended or are unknown are
+    ignored."""
+    tasks: dict[str, list[int]] = {}
+    for id in ids:
+        array, _, index = id.partition("_")
+        tasks.setdefault(array, []).extend([int(index)] if index else [])
+    wanted = [f"{array}_[{ranges(indices)}]" if indices else array for array, indices in tasks.items()]
     for start in range(0, len(wanted), IDS_PER_CALL):
         try:
             command("scancel", "--quiet", *wanted[start : start + IDS_PER_CALL])

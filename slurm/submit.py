@@ -1,12 +1,16 @@
 """Jobs on SLURM: arrays with dependencies, submitted through submitit and left to the queue.
 
 submitit makes the batch script, checks its options, calls sbatch and reads the id. What it does not do here is carry a
-pickled function to the node. Its `submit` and `map_array` do, and with that three things could not hold: pickles get
-their final place only after sbatch has returned, so a launcher that dies in between leaves jobs that wait 60 s and then
-fail; its handler of SIGUSR2 decides by its own clock whether a job was preempted or timed out, and ends some of the
-preempted ones as COMPLETED; and tasks are always numbered 0 … n-1, so `aftercorr` could not pair a child with the third,
-fifth and ninth task of its parent. So the commands of an array are a shell script, complete before sbatch runs, and
-submitit submits that through `_submit_command`, its own layer beneath the pickles.
+pickled function to the node. Its `submit` and `map_array` do, and with that three things could not hold:
+
+- Pickles get their final place only after sbatch has returned: a launcher that dies in between leaves jobs that wait
+  60 s and fail.
+- Its handler of SIGUSR2 decides by its own clock whether a job was preempted or timed out, and ends some of the
+  preempted ones as COMPLETED.
+- Tasks are always numbered 0 … n-1: `aftercorr` could not pair children with the third and ninth task of their parent.
+
+So the commands of an array are a shell script, complete before sbatch runs, and submitit submits that through
+`_submit_command`, its own layer beneath the pickles.
 """
 
 from __future__ import annotations
@@ -66,8 +70,8 @@ class SlurmExecutor:
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
         """Queue jobs as arrays, parents first; job name → id.
 
-        Raises ValueError where a job can never run here, and SubmissionRefusedError where the site takes no more, with what
-        it has taken: calling again later with the rest is safe.
+        Raises ValueError where a job can never run here, queue.QueueError where SLURM does not answer, and
+        SubmissionRefusedError where the site takes no more, with what it has taken.
         """
         ordered = in_order(jobs)
         kinds = site.nodes()
@@ -160,7 +164,13 @@ class SlurmExecutor:
         return queue.states(ids)
 
     def cancel(self, ids: Iterable[JobId]) -> None:
-        queue.cancel(ids)
+        """As queue.cancel, but an array of which every task is meant goes as a whole: of waiting tasks that are
+        cancelled one by one SLURM keeps no trace, and their state would be UNKNOWN."""
+        wanted = set(ids)
+        for record in records.read(self.folder):
+            if record.array_id and (tasks := set(record.ids().values())) <= wanted:
+                wanted = (wanted - tasks) | {record.array_id}
+        queue.cancel(wanted)
 
     def set_max_running(self, ids: Iterable[JobId], tasks: int) -> None:
         """Let so many tasks at a time run of every array that holds one of these jobs, from now on; 0: no limit."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class LocalCluster:
         if not self.exists():
             return
         with self._lock():
-            if self.daemon("slurmctld").alive():
+            if self._running():
                 self._end_jobs()
             for name in reversed(self.names()):
                 self.daemon(name).stop()
@@ -114,6 +114,7 @@ class LocalCluster:
             user=user_name(os.geteuid()),
             controller_port=ports[0],
             node_ports=tuple(ports[3:]),
+            first_job_id=int(time.time()) % 50_000_000 + 1,
             accounting_port=ports[1] if accounting else None,
             database_port=ports[2] if accounting else None,
             database_password=secrets.token_hex(16) if accounting else "",
@@ -125,8 +126,10 @@ class LocalCluster:
             shutil.rmtree(self.state / name, ignore_errors=True)
         for name in ("controller", "etc", "gpu", *(f"spool/{node}" for node in NODES)):
             (self.state / name).mkdir(parents=True, exist_ok=True)
-        for number in range(GPUS):
-            (self.state / "gpu" / f"fake{number}").touch()
+        for number in range(GPUS):  # slurmd wants a device, and takes the GPU's number from the name
+            link = self.state / "gpu" / f"fake{number}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.devnull)
         for name, text in files(site).items():
             _write_private(
                 site.slurm_conf.parent / name, text, 0o600 if name.startswith(("slurmdbd", "data")) else 0o644
@@ -189,10 +192,13 @@ class LocalCluster:
         return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for _, state in states)
 
     def _end_jobs(self) -> None:
-        self.run("scancel", "--user", self.site().user, check=False)
-        deadline = time.monotonic() + 20
-        while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        """A running step outlives its slurmd and only a slurmd ends it, so whatever has died is started once more."""
+        with suppress(RuntimeError):  # a cluster too broken for that is stopped all the same
+            self._start_all(self.site())
+            self.run("scancel", "--user", self.site().user)
+            deadline = time.monotonic() + 20
+            while self.run("squeue", "-h").strip() and time.monotonic() < deadline:
+                time.sleep(0.1)
 
     def _wait(self, name: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds

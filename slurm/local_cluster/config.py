@@ -22,6 +22,7 @@ class Site:
     user: str
     controller_port: int
     node_ports: tuple[int, ...]
+    first_job_id: int
     accounting_port: int | None = None
     database_port: int | None = None
     database_password: str = ""
@@ -77,7 +78,9 @@ def _general(site: Site) -> dict[str, object]:
         "GresTypes": "gpu",
         "SlurmdParameters": "config_overrides",
         "ReturnToService": 2,
-        "LaunchParameters": "send_gids",
+        "MailProg": "/bin/true",
+        # Ids of an earlier cluster in this directory must not come to mean jobs of this one.
+        "FirstJobId": site.first_job_id,
     }
 
 

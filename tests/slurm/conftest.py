@@ -29,7 +29,7 @@ def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClu
     need("slurmctld")
     cluster = LocalCluster(tmp_path_factory.mktemp("slurm"))
     try:
-        cluster.up(options={"MaxArraySize": "64"})
+        cluster.up(options={"MaxArraySize": "64", "MinJobAge": "300"})
         yield cluster
     finally:
         cluster.down()
