@@ -67,7 +67,8 @@ def nats(model: Any, found: Windows, batch_size: int, progress: Callable[[int, i
 
 
 def _token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    return functional.cross_entropy(logits_BTV.transpose(1, 2).float(), targets_BT, reduction="none")
+    nats = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
+    return nats.view_as(targets_BT)
 
 
 def ratio(parts: Floats, wholes: Floats) -> tuple[float, float | None]:

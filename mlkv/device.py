@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import torch
 
 from .context import StepFailed
@@ -50,3 +51,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "allocate memory" in str(error))
+
+
+def available_memory() -> int:
+    """Bytes a new allocation can still use on the CPU side: the machine's, or the cgroup's where that is less."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup") / _cgroup().lstrip("/")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def _cgroup() -> str:
+    path = Path("/proc/self/cgroup")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
