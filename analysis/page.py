@@ -117,24 +117,20 @@ def page(store: Store, sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, out
 
 
 class Links:
-    """Where the logs of a step are, seen from the report's directory."""
+    """Where steps keep their files, seen from the report's directory."""
 
     def __init__(self, store: Store, out_dir: Path) -> None:
         self._store, self._out_dir = store, out_dir.absolute()
-        self._found: dict[str, str | None] = {}
 
-    def log(self, step_id: str) -> str | None:
-        if step_id not in self._found:
-            attempt = self._store.step(step_id).attempt()
-            self._found[step_id] = self._relative(attempt.path) if attempt else None
-        return self._found[step_id]
+    def step(self, step_id: str) -> str:
+        return Path(os.path.relpath(self._store.step(step_id).path, self._out_dir)).as_posix()
 
-    def tail(self, step_id: str) -> list[str]:
+    def log(self, step_id: str) -> tuple[str | None, list[str]]:
+        """The directory of the last attempt's logs and their last lines."""
         attempt = self._store.step(step_id).attempt()
-        return attempt.log_tail(LOG_LINES) if attempt else []
-
-    def _relative(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self._out_dir)).as_posix()
+        if attempt is None:
+            return None, []
+        return Path(os.path.relpath(attempt.path, self._out_dir)).as_posix(), attempt.log_tail(LOG_LINES)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -173,7 +169,8 @@ def _failures(planned: Json, steps: Steps, links: Links) -> Iterator[Failure]:
     for step, plan in planned.items():
         state, reason = steps.standing(step)
         if state in ("FAILED", "LOST", "INTERRUPTED"):
-            yield Failure(step, plan["label"], state, reason or "", plan["variants"], links.tail(step), links.log(step))
+            link, log = links.log(step)
+            yield Failure(step, plan["label"], state, reason or "", plan["variants"], log, link)
 
 
 def provenance(records: Iterable[Json]) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -255,7 +252,7 @@ def _step(kind: str, task: str | None, step: str, steps: Steps, links: Links) ->
         "state": state,
         "reason": reason or "",
         "time": duration((steps.record(step) or {}).get("wall_seconds")),
-        "log": links.log(step) or "",
+        "files": "" if state in ("PENDING", "BLOCKED") else links.step(step),
     }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import figures, tables
 from analysis.gather import Steps, of_sweep
+from analysis.memory import memory_figure
 from analysis.page import duration, page
 from analysis.results import results
 from sweeps.store import Store
@@ -51,7 +52,7 @@ def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
 
 
 def _figures(table: pd.DataFrame, pivot: pd.DataFrame) -> dict[str, bytes | None]:
-    drawn = {"pareto": figures.pareto_figure(pivot), "memory": figures.memory_figure(table)}
+    drawn = {"pareto": figures.pareto_figure(pivot), "memory": memory_figure(table)}
     return {f"{name}.{kind}": _saved(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")}
 
 

@@ -37,13 +37,14 @@ function stepRow(step) {
   const state = make("span", `state ${step.state.toLowerCase()}`, step.state.toLowerCase());
   const name = make("td", "", step.kind);
   name.title = step.id;
-  const log = make("td");
-  if (step.log) {
-    const link = make("a", "", "logs");
-    link.href = step.log;
-    log.append(link);
+  const files = make("td");
+  if (step.files) {
+    const link = make("a", "", "files");
+    link.href = step.files;
+    link.title = "its configuration, record, outputs and logs";
+    files.append(link);
   }
-  const row = make("tr", "", name, make("td", "", state), make("td", "", step.time), log);
+  const row = make("tr", "", name, make("td", "", state), make("td", "", step.time), files);
   if (!step.reason) return [row];
   const why = make("td", "why", step.reason);
   why.colSpan = 4;

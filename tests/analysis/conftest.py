@@ -164,7 +164,7 @@ class Filler:
         self.done(self.variant(label)["steps"]["evaluate"][task], metrics, 3.0)
 
     def measure(self, label: str, batches: tuple[int, ...] = (1, 8)) -> None:
-        per_token = self.layout(label).kv_bytes_per_token(HEAD_DIM, 4)
+        per_token = self.layout(label).kv_bytes_per_token(HEAD_DIM)
         cells = [{"batch": batch, "context": 256} for batch in batches]
         metrics = [
             {"metric": "kv_cache_bytes", "value": per_token * 256 * c["batch"], "stderr": None, "n": 3, **c}
