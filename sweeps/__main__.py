@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sweeps.cli import main as mlkv
 from sweeps.code import CONF
+from sweeps.plain_hydra import sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> None:
-    mlkv(["sweep", *HydraConfig.get().overrides.task])
+    sweep(HydraConfig.get(), list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
     main()
-    sys.exit(0)

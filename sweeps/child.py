@@ -69,7 +69,7 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str
     assert spec is not None
     inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop)
-    outcome = KINDS[spec["kind"]].run(spec["slice"], {**step.how(), **spec["pinned"]}, inputs, attempt.out, context)
+    outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
     return {"metrics": outcome["metrics"], "facts": outcome["facts"]}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ Values = dict[str, Any]
 
 def parse_overrides(lines: Sequence[str]) -> list[Override]:
     """Hydra's own grammar. Raises UserError naming the line that is not in it."""
-    parser = OverridesParser.create()
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(parser.parse_override(line))
-        except HydraException as error:
-            raise UserError(f"{line}: not an override ({str(error).splitlines()[0]})") from None
-    return parsed
+    return [_parse_override(line) for line in lines]
+
+
+@cache
+def _parse_override(line: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(line)
+    except HydraException as error:
+        raise UserError(f"{line}: not an override ({str(error).splitlines()[0]})") from None
 
 
 class Composer:
@@ -53,6 +55,7 @@ class Composer:
         config = self._copy(groups)
         for override in overrides:
             if self._is_value(override):
+                _refuse_moving(override.key_or_group, override.value())
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
         return _container(config)
 
@@ -79,11 +82,14 @@ class Composer:
         search = [f"hydra.searchpath=[file://{self._extra.absolute()}]"] if self._extra else []
         try:
             with _hydra():
-                return compose("config", overrides=[*lines, *search])
+                composed = compose("config", overrides=[*lines, *search])
         except MissingConfigException as error:
             raise UserError(self._missing(error)) from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from None
+        for group in HASHED:
+            _refuse_moving(group, OmegaConf.to_container(composed[group]) if group in composed else None)
+        return composed
 
     def _missing(self, error: MissingConfigException) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
@@ -104,7 +110,6 @@ def _hydra() -> Iterator[None]:
 
 
 def _container(config: DictConfig) -> Values:
-    _refuse_moving_values(config)
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
@@ -113,13 +118,13 @@ def _container(config: DictConfig) -> Values:
         raise UserError(" ".join(str(error).split())) from None
 
 
-def _refuse_moving_values(config: DictConfig) -> None:
+def _refuse_moving(key: str, value: Any) -> None:
     """An identity must not depend on the clock or the environment."""
-    for group in HASHED:
-        raw = OmegaConf.to_container(config[group], resolve=False) if config.get(group) is not None else {}
-        for path, value in _leaves(raw, group):
-            if isinstance(value, str) and any(mark in value for mark in ("${now:", "${oc.env:")):
-                raise UserError(f"{path} = {value}: would change from run to run; write the value out")
+    if key.partition(".")[0] not in HASHED:
+        return
+    for path, leaf in _leaves(value, key):
+        if isinstance(leaf, str) and any(mark in leaf for mark in ("${now:", "${oc.env:")):
+            raise UserError(f"{path} = {leaf}: would change from run to run; write the value out")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

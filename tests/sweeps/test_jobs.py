@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.config import ClusterConfig, Resources
@@ -15,10 +16,14 @@ from sweeps.steps import Step
 CLUSTER = ClusterConfig(resources={"measure": Resources(exclusive=True), "base": Resources(cpus=2)})
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_whatever_is_missing_is_run_after_what_it_needs(planner: Callable[[Sequence[str]], Plan], data: st.DataObject) -> None:
-    steps = planner(["experiment=quickstart", "uptrain.lr=1e-3,1e-4"]).steps
+@pytest.fixture(scope="module")
+def steps(planner: Callable[[Sequence[str]], Plan]) -> dict[str, Step]:
+    return planner(["experiment=quickstart", "uptrain.lr=1e-3,1e-4"]).steps
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_whatever_is_missing_is_run_after_what_it_needs(steps: dict[str, Step], data: st.DataObject) -> None:
     done = data.draw(st.sets(st.sampled_from(sorted(steps))))
     missing = [step for id, step in steps.items() if id not in done]
     jobs = planned_jobs(missing, CLUSTER)

@@ -1,0 +1,100 @@
+"""The command line: a mistake is one line and exit status 2, before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli import main
+from sweeps.completion import complete_override, complete_sweep
+from tests_support import ROOT, Shell
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["uptrain.lrr=1"], ["uptrain.lrr", "unknown key", "weight_decay"]),
+        (["layout=nope"], ["layout = nope", "mqa", "sandwich"]),
+        (["layout.kv_heads=5"], ["kv_heads = 5", "6 query heads", "1, 2, 3, 6"]),
+        (["layout=explicit", "layout.kv_source_layers=[0,2,2,3,4,5]"], ["kv_source_layers[1] = 2"]),
+        (["layout.budget=37"], ["layout.budget = 37", "1, 2, 3"]),
+        (["model=pythia-160m-deduped", "model.path=/nowhere"], ["model.path = /nowhere", "config.json"]),
+        (["corpus=text_files", "corpus.files=[/nowhere/*]"], ["corpus.files = /nowhere/*", "no file"]),
+        (["uptrain.lr=-1"], ["uptrain.lr = -1", "greater than 0"]),
+    ],
+)
+def test_bad_overrides(overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = refused(["sweep", "--store", str(tmp_path / "store"), *overrides], capsys)
+    assert error.startswith("mlkv: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert not (tmp_path / "store" / "steps").exists()
+
+
+def test_a_store_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    assert "cannot be written" in refused(["sweep", "--store", str(tmp_path / "store")], capsys)
+
+
+@pytest.mark.parametrize("command", ["status", "gather", "report", "retry", "cancel"])
+def test_a_sweep_that_is_not_there(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    assert "sweep nope: not in" in refused([command, "--store", str(tmp_path), "nope"], capsys)
+
+
+def test_a_store_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no store there; set --store or MLKV_STORE" in refused(["status", "--store", str(tmp_path / "x")], capsys)
+
+
+def test_plan_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--store", str(tmp_path / "store"), "experiment=quickstart"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "MLKV-6" in printed
+    assert "2 ─ 2 ─ 2 ─" in printed
+    assert not list((tmp_path).glob("store/s*"))
+
+
+def test_options_may_stand_between_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "layout=mqa", "--store", str(tmp_path / "store"), "name=between"])
+    assert (ended.value.code, "between: 3 variants" in capsys.readouterr().out) == (0, True)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--stroe", "x"])
+    assert ended.value.code == 2
+
+
+def test_completion_knows_groups_options_and_keys(tmp_path: Path) -> None:
+    assert {"layout=", "layout.", "experiment=", "name="} <= set(complete_override("lay"))
+    assert "layout=mha,gqa" in complete_override("layout=mha,g")
+    assert "uptrain.lr=" in complete_override("uptrain.l")
+    assert "experiment=quickstart" in complete_override("experiment=")
+    shell = Shell(tmp_path)
+    shell.store.save_sweep("mine", {"steps": {}}, [], [])
+    assert complete_sweep(__import__("argparse").Namespace(store=shell.store.root)) == ["mine"]
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    """As bash asks: the line so far in the environment, answers on file descriptor 8."""
+    script = (
+        "import os, sys; os.dup2(os.open('answers', os.O_CREAT | os.O_WRONLY), 8);"
+        "sys.argv = ['mlkv']; import sweeps.cli; sweeps.cli.main()"
+    )
+    line = "mlkv plan convert=pu"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**Shell(tmp_path).environment(), **asked, "_ARGCOMPLETE_COMP_WORDBREAKS": ""}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False, timeout=60)
+    assert (tmp_path / "answers").read_text().split() == ["convert=published"]
+    assert ROOT.is_dir()

@@ -1,0 +1,49 @@
+"""The command line as a user runs it: in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST_CONF = ROOT / "tests" / "conf"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """`mlkv` in a folder of its own, as a subprocess."""
+
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), "MLKV_STORE": str(self.folder / "store"), "COLUMNS": "200"}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "sweeps.cli", *arguments]
+        if arguments[0] in ("sweep", "plan", "run"):
+            command += ["--config-dir", str(TEST_CONF)]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str, status: int = 0) -> str:
+        """What it printed, after checking its exit status."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
+        return out if status == 0 else out + err
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")

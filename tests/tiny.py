@@ -1,0 +1,73 @@
+"""Small real things that several tests need: a corpus of a few standard library modules, and a decoder for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlkv import corpus
+from mlkv.context import Context, Row
+from mlkv.recipes import CorpusRecipe
+from mlkv.shape import DecoderShape
+
+ROOT = Path(__file__).parent.parent
+SHAPE = DecoderShape(vocab_size=512, width=32, layers=2, heads=2, head_dim=16, mlp_width=64, context=96)
+
+
+def context(work: Path, rows: list[Row] | None = None, should_stop: Callable[[], bool] = lambda: False) -> Context:
+    return Context(work, (lambda row: None) if rows is None else rows.append, should_stop)
+
+
+def text_files(folder: Path) -> Path:
+    """Some 80 modules of the standard library, copied to `folder`."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for package in ("json", "logging", "http", "email", "asyncio"):
+        shutil.copytree(library / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def corpus_recipe(folder: Path, **changes: Any) -> CorpusRecipe:
+    recipe = CorpusRecipe(
+        source="text_files",
+        files=(f"{folder}/**/*.py",),
+        vocab_size=512,
+        sequence_length=96,
+        held_out=0.3,
+        task_items=200,
+    )
+    return replace(recipe, **changes)
+
+
+def make_corpus(folder: Path, **changes: Any) -> Path:
+    """A corpus directory under `folder`, of the modules that `text_files` copies."""
+    out = folder / "corpus"
+    out.mkdir(parents=True)
+    corpus.run(corpus_recipe(text_files(folder / "text"), **changes), out, context(folder / "work"))
+    return out
+
+
+def start_python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """`code` in a fresh interpreter that can import the project and the tests."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> str:
+    """What `code` prints; fails with it if it does not exit 0."""
+    process = start_python(code, *arguments, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
