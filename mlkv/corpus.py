@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ TOKENIZER_TEXT = 200_000_000
 """Characters a tokenizer is trained on at most: more would not change the merges, and memory grows with new words."""
 TASK_TEXT = 8_000_000
 """Characters of held-out text that task items are made from at most."""
+REPORT_SECONDS = 1.0
 BATCH_TEXT = 2_000_000
 """Characters tokenised at a time."""
 
@@ -89,20 +90,20 @@ def _metrics(counts: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass
 class Progress:
-    """Reports documents read, at most once a second, and stops the step when it is asked to."""
+    """Reports documents read, every REPORT_SECONDS at most, and stops the step when it is asked to."""
 
     ctx: Context
     expected: int | None
     stage: str = "tokenizer"
     read: int = 0
-    _reported: float = field(default_factory=time.monotonic)
+    _reported: float = 0.0
 
     def count(self, stage: str, stream: Iterable[Document]) -> Iterator[Document]:
         self.stage, self.read = stage, 0
         for document in stream:
             yield document
             self.read += 1
-            if time.monotonic() - self._reported > 1:
+            if time.monotonic() - self._reported > REPORT_SECONDS:
                 self._report()
         self.expected = self.read
 
@@ -194,9 +195,9 @@ class HeldOutWriter(BlockWriter):
     def add_texts(self, texts: list[str]) -> None:
         for text in texts:
             encoded = self.encoder.encode(text)
-            self.add(np.concatenate([[self.encoder.end], encoded.ids_T]))
-            self.token_bytes.add(np.concatenate([[0], encoded.bytes_T]))
-            self.bytes += int(encoded.bytes_T.sum())
+            self.add(np.concatenate([[self.encoder.end], encoded.ids]))
+            self.token_bytes.add(np.concatenate([[0], encoded.token_bytes]))
+            self.bytes += int(encoded.token_bytes.sum())
             self._keep(text)
 
     def _keep(self, text: str) -> None:
@@ -216,9 +217,7 @@ def _write_tasks(folder: Path, tasks: dict[str, list[Item]], wanted: int) -> Non
     folder.mkdir(exist_ok=True)
     for task, items in tasks.items():
         if wanted and not items:
-            raise StepFailed(
-                f"held-out text is too short for a single item of {task}: give more text, or task_items = 0"
-            )
+            raise StepFailed(f"held-out text is too short for an item of {task}: give more text, or task_items = 0")
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
         (folder / f"{task}.jsonl").write_text("".join(lines), "utf-8")
 
