@@ -74,15 +74,21 @@ class SlurmExecutor:
         SubmissionRefusedError where the site takes no more, with what it has taken.
         """
         ordered = in_order(jobs)
-        kinds = site.nodes()
-        for job in {job.resources: job for job in ordered}.values():
-            if problems := site.problems(self.profile, job.resources, kinds):
-                raise ValueError(f"job {job.name}: {'; '.join(problems)}")
         room = site.room(self.profile)
+        if room:
+            self._check(ordered)
         submitted = self._submit_arrays(arrays(ordered[:room], site.max_array_size()), [job.name for job in jobs])
         if left := [job.name for job in ordered[room:]]:
             raise SubmissionRefusedError(f"the site lets {room} more jobs into the queue", submitted, left)
         return submitted
+
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """Raise ValueError if the site would refuse a job or could never run it, before anything is queued."""
+        kinds = site.nodes()
+        for job in {job.resources: job for job in jobs}.values():
+            if problems := site.problems(self.profile, job.resources, kinds):
+                raise ValueError(f"job {job.name}: {'; '.join(problems)}")
+            self.start_estimate(job.resources)
 
     def start_estimate(self, resources: Resources) -> datetime | None:
         """When SLURM expects to start such a job if it were queued now; None if it does not say.

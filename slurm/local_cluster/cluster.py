@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .config import GPUS, NODES, Site, files, user_name
-from .daemons import Daemon
+from .daemons import Daemon, end, listeners
 
 NEEDED = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo", "squeue", "scancel")
 NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
@@ -84,6 +84,9 @@ class LocalCluster:
                 self._end_jobs()
             for name in reversed(self.names()):
                 self.daemon(name).stop()
+            # A step that cannot report its end, because its node or its job was lost, tries for ever.
+            for step in listeners(self.state / "spool"):
+                end(step, grace_seconds=0.0)
 
     def status(self) -> dict[str, bool]:
         """Daemon → is it running."""
@@ -196,8 +199,8 @@ class LocalCluster:
         with suppress(RuntimeError):  # a cluster too broken for that is stopped all the same
             self._start_all(self.site())
             self.run("scancel", "--user", self.site().user)
-            deadline = time.monotonic() + 20
-            while self.run("squeue", "-h").strip() and time.monotonic() < deadline:
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and (self.run("squeue", "-h").strip() or listeners(self.state / "spool")):
                 time.sleep(0.1)
 
     def _wait(self, name: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,27 +84,50 @@ class Daemon:
     def stop(self, grace_seconds: float = 10.0, kill: bool = False) -> None:
         """SIGTERM, then SIGKILL after the grace (`kill`: at once); returns when the process is gone."""
         identity = self.identity()
-        if identity is not None and identity.alive():
-            self._end(identity, 0.0 if kill else grace_seconds)
+        if identity is not None and not end(identity, 0.0 if kill else grace_seconds):
+            raise RuntimeError(f"{self.name} (pid {identity.pid}) does not end")
         self.pid_file.unlink(missing_ok=True)
 
-    def _end(self, identity: Identity, grace_seconds: float) -> None:
-        try:
-            handle = os.pidfd_open(identity.pid)
-        except ProcessLookupError:
-            return
-        try:
-            for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
-                if seconds and identity.alive():
-                    signal.pidfd_send_signal(handle, number)
-                    _wait_gone(identity, seconds)
-        finally:
-            os.close(handle)
-        if identity.alive():
-            raise RuntimeError(f"{self.name} (pid {identity.pid}) does not end")
+
+def end(identity: Identity, grace_seconds: float) -> bool:
+    """SIGTERM, then SIGKILL after the grace (0: at once), to just this process; whether it is gone."""
+    try:
+        handle = os.pidfd_open(identity.pid) if identity.alive() else None
+    except ProcessLookupError:
+        handle = None
+    if handle is None:
+        return True
+    try:
+        for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+            if seconds and identity.alive():
+                signal.pidfd_send_signal(handle, number)
+                _wait_gone(identity, seconds)
+    finally:
+        os.close(handle)
+    return not identity.alive()
 
 
 def _wait_gone(identity: Identity, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while identity.alive() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def listeners(folder: Path) -> list[Identity]:
+    """The processes that hold a Unix socket bound to a path below the folder: whoever made it, they belong to it."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    inodes = {f"socket:[{fields[6]}]" for fields in lines if fields[-1].startswith(f"{folder}/")}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        ticks = start_ticks(pid)
+        if pid > 1 and ticks is not None and inodes & set(_descriptors(process)):
+            found.append(Identity(pid, ticks, boot_id()))
+    return found
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    """What the process has open; nothing if it is somebody else's, or gone."""
+    with suppress(OSError):
+        for link in (process / "fd").iterdir():
+            yield os.readlink(link)

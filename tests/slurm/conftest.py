@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slurm.local_cluster.cluster import LocalCluster
 
-Bring = Callable[..., LocalCluster]
 SBIN = "/usr/sbin:/usr/local/sbin"
 
 
@@ -24,9 +23,13 @@ def need(program: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Without accounting, and with arrays of at most 64 tasks."""
+def installed() -> None:
     need("slurmctld")
+
+
+@pytest.fixture(scope="session")
+def plain_cluster(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Without accounting, and with arrays of at most 64 tasks."""
     cluster = LocalCluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.up(options={"MaxArraySize": "64", "MinJobAge": "300"})

@@ -4,6 +4,7 @@ looked at by the last tests."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,7 @@ def test_what_can_never_run_is_refused_before_the_queue(cluster: LocalCluster, f
     for profile, resources, message in (
         (Profile(partition="gpu"), Resources(), "job good: cluster.partition = gpu: this site has preemptible, urgent"),
         (Profile(), Resources(gpus=5), "5 GPUs per node asked for, partition preemptible has 4"),
+        (Profile(constraint="nowhere"), Resources(), "Invalid feature specification"),
         (Profile(partition="urgent"), Resources(minutes=61), "61 minutes asked for, partition urgent has 60"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -237,13 +239,29 @@ def test_what_can_never_run_is_refused_before_the_queue(cluster: LocalCluster, f
     assert not folder.exists()
 
 
-def test_what_sbatch_refuses_names_what_is_queued_and_what_is_left(cluster: LocalCluster, folder: Path) -> None:
-    bad = Resources(cpus=2)  # fine by the limits, but the constraint below exists on no node
-    executor = SlurmExecutor(folder, Profile(constraint="nowhere"))
-    with pytest.raises(SubmissionRefusedError, match="Invalid feature specification") as refused:
-        executor.submit([sh("a", "true"), Job("b", ("true",), bad, after=("a",))])
-    assert (refused.value.submitted, refused.value.left) == ({}, ["a", "b"])
-    assert [record.array_id for record in records.recover(folder)] == [None]
+def fake_sbatch(folder: Path, script: str) -> Path:
+    """An sbatch that does this in place of submitting, but answers `--test-only` as the real one."""
+    folder.mkdir()
+    fake = folder / "sbatch"
+    fake.write_text(f'#!/bin/sh\n[ "$1" != --test-only ] || exec {shutil.which("sbatch")} "$@"\n{script}\n')
+    fake.chmod(0o755)
+    return fake
+
+
+def test_when_sbatch_fails_halfway_what_is_queued_and_what_is_left_is_told(
+    cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = "echo 'sbatch: error: Batch job submission failed: no' >&2; exit 1"
+    fake = fake_sbatch(
+        tmp_path / "bin", f'grep -q evaluate "$1" && {{ {refuse}; }}\nexec {shutil.which("sbatch")} "$@"'
+    )
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    executor = SlurmExecutor(folder, replace(AWAY, extra={"hold": True}))
+    with pytest.raises(SubmissionRefusedError, match="submission failed: no") as refused:
+        executor.submit([sh("a", "true"), sh("b", "true", "a", kind="evaluate")])
+    executor.cancel(refused.value.submitted.values())
+    assert (list(refused.value.submitted), refused.value.left) == (["a"], ["b"])
+    assert sorted(record.array_id is None for record in records.recover(folder)) == [False, True]
 
 
 def test_a_limit_on_submitted_jobs_is_respected(cluster: LocalCluster, folder: Path) -> None:
@@ -258,11 +276,9 @@ def test_a_limit_on_submitted_jobs_is_respected(cluster: LocalCluster, folder: P
 
 
 def test_start_estimates(cluster: LocalCluster, folder: Path) -> None:
-    estimate = SlurmExecutor(folder, AWAY).start_estimate(Resources(gpus=1))
+    estimate = SlurmExecutor(folder).start_estimate(Resources(gpus=1))
     assert estimate is not None
     assert abs(estimate.timestamp() - time.time()) < 3600
-    with pytest.raises(ValueError, match="Invalid feature specification"):
-        SlurmExecutor(folder, Profile(constraint="nowhere")).start_estimate(Resources())
 
 
 DYING_LAUNCHER = """
@@ -276,12 +292,9 @@ SlurmExecutor(Path(sys.argv[1])).submit([Job(f"j{i}", ("echo", str(i))) for i in
 
 def test_a_launcher_killed_around_sbatch_loses_no_job(cluster: LocalCluster, folder: Path, tmp_path: Path) -> None:
     """`sbatch` is replaced by one that kills the launcher, before or after the real sbatch has queued the jobs."""
-    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    real = shutil.which("sbatch")
     for when, script in (("before", "kill -9 $PPID"), ("after", f'{real} "$@" > /dev/null; kill -9 $PPID')):
-        fake = tmp_path / when / "sbatch"
-        fake.parent.mkdir()
-        fake.write_text(f"#!/bin/sh\n{script}\n")
-        fake.chmod(0o755)
+        fake = fake_sbatch(tmp_path / when, script)
         env = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         died = subprocess.run([sys.executable, "-c", DYING_LAUNCHER, str(folder / when)], env=env, check=False)
         assert died.returncode == -signal.SIGKILL

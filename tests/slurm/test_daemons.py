@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import alive, eventually
 
-from slurm.local_cluster.daemons import Daemon, boot_id, start_ticks
+from slurm.local_cluster.daemons import Daemon, boot_id, end, listeners, start_ticks
 
 
 @pytest.fixture
@@ -80,6 +81,20 @@ def test_pids_that_mean_more_than_one_process_are_never_signalled(daemon: Daemon
     assert not daemon.alive()
     daemon.stop(kill=True)
     assert os.getpid() > 1, "and this process lives"
+
+
+def test_processes_are_known_by_the_sockets_they_hold(daemon: Daemon, stranger: int, tmp_path: Path) -> None:
+    program = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); time.sleep(60)"
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    daemon.start([sys.executable, "-c", program, str(folder / "socket")])
+    assert eventually((folder / "socket").exists)
+    assert listeners(folder) == [daemon.identity()]
+    assert listeners(tmp_path / "spoo") == []
+    for identity in listeners(folder):
+        assert end(identity, grace_seconds=0)
+    assert not daemon.alive()
+    assert alive(stranger)
 
 
 def test_a_program_that_ends_at_once_is_not_alive(daemon: Daemon) -> None:
