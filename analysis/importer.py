@@ -84,7 +84,7 @@ def measurement_cells(path: Path) -> Iterator[tuple[str, Row]]:
             batch, speed, seconds = int(row["batch_size"]), float(row["inference_speed"]), float(row["inference_time"])
             common = {"kind": "measure", "batch": batch, "context": 2000 + round(speed * seconds / batch)}
             scores = {
-                "kv_cache_bytes": float(row["kv_cache_mem"]) * 2**20,
+                "cache_bytes": float(row["kv_cache_mem"]) * 2**20,
                 "memory_bytes": float(row["memory_usage"]) * 2**20,
                 "tokens_per_second": speed,
             }

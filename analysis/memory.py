@@ -21,27 +21,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CACHE_BYTES = "kv_cache_bytes"
-OUT_OF_MEMORY = "out of memory"
+CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_bytes_per_token", "oom"
+"""What a measure step records: the cache, what the whole run added, the cache per token, and cells that ran out."""
+
+
+Cells = dict[int, float]
+"""Bytes by batch size."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Layouts whose caches have one size. `measured` has bytes by batch for each family; `failed` batches have none."""
+    """Layouts whose caches have one size: what was measured for each family, and the batch sizes that ran out."""
 
     layouts: tuple[str, ...]
     bytes_per_token: int
-    context: int
-    measured: dict[str, dict[int, float]]
+    tokens: int
+    caches: dict[str, Cells]
+    peaks: dict[str, Cells]
     failed: set[int]
 
     def formula(self, batch: float) -> float:
-        """Bytes of the cache at a batch size: bytes per token · context · batch."""
-        return self.bytes_per_token * self.context * batch
+        """Bytes of the cache at a batch size: bytes per token · tokens · batch."""
+        return self.bytes_per_token * self.tokens * batch
 
     @property
     def batches(self) -> set[int]:
-        return self.failed.union(*self.measured.values())
+        return self.failed.union(*self.caches.values())
 
     @property
     def label(self) -> str:
@@ -50,37 +55,49 @@ class Line:
 
     @property
     def colour(self) -> str:
-        return look(next(iter(self.measured))).colour
+        return look(next(iter(self.caches))).colour
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
     """Lines of a long table at the longest context measured, the largest cache first; empty without measurements."""
-    rows = [r for r in frame.records(table) if r["metric"] == CACHE_BYTES and r["batch"] and r["kv_bytes_per_token"]]
-    longest = max((row["context"] for row in rows if row["value"] is not None), default=None)
+    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["kv_bytes_per_token"]]
+    longest = max((row["context"] for row in rows if row["metric"] == CACHE), default=None)
+    rows = [row for row in rows if row["context"] == longest and row["value"] is not None]
+    tokens = _tokens(rows)
     by_size: dict[int, list[Row]] = {}
     for row in rows:
-        if longest is not None and row["context"] == longest:
-            by_size.setdefault(row["kv_bytes_per_token"], []).append(row)
-    return [_line(size, by_size[size]) for size in sorted(by_size, reverse=True)]
+        by_size.setdefault(row["kv_bytes_per_token"], []).append(row)
+    return [_line(size, tokens, by_size[size]) for size in sorted(by_size, reverse=True)]
 
 
-def _line(size: int, rows: list[Row]) -> Line:
-    """Variants of one family and size have one cache, so the last measurement stands for all of them."""
-    measured: dict[str, dict[int, float]] = {row["family"] or "": {} for row in rows}
+def _tokens(rows: list[Row]) -> int:
+    """Tokens in a full cache: the context and what was decoded after it, where the step recorded bytes per token."""
+    caches = {(row["variant"], row["batch"]): row["value"] for row in rows if row["metric"] == CACHE}
     for row in rows:
-        if row["value"] is not None:
-            measured[row["family"] or ""][row["batch"]] = row["value"]
+        if row["metric"] == PER_TOKEN and (cache := caches.get((row["variant"], row["batch"]))):
+            tokens: float = cache / (row["value"] * row["batch"])
+            return round(tokens)
+    return int(rows[0]["context"]) if rows else 0
+
+
+def _line(size: int, tokens: int, rows: list[Row]) -> Line:
     return Line(
         layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}" for row in rows)),
         bytes_per_token=size,
-        context=rows[0]["context"],
-        measured=measured,
-        failed={row["batch"] for row in rows if _ran_out(row)},
+        tokens=tokens,
+        caches=_cells(rows, CACHE),
+        peaks=_cells(rows, PEAK),
+        failed={row["batch"] for row in rows if row["metric"] == OUT_OF_MEMORY},
     )
 
 
-def _ran_out(row: Row) -> bool:
-    return row["state"] == "DONE" and row["value"] is None and OUT_OF_MEMORY in (row["reason"] or "")
+def _cells(rows: list[Row], metric: str) -> dict[str, Cells]:
+    """By family: variants of one family and size have one cache, so the last measurement stands for all of them."""
+    found: dict[str, Cells] = {row["family"] or "": {} for row in rows}
+    for row in rows:
+        if row["metric"] == metric:
+            found[row["family"] or ""][row["batch"]] = row["value"]
+    return found
 
 
 def memory_figure(table: pd.DataFrame) -> Figure | None:
@@ -104,14 +121,14 @@ def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlabel("batch size")
-    axes.set_ylabel(f"KV cache at {drawn[0].context:,} tokens")
+    axes.set_ylabel(f"KV cache of {drawn[0].tokens:,} tokens")
     axes.grid(True, color="#e9ebee", linewidth=0.5)
     axes.set_axisbelow(True)
     low, high = batches[0], batches[-1]
     ticks = byte_ticks(low / 1.01, high * 1.01, most=6)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xlim(low / 1.25, high * 1.25)
-    sizes = [value for line in drawn for cells in line.measured.values() for value in cells.values()]
+    sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
     sizes += [line.formula(batch) for line in drawn for batch in (low, high)]
     marks = byte_ticks(min(sizes), max(sizes) * 1.01, most=6)
     axes.set_yticks(marks, [bytes_text(mark) for mark in marks])
@@ -128,9 +145,9 @@ def bytes_text(size: float) -> str:
 
 
 def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
-    """The formula, the first family's points filled, further families' as rings around them, and the crosses."""
+    """The formula, the first family's points filled, further families' as rings around them, peaks and crosses."""
     axes.plot(span, [line.formula(batch) for batch in span], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
-    for ring, (family, cells) in enumerate(line.measured.items()):
+    for ring, (family, cells) in enumerate(line.caches.items()):
         shape = look(family)
         axes.plot(
             list(cells),
@@ -142,6 +159,8 @@ def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
             markeredgewidth=0.7 if ring else 0.3,
             zorder=3 + ring,
         )
+        peaks = line.peaks[family]
+        axes.plot(list(peaks), list(peaks.values()), "_", color=shape.colour, markersize=5, alpha=0.6)
     failed = sorted(line.failed)
     axes.plot(failed, [line.formula(batch) for batch in failed], "x", color="#b00020", markersize=5, zorder=9)
 

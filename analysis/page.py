@@ -228,10 +228,16 @@ def _facts(variant: Json, row: Json) -> list[list[str]]:
     facts = [
         ["KV heads in all", f"{variant['budget']:,}"],
         ["KV bytes per token", f"{variant['kv_bytes_per_token']:,}"],
+        ["as measured", _number(row["measured_bytes_per_token"])],
+        ["fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""],
         ["parameters", f"{variant['parameters']:,}" if variant["parameters"] else ""],
         ["device time", duration(row["device_seconds"])],
     ]
     return [fact for fact in facts if fact[1]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
 
 
 def variant_steps(variant: Json) -> Iterator[tuple[str, str | None, str]]:

@@ -16,6 +16,7 @@ from analysis import frame
 from analysis.frame import Row
 from analysis.metrics import score_label
 
+NOT_PLANNED = "not planned"
 _TRUSTED = ("DONE", "PUBLISHED")
 _URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
 _TRAINING_KINDS = ("base", "uptrain")
@@ -96,6 +97,9 @@ _LEADING = {
     "accuracy_vs_mha": "Float64",
 }
 _TRAILING = {
+    "measured_bytes_per_token": "Float64",
+    "measured_bytes_per_token_missing": "string",
+    "tokens_per_second": "Float64",
     "state": "string",
     "reason": "string",
     "wall_seconds": "Float64",
@@ -126,22 +130,42 @@ def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]
     for name, key in scores.items():
         row |= _score(name, _single([r for r in rows if (r["kind"], r["task"], r["metric"]) == key]))
     row["state"], row["reason"] = _overall(rows)
-    return row | _cost(rows)
+    return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
 
 
 def _column(row: Row) -> str:
     return f"{row['task'] or row['kind']}.{row['metric']}"
 
 
+def _measured(rows: list[Row]) -> Row:
+    """The cache's bytes per token as allocated, beside the formula's, and the decode speed of the fastest cell."""
+    caches, _, missing = _single([row for row in rows if row["metric"] == "cache_bytes_per_token"])
+    if rows and missing == NOT_PLANNED:
+        ran_out = any(row["metric"] == "oom" for row in rows)
+        missing = (
+            "OUT OF MEMORY in every cell" if ran_out else NOT_PLANNED if _trusted(rows[0]) else why_missing(rows[0])
+        )
+    speeds = [row["value"] for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    return {
+        "measured_bytes_per_token": caches,
+        "measured_bytes_per_token_missing": missing,
+        "tokens_per_second": max(speeds, default=None),
+    }
+
+
 def _score(name: str, score: Score) -> Row:
     return dict(zip((name, f"{name}_stderr", f"{name}_missing"), score, strict=True))
 
 
+def _trusted(row: Row) -> bool:
+    return row["state"] in _TRUSTED
+
+
 def _single(rows: list[Row]) -> Score:
     if not rows:
-        return None, None, "not planned"
+        return None, None, NOT_PLANNED
     row = rows[0]
-    if row["value"] is None or row["state"] not in _TRUSTED:
+    if row["value"] is None or not _trusted(row):
         return None, None, why_missing(row)
     return row["value"], row["stderr"], None
 
@@ -151,7 +175,7 @@ def _mean(rows: list[Row]) -> Score:
     parts = [_single([row]) for row in rows]
     missing = [why for _, _, why in parts if why]
     if missing or not parts:
-        return None, None, missing[0] if missing else "not planned"
+        return None, None, missing[0] if missing else NOT_PLANNED
     values, errors = [part[0] for part in parts], [part[1] for part in parts]
     known = [error for error in errors if error is not None]
     stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
@@ -160,7 +184,7 @@ def _mean(rows: list[Row]) -> Score:
 
 def why_missing(row: Row) -> str:
     """`RUNNING step 40 of 300`, `FAILED: loss is not finite`, `BLOCKED by base-… (out of memory)`."""
-    if row["state"] in _TRUSTED:
+    if _trusted(row):
         return row["reason"] or "no value"
     joiner = " " if row["state"] in ("RUNNING", "BLOCKED") else ": "
     return f"{row['state']}{joiner}{row['reason']}" if row["reason"] else row["state"]

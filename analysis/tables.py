@@ -16,7 +16,7 @@ import pandas as pd
 from analysis import frame
 from analysis.frame import Row
 from analysis.metrics import METRICS, Metric
-from analysis.results import Shown, shown_scores
+from analysis.results import NOT_PLANNED, Shown, shown_scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,6 +65,8 @@ def sheet(pivot: pd.DataFrame) -> Sheet:
         ("KV heads/layer", [_heads(row["kv_heads"]) for row in rows]),
         ("KV bytes/token", [_count(row["kv_bytes_per_token"]) for row in rows]),
     ]
+    if any(row["measured_bytes_per_token_missing"] != NOT_PLANNED for row in rows):
+        columns.append(("measured", [_measured(row) for row in rows]))
     for score in shown_scores(pivot):
         columns += _score_columns(rows, score)
     return Sheet(
@@ -120,6 +122,11 @@ def _variant_text(row: Row) -> str:
 
 def _count(number: int | None) -> Cell:
     return Cell("") if number is None else Cell(f"{number:,}", number)
+
+
+def _measured(row: Row) -> Cell:
+    value, missing = row["measured_bytes_per_token"], row["measured_bytes_per_token_missing"]
+    return Cell(_word(missing), missing=missing) if value is None else Cell(f"{value:,.0f}", value)
 
 
 def _heads(text: str | None) -> Cell:

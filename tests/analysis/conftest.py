@@ -163,12 +163,18 @@ class Filler:
             metrics = [{"metric": "acc", "value": share, "stderr": (share * (1 - share) / 250) ** 0.5, "n": 250}]
         self.done(self.variant(label)["steps"]["evaluate"][task], metrics, 3.0)
 
-    def measure(self, label: str, batches: tuple[int, ...] = (1, 8)) -> None:
+    def measure(self, label: str, batches: tuple[int, ...] = (1, 8), failed: tuple[int, ...] = ()) -> None:
+        """256 tokens and 16 decoded after them."""
         per_token = self.layout(label).kv_bytes_per_token(HEAD_DIM)
-        cells = [{"batch": batch, "context": 256} for batch in batches]
+        values = [
+            {"batch": b, "cache_bytes": per_token * 272.0 * b, "cache_bytes_per_token": per_token} for b in batches
+        ]
+        values += [{"batch": batch, "oom": 1.0} for batch in failed]
         metrics = [
-            {"metric": "kv_cache_bytes", "value": per_token * 256 * c["batch"], "stderr": None, "n": 3, **c}
-            for c in cells
+            {"metric": name, "value": value, "stderr": None, "n": None, "batch": cell["batch"], "context": 256}
+            for cell in values
+            for name, value in cell.items()
+            if name != "batch"
         ]
         self.done(self.variant(label)["steps"]["measure"], metrics, 4.0)
 

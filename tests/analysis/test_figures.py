@@ -108,18 +108,17 @@ def test_memory_lines_are_the_formula_and_points_what_was_measured(finished: Any
     found = lines(gather(finished.store, finished.name))
     assert [line.label for line in found][:2] == ["MHA-36", "GQA-12, MLKV-12"]
     for line in found:
-        for cells in line.measured.values():
+        assert line.tokens == 272
+        for cells in line.caches.values():
             assert cells == {1: line.formula(1), 8: line.formula(8)}
 
 
 def test_running_out_of_memory_is_a_mark_and_no_number(filler: Any) -> None:
-    cells = [{"batch": 8, "value": 1e6, "reason": None}, {"batch": 64, "value": None, "reason": "out of memory"}]
-    common = {"metric": "kv_cache_bytes", "context": 256, "stderr": None, "n": 1}
-    filler.done(filler.variant("MLKV-1")["steps"]["measure"], [{**common, **cell} for cell in cells])
+    filler.measure("MLKV-1", batches=(8,), failed=(64,))
     table = gather(filler.store, filler.name)
     (line,) = lines(table)
     assert line.failed == {64}
-    assert line.measured == {"MLKV": {8: 1e6}}
+    assert line.caches == {"MLKV": {8: line.formula(8)}}
     crosses = [artist for artist in memory_figure(table).axes[0].lines if artist.get_marker() == "x"]
     assert [c.get_xydata().tolist() for c in crosses] == [[[64.0, line.formula(64)]]]
 

@@ -98,7 +98,7 @@ def test_a_running_step_tells_how_far_it_is(filler: Any) -> None:
 def test_a_recorded_failure_to_measure_is_no_number(filler: Any) -> None:
     step = filler.variant("MHA-36")["steps"]["measure"]
     filler.done(
-        step, [{"metric": "kv_cache_bytes", "value": None, "stderr": None, "n": None, "batch": 512, "context": 256}]
+        step, [{"metric": "peak_bytes", "value": None, "stderr": None, "n": None, "batch": 512, "context": 256}]
     )
     row = gather(filler.store, filler.name).query("step == @step").iloc[0]
     assert row["value"] is pd.NA
@@ -163,3 +163,15 @@ def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, fi
     filler.store.save_sweep("wider", plan, filler.variants, [])
     pivot = results(gather(filler.store, "wider")).set_index("variant")
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
+
+
+def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
+    filler.measure("MLKV-3")
+    filler.measure("MHA-36", batches=(), failed=(8, 64))
+    filler.fail(filler.variant("MQA-6")["steps"]["measure"], "no such device")
+    pivot = results(gather(filler.store, filler.name)).set_index("variant")
+    assert pivot.loc["MLKV-3", "measured_bytes_per_token"] == pivot.loc["MLKV-3", "kv_bytes_per_token"] == 384
+    missing = pivot["measured_bytes_per_token_missing"]
+    assert missing["MHA-36"] == "OUT OF MEMORY in every cell"
+    assert missing["MQA-6"] == "FAILED: no such device"
+    assert missing["MLKV-1"] == "PENDING"
