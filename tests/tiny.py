@@ -33,6 +33,15 @@ def text_files(folder: Path) -> Path:
     return folder
 
 
+def cut_into_snippets(folder: Path) -> None:
+    """Replace every module under `folder` by files of 150 characters: documents shorter than a row."""
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_text("utf-8")
+        path.unlink()
+        for i in range(0, min(len(text), 6000), 150):
+            path.with_name(f"{path.stem}-{i}.py").write_text(text[i : i + 150], "utf-8")
+
+
 def corpus_recipe(folder: Path, **changes: Any) -> CorpusRecipe:
     recipe = CorpusRecipe(
         source="text_files",
@@ -45,11 +54,13 @@ def corpus_recipe(folder: Path, **changes: Any) -> CorpusRecipe:
     return replace(recipe, **changes)
 
 
-def make_corpus(folder: Path, **changes: Any) -> Path:
-    """A corpus directory under `folder`, of the modules that `text_files` copies."""
-    out = folder / "corpus"
-    out.mkdir(parents=True)
-    corpus.run(corpus_recipe(text_files(folder / "text"), **changes), out, context(folder / "work"))
+def make_corpus(folder: Path, *, snippets: bool = False, **changes: Any) -> Path:
+    """A corpus directory under `folder`, of the modules that `text_files` copies, whole or as snippets."""
+    out, text = folder / "corpus", text_files(folder / "text")
+    out.mkdir()
+    if snippets:
+        cut_into_snippets(text)
+    corpus.run(corpus_recipe(text, **changes), out, context(folder / "work"))
     return out
 
 

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tiny import SHAPE, context, make_corpus, start_python
+from transformers import TrainerControl, TrainerState
+
+from mlkv import train
+from mlkv.blocks import open_blocks
+from mlkv.context import Interrupted, StepFailed
+from mlkv.hf import load_checked
+from mlkv.recipes import TrainRecipe
+from mlkv.schedule import SPIKE, Schedule, final_loss, spikes
+from mlkv.trainer import IGNORED, BlockDataset, Watcher
+
+RECIPE = TrainRecipe(steps=12, batch_size=4, lr=3e-3, precision="fp32", log_every=2, save_every=4)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"), task_items=0)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("padded"), task_items=0, packing="whole_documents", snippets=True)
+
+
+def go(folder: Path, corpus: Path, recipe: TrainRecipe = RECIPE, rows: Any = None, stop: Any = None) -> dict[str, Any]:
+    """Base training in `folder`, which may hold an earlier attempt's work."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    (folder / "out").mkdir(parents=True)
+    ctx = context(folder / "work", rows, stop or (lambda: False))
+    return train.run(recipe, folder / "out", ctx, corpus=corpus, start=None, shape=SHAPE)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    go(folder, corpus)
+    return folder
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [({"steps": 7}, 7), ({"tokens": 10_000}, 10), ({"epochs": 0.5}, 13), ({"epochs": 2}, 50)],
+)
+def test_steps_tokens_and_epochs_set_the_length(length, steps):
+    recipe = TrainRecipe(batch_size=4, **length)
+    schedule = Schedule.of(recipe, rows=100, tokens=25_600)
+    assert schedule.steps == steps
+    assert schedule.tokens_by(schedule.steps) == steps * 4 * 256
+
+
+def test_whole_document_rows_count_their_tokens_not_their_padding():
+    assert Schedule.of(TrainRecipe(steps=10, batch_size=4), rows=100, tokens=20_000).tokens_by(10) == 8_000
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from(["cosine", "linear", "constant"]),
+)
+def test_the_learning_rate_rises_to_the_peak_then_never_rises(steps, warmup, floor, shape):
+    recipe = TrainRecipe(steps=steps, warmup=warmup, min_lr_ratio=floor, schedule=shape)
+    schedule = Schedule.of(recipe, 10, 100)
+    factors = [schedule.learning_rate_factor(step) for step in range(steps)]
+    top = max(0, schedule.warmup_steps - 1)
+    assert factors[top] == pytest.approx(1.0)
+    assert factors[:top] == sorted(factors[:top])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert all(0 < factor <= 1 + 1e-12 for factor in factors[: top + 1])
+    assert all(factor >= floor - 1e-12 for factor in factors[top:])
+
+
+def test_cosine_ends_at_the_floor_just_after_the_last_step():
+    schedule = Schedule.of(TrainRecipe(steps=100, min_lr_ratio=0.1), 10, 100)
+    assert schedule.learning_rate_factor(100) == pytest.approx(0.1)
+    assert schedule.learning_rate_factor(55) == pytest.approx(0.55)
+
+
+# Spikes
+
+
+def rows(*losses: float) -> list[tuple[int, float]]:
+    return [(5 * (i + 1), loss) for i, loss in enumerate(losses)]
+
+
+def test_a_run_that_starts_at_27_and_recovers_has_no_spike():
+    assert spikes(rows(27.4, 22.9, 15, 11, 8, 7, 6, 5.5, 5, 4.8, 4.9, 4.7), warmup_steps=0) == []
+
+
+def test_a_jump_after_warmup_is_a_spike_and_before_it_is_not():
+    losses = rows(*[4.0] * 8, 4.0 + SPIKE, 4.1)
+    assert [found["step"] for found in spikes(losses, warmup_steps=10)] == [45]
+    assert spikes(losses, warmup_steps=45) == []
+    assert spikes(rows(*[4.0] * 8, 4.9 * SPIKE), warmup_steps=10) == []
+
+
+def test_the_final_loss_is_the_mean_of_the_last_tenth():
+    assert final_loss(rows(*range(20))) == 18.5
+    assert final_loss(rows(3.0)) == 3.0
+    assert final_loss([]) is None
+
+
+def watched(on_spike: str, *losses: float) -> tuple[Watcher, list[dict]]:
+    """A watcher that was told `losses`, one every five steps."""
+    logged: list[dict] = []
+    schedule = Schedule.of(TrainRecipe(steps=1000, warmup=0.0, on_spike=on_spike), 10, 100)
+    watcher = Watcher(schedule, context(Path("unused"), logged))
+    state = TrainerState()
+    for step, loss in rows(*losses):
+        state.global_step = step
+        watcher.on_log(
+            SimpleNamespace(), state, TrainerControl(), {"loss": loss, "learning_rate": 0.1, "grad_norm": 1.0}
+        )
+    return watcher, logged
+
+
+def test_a_spike_is_recorded_or_fails_as_chosen():
+    losses = (5.0,) * 10 + (9.0, 5.0)
+    watcher, logged = watched("record", *losses)
+    assert [found["step"] for found in watcher.spikes()] == [55]
+    assert len(logged) == 12
+    with pytest.raises(StepFailed, match=r"loss = 9\.000 at step 55: a spike over the running median 5\.000"):
+        watched("fail", *losses)
+
+
+def test_what_is_not_finite_fails_naming_step_and_value():
+    with pytest.raises(StepFailed, match="loss = nan at step 10: training diverged"):
+        watched("record", 5.0, math.nan)
+
+
+# Data
+
+
+@pytest.fixture(scope="module")
+def blocks(padded):
+    return open_blocks(padded, "train")
+
+
+def test_order_is_a_fresh_permutation_for_each_epoch_and_seed(blocks):
+    n = len(blocks.rows)
+    first, other = (BlockDataset(blocks, 2 * n, seed) for seed in (1, 2))
+    order = [[tuple(first[i].tolist()) for i in range(start, start + n)] for start in (0, n)]
+    assert sorted(order[0]) == sorted(order[1]) == sorted(map(tuple, blocks.rows.astype(int).tolist()))
+    assert order[0] != order[1]
+    assert order[0] != [tuple(other[i].tolist()) for i in range(n)]
+    assert order[0][3] == tuple(BlockDataset(blocks, n, 1)[3].tolist())
+
+
+def test_padding_and_first_tokens_are_left_out_of_the_loss(blocks):
+    dataset = BlockDataset(blocks, 16, 0)
+    batch = dataset.collate([dataset[i] for i in range(16)])
+    rows_BT = torch.stack([dataset[i] for i in range(16)])
+    assert (rows_BT == blocks.padding).any()
+    assert ((batch["labels"] == IGNORED)[:, 1:] == (rows_BT == blocks.padding)[:, 1:]).all()
+    assert (batch["labels"][:, 0] == IGNORED).all()
+    assert batch["input_ids"].max() < SHAPE.vocab_size
+
+
+# Training
+
+
+def test_training_learns_and_leaves_a_checkpoint_with_its_tokenizer(corpus, tmp_path):
+    logged: list[dict] = []
+    result = go(tmp_path, corpus, replace(RECIPE, steps=40), logged)
+    losses = [row["loss"] for row in logged]
+    assert losses[-1] < losses[0] - 0.5
+    assert [row["step"] for row in logged] == list(range(2, 41, 2))
+    assert [row["tokens"] for row in logged] == pytest.approx([step * 4 * 96 for step in range(2, 41, 2)], rel=0.01)
+    assert all(row["steps"] == 40 and row["tokens_per_second"] > 0 for row in logged)
+    metrics = {row["metric"]: row["value"] for row in result["metrics"]}
+    assert metrics["train_loss"] == pytest.approx(np.mean(losses[-2:]))
+    assert metrics["tokens_per_second"] > 0
+    model = load_checked(tmp_path / "out")
+    assert model.dtype == torch.float32
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (corpus / "tokenizer" / "tokenizer.json").read_bytes()
+    assert result["facts"] == {
+        "parameters": SHAPE.parameters(model.layout),
+        "steps": 40,
+        "tokens": result["facts"]["tokens"],
+        "precision": "fp32",
+        "device": result["facts"]["device"],
+        "devices": 1,
+        "threads": 1,
+        "unstable": False,
+        "spikes": [],
+    }
+
+
+def test_uptraining_starts_from_the_checkpoint(corpus, undisturbed, tmp_path):
+    tiny_lr = replace(RECIPE, steps=1, lr=1e-12, weight_decay=0.0)
+    (tmp_path / "out").mkdir()
+    train.run(tiny_lr, tmp_path / "out", context(tmp_path / "work"), corpus=corpus, start=undisturbed / "out")
+    before, after = weights(undisturbed), weights(tmp_path)
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+
+
+def test_the_same_run_gives_the_same_bits_and_another_seed_does_not(corpus, undisturbed, tmp_path):
+    go(tmp_path / "again", corpus)
+    go(tmp_path / "other", corpus, replace(RECIPE, seed=7))
+    assert_equal(weights(tmp_path / "again"), weights(undisturbed))
+    assert not torch.equal(
+        weights(tmp_path / "other")["model.embed.weight"], weights(undisturbed)["model.embed.weight"]
+    )
+
+
+def test_how_a_batch_is_computed_does_not_change_what_comes_out(padded, tmp_path):
+    one_step = replace(RECIPE, steps=3, batch_size=8, eps=1e-4)
+    go(tmp_path / "whole", padded, one_step)
+    go(tmp_path / "parts", padded, replace(one_step, micro_batch=2))
+    go(tmp_path / "checkpointed", padded, replace(one_step, gradient_checkpointing=True))
+    whole = weights(tmp_path / "whole")
+    for other in ("parts", "checkpointed"):
+        for name, value in weights(tmp_path / other).items():
+            assert torch.allclose(value, whole[name], atol=2e-5), (other, name)
+
+
+def test_bf16_trains_and_its_checkpoint_is_fp32(corpus, undisturbed, tmp_path):
+    result = go(tmp_path, corpus, replace(RECIPE, precision="bf16"))
+    assert result["facts"]["precision"] == "bf16"
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+    assert not torch.equal(weights(tmp_path)["model.embed.weight"], weights(undisturbed)["model.embed.weight"])
+
+
+def test_a_diverging_run_fails_with_step_and_value(corpus, tmp_path):
+    wild = replace(RECIPE, steps=20, lr=1e30, grad_clip=0.0, warmup=0.0)
+    with pytest.raises(StepFailed, match=r"= (nan|inf) at step \d+: training diverged; lower lr"):
+        go(tmp_path, corpus, wild)
+
+
+@pytest.mark.parametrize(("field", "value"), [("context", 64), ("vocab_size", 300)])
+def test_a_corpus_the_model_cannot_take_is_refused(corpus, tmp_path, field, value):
+    with pytest.raises(StepFailed, match=rf"= \d+: the model takes {value} at most"):
+        train.run(
+            RECIPE, tmp_path, context(tmp_path), corpus=corpus, start=None, shape=replace(SHAPE, **{field: value})
+        )
+
+
+# Going on
+
+
+def stop_at(logged: list[dict], step: int) -> Any:
+    return lambda: bool(logged) and logged[-1]["step"] >= step
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(corpus, undisturbed, tmp_path):
+    logged: list[dict] = []
+    with pytest.raises(Interrupted, match="stopped after step 7 of 12"):
+        go(tmp_path, corpus, rows=logged, stop=stop_at(logged, 6))
+    assert [path.name for path in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-7"]
+    go(tmp_path, corpus, rows=logged)
+    assert_equal(weights(tmp_path), weights(undisturbed))
+    steps = [row["step"] for row in logged]
+    assert steps == sorted(set(steps))
+
+
+def test_a_resumed_run_remembers_its_losses(corpus, tmp_path):
+    first: list[dict] = []
+    with pytest.raises(Interrupted):
+        go(tmp_path, corpus, rows=first, stop=stop_at(first, 10))
+    second: list[dict] = []
+    result = go(tmp_path, corpus, rows=second)
+    losses = [(row["step"], row["loss"]) for row in first + second]
+    assert result["metrics"][0]["value"] == pytest.approx(final_loss(losses))
+
+
+def test_leftovers_of_a_torn_checkpoint_are_never_loaded(corpus, undisturbed, tmp_path):
+    torn = tmp_path / "work" / "staging" / "checkpoint-8"
+    torn.mkdir(parents=True)
+    (torn / "trainer_state.json").write_text('{"global_step": 8')
+    logged: list[dict] = []
+    go(tmp_path, corpus, rows=logged)
+    assert logged[0]["step"] == 2, "training began anew"
+    assert_equal(weights(tmp_path), weights(undisturbed))
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(corpus, tmp_path):
+    logged: list[dict] = []
+    with pytest.raises(Interrupted):
+        go(tmp_path, corpus, rows=logged, stop=stop_at(logged, 4))
+    (path,) = (tmp_path / "work").glob("checkpoint-*/model.safetensors")
+    kept = load_file(path)
+    del kept["model.head.weight"]
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing keys: model\.head\.weight"):
+        go(tmp_path, corpus)
+
+
+VICTIM = """
+import json, sys
+from pathlib import Path
+from tiny import SHAPE
+from mlkv import train
+from mlkv.context import Context
+from mlkv.recipes import TrainRecipe
+folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
+(folder / "out").mkdir(parents=True, exist_ok=True)
+def log(row):
+    print(json.dumps(row), flush=True)
+train.run(TrainRecipe(**json.loads(sys.argv[3])), folder / "out", Context(folder / "work", log),
+          corpus=corpus, start=None, shape=SHAPE)
+"""
+
+
+def last_step(process: Any, until: int) -> int:
+    """The step of the first logged row at or after `until`; -1 if the process ended before."""
+    for line in process.stdout:
+        if line.startswith("{") and json.loads(line)["step"] >= until:
+            return json.loads(line)["step"]
+    return -1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(corpus, tmp_path):
+    recipe = replace(RECIPE, steps=60, log_every=1, save_every=3)
+    given = json.dumps({"steps": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "log_every": 1, "save_every": 3})
+    go(tmp_path / "undisturbed", corpus, recipe)
+    for until, delay in ((5, 0.0), (20, 0.02), (33, 0.013)):
+        process = start_python(VICTIM, tmp_path / "killed", corpus, given)
+        assert last_step(process, until) >= until
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    logged: list[dict] = []
+    go(tmp_path / "killed", corpus, recipe, logged)
+    assert logged[0]["step"] > 30, "the last attempt went on from a checkpoint"
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "undisturbed"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would share one GPU")
+def test_two_processes_share_the_batch_and_only_the_first_logs_and_saves(padded, tmp_path):
+    recipe = {
+        "steps": 3,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "precision": "fp32",
+        "log_every": 1,
+        "eps": 1e-4,
+        "save_every": 2,
+    }
+    go(tmp_path / "one", padded, TrainRecipe(**recipe))
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        os.symlink(tmp_path / "work", tmp_path / rank / "work")
+    (tmp_path / "work").mkdir()
+    for rank in ("0", "1"):
+        started = start_python(VICTIM, tmp_path / rank, padded, json.dumps(recipe), RANK=rank, LOCAL_RANK=rank, **group)
+        processes.append(started)
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0].count('"tokens_per_second"') == 3
+    assert '"tokens_per_second"' not in outputs[1]
+    assert not list((tmp_path / "1" / "out").iterdir())
+    assert [path.name for path in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-2"]
+    one = weights(tmp_path / "one")
+    for name, value in weights(tmp_path / "0").items():
+        assert torch.allclose(value, one[name], atol=2e-5), name
