@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -41,6 +42,27 @@ class Cloud:
     def front(self) -> list[Point]:
         """Front points, cheapest first; equal ones together."""
         return sorted((p for p in self.points if p.on_front), key=lambda p: (p.x, p.y))
+
+    def coverage(self, family: str) -> float:
+        """Share of the contenders' box (log2 bytes by score) that a family's points dominate: 0 to 1.
+
+        One number to compare families or patterns over all budgets; what stands at the box's worst edges adds nothing.
+        """
+        contenders = [point for point in self.points if point.baseline != "untouched"]
+        own = [point for point in contenders if point.family == family]
+        costs, scores = [math.log2(point.x) for point in contenders], [point.y for point in contenders]
+        if not own or (box := (max(costs) - min(costs)) * (max(scores) - min(scores))) == 0:
+            return 0.0
+        worst = (min if self.metric.higher_is_better else max)(scores)
+        return (
+            pareto.hypervolume(
+                [math.log2(point.x) for point in own],
+                [point.y for point in own],
+                (max(costs), worst),
+                higher_is_better=self.metric.higher_is_better,
+            )
+            / box
+        )
 
     @property
     def axis_label(self) -> str:

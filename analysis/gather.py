@@ -12,6 +12,7 @@ from analysis.frame import Row
 from sweeps.store import SavedSweep, Store
 
 Json = dict[str, Any]
+_WAITS = "waits for "
 
 
 def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataFrame:
@@ -62,7 +63,7 @@ class Steps:
         if state.name == "PENDING" and (culprit := self._failed_ancestor(step_id)):
             return "BLOCKED", f"by {culprit}"
         if state.name == "PENDING" and not state.reason and (parent := self._unfinished_parent(step_id)):
-            return "PENDING", f"waits for {parent}"
+            return "PENDING", f"{_WAITS}{parent}"
         progress = state.progress or {}
         if state.name == "RUNNING" and "step" in progress:
             of = f" of {progress['steps']}" if progress.get("steps") else ""
@@ -73,9 +74,11 @@ class Steps:
         return list(self._planned.get(step_id, {}).get("parents", {}).values())
 
     def _unfinished_parent(self, step_id: str) -> str | None:
-        """Kind and state of the first parent that is still to finish: `uptrain (running)`."""
+        """Kind and state of the nearest ancestor that is not itself just waiting: `uptrain (running)`."""
         for parent in self._parents(step_id):
-            state, _ = self.standing(parent)
+            state, reason = self.standing(parent)
+            if reason and reason.startswith(_WAITS):
+                return reason.removeprefix(_WAITS)
             if state != "DONE":
                 return f"{self._planned[parent]['kind']} ({state.lower()})"
         return None

@@ -20,6 +20,8 @@ _DIRECTIONS = [
 ]
 _NEAR, _FAR = (1.0, 1.8), (1.0, 1.8, 2.8, 4.0, 5.5)
 _ROUNDS = 3
+_CONFUSION = 2.5
+"""What it costs a label to stand as close to somebody else's point as to its own."""
 
 
 def place(
@@ -44,12 +46,14 @@ def place(
         for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
             others = _boxes([box for j, box in enumerate(chosen) if box and j != i])
             reach = _FAR if near is None or i < near else _NEAR
-            chosen[i] = _choose(anchor, size, np.concatenate([fixed, others]), crossed, bounds, gap, reach)
+            rivals = np.array([other for other in anchors if other != anchor], dtype=np.float64).reshape(-1, 2)
+            hard = np.concatenate([fixed, others])
+            chosen[i] = _choose(anchor, size, hard, crossed, rivals, bounds, gap, reach)
     return [None if box is None else (box[0], box[1]) for box in chosen]
 
 
 def _choose(
-    anchor: XY, size: XY, hard: Boxes, soft: Boxes, bounds: Box, gap: float, reach: Sequence[float]
+    anchor: XY, size: XY, hard: Boxes, soft: Boxes, rivals: Boxes, bounds: Box, gap: float, reach: Sequence[float]
 ) -> Box | None:
     best, best_cost = None, math.inf
     for distance in reach:
@@ -58,6 +62,7 @@ def _choose(
             if not _inside(box, bounds) or _overlap(box, hard) > 0:
                 continue
             cost = distance + 0.03 * preference + 14.0 * _overlap(box, soft) / (size[0] * size[1])
+            cost += _CONFUSION * (_distance(box, rivals) < math.dist(nearest(box, anchor), anchor) + gap / 2)
             if cost < best_cost:
                 best, best_cost = box, cost
     return best
@@ -90,6 +95,13 @@ def _overlap(box: Box, boxes: Boxes) -> float:
     width = np.minimum(boxes[:, 2], box[2]) - np.maximum(boxes[:, 0], box[0])
     height = np.minimum(boxes[:, 3], box[3]) - np.maximum(boxes[:, 1], box[1])
     return float((np.clip(width, 0, None) * np.clip(height, 0, None)).sum())
+
+
+def _distance(box: Box, points: Boxes) -> float:
+    """From the box to the nearest of the points."""
+    across = np.maximum(np.maximum(box[0] - points[:, 0], points[:, 0] - box[2]), 0)
+    up = np.maximum(np.maximum(box[1] - points[:, 1], points[:, 1] - box[3]), 0)
+    return float(np.hypot(across, up).min(initial=math.inf))
 
 
 def _beads(lines: Sequence[tuple[XY, XY]], step: float) -> list[Box]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from analysis import labels
@@ -74,6 +74,17 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Family:
+    """A legend entry; `coverage` is the share of the cloud's box that the family dominates alone."""
+
+    name: str
+    colour: str
+    dark: str
+    shape: str
+    coverage: float
+
+
+@dataclass(frozen=True)
 class Plot:
     cloud: Cloud
     x_axis: Axis
@@ -81,8 +92,8 @@ class Plot:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[Mark]
-    front: str = ""
-    families: list[tuple[str, str, str, str]] = field(default_factory=list)
+    front: str
+    families: list[Family]
 
 
 def lay_out(cloud: Cloud) -> Plot | None:
@@ -164,7 +175,10 @@ def _label(point: Point, x: float, corner: tuple[float, float]) -> Label:
     return Label(corner[0] + width / 2, baseline, "middle")
 
 
-def _families(cloud: Cloud) -> list[tuple[str, str, str, str]]:
-    """(family, colour, dark colour, shape) of the families that occur, for a legend."""
+def _families(cloud: Cloud) -> list[Family]:
+    """The families that occur, for a legend, with what each covers alone."""
     names = dict.fromkeys(point.family or "?" for point in cloud.points)
-    return [(name, look(name).colour, look(name).dark, SHAPES[look(name).marker]) for name in names]
+    return [
+        Family(name, look(name).colour, look(name).dark, SHAPES[look(name).marker], cloud.coverage(name))
+        for name in names
+    ]

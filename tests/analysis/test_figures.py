@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import labels
+from analysis import frame, labels
 from analysis.cloud import clouds, main_cloud
 from analysis.figures import WIDTH, pareto_figure
 from analysis.gather import gather
@@ -90,6 +90,28 @@ def test_published_figures_have_the_papers_front() -> None:
     assert cloud is not None
     assert [p.variant for p in cloud.front] == ["MLKV-1", "MLKV-2", "MLKV-4", "MLKV-6", "MQA-12", "GQA-48"]
     assert cloud.missing == {"Random init": "no KV bytes"}
+
+
+def test_coverage_is_the_share_of_the_box_that_a_family_dominates() -> None:
+    rows = [("MLKV", 256, 0.4), ("MLKV", 512, 0.6), ("GQA", 1024, 0.7), ("MHA", 4096, 0.8)]
+    cells = [
+        {
+            "variant": str(size),
+            "family": family,
+            "kv_bytes_per_token": size,
+            "value": value,
+            "task": "t",
+            "metric": "acc",
+        }
+        for family, size, value in rows
+    ]
+    cloud = main_cloud(
+        results(frame.make({**cell, "kind": "evaluate", "state": "DONE", "in_axis": True} for cell in cells))
+    )
+    assert cloud is not None
+    assert cloud.coverage("MLKV") == pytest.approx(3 * 20 / (4 * 40))
+    assert cloud.coverage("GQA") == pytest.approx(2 * 30 / (4 * 40))
+    assert cloud.coverage("MHA") == cloud.coverage("CLA") == 0.0
 
 
 @pytest.mark.parametrize("name", SETS)

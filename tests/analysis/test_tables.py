@@ -45,7 +45,7 @@ def test_a_cell_without_a_number_says_why(filler: Any) -> None:
     text = tables.markdown(results(gather(filler.store, filler.name)))
     assert "| MLKV-6 | 3 | 2 | 768 | *pending* | *blocked* |  |  | *blocked* |" in text
     assert r"(heads \| do not \<b\>divide\</b\>): MLKV-6" in text
-    assert "PENDING: waits for uptrain (pending): MHA-36 (baseline), GQA-12, MLKV-12" in text
+    assert "PENDING: waits for convert (pending): MHA-36 (baseline), GQA-12, MLKV-12" in text
 
 
 def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
