@@ -156,7 +156,6 @@ class Peak:
     """How far memory grew at its highest since this was made."""
 
     def __init__(self, device: torch.device) -> None:
-        gc.collect()
         self.cuda = device.type == "cuda"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()

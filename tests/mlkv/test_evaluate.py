@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.api.model import LM
+from tiny import SHAPE, context, make_corpus
+from torch.nn import functional
+
+from mlkv import bits, evaluate, harness
+from mlkv.blocks import open_blocks, read_manifest
+from mlkv.context import Interrupted, StepFailed
+from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import make
+from mlkv.recipes import EvaluateRecipe
+from mlkv.tasks import ITEM_TASKS, TASKS_FOLDER
+
+CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, corpus) -> Path:
+    """Random weights with an MLKV layout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    MLKVForCausalLM.from_shape(SHAPE, make("even", 2, 2, 1, 1), seed=3).save_pretrained(folder)
+    shutil.copytree(corpus / "tokenizer", folder, dirs_exist_ok=True)
+    return folder
+
+
+def score(recipe: EvaluateRecipe, folder: Path, checkpoint: Path, corpus: Path | None, **given: Any) -> dict[str, Any]:
+    """The step's outcome, metrics by name."""
+    (folder / "out").mkdir(exist_ok=True)
+    result = evaluate.run(
+        recipe, folder / "out", given.pop("ctx", context(folder)), checkpoint=checkpoint, corpus=corpus, **given
+    )
+    return result | {"metrics": {row["metric"]: row for row in result["metrics"]}}
+
+
+# lm-eval
+
+
+@pytest.mark.parametrize("task", ITEM_TASKS)
+def test_random_weights_score_chance(task, corpus, checkpoint, tmp_path):
+    acc = score(EvaluateRecipe(task=task), tmp_path, checkpoint, corpus)["metrics"]["acc"]
+    n = read_manifest(corpus)["tasks"][task]
+    assert acc["n"] == n == 200
+    chance = CHANCE[task]
+    assert abs(acc["value"] - chance) <= 3 * math.sqrt(max(chance * (1 - chance), 0.01) / n)
+    assert acc["stderr"] == pytest.approx(math.sqrt(acc["value"] * (1 - acc["value"]) / (n - 1)))
+
+
+class Oracle(LM):
+    """Knows the held-out items: the likelier continuation is the one that is there."""
+
+    def __init__(self, corpus: Path) -> None:
+        super().__init__()
+        self.right = set()
+        for task in ITEM_TASKS:
+            for line in (corpus / "tasks" / f"{task}.jsonl").read_text("utf-8").splitlines():
+                item = json.loads(line)
+                answer = item["target"] if "target" in item else item["choices"][item["label"]]
+                self.right.add((item["context"], answer))
+
+    def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
+        answers = [request.args in self.right for request in requests]
+        return [(-0.01 if right else -20.0, right) for right in answers]
+
+    def loglikelihood_rolling(self, requests: Any) -> Any:
+        raise NotImplementedError
+
+    def generate_until(self, requests: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("task", ITEM_TASKS)
+def test_an_oracle_scores_everything(task, corpus, tmp_path):
+    results = harness.score(Oracle(corpus), EvaluateRecipe(task=task), TASKS_FOLDER, corpus, tmp_path)
+    scores = {row["metric"]: row for row in harness.rows(results, task)}
+    assert scores["acc"]["value"] == 1.0
+    assert scores["acc"]["n"] == 200
+    if task == "heldout_cloze":
+        assert scores["perplexity"]["value"] == pytest.approx(math.exp(0.01))
+
+
+def test_every_number_of_lm_eval_is_a_row_and_samples_are_kept(corpus, checkpoint, tmp_path):
+    result = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
+    assert set(result["metrics"]) == {"acc", "perplexity"}
+    assert all(row["stderr"] is not None and row["n"] == 20 for row in result["metrics"].values())
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["metric"] for row in saved["metrics"]} == {"acc", "perplexity"}
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 20
+    assert np.mean([sample["acc"] for sample in samples]) == pytest.approx(result["metrics"]["acc"]["value"])
+    likelihood = -np.mean([sample["perplexity"] for sample in samples])
+    assert math.exp(likelihood) == pytest.approx(result["metrics"]["perplexity"]["value"])
+
+
+def test_a_likelihood_is_the_models_own(corpus, checkpoint, tmp_path):
+    score(EvaluateRecipe(task="heldout_choice2", limit=3, precision="fp32"), tmp_path, checkpoint, corpus)
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    items = (corpus / "tasks" / "heldout_choice2.jsonl").read_text("utf-8").splitlines()
+    model = MLKVForCausalLM.from_pretrained(checkpoint)
+    tokenizer = evaluate.load_tokenizer(checkpoint)
+    for sample, line in zip(samples, items, strict=False):
+        item = json.loads(line)
+        before = len(tokenizer.encode(item["context"]))
+        for choice, (likelihood, _) in zip(item["choices"], sample["filtered_resps"], strict=True):
+            ids = torch.tensor([tokenizer.encode(item["context"] + choice)])
+            nats = functional.cross_entropy(model(ids).logits[0, before - 1 : -1], ids[0, before:], reduction="sum")
+            assert likelihood == pytest.approx(-nats.item(), rel=1e-4)
+
+
+def test_tasks_on_one_checkpoint_share_its_model(corpus, checkpoint, tmp_path):
+    evaluate._model.cache_clear()
+    for task in ("heldout_choice2", "bits_per_byte"):
+        score(EvaluateRecipe(task=task, limit=4), tmp_path, checkpoint, corpus)
+    assert (evaluate._model.cache_info().misses, evaluate._model.cache_info().hits) == (1, 1)
+
+
+def test_a_checkpoint_replaced_in_its_place_is_read_anew(corpus, checkpoint, tmp_path):
+    other = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    recipe = EvaluateRecipe(task="bits_per_byte", limit=4)
+    before = score(recipe, tmp_path, other, corpus)["metrics"]["bits_per_byte"]["value"]
+    MLKVForCausalLM.from_shape(SHAPE, make("even", 2, 2, 1, 1), seed=4).save_pretrained(other)
+    assert score(recipe, tmp_path, other, corpus)["metrics"]["bits_per_byte"]["value"] != before
+
+
+def test_progress_is_reported_and_a_stop_is_heard(corpus, checkpoint, tmp_path):
+    rows: list[dict] = []
+    recipe = EvaluateRecipe(task="heldout_choice4", limit=10, batch_size=8)
+    score(recipe, tmp_path, checkpoint, corpus, ctx=context(tmp_path, rows))
+    assert rows[-1] == {"step": 40, "steps": 40}
+    with pytest.raises(Interrupted, match="of 40"):
+        score(recipe, tmp_path, checkpoint, corpus, ctx=context(tmp_path, should_stop=lambda: True))
+
+
+@pytest.mark.parametrize("task", [*ITEM_TASKS, "bits_per_byte"])
+def test_tasks_on_held_out_text_need_a_corpus(task, checkpoint, tmp_path):
+    with pytest.raises(StepFailed, match=f"task = {task}: .* corpus"):
+        score(EvaluateRecipe(task=task), tmp_path, checkpoint, None)
+
+
+def test_a_corpus_without_items_is_said(corpus, checkpoint, tmp_path):
+    bare = shutil.copytree(corpus, tmp_path / "bare")
+    (bare / "tasks" / "heldout_choice4.jsonl").write_text("")
+    with pytest.raises(StepFailed, match="made without its items"):
+        score(EvaluateRecipe(task="heldout_choice4"), tmp_path, checkpoint, bare)
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory) -> Path:
+    """Our task definitions and one of a user's, over a file of theirs."""
+    folder = shutil.copytree(TASKS_FOLDER, tmp_path_factory.mktemp("conf") / "tasks")
+    lines = [json.dumps({"question": f"{i} and {i}", "answer": " same"}) for i in range(5)]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    definition = {
+        "task": "pairs",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}, "cache_dir": str(folder / "cache")},
+        "output_type": "loglikelihood",
+        "test_split": "test",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "pairs.yaml").write_text(json.dumps(definition))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_users_own_task_is_found_and_takes_few_shots(own_folder, checkpoint, tmp_path):
+    recipe = EvaluateRecipe(task="pairs", few_shot=2)
+    acc = score(recipe, tmp_path, checkpoint, None, tasks=own_folder)["metrics"]["acc"]
+    assert (acc["value"], acc["n"]) == (0.0, 5)
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_met_with_near_ones(own_folder, checkpoint, tmp_path):
+    with pytest.raises(
+        StepFailed, match=r"task = heldout_choice3: lm-eval has no such task; near it: .*heldout_choice4"
+    ):
+        score(EvaluateRecipe(task="heldout_choice3"), tmp_path, checkpoint, None, tasks=own_folder)
+    with pytest.raises(StepFailed, match=r"near it: .*lambada_openai"):
+        score(EvaluateRecipe(task="lambada_opnai"), tmp_path, checkpoint, None, tasks=own_folder)
+
+
+# Bits per byte
+
+
+def test_random_weights_know_nothing(corpus, checkpoint, tmp_path):
+    metrics = score(EvaluateRecipe(task="bits_per_byte"), tmp_path, checkpoint, corpus)["metrics"]
+    manifest = read_manifest(corpus)["heldout"]
+    nats = metrics["nats_per_token"]["value"]
+    assert nats == pytest.approx(math.log(SHAPE.vocab_size), abs=0.1)
+    text_tokens = manifest["tokens"] - manifest["documents"]
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) * text_tokens / manifest["bytes"])
+    assert metrics["bits_per_byte"]["n"] == metrics["nats_per_token"]["n"] == len(bits.windows(corpus, None).ids)
+
+
+def test_windows_predict_every_held_out_token_once(corpus):
+    found = bits.windows(corpus, None)
+    manifest = read_manifest(corpus)
+    held_out = open_blocks(corpus, "heldout")
+    stream = held_out.rows.reshape(-1)[: held_out.tokens]
+    text = stream[1:][stream[1:] != manifest["end_of_text"]]
+    assert np.array_equal(found.ids[:, 1:][found.counted], text)
+    assert found.bytes.sum() == manifest["heldout"]["bytes"]
+    assert found.ids.shape[1] == manifest["sequence_length"]
+    assert np.array_equal(found.ids[1:, 0], found.ids[:-1, -1]), "a window begins with its predecessor's last token"
+
+
+def test_a_limit_spreads_its_windows_over_the_text(corpus):
+    every, some = bits.windows(corpus, None), bits.windows(corpus, 5)
+    assert len(some.ids) == 5
+    assert np.array_equal(some.ids[0], every.ids[0])
+    assert np.array_equal(some.ids[-1], every.ids[-1])
+    assert len(bits.windows(corpus, 10_000).ids) == len(every.ids)
+
+
+def test_nats_are_those_of_one_window_after_another(corpus, checkpoint):
+    model = MLKVForCausalLM.from_pretrained(checkpoint)
+    found = bits.windows(corpus, 7)
+    nats_N = bits.nats(model, found, 3, lambda done, of: None)
+    for ids_T, counted, nats in zip(found.ids, found.counted, nats_N, strict=True):
+        ids_1T = torch.from_numpy(ids_T)[None]
+        log_p = functional.log_softmax(model(ids_1T).logits[0, :-1], -1)
+        expected = -log_p.gather(-1, ids_1T[0, 1:, None])[torch.from_numpy(counted)].sum()
+        assert nats == pytest.approx(expected.item(), rel=1e-5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(1, 100)), min_size=2, max_size=50))
+def test_the_ratios_error_is_that_of_the_mean_where_wholes_are_equal(pairs):
+    parts = np.array([part for part, _ in pairs])
+    value, error = bits.ratio(parts, np.full(len(parts), 4.0))
+    assert value == pytest.approx(parts.mean() / 4)
+    assert error == pytest.approx(parts.std(ddof=1) / math.sqrt(len(parts)) / 4, abs=1e-9)
+
+
+def test_a_single_window_has_no_error(corpus, checkpoint, tmp_path):
+    metrics = score(EvaluateRecipe(task="bits_per_byte", limit=1), tmp_path, checkpoint, corpus)["metrics"]
+    assert metrics["bits_per_byte"]["stderr"] is None
+
+
+def test_bf16_scores_nearly_the_same(corpus, checkpoint, tmp_path):
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        recipe = EvaluateRecipe(task="bits_per_byte", limit=10, precision=precision)
+        result = score(recipe, tmp_path, checkpoint, corpus)
+        assert result["facts"]["precision"] == precision
+        scores[precision] = result["metrics"]["nats_per_token"]["value"]
+    assert scores["fp32"] != scores["bf16"]
+    assert scores["fp32"] == pytest.approx(scores["bf16"], abs=0.01)

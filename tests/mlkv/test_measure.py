@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import context, run_python
+
+from mlkv import measure
+from mlkv.context import Interrupted, StepFailed
+from mlkv.device import available_memory, is_out_of_memory
+from mlkv.layout import KVLayout, make, mha
+from mlkv.recipes import MeasureRecipe
+from mlkv.shape import DecoderShape
+
+LAYOUTS = [
+    mha(4, 4),
+    make("even", 4, 4, 4, 2),
+    make("even", 4, 4, 4, 1),
+    make("even", 4, 4, 2, 1),
+    make("even", 4, 4, 1, 1),
+    KVLayout((0, 1, 1, 3), (4, 1, 2), 4),
+]
+DEEPER = DecoderShape(vocab_size=97, width=24, layers=4, heads=4, head_dim=8, mlp_width=48, context=64)
+
+
+def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **changes: Any) -> dict[str, Any]:
+    recipe = MeasureRecipe(**{"batch_sizes": (1, 3), "contexts": (8, 20), "new_tokens": 4, **changes})
+    return measure.run(recipe, Path("unused"), ctx or context(Path("unused")), shape=shape, layout=layout)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_the_caches_bytes_are_the_formulas(layout, dtype):
+    result = go(layout, dtype=dtype)
+    per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 2 if dtype == "bf16" else 4)
+    measured = {
+        (row["batch"], row["context"]): row["value"] for row in result["metrics"] if row["metric"] == "cache_bytes"
+    }
+    assert measured == {(b, c): per_token * b * (c + 4) for b in (1, 3) for c in (8, 20)}
+    assert {r["value"] for r in result["metrics"] if r["metric"] == "cache_bytes_per_token"} == {per_token}
+
+
+def test_every_cell_has_every_metric_and_is_reported():
+    rows: list[dict] = []
+    result = go(LAYOUTS[3], ctx=context(Path("unused"), rows))
+    names = {
+        "cache_bytes",
+        "cache_bytes_per_token",
+        "peak_bytes",
+        "prefill_seconds",
+        "step_seconds",
+        "tokens_per_second",
+    }
+    cells = {(row["batch"], row["context"]) for row in result["metrics"]}
+    assert cells == {(1, 8), (1, 20), (3, 8), (3, 20)}
+    assert len(result["metrics"]) == len(cells) * len(names)
+    assert {row["metric"] for row in result["metrics"]} == names
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(row["batch"] / row["step_seconds"])
+    assert result["facts"]["parameters"] == DEEPER.parameters(LAYOUTS[3])
+
+
+def test_a_larger_cache_is_a_higher_peak():
+    shape = DecoderShape(vocab_size=97, width=64, layers=4, heads=4, head_dim=64, mlp_width=64, context=64)
+    result = go(mha(4, 4), shape, batch_sizes=(1, 16), contexts=(1024,), new_tokens=1, repeats=1)
+    peak = {row["batch"]: row["value"] for row in result["metrics"] if row["metric"] == "peak_bytes"}
+    if peak[16] is None:
+        pytest.skip("this system does not tell a process's peak")
+    cache = mha(4, 4).kv_bytes_per_token(64, 4) * 16 * 1025
+    assert peak[16] > 0.9 * cache
+    assert peak[16] > peak[1]
+
+
+def test_what_cannot_fit_is_a_result_and_the_others_are_measured():
+    result = go(LAYOUTS[0], batch_sizes=(1, 10**9), contexts=(8,))
+    assert [row for row in result["metrics"] if row["batch"] > 1] == [
+        {"metric": "oom", "value": 1.0, "stderr": None, "n": None, "batch": 10**9, "context": 8}
+    ]
+    assert len(result["metrics"]) > 5
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_on_the_way_is_a_result():
+    """Under a real limit: a large batch's cache fits, its activations do not, and a small batch still runs after."""
+    output = run_python(
+        """
+import resource
+from pathlib import Path
+from tiny import SHAPE, context
+from mlkv import measure
+from mlkv.layout import make
+from mlkv.recipes import MeasureRecipe
+layout = make("even", 2, 2, 1, 1)
+def cells(*batches):
+    recipe = MeasureRecipe(batch_sizes=batches, contexts=(512,), new_tokens=1, repeats=1)
+    return measure.run(recipe, Path("."), context(Path(".")), shape=SHAPE, layout=layout)["metrics"]
+cells(1)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, resource.RLIM_INFINITY))
+print([(row["metric"], row["batch"]) for row in cells(1024, 1) if row["metric"] in ("oom", "cache_bytes")])
+"""
+    )
+    assert output.splitlines()[-1] == "[('oom', 1024), ('cache_bytes', 1)]"
+
+
+def test_memory_that_runs_out_is_told_from_other_errors():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("not enough memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_other_errors_are_not_called_out_of_memory(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(measure.Run, "go", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        go(LAYOUTS[0])
+
+
+def test_available_memory_is_that_of_a_machine():
+    assert 2**20 < available_memory() < 2**50
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_missing_device_is_said():
+    with pytest.raises(StepFailed, match="device = cuda: this machine has no CUDA device"):
+        go(LAYOUTS[0], device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_counts_what_its_allocator_gave():
+    result = go(LAYOUTS[0], device="cuda", contexts=(512,), batch_sizes=(4,))
+    values = {row["metric"]: row["value"] for row in result["metrics"]}
+    assert values["peak_bytes"] >= values["cache_bytes"]
+
+
+def test_learned_positions_bound_the_context():
+    shape = DecoderShape(**{**DEEPER.as_dict(), "positions": "learned"})
+    with pytest.raises(StepFailed, match="contexts = 61: with new_tokens it passes the 64 positions"):
+        go(LAYOUTS[0], shape, contexts=(61,))
+
+
+def test_a_stop_is_heard():
+    with pytest.raises(Interrupted, match="0 of 4 cells"):
+        go(LAYOUTS[0], ctx=context(Path("unused"), should_stop=lambda: True))
