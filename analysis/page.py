@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -123,14 +124,17 @@ class Links:
         self._store, self._out_dir = store, out_dir.absolute()
 
     def step(self, step_id: str) -> str:
-        return Path(os.path.relpath(self._store.step(step_id).path, self._out_dir)).as_posix()
+        return self._link(self._store.step(step_id).path)
 
     def log(self, step_id: str) -> tuple[str | None, list[str]]:
         """The directory of the last attempt's logs and their last lines."""
         attempt = self._store.step(step_id).attempt()
         if attempt is None:
             return None, []
-        return Path(os.path.relpath(attempt.path, self._out_dir)).as_posix(), attempt.log_tail(LOG_LINES)
+        return self._link(attempt.path), attempt.log_tail(LOG_LINES)
+
+    def _link(self, path: Path) -> str:
+        return quote(Path(os.path.relpath(path, self._out_dir)).as_posix())
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

@@ -34,13 +34,25 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     sweep = store.sweep(sweep_name, number)
     steps = Steps(store, sweep.plan)
     table = of_sweep(sweep, steps)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    pivot = results(table)
-    contents = _tables(pivot) | _figures(table, pivot)
+    contents = _contents(table)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
-    shown = page(store, sweep, steps, pivot, out_dir)
-    contents = {"index.html": render(shown, images).encode(), **contents}
+    shown = page(store, sweep, steps, results(table), out_dir)
+    return _write({"index.html": render(shown, images).encode(), **contents}, out_dir)
+
+
+def write_results(table: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """Tables and figures of any long table (published, imported) without the page, which only a sweep has."""
+    return _write(_contents(table), out_dir)
+
+
+def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
+    out_dir.mkdir(parents=True, exist_ok=True)
     return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
+
+
+def _contents(table: pd.DataFrame) -> dict[str, bytes | None]:
+    pivot = results(table)
+    return _tables(pivot) | _figures(table, pivot)
 
 
 def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:

@@ -15,7 +15,8 @@ import pytest
 
 from analysis.gather import gather
 from analysis.page import duration, flatten, shared_items
-from analysis.report import script_json, write_report
+from analysis.published import published
+from analysis.report import script_json, write_report, write_results
 from analysis.results import results
 from sweeps.store import StoreError
 
@@ -157,6 +158,7 @@ def test_the_page_names_what_made_the_results(report: Path) -> None:
     assert "uptrain.lr = 0.001" in text
 
 
+@pytest.mark.slow
 def test_a_thousand_variants_take_seconds(tmp_path: Path, finished: Any) -> None:
     labels = [f"MLKV-3 uptrain.seed={seed}" for seed in range(1000)]
     crowd = type(finished)(tmp_path / "store", dict.fromkeys(labels, finished.figures["MLKV-3"]))
@@ -166,6 +168,12 @@ def test_a_thousand_variants_take_seconds(tmp_path: Path, finished: Any) -> None
     write_report(crowd.store, crowd.name, tmp_path / "out")
     assert time.perf_counter() - started < 10
     assert len(results(gather(crowd.store, crowd.name))) == 1000
+
+
+def test_published_figures_make_the_same_files(tmp_path: Path) -> None:
+    files = write_results(published("mlkv"), tmp_path)
+    assert {path.name for path in files} == {path.name for path in tmp_path.iterdir()}
+    assert {"pareto.pdf", "memory.pdf", "results.tex"} <= {path.name for path in files}
 
 
 def test_an_unknown_sweep_is_refused_and_nothing_written(finished: Any, tmp_path: Path) -> None:
