@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test check format wheel clean
+.PHONY: quickstart test test-oldest check format wheel slurm-up slurm-down clean
 
 quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight KV-head budgets to a Pareto front
 	$(BIN)/mlkv sweep experiment=quickstart
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-oldest: $(READY)  ## the model and its training on the oldest transformers that is supported
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --requirement requirements.lock
+	.venv-oldest/bin/python -m pip install --quiet transformers==5.17.0
+	.venv-oldest/bin/python -m pytest tests/mlkv
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
@@ -23,6 +29,12 @@ format: $(READY)
 wheel: $(READY)
 	$(BIN)/python -m build --wheel
 
+slurm-up: $(READY)  ## a real SLURM on this machine, to try things on (docs/slurm.md)
+	$(BIN)/python -m slurm.local_cluster up
+
+slurm-down: $(READY)
+	$(BIN)/python -m slurm.local_cluster down
+
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
@@ -30,4 +42,4 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-oldest dist build

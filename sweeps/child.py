@@ -31,6 +31,7 @@ def main() -> None:
     _die_with_parent()
     signal.signal(signal.SIGTERM, _on_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:
         answers.write(json.dumps(_answer(store, json.loads(line)), allow_nan=False) + "\n")
         answers.flush()
@@ -39,6 +40,11 @@ def main() -> None:
 def _on_stop(number: int, frame: Any) -> None:
     global _stop
     _stop = True
+
+
+def _obey_signals() -> None:
+    """Processes that a library forks (lm-eval's bootstrap pool) are ended by SIGTERM, as their parent expects."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _die_with_parent() -> None:
