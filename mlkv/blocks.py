@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +91,7 @@ class DocumentPacker:
 PACKERS = {"stream": StreamPacker, "whole_documents": DocumentPacker}
 
 
-class BlockWriter(AbstractContextManager["BlockWriter"]):
+class BlockWriter:
     """Packs documents into rows of `length` tokens in `path`, pads short rows, and keeps the counts and the digest."""
 
     def __init__(self, path: Path, packer: Packer, length: int, dtype: np.dtype[Any]) -> None:
@@ -100,6 +99,9 @@ class BlockWriter(AbstractContextManager["BlockWriter"]):
         self.rows = self.tokens = self.documents = 0
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        return self
 
     def add(self, document: Tokens) -> None:
         self.documents += 1
@@ -132,14 +134,14 @@ class BlockWriter(AbstractContextManager["BlockWriter"]):
 
 @dataclass(frozen=True)
 class Blocks:
-    """One split of a corpus: `rows_NT` memory-mapped, and the tokens in it, padding left out."""
+    """One split of a corpus: `rows` `[N, T]`, memory-mapped, and the tokens in them, padding left out."""
 
-    rows_NT: NDArray[Any]
+    rows: NDArray[Any]
     tokens: int
 
     @property
     def padding(self) -> int:
-        return padding(self.rows_NT.dtype)
+        return padding(self.rows.dtype)
 
 
 def read_manifest(corpus: Path) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def read_manifest(corpus: Path) -> dict[str, Any]:
 
 
 def open_blocks(corpus: Path, split: str) -> Blocks:
-    """The `train` or `heldout` rows of a corpus directory. Raises ValueError if the file is not as the manifest says."""
+    """The `train` or `heldout` rows of a corpus directory. Raises ValueError where file and manifest disagree."""
     manifest = read_manifest(corpus)
     path, counts, length = corpus / f"{split}.bin", manifest[split], manifest["sequence_length"]
     dtype = np.dtype(manifest["dtype"])

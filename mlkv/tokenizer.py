@@ -18,7 +18,6 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
 )
 
@@ -64,13 +63,13 @@ class Encoded:
     """Tokens of one text and the character (exclusive) up to which each of them reaches."""
 
     text: str
-    ids_T: NDArray[np.int64]
-    ends_T: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
     @property
-    def bytes_T(self) -> NDArray[np.int64]:
+    def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of the text that each token added to what came before: they sum to the text's length."""
-        return np.diff(_byte_positions(self.text)[self.ends_T], prepend=0)
+        return np.diff(_byte_positions(self.text)[self.ends], prepend=0)
 
 
 class Encoder:

@@ -37,7 +37,7 @@ def run(
     torch.set_num_threads(recipe.threads)
     model = _model(recipe, start, shape)
     blocks = _blocks(corpus, model.shape)
-    schedule = Schedule.of(recipe, len(blocks.rows_NT), blocks.tokens)
+    schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
     trainer = _train(model, schedule, blocks, ctx, precision)
     if trainer.is_world_process_zero():
