@@ -172,7 +172,7 @@ def _progress(kind: str, planned: Json, steps: Steps) -> KindProgress:
 def _failures(planned: Json, steps: Steps, links: Links) -> Iterator[Failure]:
     for step, plan in planned.items():
         state, reason = steps.standing(step)
-        if state in ("FAILED", "LOST", "INTERRUPTED"):
+        if state in ("FAILED", "LOST"):
             link, log = links.log(step)
             yield Failure(step, plan["label"], state, reason or "", plan["variants"], log, link)
 
