@@ -22,6 +22,8 @@ from .daemons import Daemon, end, listeners
 
 NEEDED = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo", "squeue", "scancel")
 NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
+DATABASE = ("mariadbd", "slurmdbd")
+ALL = ("munged", *DATABASE, "slurmctld", *NODES)
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket."""
 
@@ -47,12 +49,15 @@ class LocalCluster:
 
     def names(self) -> list[str]:
         """The daemons of this cluster, in the order they start."""
-        database = ["mariadbd", "slurmdbd"] if self.site().accounting_port else []
+        database = DATABASE if self.site().accounting_port else ()
         return ["munged", *database, "slurmctld", *NODES]
 
     def site(self) -> Site:
         stored = json.loads((self.state / "site.json").read_text())
-        return Site(**stored | {"state": Path(stored["state"]), "node_ports": tuple(stored["node_ports"])})
+        try:
+            return Site(**stored | {"state": Path(stored["state"]), "node_ports": tuple(stored["node_ports"])})
+        except (KeyError, TypeError):
+            raise RuntimeError(f"{self.state} was made by another version of this program: take it down") from None
 
     def exists(self) -> bool:
         return (self.state / "site.json").exists()
@@ -82,7 +87,7 @@ class LocalCluster:
         with self._lock():
             if self._running():
                 self._end_jobs()
-            for name in reversed(self.names()):
+            for name in reversed(ALL):
                 self.daemon(name).stop()
             # A step that cannot report its end, because its node or its job was lost, tries for ever.
             for step in listeners(self.state / "spool"):
@@ -101,7 +106,7 @@ class LocalCluster:
         return done.stdout
 
     def _running(self) -> bool:
-        return any(self.status().values())
+        return any(self.daemon(name).alive() for name in ALL)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -59,4 +59,4 @@ def cluster(plain_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Loc
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "submissions"
+    return tmp_path / "with a space" / "submissions"

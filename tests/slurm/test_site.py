@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +140,11 @@ def test_the_interpreter_can_be_a_container() -> None:
 def test_names_that_a_shell_or_a_path_would_misread_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="job name"):
         Job(name, ("true",))
+
+
+def test_the_manual_explains_every_field_of_a_profile() -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "slurm.md").read_text()
+    table = manual.split("## What each profile field does")[1].split("##")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    explained = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert explained == {field.name for field in fields(Profile)}
