@@ -79,6 +79,18 @@ def test_a_single_file_cannot_be_split(tmp_path):
         documents.local_files(CorpusRecipe(source="text_files", files=(f"{tmp_path}/*.txt",)))
 
 
+def test_a_planner_lists_files_and_tasks_without_torch():
+    run_python(
+        """
+import sys
+from mlkv import documents, tasks
+from mlkv.recipes import CorpusRecipe
+assert documents.local_files(CorpusRecipe()) and tasks.own_tasks()
+assert not {"torch", "transformers", "datasets", "lm_eval"} & set(sys.modules)
+"""
+    )
+
+
 def test_something_is_held_out_of_very_few_files(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name, "utf-8")
@@ -200,7 +212,6 @@ from tiny import context, corpus_recipe
 from mlkv import corpus
 out = Path(sys.argv[2]); out.mkdir()
 corpus.run(corpus_recipe(Path(sys.argv[1])), out, context(out))
-assert "torch" not in sys.modules
 """
     for seed, threads in (("1", "1"), ("77", "2")):
         out = tmp_path / seed
