@@ -1,4 +1,4 @@
-"""The results table for readers: Markdown, LaTeX (booktabs), CSV and the terminal, from the pivot (results.py).
+"""The results table for readers: Markdown, LaTeX (booktabs) and CSV, from the pivot (results.py).
 
 A score is printed as value ± standard error, the best variant in bold (baselines do not compete), with its difference
 from both baselines. A cell without a number says why, in a word in the cell and in full below the table.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
@@ -26,6 +26,9 @@ _ARROW = {True: "↑", False: "↓"}
 _PLAIN = Metric("", higher_is_better=True, digits=3)
 
 
+Role = Literal["name", "shape", "cost", "measured", "score", "difference", "part"]
+
+
 @dataclass(frozen=True)
 class Cell:
     """`text` is what is printed; `number` what it is sorted by; `missing` says in full why there is no number."""
@@ -37,10 +40,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Column:
+    header: str
+    role: Role
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
 class Sheet:
-    """A table ready to be printed in any format. `baselines` tells which rows are baselines, by their key."""
+    """A table ready to be printed in any format. `baselines` tells which rows are baselines, by their key; `roles` what
+    a column is for, so that a narrow terminal can leave out the least important."""
 
     headers: list[str]
+    roles: list[Role]
     rows: list[list[Cell]]
     baselines: list[str | None]
     states: list[str]
@@ -59,33 +71,36 @@ class Sheet:
 def sheet(pivot: pd.DataFrame) -> Sheet:
     """The results table of a sweep: layout, KV bytes per token, main axis with its differences, accuracy, its tasks."""
     rows = frame.records(pivot)
-    columns: list[tuple[str, list[Cell]]] = [
-        ("variant", [Cell(_variant_text(row)) for row in rows]),
-        ("KV layers", [_count(row["kv_layers"]) for row in rows]),
-        ("KV heads/layer", [_heads(row["kv_heads"]) for row in rows]),
-        ("KV bytes/token", [_count(row["kv_bytes_per_token"]) for row in rows]),
+    columns = [
+        Column("variant", "name", [Cell(_variant_text(row)) for row in rows]),
+        Column("KV layers", "shape", [_count(row["kv_layers"]) for row in rows]),
+        Column("KV heads/layer", "shape", [_heads(row["kv_heads"]) for row in rows]),
+        Column("KV bytes/token", "cost", [_count(row["kv_bytes_per_token"]) for row in rows]),
     ]
     if any(row["measured_bytes_per_token_missing"] != NOT_PLANNED for row in rows):
-        columns.append(("measured", [_measured(row) for row in rows]))
+        columns.append(Column("measured", "measured", [_measured(row) for row in rows]))
     for score in shown_scores(pivot):
         columns += _score_columns(rows, score)
     return Sheet(
-        headers=[header for header, _ in columns],
-        rows=[list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)],
+        headers=[column.header for column in columns],
+        roles=[column.role for column in columns],
+        rows=[list(cells) for cells in zip(*(column.cells for column in columns), strict=True)],
         baselines=[row["baseline"] for row in rows],
         states=[row["state"] for row in rows],
     )
 
 
-def _score_columns(rows: list[Row], score: Shown) -> list[tuple[str, list[Cell]]]:
+def _score_columns(rows: list[Row], score: Shown) -> list[Column]:
     name, metric = score.column, METRICS.get(score.metric)
     printed = metric or _PLAIN
     header = f"{score.label} {_ARROW[metric.higher_is_better]}" if metric else score.label
     best = _best(rows, name, metric) if metric else None
-    columns = [(header, [_value(row, name, printed, best) for row in rows])]
+    role: Role = "score" if name in ("quality", "accuracy") else "part"
+    columns = [Column(header, role, [_value(row, name, printed, best) for row in rows])]
     for baseline in ("untouched", "mha") if name == "quality" else ():
         if any(row["baseline"] == baseline for row in rows):
-            columns.append((f"Δ {baseline}", [_difference(row, f"{name}_vs_{baseline}", printed) for row in rows]))
+            cells = [_difference(row, f"{name}_vs_{baseline}", printed) for row in rows]
+            columns.append(Column(f"Δ {baseline}", "difference", cells))
     return columns
 
 
@@ -217,23 +232,7 @@ def _latex_text(text: str) -> str:
 
 
 def render_terminal(pivot: pd.DataFrame, title: str | None = None) -> RenderableType:
-    """The table for a rich console, reasons for empty cells below it."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    """The table for a rich console, as much of it as the console is wide."""
+    from analysis.terminal import ResultsTable
 
-    printed = sheet(pivot)
-    rendered = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, header in enumerate(printed.headers):
-        rendered.add_column(header, justify="right" if i else "left", no_wrap=i == 0)
-    for row, baseline, following in zip(printed.rows, printed.baselines, [*printed.baselines[1:], None], strict=True):
-        ends_baselines = baseline is not None and following is None
-        rendered.add_row(*(Text(cell.text, style=_style(cell, baseline)) for cell in row), end_section=ends_baselines)
-    return Group(rendered, *(Text(note, style="dim") for note in printed.notes))
-
-
-def _style(cell: Cell, baseline: str | None) -> str:
-    if cell.missing:
-        return "red" if cell.missing.startswith(("FAILED", "LOST")) else "yellow"
-    return "bold green" if cell.best else "cyan" if baseline else ""
+    return ResultsTable(pivot, title)

@@ -76,6 +76,19 @@ def test_the_terminal_shows_every_row_and_reason(filler: Any) -> None:
     assert "loss [red]exploded" in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_narrow_terminal_gets_fewer_columns_and_never_half_a_number(pivot: pd.DataFrame, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(tables.render_terminal(pivot))
+    text = console.export_text()
+    for line in text.splitlines():
+        assert len(line) <= width
+        assert "…" not in line
+    for row in frame.records(pivot):
+        assert any(row["variant"] in line and f"{row['quality']:.3f}" in line for line in text.splitlines())
+    assert ("a wider terminal also shows" in text) == (width < 200)
+
+
 def test_a_running_cell_shows_its_progress() -> None:
     sheet = tables.sheet(named(state="RUNNING", reason="step 40 of 300", value=None))
     assert [cell.text for cell in sheet.rows[0]][-1] == "running 40/300"
