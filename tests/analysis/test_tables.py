@@ -60,9 +60,9 @@ def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
 
 
 def test_csv_holds_the_pivot_at_full_precision(pivot: pd.DataFrame) -> None:
-    read = pd.read_csv(io.StringIO(tables.csv(pivot)), float_precision="round_trip")
-    assert list(read["quality"]) == list(pivot["quality"])
-    assert list(read["accuracy_stderr"]) == list(pivot["accuracy_stderr"])
+    read = pd.read_csv(io.StringIO(tables.csv(pivot)), dtype=str)
+    assert list(map(float, read["quality"])) == list(pivot["quality"])
+    assert list(map(float, read["accuracy_stderr"])) == list(pivot["accuracy_stderr"])
     assert list(read["variant"]) == list(pivot["variant"])
 
 
