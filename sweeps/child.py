@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlkv.context import Context, Interrupted, Row, StepFailed
+from sweeps.attempt import Attempt
 from sweeps.steps import KINDS
-from sweeps.store import Attempt, Store
+from sweeps.store import Store
 
 _stop = False
 

@@ -68,7 +68,9 @@ class Composer:
         return sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
 
     def _is_value(self, override: Override) -> bool:
-        plain = override.type is OverrideType.CHANGE and override.package is None and not isinstance(override.value(), dict)
+        plain = (
+            override.type is OverrideType.CHANGE and override.package is None and not isinstance(override.value(), dict)
+        )
         return plain and override.key_or_group not in self.groups
 
     def _copy(self, groups: tuple[str, ...]) -> DictConfig:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,7 @@ def last_line(path: Path, block: int = 8192) -> str:
     except FileNotFoundError:
         return ""
     return lines[-2].decode("utf-8", "replace") if len(lines) > 1 else ""
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

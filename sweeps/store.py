@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
-from sweeps.files import last_line, read_json, sha256, tree, write_json, write_once
+from sweeps.attempt import Attempt, Json
+from sweeps.files import read_json, sha256, tree, utc_now, write_json, write_once
 
-Json = dict[str, Any]
 StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST"]
 STALE_SECONDS = 60.0
 """A claim of another host whose heartbeat is older than this belongs to nobody."""
@@ -40,65 +40,6 @@ class State:
     reason: str = ""
     attempt: int = 0
     progress: Json | None = None
-
-
-class Attempt:
-    """One execution of a step; everything in here is private to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.number = int(path.name)
-        self.out = path / "out"
-        self.stdout = path / "out.log"
-        self.stderr = path / "err.log"
-        self.metrics_file = path / "metrics.jsonl"
-        self._heartbeat = path / "heartbeat"
-
-    def beat(self) -> None:
-        self._heartbeat.touch()
-
-    def last_beat(self) -> float:
-        """Seconds since the epoch by the file server's clock; 0 before the first beat."""
-        try:
-            return self._heartbeat.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-
-    def finish(self, state: str, reason: str, returncode: int | None) -> None:
-        write_json(
-            self.path / "exit.json",
-            {"state": state, "reason": reason, "returncode": returncode, "finished": utc_now()},
-        )
-
-    def exit(self) -> Json | None:
-        return read_json(self.path / "exit.json")
-
-    def write_environment(self, environment: Json) -> None:
-        write_json(self.path / "env.json", environment)
-
-    def environment(self) -> Json | None:
-        return read_json(self.path / "env.json")
-
-    def metrics(self) -> list[Json]:
-        """Complete rows logged so far; a torn last line is left out."""
-        try:
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line]
-
-    def progress(self) -> Json | None:
-        line = last_line(self.metrics_file)
-        return json.loads(line) if line else None
-
-    def log_tail(self, lines: int = 5) -> list[str]:
-        """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty."""
-        for path in (self.stderr, self.stdout):
-            if path.exists():
-                text = path.read_text(encoding="utf-8", errors="replace")
-                if found := [line for line in text.splitlines() if line.strip()]:
-                    return found[-lines:]
-        return []
 
 
 class Claim:
@@ -395,10 +336,6 @@ class Store:
 
 def describe(path: Path) -> Json:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def utc_now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _process_start(pid: int) -> float | None:

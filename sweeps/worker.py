@@ -23,7 +23,8 @@ from typing import IO, Any
 
 import psutil
 
-from sweeps.store import Claim, Store, utc_now
+from sweeps.files import utc_now
+from sweeps.store import Claim, Store
 
 DONE, FAILED, BLOCKED, INTERRUPTED = 0, 1, 3, 4
 BEAT_SECONDS = 1.0

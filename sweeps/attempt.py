@@ -1,0 +1,70 @@
+"""One execution of a step: the directory that it alone writes to. Part of the store; see sweeps.store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sweeps.files import last_line, read_json, utc_now, write_json
+
+Json = dict[str, Any]
+
+
+class Attempt:
+    """One execution of a step; everything in here is private to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.out = path / "out"
+        self.stdout = path / "out.log"
+        self.stderr = path / "err.log"
+        self.metrics_file = path / "metrics.jsonl"
+        self._heartbeat = path / "heartbeat"
+
+    def beat(self) -> None:
+        self._heartbeat.touch()
+
+    def last_beat(self) -> float:
+        """Seconds since the epoch by the file server's clock; 0 before the first beat."""
+        try:
+            return self._heartbeat.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def finish(self, state: str, reason: str, returncode: int | None) -> None:
+        write_json(
+            self.path / "exit.json",
+            {"state": state, "reason": reason, "returncode": returncode, "finished": utc_now()},
+        )
+
+    def exit(self) -> Json | None:
+        return read_json(self.path / "exit.json")
+
+    def write_environment(self, environment: Json) -> None:
+        write_json(self.path / "env.json", environment)
+
+    def environment(self) -> Json | None:
+        return read_json(self.path / "env.json")
+
+    def metrics(self) -> list[Json]:
+        """Complete rows logged so far; a torn last line is left out."""
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line]
+
+    def progress(self) -> Json | None:
+        line = last_line(self.metrics_file)
+        return json.loads(line) if line else None
+
+    def log_tail(self, lines: int = 5) -> list[str]:
+        """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty."""
+        for path in (self.stderr, self.stdout):
+            if path.exists():
+                text = path.read_text(encoding="utf-8", errors="replace")
+                if found := [line for line in text.splitlines() if line.strip()]:
+                    return found[-lines:]
+        return []
