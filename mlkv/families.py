@@ -154,6 +154,7 @@ def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
         raise StepFailed(str(error)) from error
     model.save_pretrained(out)
     copy_companions(source, out)
+    _name_tokenizer(source, out)
     ctx.log({"step": 1, "steps": 1})
     return {"metrics": [], "facts": {"parameters": model.num_parameters(), "layout": model.layout.name}}
 
@@ -199,6 +200,17 @@ def copy_companions(source: Path, out: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+
+
+def _name_tokenizer(source: Path, out: Path) -> None:
+    """Write the tokenizer's class down where `source` left it to its model_type (as GPT-2 does), which is now ours."""
+    from transformers import AutoTokenizer
+
+    said = out / "tokenizer_config.json"
+    config = json.loads(said.read_text()) if said.is_file() else {}
+    if "tokenizer_class" not in config and any((out / name).is_file() for name in COMPANIONS):
+        config["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
+        said.write_text(json.dumps(config, indent=2))
 
 
 def _copy_special_tokens(config: Config, model: MLKVForCausalLM) -> None:

@@ -50,7 +50,8 @@ def load(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Our checkpoints carry their model's code, and transformers would prompt whether to run it.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise StepFailed(f"tokenizer = {folder}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:

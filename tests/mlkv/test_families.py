@@ -12,12 +12,13 @@ import torch
 from matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mlkv.context import Context, StepFailed
 from mlkv.families import config_of, export_pretrained, import_pretrained, layout_of, read_config, shape_of, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import make, mha
+from mlkv.tokenizer import load, train
 
 EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))
@@ -90,6 +91,7 @@ def test_importing_reports_the_model_and_keeps_its_tokenizer(tmp_path: Path) -> 
     theirs(FAMILY_CONFIGS["llama"]).save_pretrained(tmp_path / "theirs")
     for name in ("tokenizer.json", "merges.txt", "training_args.bin"):
         (tmp_path / "theirs" / name).write_text(name)
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     rows: list[dict[str, Any]] = []
     outcome = import_pretrained(tmp_path / "theirs", tmp_path / "ours", Context(tmp_path, rows.append))
     count = load_checked(tmp_path / "ours").num_parameters()
@@ -98,6 +100,20 @@ def test_importing_reports_the_model_and_keeps_its_tokenizer(tmp_path: Path) -> 
     assert (tmp_path / "ours" / "tokenizer.json").read_text() == "tokenizer.json"
     assert (tmp_path / "ours" / "merges.txt").exists()
     assert not (tmp_path / "ours" / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize("said", ['{"model_max_length": 1024}', '{"tokenizer_class": "GPT2Tokenizer"}', None])
+def test_a_tokenizer_is_still_that_of_its_family(said: str | None, tmp_path: Path) -> None:
+    source = tmp_path / "theirs"
+    theirs(GPT2).save_pretrained(source)
+    train(["some text"], vocab_size=260).save_pretrained(source)
+    (source / "tokenizer_config.json").unlink()
+    if said:
+        (source / "tokenizer_config.json").write_text(said)
+    imported(source, tmp_path)
+    before, after = AutoTokenizer.from_pretrained(source), load(tmp_path / "ours")
+    assert type(after) is type(before)
+    assert (after.eos_token, after("some text").input_ids) == (before.eos_token, before("some text").input_ids)
 
 
 NEOX, GPT2 = FAMILY_CONFIGS["gpt_neox"], FAMILY_CONFIGS["gpt2"]

@@ -41,7 +41,7 @@ def generated(subject: nn.Module, mask: Tensor | None, **options: object) -> tup
     output = subject.generate(
         IDS,
         attention_mask=mask,
-        max_new_tokens=5,
+        max_new_tokens=4,
         do_sample=False,
         pad_token_id=0,
         output_logits=True,
@@ -64,6 +64,28 @@ def test_generation_is_the_same_with_a_dynamic_a_static_and_no_cache(
         cached_sequences, cached_logits = generated(subject, mask, **options)
         assert torch.equal(cached_sequences, sequences)
         torch.testing.assert_close(cached_logits, logits, atol=1e-4, rtol=1e-4)
+
+
+@KEYS
+@torch.no_grad()
+def test_a_static_cache_hides_its_empty_places_from_a_single_token(keys: Keys) -> None:
+    subject = model(keys=keys)
+    cache = StaticCache(config=subject.config, max_cache_len=9)
+    steps = [subject(IDS[:, i : i + 1], past_key_values=cache).logits for i in range(3)]
+    torch.testing.assert_close(torch.cat(steps, 1), subject(IDS[:, :3]).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["mlkv", "explicit"])
+@torch.no_grad()
+def test_decoding_with_a_static_cache_compiles_as_one_graph(layout: str) -> None:
+    subject = model(layout=LAYOUTS[layout])
+    cache = StaticCache(config=subject.config, max_cache_len=9)
+    subject(IDS[:, :4], past_key_values=cache)
+    compiled = torch.compile(subject.forward, fullgraph=True, backend="eager")
+    steps = [
+        compiled(IDS[:, i : i + 1], position_ids=torch.full((2, 1), i), past_key_values=cache).logits for i in (4, 5, 6)
+    ]
+    torch.testing.assert_close(torch.cat(steps, 1), subject(IDS).logits[:, 4:], atol=1e-5, rtol=1e-5)
 
 
 @EVERY_LAYOUT
@@ -179,6 +201,7 @@ model.save_pretrained(sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_runs_where_mlkv_is_not_installed_and_can_be_saved_there(tmp_path: Path) -> None:
     saved = model(layout=LAYOUTS["explicit"])
     saved.save_pretrained(tmp_path / "checkpoint")
