@@ -145,6 +145,5 @@ filter.addEventListener("input", sift);
 sift();
 for (const row of rows) row.addEventListener("click", () => choose(row.dataset.variant, { scroll: true }));
 
-const leader = document.querySelector(".plot:not([hidden]) .point.lead:not([data-variant^='MHA'])") || document.querySelector(".point");
-if (leader) choose(leader.dataset.variant);
-else if (variants.size) choose(variants.keys().next().value);
+const leader = document.querySelector(".plot:not([hidden]) .point.lead") || document.querySelector(".point");
+choose(leader ? leader.dataset.variant : variants.keys().next().value);
