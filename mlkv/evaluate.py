@@ -44,10 +44,10 @@ def run(
     if recipe.task == BITS_PER_BYTE:
         metrics = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
     else:
-        from . import harness  # takes seconds to import, and bits per byte needs none of it
+        from . import harness, harness_model  # take seconds to import, and bits per byte needs none of it
 
         tokenizer = load_tokenizer(checkpoint)
-        lm = harness.HarnessLM(
+        lm = harness_model.HarnessLM(
             model, tokenizer, batch_size=recipe.batch_size, precision=precision, progress=Progress(ctx)
         )
         results = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")

@@ -1,10 +1,10 @@
-"""lm-evaluation-harness around our model: finding tasks, reporting progress, and reading its results as rows."""
+"""lm-evaluation-harness: finding and loading tasks, running them on a model, and reading the results as rows."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from lm_eval import evaluator
 from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
@@ -25,32 +24,6 @@ BOOTSTRAP = 1000
 """Resamples for the standard error of what is no plain mean (perplexity); lm-eval's own 100,000 take minutes."""
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-class HarnessLM(HFLM):
-    """HFLM on a model object, telling `progress(done, requests)` after every batch; `progress` may raise to stop."""
-
-    def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int, precision: str, progress: Callable[[int, int], None]
-    ) -> None:
-        super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=model.shape.context,
-            mixed_precision_dtype="bfloat16" if precision == "bf16" else None,
-        )
-        self.progress, self.done, self.requests = progress, 0, 0
-
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
-        self.done, self.requests = 0, len(requests)
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-
-    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-        logits = super()._model_call(inps, attn_mask, labels)
-        self.done += len(inps)
-        self.progress(self.done, max(self.done, self.requests))
-        return logits
 
 
 def score(lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path) -> dict[str, Any]:

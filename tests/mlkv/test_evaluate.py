@@ -18,8 +18,9 @@ from torch.nn import functional
 from mlkv import bits, evaluate, harness
 from mlkv.blocks import open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
+from mlkv.harness_model import HarnessLM
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import make
+from mlkv.layout import make, mha
 from mlkv.recipes import EvaluateRecipe
 from mlkv.tasks import ITEM_TASKS, TASKS_FOLDER
 
@@ -121,6 +122,30 @@ def test_a_likelihood_is_the_models_own(corpus, checkpoint, tmp_path):
             ids = torch.tensor([tokenizer.encode(item["context"] + choice)])
             nats = functional.cross_entropy(model(ids).logits[0, before - 1 : -1], ids[0, before:], reduction="sum")
             assert likelihood == pytest.approx(-nats.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [mha(2, 2), make("even", 2, 2, 1, 1)], ids=lambda layout: layout.name)
+def test_choices_that_share_a_context_are_answered_as_if_each_read_it(layout, checkpoint, monkeypatch):
+    model = MLKVForCausalLM.from_shape(SHAPE, layout, seed=5).eval()
+    lm = HarnessLM(
+        model, evaluate.load_tokenizer(checkpoint), batch_size=8, precision="fp32", progress=lambda done, of: None
+    )
+    random = np.random.default_rng(0)
+    draw = lambda length: random.integers(0, SHAPE.vocab_size, length).tolist()  # noqa: E731
+    requests = []
+    for context_length, lengths in ((20, (1, 1, 1)), (20, (5, 2, 9, 1)), (7, (3,)), (90, (10, 3)), (20, (4, 4))):
+        before = draw(context_length)
+        requests += [(("", str(len(requests) + i)), before, draw(n)) for i, n in enumerate(lengths)]
+    greedy = model(torch.tensor([requests[0][1]])).logits[0, -1].argmax().item()
+    requests.append((("", "greedy"), requests[0][1], [greedy]))
+    found = lm._loglikelihood_tokens(requests)
+    monkeypatch.setattr(lm, "_sort_out", lambda requests: ([], list(range(len(requests)))))
+    expected = lm._loglikelihood_tokens(requests)
+    assert [likelihood for likelihood, _ in found] == pytest.approx(
+        [likelihood for likelihood, _ in expected], abs=1e-4
+    )
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert found[-1][1], "the greedy token is known as such"
 
 
 def test_tasks_on_one_checkpoint_share_its_model(corpus, checkpoint, tmp_path):
