@@ -102,7 +102,7 @@ def _from_sacct(ids: list[JobId]) -> dict[JobId, JobState]:
             return found  # no accounting here, or none just now: the caller's records have the last word anyway
         for line in shown.splitlines():
             id, word, code, reason = line.split("|", 3)
-            for single in _expand(id):
+            for single in expand(id):
                 found[single] = parse_state(
                     word, reason if reason != "None" or code == "0:0" else f"exit status {code}"
                 )
@@ -116,7 +116,7 @@ def _base_ids(ids: list[JobId]) -> Iterator[str]:
         yield ",".join(bases[start : start + IDS_PER_CALL])
 
 
-def _expand(id: str) -> list[JobId]:
+def expand(id: str) -> list[JobId]:
     """`12_[0-2,5%1]`, as sacct shows waiting tasks, as single ids."""
     single: list[JobId] = []
     for base, *index in read_job_id(id):

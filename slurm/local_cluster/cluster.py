@@ -175,7 +175,7 @@ class LocalCluster:
         data = self.state / "database"
         if not data.exists():
             made = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={site.user}", "--skip-test-db"]
-            subprocess.run(made, check=True, capture_output=True, timeout=120)
+            self.run(*made)
         argv = ["mariadbd", "--no-defaults", f"--datadir={data}", f"--user={site.user}", f"--port={site.database_port}"]
         argv += ["--bind-address=127.0.0.1", f"--socket={data}/sock", f"--pid-file={data}/pid", "--skip-name-resolve"]
         argv += ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M"]

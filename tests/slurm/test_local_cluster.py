@@ -50,6 +50,7 @@ def test_up_twice_and_down_leaves_nothing(tmp_path: Path) -> None:
 
 def test_two_clusters_side_by_side(plain_cluster: LocalCluster, tmp_path: Path) -> None:
     other = LocalCluster(tmp_path / "c")
+    before = plain_cluster.status()
     try:
         other.up()
         job = other.run("sbatch", "--parsable", "--hold", "--wrap", "true").strip()
@@ -57,7 +58,7 @@ def test_two_clusters_side_by_side(plain_cluster: LocalCluster, tmp_path: Path) 
         assert job not in plain_cluster.run("squeue", "-h", "-o", "%i")
     finally:
         other.down()
-    assert all(plain_cluster.status().values())
+    assert plain_cluster.status() == before
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.profile import Profile
-from slurm.queue import PHASE_OF, parse_state
+from slurm.queue import PHASE_OF, expand, parse_state
 from slurm.site import UNLIMITED, Nodes, parse_minutes, parse_nodes, problems
 
 NODES = [
@@ -47,6 +47,19 @@ def test_states(word: str, reason: str, expected: JobState) -> None:
 def test_only_pending_and_running_jobs_can_change() -> None:
     assert {phase for phase in Phase if not JobState(phase).ended} == {Phase.PENDING, Phase.RUNNING}
     assert set(PHASE_OF.values()) == set(Phase) - {Phase.UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("shown", "ids"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[0-2,5%1]", ["12_0", "12_1", "12_2", "12_5"]),
+        ("12_[7]", ["12_7"]),
+    ],
+)
+def test_ids_of_waiting_tasks_are_told_apart(shown: str, ids: list[str]) -> None:
+    assert expand(shown) == ids
 
 
 @pytest.mark.parametrize(
