@@ -12,6 +12,7 @@ import pytest
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.profile import Profile
 from slurm.queue import PHASE_OF, expand, parse_state
+from slurm.records import ArrayRecord, latest_ids, read, write
 from slurm.site import UNLIMITED, Nodes, parse_minutes, parse_nodes, problems
 
 NODES = [
@@ -153,6 +154,16 @@ def test_the_interpreter_can_be_a_container() -> None:
 def test_names_that_a_shell_or_a_path_would_misread_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="job name"):
         Job(name, ("true",))
+
+
+def test_the_latest_id_of_a_job_counts(tmp_path: Path) -> None:
+    for record in (
+        ArrayRecord("mlkv-b", {"x": 0, "y": 1}, created=1.0, array_id="10"),
+        ArrayRecord("mlkv-a", {"y": 0}, created=2.0, array_id="11"),
+        ArrayRecord("mlkv-c", {"x": 0}, created=3.0),
+    ):
+        write(tmp_path, record)
+    assert latest_ids(read(tmp_path)) == {"x": "10_0", "y": "11_0"}
 
 
 def test_the_manual_explains_every_field_of_a_profile() -> None:
