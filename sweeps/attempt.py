@@ -21,6 +21,7 @@ class Attempt:
         self.stdout = path / "out.log"
         self.stderr = path / "err.log"
         self.metrics_file = path / "metrics.jsonl"
+        self.tracking_log = path / "tracking.log"
         self._heartbeat = path / "heartbeat"
 
     def beat(self) -> None:
@@ -55,6 +56,16 @@ class Attempt:
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines if line]
+
+    def metrics_from(self, position: int) -> tuple[list[Json], int]:
+        """Complete rows logged since `position` (bytes), and where to go on from."""
+        try:
+            with self.metrics_file.open("rb") as file:
+                file.seek(position)
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return [], position
+        return [json.loads(line) for line in lines if line], position + sum(len(line) + 1 for line in lines)
 
     def progress(self) -> Json | None:
         line = last_line(self.metrics_file)

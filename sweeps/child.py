@@ -30,7 +30,8 @@ def main() -> None:
     store = Store(Path(sys.argv[1]))
     answers = os.fdopen(int(sys.argv[2]), "w")
     _die_with_parent()
-    signal.signal(signal.SIGTERM, _on_stop)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # SLURM warns of the time limit by SIGUSR2
+        signal.signal(number, _on_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:

@@ -132,11 +132,13 @@ class Resources:
 class ClusterConfig:
     """Where jobs run. Nothing in here is part of a step's identity."""
 
-    name: Literal["local"] = "local"
+    name: Literal["local", "slurm"] = "local"
     slots: Positive | None = None
     """Jobs at a time; unset: one per GPU, else half the cores."""
     device: Literal["cpu", "cuda"] = "cpu"
     resources: dict[Kind, Resources] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
+    """`slurm`: the site's partition, account, setup lines and so on (slurm/profile.py)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+OK, NOT_DONE = 0, 1
+"""Exit statuses of subcommands."""
+
 
 class UserError(ValueError):
     """Names the field, the value and the valid choices; the command line prints it and exits with 2."""

@@ -21,6 +21,8 @@ class PlannedJob:
     kind: str
     steps: tuple[str, ...]
     after: tuple[str, ...]
+    needs: tuple[str, ...]
+    """Steps of other jobs, of this plan's or of an earlier one, that must be done before it starts."""
     resources: Resources
 
 
@@ -63,4 +65,4 @@ def _job(name: str, group: list[Step], names: dict[str, str], cluster: ClusterCo
     after = sorted({names[parent] for parent in parents if parent in names} - {name})
     kind = next((step.kind for step in group if step.kind in ("uptrain", "base")), group[0].kind)
     resources = cluster.resources.get(kind, Resources())  # type: ignore[call-overload]
-    return PlannedJob(name, kind, tuple(step.id for step in group), tuple(after), resources)
+    return PlannedJob(name, kind, tuple(step.id for step in group), tuple(after), tuple(sorted(parents)), resources)

@@ -37,7 +37,8 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
         directory = store.step(id)
         if directory.record() is None:
             directory.write_spec(step.spec, step.how)
-    return store.save_sweep(plan.name, plan.saved(), [variant.row() for variant in plan.variants], arguments)
+    saved = {**plan.saved(), "command": ["mlkv", "sweep", *arguments]}
+    return store.save_sweep(plan.name, saved, [variant.row() for variant in plan.variants], arguments)
 
 
 def run(

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -229,6 +229,25 @@ class SavedSweep:
         return self._cancel_file.exists()
 
 
+@dataclass(frozen=True)
+class TrackingDir:
+    """W&B's files of one sweep; a copy that can be thrown away. W&B makes `runs` in the folder it is given."""
+
+    parent: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.parent / "wandb"
+
+    def written(self, run: str) -> str:
+        """What the newest whole copy of a run in here was made from; empty where there is none."""
+        told = read_json(self.runs / "written" / f"{run}.json")
+        return str(told["fingerprint"]) if told else ""
+
+    def mark_written(self, run: str, fingerprint: str) -> None:
+        write_json(self.runs / "written" / f"{run}.json", {"fingerprint": fingerprint})
+
+
 class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
@@ -311,6 +330,33 @@ class Store:
             variants = [json.loads(line) for line in file]
         plan: Json = json.loads((path / "plan.json").read_text(encoding="utf-8"))
         return SavedSweep(name, int(path.name), path, plan, variants)
+
+    # The queue
+    @property
+    def queue(self) -> Path:
+        """Where submission to SLURM keeps its records and the jobs' output."""
+        return self.root / "queue"
+
+    def note_jobs(self, rows: Iterable[Json]) -> None:
+        """Write down which steps each job runs, before it is submitted."""
+        self.queue.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with (self.queue / "jobs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def noted_jobs(self) -> list[Json]:
+        try:
+            lines = (self.queue / "jobs.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    # Tracking
+    def tracking(self, sweep: str | None) -> TrackingDir:
+        """Where W&B's files of a sweep lie; one place for all steps that were run by themselves."""
+        return TrackingDir(self.root / "sweeps" / sweep if sweep else self.root / "tracking")
 
     # Code
     @cached_property

@@ -25,6 +25,7 @@ import psutil
 
 from sweeps.files import utc_now
 from sweeps.store import Claim, Store
+from sweeps.tracking.supervisor import Mirror
 
 DONE, FAILED, BLOCKED, INTERRUPTED = 0, 1, 3, 4
 BEAT_SECONDS = 1.0
@@ -70,6 +71,10 @@ class Child:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return {"state": "vanished", "reason": f"its process was {how}", "returncode": code}
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
     def resident_bytes(self) -> int:
         try:
             return psutil.Process(self._process.pid).memory_info().rss if self._process else 0
@@ -102,11 +107,12 @@ class Worker:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._child = Child(store)
+        self._mirror = Mirror(store)
         self._stopping_since: float | None = None
 
     def run(self, steps: Sequence[str]) -> int:
         """Run what is not done; go on past failures to steps that do not depend on them."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_stop)
         worst = DONE
         for step in steps:
@@ -114,6 +120,7 @@ class Worker:
             worst = status if worst in (DONE, BLOCKED) and status != DONE else worst
             print(f"{utc_now()} {step} {_WORDS[status]}", flush=True)
         self._child.close()
+        self._mirror.close()
         return worst
 
     def _on_stop(self, number: int, frame: Any) -> None:
@@ -156,6 +163,7 @@ class Worker:
         attempt, started, clock = claim.attempt, utc_now(), time.monotonic()
         attempt.write_environment(_environment())
         self._child.ask(claim.step.id, attempt.number)
+        self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(claim)
         state = answer["state"]
         if state == "vanished":
@@ -165,6 +173,7 @@ class Worker:
             wall = time.monotonic() - clock
             claim.step.publish(claim, self._record(claim, answer, started, wall, peak))
         attempt.finish(state, answer.get("reason", ""), answer.get("returncode"))
+        self._mirror.ended(claim)
         return {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[state]
 
     def _watch(self, claim: Claim) -> tuple[dict[str, Any], int]:

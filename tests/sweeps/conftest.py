@@ -18,7 +18,21 @@ from sweeps.store import Store
 def text_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 24 small documents, always the same."""
     folder = tmp_path_factory.mktemp("text")
-    words = "the quick brown fox jumps over a lazy dog while seven wizards vex bad jackals near quiet lakes".split()
+    words = [
+        "fox",
+        "jumps",
+        "over",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "vex",
+        "bad",
+        "jackals",
+        "near",
+        "lakes",
+    ]
     for i in range(24):
         picked = [words[(i * 7 + j * j + j // 5) % len(words)] for j in range(1200)]
         (folder / f"{i:02}.txt").write_text(" ".join(picked))

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests_support import ROOT, Shell
 
 from sweeps.cli import main
 from sweeps.completion import complete_override, complete_sweep
-from tests_support import ROOT, Shell
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -34,7 +34,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["uptrain.lr=-1"], ["uptrain.lr = -1", "greater than 0"]),
     ],
 )
-def test_bad_overrides(overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_overrides(
+    overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     error = refused(["sweep", "--store", str(tmp_path / "store"), *overrides], capsys)
     assert error.startswith("mlkv: ")
     assert error.count("\n") == 1

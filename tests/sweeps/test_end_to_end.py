@@ -152,7 +152,9 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_nothing_had_happened(
     assert begun(before, mlkv.store)["uptrain"] == 1
     assert all(attempts(mlkv.store)[id] == before[id] for id in done)
     assert final_outputs(mlkv.store) == final_outputs(undisturbed.store)
-    rows = [row["step"] for step in mlkv.store.steps() if step.kind == "uptrain" for row in step.metrics() if "loss" in row]
+    rows = [
+        row["step"] for step in mlkv.store.steps() if step.kind == "uptrain" for row in step.metrics() if "loss" in row
+    ]
     assert rows[0] > 1, "the last attempt took up where the checkpoint was"
 
 
@@ -196,7 +198,9 @@ def test_cancel_stops_the_launcher_and_the_same_line_goes_on(mlkv: Shell, tiny: 
 def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[str], text_files: Path) -> None:
     before = attempts(copy.store)
     command = [sys.executable, "-m", "sweeps", "-m", *tiny, "--config-dir", str(TEST_CONF)]
-    run = subprocess.run(command, cwd=copy.folder, env=copy.environment(), capture_output=True, text=True, timeout=200, check=False)
+    run = subprocess.run(
+        command, cwd=copy.folder, env=copy.environment(), capture_output=True, text=True, timeout=200, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "27 done" in run.stdout
     assert attempts(copy.store) == before

@@ -60,7 +60,9 @@ def test_one_of_many_gets_the_claim(tmp_path: Path) -> None:
 
 def test_the_claim_of_a_dead_process_is_taken_over_once(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    code = f"from pathlib import Path; from sweeps.store import Store; Store(Path({str(tmp_path)!r})).step({ID!r}).claim()"
+    code = (
+        f"from pathlib import Path; from sweeps.store import Store; Store(Path({str(tmp_path)!r})).step({ID!r}).claim()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert store.step(ID).state().name == "LOST"
     with ThreadPoolExecutor(16) as pool:

@@ -1,0 +1,134 @@
+"""The subcommands that act: sweep, plan, run, retry, cancel."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.errors import NOT_DONE, OK, UserError
+from sweeps.looking import existing, make_console, write_report_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.config import ClusterConfig
+    from sweeps.plan import Plan
+    from sweeps.reconcile import Graph
+    from sweeps.store import SavedSweep, Store
+
+
+def sweep(options: argparse.Namespace) -> int:
+    from sweeps.launch import freeze
+
+    console = make_console()
+    planned, store = _plan(options)
+    saved = freeze(planned, store, options.overrides)
+    _show_plan(console, planned, store)
+    if planned.config.cluster.name == "slurm":
+        return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
+    failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
+    write_report_of(console, store, saved, Path(planned.config.reports) / planned.name)
+    return NOT_DONE if failed else OK
+
+
+def plan(options: argparse.Namespace) -> int:
+    planned, store = _plan(options, write=False)
+    _show_plan(make_console(), planned, store)
+    return OK
+
+
+def run(options: argparse.Namespace) -> int:
+    from sweeps.launch import freeze
+    from sweeps.worker import Worker
+
+    if "-" in options.target:
+        store = existing(options.store)
+        return Worker(store).run([store.find(options.target).id])
+    planned, store = _plan(options)
+    missing = [id for id, step in planned.steps.items() if step.kind == options.target and not store.step(id).record()]
+    if len(missing) != 1:
+        known = ", ".join(dict.fromkeys(step.kind for step in planned.steps.values()))
+        raise UserError(
+            f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
+        )
+    freeze(planned, store, options.overrides)
+    return Worker(store).run(missing)
+
+
+def retry(options: argparse.Namespace) -> int:
+    from sweeps.config import parse_cluster
+    from sweeps.reconcile import saved_graph
+
+    store, console = existing(options.store), make_console()
+    saved = store.sweep(options.name)
+    cluster, graph = parse_cluster(saved.plan["cluster"]), saved_graph(store, saved)
+    if cluster.name == "slurm":
+        return _queue_up(console, graph, cluster, store, saved, retry=True)
+    failed = _run_graph(console, graph, cluster, store, saved, retry=True)
+    return NOT_DONE if failed else OK
+
+
+def cancel(options: argparse.Namespace) -> int:
+    from sweeps import dispatch
+    from sweeps.config import parse_cluster
+
+    store = existing(options.store)
+    saved = store.sweep(options.name)
+    cluster = parse_cluster(saved.plan["cluster"])
+    if cluster.name == "slurm":
+        make_console().print(f"cancelled {dispatch.cancel(saved.plan['steps'], cluster, store)} jobs of {saved.name}")
+        return OK
+    saved.request_cancel()
+    make_console().print(f"asked the launcher of {saved.name} to stop")
+    return OK
+
+
+def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]:
+    from sweeps import dispatch
+    from sweeps.compose import Composer
+    from sweeps.plan import make_plan
+    from sweeps.resolve import Resolver
+    from sweeps.store import Store
+
+    composer = Composer(options.config_dir)
+    store = Store.open(options.store) if write else Store(options.store)
+    planned = make_plan(composer, Resolver(store), options.overrides)
+    dispatch.check(planned.config.cluster)
+    return planned, store
+
+
+def _show_plan(console: Console, planned: Plan, store: Store) -> None:
+    from sweeps.reconcile import Costs, standing
+    from sweeps.view import plan_tables
+
+    console.print(plan_tables(planned, standing(planned.steps, store), Costs.of_store(store)))
+
+
+def _run_graph(
+    console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
+) -> bool:
+    """Run what is missing with a live view; true if something is not done in the end."""
+    from sweeps import dispatch, launch
+    from sweeps.reconcile import standing
+    from sweeps.view import Progress, counts, summary
+
+    with Progress(console, graph, store, cluster.slots or 1) as progress:
+        launch.run(
+            graph, cluster, store, saved, lambda jobs: dispatch.start_here(jobs, cluster, store, saved), progress, retry
+        )
+    counted = counts(graph, standing(graph, store))
+    console.print(summary(counted), highlight=False)
+    return set(counted) != {"DONE"}
+
+
+def _queue_up(
+    console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
+) -> int:
+    """Submit what is missing to SLURM and leave."""
+    from sweeps import dispatch
+    from sweeps.reconcile import standing, to_run
+
+    jobs = dispatch.queue_up(to_run(graph, standing(graph, store), retry=retry), cluster, store, saved)
+    console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    return OK
