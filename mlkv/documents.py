@@ -132,15 +132,19 @@ def _hub_documents(recipe: CorpusRecipe) -> Iterator[Document]:
 
 def hub_texts(recipe: CorpusRecipe) -> Iterator[str]:
     """Texts of a hub dataset (or a local directory of one), streamed; with `take`, the first n of a seeded shuffle."""
-    from datasets import load_dataset
-
-    assert recipe.dataset is not None
-    stream: Any = load_dataset(
-        recipe.dataset, recipe.subset, split=recipe.split, revision=recipe.revision, streaming=True
-    )
+    stream = _stream(recipe)
     if recipe.take is not None:
         stream = stream.shuffle(seed=recipe.seed, buffer_size=recipe.shuffle_buffer).take(recipe.take)
     for row in stream:
-        if recipe.text_column not in row:
-            raise ValueError(f"text_column = {recipe.text_column}: {recipe.dataset} has {', '.join(sorted(row))}")
+        if not isinstance(row.get(recipe.text_column), str):
+            raise ValueError(f"text_column = {recipe.text_column}: no text; {recipe.dataset} has {', '.join(row)}")
         yield row[recipe.text_column]
+
+
+def _stream(recipe: CorpusRecipe) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(recipe.dataset, recipe.subset, split=recipe.split, revision=recipe.revision, streaming=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"dataset = {recipe.dataset}: {str(error).splitlines()[0]}") from error

@@ -57,12 +57,17 @@ def spikes(losses: list[tuple[int, float]], warmup_steps: int) -> list[dict[str,
 
     A run that starts high and comes down has none: what came before was higher.
     """
-    found = []
-    for i, (step, loss) in enumerate(losses):
-        before = [earlier for _, earlier in losses[max(0, i - MEDIAN_ROWS) : i]]
-        if step > warmup_steps and len(before) >= FEWEST_ROWS and loss >= median(before) + SPIKE:
-            found.append({"step": step, "loss": loss, "median": median(before)})
-    return found
+    every = (spike_of_last(losses[max(0, i - MEDIAN_ROWS) : i + 1], warmup_steps) for i in range(len(losses)))
+    return [spike for spike in every if spike]
+
+
+def spike_of_last(losses: list[tuple[int, float]], warmup_steps: int) -> dict[str, Any] | None:
+    """The last row, if it is a spike over the MEDIAN_ROWS before it."""
+    step, loss = losses[-1]
+    before = [earlier for _, earlier in losses[-1 - MEDIAN_ROWS : -1]]
+    if step <= warmup_steps or len(before) < FEWEST_ROWS or loss < median(before) + SPIKE:
+        return None
+    return {"step": step, "loss": loss, "median": median(before)}
 
 
 def final_loss(losses: list[tuple[int, float]]) -> float | None:

@@ -27,7 +27,7 @@ from .blocks import Blocks
 from .context import Context, StepFailed
 from .device import default_device
 from .hf import MLKVForCausalLM, load_checked
-from .schedule import Schedule, spikes
+from .schedule import Schedule, spike_of_last, spikes
 
 IGNORED = -100
 """The label that the loss leaves out."""
@@ -212,11 +212,11 @@ class Watcher(TrainerCallback):
         return (step - before) * self.schedule.tokens_per_step / (now - since) if now > since else None
 
     def _check_spike(self) -> None:
-        found = self.spikes() if self.schedule.recipe.on_spike == "fail" else []
-        if found:
+        spike = spike_of_last(self.losses, self.schedule.warmup_steps)
+        if spike and self.schedule.recipe.on_spike == "fail":
             raise StepFailed(
-                f"loss = {found[-1]['loss']:.3f} at step {found[-1]['step']}: a spike over the running median "
-                f"{found[-1]['median']:.3f} (on_spike = fail)"
+                f"loss = {spike['loss']:.3f} at step {spike['step']}: a spike over the running median "
+                f"{spike['median']:.3f} (on_spike = fail)"
             )
 
 

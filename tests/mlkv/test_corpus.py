@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -284,8 +285,15 @@ def test_fraction_keeps_a_share_chosen_by_content(dataset):
 
 
 def test_a_missing_text_column_is_named_with_those_there_are(dataset):
-    with pytest.raises(ValueError, match=r"text_column = body: .* has text"):
+    with pytest.raises(ValueError, match=r"text_column = body: no text; .* has text"):
         list(documents.documents(hub(dataset, text_column="body")))
+
+
+@pytest.mark.parametrize("changes", [{"split": "nope"}, {"dataset": "/no/such/dataset"}])
+def test_a_dataset_that_is_not_there_is_named(dataset, changes):
+    recipe = replace(hub(dataset), **changes)
+    with pytest.raises(ValueError, match=f"dataset = {recipe.dataset}: .+"):
+        list(documents.documents(recipe))
 
 
 def test_a_corpus_from_a_dataset(dataset, tmp_path):
