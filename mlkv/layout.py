@@ -1,8 +1,8 @@
 """KV layouts: which layers compute keys and values, how many heads each keeps, and who reads whom.
 
 `L` layers, `M` KV layers (owners), `H` query heads, `G` KV heads of an owner. MHA, GQA (arXiv 2305.13245), MQA
-(1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442) are
-all values of one type. This module needs nothing but the standard library, so plans and tables never load torch.
+(1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442)
+are all values of one type. This module needs the standard library alone, so plans and tables never load torch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class KVLayout:
         return f"{self.family}-{self.budget}"
 
     def draw(self) -> str:
-        """One line for terminals: each owner's head count, `─` for a reader of the owner below it, `←i` for any other."""
+        """One line for terminals: an owner's head count, `─` for a reader of the owner below it, `←i` for any other."""
         cells, below = [], 0
         for i, source in enumerate(self.kv_source_layers):
             below = i if source == i else below
@@ -233,12 +233,13 @@ def mha(layers: int, heads: int) -> KVLayout:
 
 
 def of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
-    """Every layout of `pattern` with `budget` KV heads in all, most KV layers first. Raises ValueError if there is none."""
+    """Every layout of `pattern` with `budget` KV heads in all, most KV layers first. Raises ValueError if none has."""
     found = _of_budget(pattern, budget, layers, heads)
     if not found:
         valid = sorted(b for b in range(1, layers * heads + 1) if _of_budget(pattern, b, layers, heads))
+        choices = ", ".join(map(str, valid))
         raise ValueError(
-            f"layout.budget = {budget}: pattern {pattern} on {layers} layers of {heads} heads takes {', '.join(map(str, valid))}"
+            f"layout.budget = {budget}: pattern {pattern} on {layers} layers of {heads} heads takes {choices}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The decoder's shape and the arithmetic on it: parameters, widened MLPs, KV bytes. No torch: plans cost variants with it."""
+"""The decoder's shape and the arithmetic on it: parameters and widened MLPs. No torch: plans cost variants with it."""
 
 from __future__ import annotations
 

@@ -20,6 +20,6 @@ class MlkvSweeper(Sweeper):
         self._config = config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sweeps.cli import main
+        from sweeps.plain_hydra import sweep
 
-        main(["sweep", *arguments])
+        sweep(self._config.hydra, arguments)

@@ -28,7 +28,6 @@ def text_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seven",
         "wizards",
         "vex",
-        "bad",
         "jackals",
         "near",
         "lakes",

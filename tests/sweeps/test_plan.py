@@ -151,7 +151,7 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
         (["layout.kv_heads=5"], r"kv_heads = 5 at layer 0: must divide 6 query heads \(1, 2, 3, 6\)"),
         (["layout.kv_layers=7"], r"layout\.kv_layers = 7: pattern even on 6 layers takes 1 to 6"),
         (["layout=explicit", "layout.kv_source_layers=[0,2,2,2,2,2]"], r"kv_source_layers\[1\] = 2: a layer reads"),
-        (["layout=explicit", "layout.kv_source_layers=[0,0]", "layout.kv_heads=1"], r"2 entries: model tiny has 6 layers"),
+        (["layout=explicit", "layout.kv_source_layers=[0,0]", "layout.kv_heads=1"], r"2 entries: .* has 6 layers"),
         (["corpus.sequence_length=512", "model.decoder.context=256"], r"length = 512: model tiny takes at most 256"),
         (["model.decoder.vocab_size=100"], r"vocab_size = 2048: model tiny has only 100"),
         (["corpus=text_files", "corpus.files=[/nowhere/*.txt]"], r"corpus\.files = /nowhere/\*\.txt: matches no file"),
@@ -206,7 +206,7 @@ def golden_ids(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", ["0", "7"])
 def test_ids_are_those_that_were_written_down(tmp_path: Path, seed: str) -> None:
-    """In another process, directory and store, under another hash seed. `python tests/sweeps/test_plan.py` renews them."""
+    """In another process, directory and store, under another hash seed; renewed by running this file."""
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, __file__, str(tmp_path / "store")]
     printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,214 @@
+"""Mirroring of steps to W&B: the real client against a server on this machine, and against files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests_support import ROOT
+from tracked import Planner, Stage, arrives, make_stage, positions, training, use
+from wandb_server import KEY, WandbServer
+
+from sweeps.config import HASHED
+from sweeps.tracking.runs import step_rows
+from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        use(server, monkeypatch)
+        yield server
+
+
+@pytest.fixture
+def stage(planner: Planner, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setenv(VARIABLE, "")
+    return make_stage(planner, tiny, tmp_path, mode="online")
+
+
+def test_a_steps_run_says_what_it_is_and_how_it_went(stage: Stage, server: WandbServer) -> None:
+    step = stage.id("uptrain")
+    scored = [{"metric": "loss", "value": 4.0, "stderr": 0.25, "n": 50}]
+    mirror = stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 30))
+    arrives(lambda: step in server.runs and len(server.runs[step].history) == 30)
+    arrives(lambda: bool(server.runs[step].events))
+    acted.end(metrics=scored)
+    mirror.close()
+
+    run = server.runs[step]
+    assert (run.state, run.shown["jobType"], run.shown["displayName"]) == ("finished", "uptrain", "uptrain MHA-4")
+    assert run.value("slice") == (stage.store.step(step).spec() or {})["slice"]
+    assert run.value("parents") == (stage.store.step(step).spec() or {})["parents"]
+    assert positions(server, step) == list(range(1, 31))
+    assert run.history[3]["train/loss"] == 4.25
+    assert run.history[3]["_timestamp"] == 1e9 + 4
+    assert run.summary["final/loss"] == 4.0
+    assert run.summary["final/loss_stderr"] == 0.25
+    assert run.summary["record"]["metrics"] == scored
+    assert any("system.proc.memory.rssMB" in row for row in run.events)
+    axes = [m for m in run.config["_wandb"]["value"]["m"] if m.get("1") == "train/global_step" or "5" in m]
+    assert axes, "train/* is drawn against our own step"
+
+
+def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: WandbServer) -> None:
+    step = stage.id("uptrain")
+    stage.act(step, training(1, 20), "interrupted")
+    assert server.runs[step].state == "preempted"
+    stage.act(step, training(11, 30), "interrupted")
+    stage.act(step, training(25, 40))
+    assert positions(server, step) == list(range(1, 41))
+    assert [position for position, _ in step_rows(stage.store.step(step))] == list(range(1, 41))
+    assert (server.runs[step].state, server.runs[step].summary["state"]) == ("finished", "DONE")
+    assert list(server.runs) == [step]
+
+
+def test_killed_outright_at_most_two_seconds_are_missing_and_sync_brings_them(
+    stage: Stage, server: WandbServer
+) -> None:
+    step, mirror = stage.id("uptrain"), stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 1))
+    arrives(lambda: step in server.runs)
+    logged = {}
+    for k in range(2, 82):
+        acted.log(training(k, k))
+        logged[k] = time.monotonic()
+        time.sleep(0.05)
+    assert mirror._process
+    os.kill(mirror._process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    time.sleep(0.5)
+    arrived = positions(server, step)
+    assert arrived == list(range(1, len(arrived) + 1))
+    late = [k for k, at in logged.items() if at < killed - 2.0 and k not in arrived]
+    assert not late
+    acted.end()
+    failed, done = stage.sync()
+    assert (failed, done[step].done) == (0, "sent")
+    assert positions(server, step) == list(range(1, 82))
+
+
+def test_a_worker_that_is_killed_leaves_a_helper_that_sends_the_rest(stage: Stage, server: WandbServer) -> None:
+    step, mirror = stage.id("uptrain"), stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 50))
+    assert mirror._process
+    assert mirror._process.stdin
+    mirror._process.stdin.close()  # what the kernel does for a dead worker
+    mirror._process.wait(20)
+    assert positions(server, step) == list(range(1, 51))
+    assert server.runs[step].state == "failed"
+
+
+def closed_within(stage: Stage, step: str, seconds: float) -> None:
+    """A step that W&B cannot take ends as it would without, and the job no later than the timeout."""
+    mirror = stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 20))
+    acted.end()
+    began = time.monotonic()
+    mirror.close()
+    assert time.monotonic() - began < seconds
+    assert stage.store.step(step).state().name == "DONE"
+
+
+def test_no_server_does_not_fail_or_delay_and_sync_mends_it(
+    planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
+) -> None:
+    stage = make_stage(planner, tiny, tmp_path, mode="online", timeout=3)
+    step = stage.id("base")
+    server.stop()
+    closed_within(stage, step, 4.5)
+    failed, done = stage.sync()
+    assert failed == len(done) >= 1
+    server.start()
+    assert stage.sync()[0] == 0
+    assert positions(server, step) == list(range(1, 21))
+    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+
+
+def test_a_bad_key_is_logged_without_the_key(
+    planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "wrong" * 8
+    monkeypatch.setenv("WANDB_API_KEY", wrong)
+    stage = make_stage(planner, tiny, tmp_path, mode="online", timeout=8)
+    step = stage.id("base")
+    closed_within(stage, step, 10)
+    assert "not mirrored to W&B" in stage.log_of(step)
+    assert not server.runs
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and wrong.encode() in path.read_bytes()]
+    assert not written
+
+
+def test_the_key_is_in_no_file(stage: Stage, server: WandbServer, tmp_path: Path) -> None:
+    stage.act(stage.id("base"), training(1, 5))
+    assert KEY not in Target(stage.config, "tiny").environment()[VARIABLE]
+    assert server.runs
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert not written
+
+
+def test_a_server_that_goes_away_and_comes_back_in_mid_training(stage: Stage, server: WandbServer) -> None:
+    step, mirror = stage.id("base"), stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 10))
+    arrives(lambda: step in server.runs and len(server.runs[step].history) == 10)
+    server.stop()
+    acted.log(training(11, 20), pause=0.05)
+    server.fail(path="file_stream", status=500, times=1)
+    server.fail(path="file_stream", disconnect=True, times=1)
+    server.start()
+    acted.log(training(21, 30), pause=0.05)
+    acted.end()
+    mirror.close()
+    assert stage.sync()[0] == 0
+    assert positions(server, step) == list(range(1, 31))
+
+
+def test_a_directory_that_cannot_be_written_is_logged_and_nothing_else(stage: Stage, server: WandbServer) -> None:
+    directory = stage.store.tracking(stage.saved.name).runs
+    directory.write_text("in the way")
+    closed_within(stage, stage.id("base"), 15)
+    assert "not mirrored to W&B" in stage.log_of(stage.id("base"))
+
+
+def test_the_helper_ends_with_its_worker(stage: Stage, server: WandbServer) -> None:
+    mirror = stage.mirror()
+    stage.begin(mirror, stage.id("base")).end()
+    process = mirror._process
+    mirror.close()
+    assert process
+    assert process.returncode == 0
+
+
+def test_off_starts_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.config = TrackingConfig(mode="off")
+    mirror = stage.mirror()
+    stage.begin(mirror, stage.id("base")).end()
+    assert mirror._process is None
+
+
+def test_neither_worker_nor_computing_process_imports_wandb() -> None:
+    code = "import sys, sweeps.worker, sweeps.child, sweeps.launch; print('wandb' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_tracking_is_no_part_of_what_a_step_is() -> None:
+    assert "tracking" not in HASHED
+
+
+@pytest.mark.parametrize("project", ["sweeps", "runs", "a/b", "", "two words"])
+def test_project_names_that_wandb_misreads_are_refused(project: str) -> None:
+    with pytest.raises(ValueError, match="project = "):
+        TrackingConfig(project=project)
