@@ -21,8 +21,8 @@ from . import tokenizer as tokenizers
 from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
 from .context import Context, Interrupted, StepFailed
 from .documents import Document, documents
+from .items import Item, make_items
 from .recipes import CorpusRecipe
-from .tasks import Item, make_items
 from .tokenizer import Encoder
 
 TOKENIZER_TEXT = 200_000_000

@@ -18,10 +18,8 @@ from .context import Context, Interrupted, StepFailed
 from .device import default_device, resolve_precision
 from .hf import MLKVForCausalLM, load_checked
 from .recipes import EvaluateRecipe
-from .tasks import TASKS_FOLDER
+from .tasks import BITS_PER_BYTE, TASKS_FOLDER, check_task
 from .tokenizer import load as load_tokenizer
-
-BITS_PER_BYTE = "bits_per_byte"
 
 
 def run(
@@ -38,6 +36,10 @@ def run(
     `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, one whose data cannot be had,
     or one that needs a corpus the checkpoint does not fit; Interrupted when stopped on request.
     """
+    try:
+        check_task(recipe.task, tasks)
+    except ValueError as error:
+        raise StepFailed(str(error)) from error
     torch.set_num_threads(recipe.threads)
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)

@@ -1,110 +1,51 @@
-"""Task items cut from held-out documents: the quickstart's stand-ins for LAMBADA, ARC-e/SciQ and PIQA.
-
-An item is one JSON line that conf/tasks/<task>.yaml reads. Contexts end and continuations begin between two words, so
-that a tokenizer cuts the joined text where the item was cut, whichever continuation is put behind a context.
-"""
+"""Which evaluation tasks there are, told from their definition files alone: a plan asks this before anything runs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from random import Random
-from typing import Any
 
-from .tokenizer import Encoded, Encoder
-
-Item = dict[str, Any]
-
-ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
-CONTEXT_TOKENS = 64
-CONTINUATION_TOKENS = 16
 TASKS_FOLDER = Path(__file__).parent.parent / "conf" / "tasks"
-"""Where the task definitions lie: conf ships beside mlkv."""
-_NEXT_WORD = re.compile(r" ([A-Za-z_]{3,})(?!\w)")
+"""Where our task definitions lie: conf ships beside mlkv."""
+ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
+"""Tasks whose items a corpus makes from its held-out documents."""
+BITS_PER_BYTE = "bits_per_byte"
+
+_SUFFIXES = {".yaml", ".yml", ""}
+"""Definitions include files without a suffix, and a tag may stand only there."""
+_NAME = re.compile(r"""^["']?(?:task|group|tag)["']?\s*:[ \t]*["']?([^\s"'#\[]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+_LIST = re.compile(r"""^["']?(?:group|tag)["']?\s*:[ \t]*((?:\n[ \t]*-[^\n]*)+|\[[^\]]*\])""", re.MULTILINE)
+_ITEM = re.compile(r"[\w.:+-]*\w[\w.:+-]*")
 
 
 def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
-    """Names and definition files of the tasks made from held-out documents (no file is read)."""
+    """Names and definition files of the tasks in `folder`."""
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-@dataclass(frozen=True)
-class Passage:
-    context: str
-    continuation: str
-    word: str | None
-    """The continuation's first word, where it also stands in the context."""
+def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
+    """Raises ValueError, naming the nearest, for what is neither `bits_per_byte` nor a task of `folder` or lm-eval."""
+    if name == BITS_PER_BYTE or name in own_tasks(folder):
+        return
+    known = lm_eval_tasks()
+    if name not in known:
+        near = get_close_matches(name, [BITS_PER_BYTE, *own_tasks(folder), *known], n=5, cutoff=0.5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"task = {name}: neither lm-eval nor {folder} has it{hint}")
 
 
-def passages(
-    documents: list[str], encoder: Encoder, sequence_length: int, wanted: Callable[[Passage], bool]
-) -> list[Passage]:
-    """The wanted passages of CONTEXT_TOKENS and CONTINUATION_TOKENS (fewer where `sequence_length` is short), in the
-    documents' order, none overlapping, each cut where a single space parts two words."""
-    continuation = min(CONTINUATION_TOKENS, sequence_length // 5)
-    context = min(CONTEXT_TOKENS, sequence_length - continuation)
-    found = [p for text in documents for p in _cut(encoder.encode(text), context, continuation, wanted)]
-    lengths = [len(ids) for ids in encoder.ids([p.continuation for p in found])]
-    return [p for p, length in zip(found, lengths, strict=True) if length == continuation]
+@lru_cache(maxsize=1)
+def lm_eval_tasks() -> tuple[str, ...]:
+    """Names of the tasks, groups and tags that the installed lm-eval defines, without importing it (about a second)."""
+    spec = find_spec("lm_eval")
+    folders = [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
+    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    return tuple(sorted({name for path in files for name in _names(path.read_text("utf-8", "replace"))}))
 
 
-def _cut(document: Encoded, context: int, continuation: int, wanted: Callable[[Passage], bool]) -> Iterator[Passage]:
-    text, ends = document.text, document.ends.tolist()
-    last = context
-    while last + continuation < len(ends):
-        start, cut, end = ends[last - context], ends[last], ends[last + continuation]
-        passage = _passage(text, start, cut, end) if _parts_words(text, cut) else None
-        if passage and wanted(passage):
-            yield passage
-            last += context + continuation
-        else:
-            last += 1
-
-
-def _parts_words(text: str, cut: int) -> bool:
-    return text[cut] == " " and not text[cut - 1].isspace() and not text[cut + 1].isspace()
-
-
-def _passage(text: str, start: int, cut: int, end: int) -> Passage:
-    context, word = text[start:cut], _NEXT_WORD.match(text, cut)
-    repeated = word is not None and re.search(rf"\b{word[1]}\b", context)
-    return Passage(context, text[cut:end], word[1] if word and repeated else None)
-
-
-def cloze(found: list[Passage], items: int, random: Random) -> list[Item]:
-    """The next word of a passage that has said it before, as LAMBADA's mostly have; chance is about 0."""
-    chosen = random.sample(found, min(items, len(found)))
-    return [{"context": p.context, "target": f" {p.word}"} for p in chosen]
-
-
-def choice(found: list[Passage], items: int, ways: int, random: Random) -> list[Item]:
-    """The right continuation among `ways`, the others from other passages; chance is 1 / `ways`."""
-    if len({p.continuation for p in found}) < ways:
-        return []
-    return [_choice(p, found, ways, random) for p in random.sample(found, min(items, len(found)))]
-
-
-def _choice(passage: Passage, found: list[Passage], ways: int, random: Random) -> Item:
-    choices = [passage.continuation]
-    while len(choices) < ways:
-        other = random.choice(found).continuation
-        if other not in choices:
-            choices.append(other)
-    label = random.randrange(ways)
-    choices[0], choices[label] = choices[label], choices[0]
-    return {"context": passage.context, "choices": choices, "label": label}
-
-
-def make_items(
-    documents: list[str], encoder: Encoder, *, sequence_length: int, items: int, seed: int
-) -> dict[str, list[Item]]:
-    """At most `items` items for each task; fewer, or none, where the documents are too short for that many."""
-    every = passages(documents, encoder, sequence_length, lambda passage: True)
-    with_word = passages(documents, encoder, sequence_length, lambda passage: passage.word is not None)
-    return {
-        "heldout_cloze": cloze(with_word, items, Random(f"cloze:{seed}")),
-        "heldout_choice4": choice(every, items, 4, Random(f"choice4:{seed}")),
-        "heldout_choice2": choice(every, items, 2, Random(f"choice2:{seed}")),
-    }
+def _names(definition: str) -> set[str]:
+    listed = {name for found in _LIST.findall(definition) for name in _ITEM.findall(found)}
+    return listed | set(_NAME.findall(definition))

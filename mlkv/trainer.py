@@ -127,6 +127,7 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
         seed=recipe.seed,
         bf16=precision == "bf16",
         use_cpu=default_device().type == "cpu",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=default_device().type == "cuda",
         remove_unused_columns=False,
         logging_strategy="no",

@@ -14,8 +14,9 @@ from tiny import context, corpus_recipe, make_corpus, run_python, text_files
 from mlkv import blocks, corpus, documents, tokenizer
 from mlkv.blocks import DocumentPacker, StreamPacker, open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
+from mlkv.items import CONTINUATION_TOKENS
 from mlkv.recipes import CorpusRecipe
-from mlkv.tasks import CONTINUATION_TOKENS, ITEM_TASKS, own_tasks
+from mlkv.tasks import ITEM_TASKS, own_tasks
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_planner_lists_files_and_tasks_without_torch():
 import sys
 from mlkv import documents, tasks
 from mlkv.recipes import CorpusRecipe
-assert documents.local_files(CorpusRecipe()) and tasks.own_tasks()
+assert documents.local_files(CorpusRecipe()) and tasks.lm_eval_tasks()
 assert not {"torch", "transformers", "datasets", "lm_eval"} & set(sys.modules)
 """
     )

@@ -22,7 +22,7 @@ from mlkv.harness_model import HarnessLM
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha
 from mlkv.recipes import EvaluateRecipe
-from mlkv.tasks import ITEM_TASKS, TASKS_FOLDER
+from mlkv.tasks import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 
 CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
 
@@ -213,13 +213,23 @@ def test_a_users_own_task_is_found_and_takes_few_shots(own_folder, checkpoint, t
 
 
 @pytest.mark.slow
-def test_an_unknown_task_is_met_with_near_ones(own_folder, checkpoint, tmp_path):
-    with pytest.raises(
-        StepFailed, match=r"task = heldout_choice3: lm-eval has no such task; near it: .*heldout_choice4"
-    ):
-        score(EvaluateRecipe(task="heldout_choice3"), tmp_path, checkpoint, None, tasks=own_folder)
-    with pytest.raises(StepFailed, match=r"near it: .*lambada_openai"):
-        score(EvaluateRecipe(task="lambada_opnai"), tmp_path, checkpoint, None, tasks=own_folder)
+def test_names_told_from_files_are_those_that_lm_eval_knows(own_folder):
+    known = set(harness._manager(own_folder).all_tasks) - {"pairs", *ITEM_TASKS}
+    assert known <= set(lm_eval_tasks())
+    assert len(set(lm_eval_tasks()) - known) < 20
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "piqa", "sciq", "mmlu", "pairs", "bits_per_byte"])
+def test_known_tasks_pass_the_check(own_folder, task):
+    check_task(task, own_folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "near"), [("heldout_choice3", "heldout_choice4"), ("lambada_opnai", "lambada_openai")]
+)
+def test_an_unknown_task_is_met_with_near_ones(checkpoint, tmp_path, task, near):
+    with pytest.raises(StepFailed, match=rf"task = {task}: neither lm-eval nor .* has it; near it: .*{near}"):
+        score(EvaluateRecipe(task=task), tmp_path, checkpoint, None)
 
 
 # Bits per byte
