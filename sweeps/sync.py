@@ -2,23 +2,26 @@
 
 The server is asked what it has before and after, a page of runs at a time; what is there already is not sent again, and
 only what it then has counts as sent. So it can be stopped, fail and be repeated at any point.
+
+`python -m sweeps.sync STORE SWEEP` is the process that talks to W&B (target: the environment); it prints a JSON line
+per run. `synced` starts it and reads them.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-os.environ.setdefault("WANDB_SILENT", "true")
-
-import wandb
-
 from sweeps.store import SavedSweep, Store, TrackingDir
-from sweeps.tracking.mirror import CONNECTION, MirrorError, redacted, write
 from sweeps.tracking.runs import MARK, Run, SweepRuns, step_run
-from sweeps.tracking.target import TrackingConfig
+from sweeps.tracking.supervisor import environment
+from sweeps.tracking.target import Target, TrackingConfig
 
 Done = Literal["sent", "already there", "still running", "written", "failed"]
 PAGE = 200
@@ -47,8 +50,10 @@ def runs_of(store: Store, sweep: SavedSweep) -> Iterator[Run]:
 
 def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, report: Report) -> int:
     """Upload what the server does not have; how many runs it did not get. `directory` is W&B's scratch space."""
+    from sweeps.tracking.mirror import connect_briefly, redacted
+
     online = replace(config, mode="online")
-    wandb.setup(wandb.Settings(**CONNECTION))
+    connect_briefly()
     pending = list(runs)
     try:
         before = _on_server(pending, online)
@@ -80,6 +85,8 @@ def write_files(runs: Iterable[Run], config: TrackingConfig, directory: Tracking
 
 def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, tuple[str, int]]:
     """Fingerprint and number of rows of those runs that the server knows."""
+    import wandb
+
     api = wandb.Api(timeout=int(config.timeout) + 1)
     path = f"{config.entity}/{config.project}" if config.entity else config.project
     found: dict[str, tuple[str, int]] = {}
@@ -108,6 +115,8 @@ def _send(
 
 
 def _attempt(run: Run, config: TrackingConfig, directory: TrackingDir) -> str:
+    from sweeps.tracking.mirror import MirrorError, write
+
     try:
         write(run, config, directory)
     except MirrorError as error:
@@ -133,3 +142,39 @@ def _all_failed(runs: list[Run], reason: str, report: Report) -> int:
     for run in runs:
         report(Synced(run.id, run.name, "failed", reason))
     return len(runs)
+
+
+# The process
+
+
+def synced(store: Store, target: Target, timeout: float | None = None) -> Iterator[Synced]:
+    """Mirror a sweep in a process of its own, a result per run as they come. Ends it after `timeout` seconds."""
+    command = [sys.executable, "-m", "sweeps.sync", str(store.root)]
+    process = subprocess.Popen(command, env=environment(target), stdout=subprocess.PIPE, text=True)
+    overdue = threading.Timer(timeout or 0.0, process.kill)
+    if timeout is not None:
+        overdue.start()
+    assert process.stdout
+    with process.stdout:
+        for line in process.stdout:
+            yield Synced(**json.loads(line))
+    if process.wait() not in (0, 1):
+        reason = "W&B took too long" if overdue.finished.is_set() else "the process that sends ended"
+        yield Synced("", "the rest", "failed", reason)
+    overdue.cancel()
+
+
+def main() -> None:
+    store, target = Store(Path(sys.argv[1])), Target.of_environment()
+    assert target
+    assert target.sweep
+    sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
+    mirror = send if target.config.mode == "online" else write_files
+    failed = mirror(
+        runs_of(store, sweep), target.config, directory, lambda done: print(json.dumps(asdict(done)), flush=True)
+    )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

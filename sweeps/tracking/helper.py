@@ -1,0 +1,133 @@
+"""The process that mirrors what a worker does: `python -m sweeps.tracking.helper STORE`, told by lines on its stdin.
+
+It is no part of the work: it may hang, fail or be killed, and the step does not notice. It ends when stdin does, at the
+latest after the configured timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from sweeps.attempt import Attempt
+from sweeps.files import utc_now
+from sweeps.store import StepDir, Store, StoreError
+from sweeps.tracking.mirror import MirrorError, OpenRun, redacted
+from sweeps.tracking.runs import Axis, Json, step_rows, step_run
+from sweeps.tracking.target import Target
+
+POLL_SECONDS = 0.5
+
+
+class Follower:
+    """Mirrors one attempt of a step while it runs."""
+
+    def __init__(self, store: Store, target: Target, step: StepDir, attempt: Attempt, pid: int) -> None:
+        self._step, self._attempt, self._target = step, attempt, target
+        self._directory = store.tracking(target.sweep)
+        self._sweep = None
+        if target.sweep:
+            self._sweep = store.sweep(target.sweep)
+        self._axis, self._position = Axis(step.kind), 0
+        self._catch_up()
+        self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
+        self._run.log(step_rows(step))
+
+    def _catch_up(self) -> None:
+        """Move the axis past what earlier attempts logged."""
+        for earlier in self._step.attempts():
+            if earlier.number < self._attempt.number:
+                self._axis.new_attempt()
+                list(self._axis.rows(earlier.metrics()))
+        self._axis.new_attempt()
+
+    def pump(self) -> None:
+        rows, self._position = self._attempt.metrics_from(self._position)
+        self._run.log(self._axis.rows(rows))
+
+    def finish(self) -> None:
+        run = step_run(self._step, self._sweep)
+        self._run.finish(run)
+        if self._target.config.mode == "offline" and run.finished:
+            self._directory.mark_written(run.id, run.fingerprint)
+
+
+class Helper:
+    def __init__(self, store: Store, target: Target) -> None:
+        self._store, self._target = store, target
+        self._told: queue.Queue[Json | None] = queue.Queue()
+        self._follower: Follower | None = None
+        self._attempt: Attempt | None = None
+
+    def listen(self, lines: IO[str]) -> None:
+        """Every message, then None; from there on the time is limited."""
+        for line in lines:
+            self._told.put(json.loads(line))
+        self._told.put(None)
+        overdue = threading.Timer(self._target.config.timeout, os._exit, [1])
+        overdue.daemon = True
+        overdue.start()
+
+    def run(self) -> None:
+        threading.Thread(target=self.listen, args=(sys.stdin,), daemon=True).start()
+        while True:
+            try:
+                told = self._told.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                self._try(self._pump)
+                continue
+            self._try(self._finish)
+            if told is None:
+                return
+            if "attempt" in told:
+                self._try(lambda message=told: self._begin(message))
+
+    def _begin(self, told: Json) -> None:
+        step = self._store.step(told["step"])
+        self._attempt = next(a for a in step.attempts() if a.number == told["attempt"])
+        self._follower = Follower(self._store, self._target, step, self._attempt, told["pid"])
+
+    def _pump(self) -> None:
+        if self._follower:
+            self._follower.pump()
+
+    def _finish(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower:
+            follower.finish()
+
+    def _try(self, do: object) -> None:
+        """W&B's failures and a full disk end the mirroring of this attempt, and nothing else."""
+        assert callable(do)
+        try:
+            do()
+        except (MirrorError, StoreError, OSError) as error:
+            self._follower = None
+            self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
+
+    def _log(self, message: str) -> None:
+        line = f"{utc_now()} not mirrored to W&B ({message}); `mlkv sync` will\n"
+        try:
+            assert self._attempt
+            with self._attempt.tracking_log.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError:
+            sys.stderr.write(line)
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    target = Target.of_environment()
+    if target:
+        Helper(Store(Path(sys.argv[1])), target).run()
+
+
+if __name__ == "__main__":
+    main()

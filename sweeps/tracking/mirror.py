@@ -1,0 +1,129 @@
+"""Writes runs to W&B. The only module that imports wandb, and only in a process that mirrors.
+
+Nothing has to remember what has arrived. Online the server is asked when a run is taken up again, and rows it has are
+left out; offline, where W&B ignores `resume`, every fragment holds the run from its first row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import wandb
+
+from sweeps.store import TrackingDir
+from sweeps.tracking.runs import MARK, Json, Run
+from sweeps.tracking.target import TrackingConfig
+
+_QUERIES: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
+"""Give up soon: what does not arrive now is sent by the next attempt or `mlkv sync`."""
+
+
+class MirrorError(Exception):
+    """W&B could not be written to; the message holds no key."""
+
+
+class OpenRun:
+    """A run that is being written. Raises MirrorError when W&B fails."""
+
+    def __init__(self, run: Run, config: TrackingConfig, directory: TrackingDir, pid: int | None = None) -> None:
+        """`pid`: the process whose CPU, memory and GPU are to be shown; None for no system metrics."""
+        self._id, self._next = run.id, 0
+        _make(directory)
+        try:
+            self._run = wandb.init(
+                mode="online" if config.mode == "online" else "offline",
+                project=config.project,
+                entity=config.entity,
+                dir=str(directory.parent),
+                id=run.id,
+                name=run.name,
+                group=run.group,
+                job_type=run.job_type,
+                tags=list(run.tags),
+                resume="allow" if config.mode == "online" else None,
+                reinit="create_new",
+                settings=_settings(config, pid),
+            )
+        except Exception as error:  # whatever W&B raises, the step goes on
+            raise MirrorError(redacted(error)) from None
+        self._next = self._run.starting_step
+        self._describe(run)
+
+    def _describe(self, run: Run) -> None:
+        self._run.config.update(run.config, allow_val_change=True)
+        for prefix, axis in run.axes.items():
+            self._run.define_metric(axis, hidden=True)
+            self._run.define_metric(f"{prefix}/*", step_metric=axis)
+
+    def log(self, rows: Iterable[tuple[int, Json]]) -> None:
+        """Rows by position; those the server has already are left out."""
+        try:
+            for position, values in rows:
+                if position >= self._next:
+                    self._run.log(values, step=position, commit=True)
+                    self._next = position + 1
+        except Exception as error:
+            raise MirrorError(redacted(error)) from None
+
+    def finish(self, run: Run) -> None:
+        """Write the summary and wait until W&B has everything, or has given up."""
+        self.log(run.rows)
+        try:
+            whole = {MARK: run.fingerprint} if run.finished else {}
+            self._run.summary.update({**run.summary, **whole})
+            if run.state == "INTERRUPTED":
+                self._run.mark_preempting()
+            self._run.finish(exit_code=0 if run.state == "DONE" else 1)
+        except Exception as error:
+            raise MirrorError(redacted(error)) from None
+
+
+def connect_briefly() -> None:
+    """For a command that somebody waits for: rows too are given up after a minute without a server."""
+    rows: dict[str, Any] = {"x_file_stream_retry_max": 10, "x_file_stream_retry_wait_max_seconds": 5.0}
+    wandb.setup(wandb.Settings(**_QUERIES, **rows))
+
+
+def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
+    """A whole run at once."""
+    OpenRun(run, config, directory).finish(run)
+    if config.mode == "offline" and run.finished:
+        directory.mark_written(run.id, run.fingerprint)
+
+
+def _make(directory: TrackingDir) -> None:
+    """W&B falls back to /tmp without a word where its directory cannot be made."""
+    try:
+        directory.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MirrorError(f"{directory.runs}: {error.strerror}") from None
+
+
+def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
+    watched: dict[str, Any] = (
+        {"x_stats_pid": pid, "x_stats_track_process_tree": True} if pid else {"x_disable_stats": True}
+    )
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        disable_job_creation=True,
+        program="sweeps.worker",
+        x_save_requirements=False,
+        x_file_stream_transmit_interval=1.0,
+        x_transaction_log_flush_interval=1.0,
+        x_stats_sampling_interval=config.system_seconds,
+        init_timeout=config.timeout,
+        **_QUERIES,
+        **watched,
+    )
+
+
+def redacted(error: BaseException) -> str:
+    """An error in one line, without the key."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "***") if key else text
