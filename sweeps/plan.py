@@ -242,7 +242,7 @@ def _variant(
         None if config.convert.start == "scratch" else base,
         convert,
         uptrain,
-        {task: _evaluate(config, resolver, task, checkpoint, corpus, label) for task in config.evaluate.tasks},
+        {task: _evaluate(config, task, checkpoint, corpus, label) for task in config.evaluate.tasks},
         _measure(config, model, layout),
     )
 
@@ -259,9 +259,8 @@ def _convert(config: Config, model: Model, layout: KVLayout, corpus: Step, base:
     return steps.convert_step(config.convert, layout, model.layout, base, layout.name)
 
 
-def _evaluate(config: Config, resolver: Resolver, task: str, checkpoint: Step, corpus: Step, label: str) -> Step:
+def _evaluate(config: Config, task: str, checkpoint: Step, corpus: Step, label: str) -> Step:
     held_out = corpus if uses_corpus(task) else None
-    resolver.check_task(task)
     return steps.evaluate_step(config.evaluate.recipe(task), checkpoint, held_out, task_pins(task), f"{label} {task}")
 
 

@@ -6,7 +6,6 @@ was found does not. File digests are cached by path, size and time of change.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from mlkv.families import layout_of, shape_of
 from mlkv.layout import KVLayout, mha
 from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
-from mlkv.tasks import own_tasks
+from mlkv.task_names import BITS_PER_BYTE, check_task, own_tasks
 from sweeps import hub
 from sweeps.config import ModelConfig
 from sweeps.errors import UserError
@@ -48,7 +47,6 @@ class Resolver:
         self._store = store
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
-        self._lm_eval_tasks: set[str] | None = None
         self._digests: dict[str, list[Any]] = read_json(store.cache("digests.json")) or {}
 
     def model(self, config: ModelConfig) -> Model:
@@ -122,16 +120,6 @@ class Resolver:
             self._digests[str(path)] = known
         return known[2]
 
-    def check_task(self, task: str) -> None:
-        """Raises UserError for a task that neither conf/tasks nor the installed lm-eval knows."""
-        if uses_corpus(task):
-            return
-        if self._lm_eval_tasks is None:
-            self._lm_eval_tasks = _lm_eval_tasks(self._store.cache("lm_eval_tasks.json"))
-        if task not in self._lm_eval_tasks:
-            near = difflib.get_close_matches(task, [*self._lm_eval_tasks, *own_tasks()], n=5)
-            raise UserError(f"evaluate.tasks = {task}: lm-eval has no such task (near: {', '.join(near) or 'none'})")
-
     def save(self) -> None:
         """Keep the digests for the next plan."""
         write_json(self._store.cache("digests.json"), self._digests)
@@ -144,22 +132,14 @@ def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLay
         raise UserError(f"model {where}: {error}") from None
 
 
-def _lm_eval_tasks(cached: Path) -> set[str]:
-    """Names of lm-eval's tasks; listing them takes seconds, so they are kept per version."""
-    known = read_json(cached) or {}
-    installed = package_version("lm_eval")
-    if known.get("version") != installed:
-        from lm_eval.tasks import TaskManager
-
-        known = {"version": installed, "tasks": sorted(TaskManager().all_tasks)}
-        write_json(cached, known)
-    return set(known["tasks"])
-
-
 @cache
 def task_pins(task: str) -> Pins:
-    """A task of ours is pinned by its file, any other by the lm-eval that defines it."""
-    if task == "bits_per_byte":
+    """A task of ours is pinned by its file, any other by the lm-eval that defines it. Raises UserError for no task."""
+    try:
+        check_task(task)
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
+    if task == BITS_PER_BYTE:
         return {}
     own = own_tasks().get(task)
     return {"lm_eval": package_version("lm_eval")} | ({"task": sha256(own)} if own else {})
@@ -167,7 +147,7 @@ def task_pins(task: str) -> Pins:
 
 def uses_corpus(task: str) -> bool:
     """Whether a task is made of the corpus's held-out documents."""
-    return task == "bits_per_byte" or task in own_tasks()
+    return task == BITS_PER_BYTE or task in own_tasks()
 
 
 @cache

@@ -1,0 +1,42 @@
+"""The wheel: everything a checkout has to run with is inside, and it runs without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, cwd=folder)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+def test_it_holds_what_is_not_python_too(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    packages = ("mlkv/", "sweeps/", "analysis/", "slurm/", "conf/", "hydra_plugins/")
+    assert {name for name in tracked if name.startswith(packages)} <= names
+    assert "conf/config.yaml" in names
+
+
+def test_it_plans_the_quickstart_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
+    code = f"import sweeps.cli; assert sweeps.cli.__file__.startswith({str(tmp_path)!r}); sweeps.cli.main()"
+    plan = [sys.executable, "-c", code, "plan", "experiment=quickstart"]
+    run = subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "MLKV-1" in run.stdout
+    wheel_entry = zipfile.ZipFile(wheel).read("mlkv-0.1.0.dist-info/entry_points.txt").decode()
+    assert "mlkv = sweeps.cli:main" in wheel_entry
