@@ -18,7 +18,7 @@ from .context import Context, Interrupted, StepFailed
 from .device import default_device, resolve_precision
 from .hf import MLKVForCausalLM, load_checked
 from .recipes import EvaluateRecipe
-from .tasks import BITS_PER_BYTE, TASKS_FOLDER, check_task
+from .task_names import BITS_PER_BYTE, TASKS_FOLDER, check_task
 from .tokenizer import load as load_tokenizer
 
 

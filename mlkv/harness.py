@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from .context import StepFailed
 from .recipes import EvaluateRecipe
-from .tasks import ITEM_TASKS
+from .task_names import ITEM_TASKS
 
 BOOTSTRAP = 1000
 """Resamples for the standard error of what is no plain mean (perplexity); lm-eval's own 100,000 take minutes."""

@@ -16,7 +16,7 @@ from mlkv.blocks import DocumentPacker, StreamPacker, open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
 from mlkv.items import CONTINUATION_TOKENS
 from mlkv.recipes import CorpusRecipe
-from mlkv.tasks import ITEM_TASKS, own_tasks
+from mlkv.task_names import ITEM_TASKS, own_tasks
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_a_planner_lists_files_and_tasks_without_torch():
     run_python(
         """
 import sys
-from mlkv import documents, tasks
+from mlkv import documents, task_names
 from mlkv.recipes import CorpusRecipe
-assert documents.local_files(CorpusRecipe()) and tasks.lm_eval_tasks()
+assert documents.local_files(CorpusRecipe()) and task_names.lm_eval_tasks()
 assert not {"torch", "transformers", "datasets", "lm_eval"} & set(sys.modules)
 """
     )

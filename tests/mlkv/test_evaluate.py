@@ -22,7 +22,7 @@ from mlkv.harness_model import HarnessLM
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha
 from mlkv.recipes import EvaluateRecipe
-from mlkv.tasks import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
+from mlkv.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 
 CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
 
