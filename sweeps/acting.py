@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.errors import NOT_DONE, OK, UserError
 from sweeps.looking import existing, make_console, write_report_of
+from sweeps.mirroring import mirror_sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ def sweep(options: argparse.Namespace) -> int:
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
     failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
+    mirror_sweep(console, store, saved)
     write_report_of(console, store, saved, Path(planned.config.reports) / planned.name)
     return NOT_DONE if failed else OK
 
@@ -85,7 +87,6 @@ def cancel(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]:
-    from sweeps import dispatch
     from sweeps.compose import Composer
     from sweeps.plan import make_plan
     from sweeps.resolve import Resolver
@@ -94,7 +95,6 @@ def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]
     composer = Composer(options.config_dir)
     store = Store.open(options.store) if write else Store(options.store)
     planned = make_plan(composer, Resolver(store), options.overrides)
-    dispatch.check(planned.config.cluster)
     return planned, store
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps import acting, looking
+from sweeps import acting, looking, mirroring
 from sweeps.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("-o", "--out", type=Path, help="write CSV here instead of printing a summary")
     written = _of_sweep(commands, "report", looking.report, "tables, figures and the page of a sweep, finished or not")
     written.add_argument("-o", "--out", type=Path, help="directory (default: reports/NAME)")
+    mirrored = _with_store(commands, "sync", mirroring.sync, "send to W&B what it does not have")
+    mirrored.add_argument("what", help="a sweep's name, or a directory that W&B wrote", metavar="NAME|DIR")
+    mirrored.add_argument("--project", help="default: the sweep's tracking.project")
+    mirrored.add_argument("--entity", help="default: the sweep's tracking.entity")
+    _of_sweep(
+        commands, "dashboard", mirroring.dashboard, "a sweep's runs in W&B's terminal dashboard, without a server"
+    )
     return parser
 
 

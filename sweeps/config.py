@@ -19,7 +19,9 @@ from pydantic_core import ErrorDetails
 from mlkv.layout import PATTERNS, KVLayout, cla, make, of_budget
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape, Positive
+from slurm.profile import Profile
 from sweeps.errors import UserError, choices
+from sweeps.tracking.target import TrackingConfig
 
 Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
 Baseline = Literal["untouched", "mha"]
@@ -120,25 +122,40 @@ class Resources:
     """What one job of a kind asks for."""
 
     gpus: Annotated[int, Ge(0)] = 0
+    """Per node."""
     nodes: Positive = 1
+    tasks_per_node: Positive | None = None
+    """Processes that train together; unset on SLURM: one per GPU. Other kinds of step are one process."""
     cpus: Positive = 1
+    """Per process."""
     memory_gb: Annotated[float, Gt(0)] | None = None
+    """Per node."""
     minutes: Positive = 60
     exclusive: bool = False
     """Nothing else on the machine meanwhile."""
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    """Where jobs run. Nothing in here is part of a step's identity."""
+class ClusterConfig(Profile):
+    """Where jobs run; on SLURM, a site's profile besides. Nothing in here is part of a step's identity."""
 
     name: Literal["local", "slurm"] = "local"
     slots: Positive | None = None
     """Jobs at a time; unset: one per GPU, else half the cores."""
     device: Literal["cpu", "cuda"] = "cpu"
     resources: dict[Kind, Resources] = field(default_factory=dict)
-    profile: dict[str, Any] = field(default_factory=dict)
-    """`slurm`: the site's partition, account, setup lines and so on (slurm/profile.py)."""
+    offline: bool = False
+    """Jobs see no internet: what they need is fetched before they are started."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_site = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
+        if self.name == "local" and (given := next(of_site, None)):
+            raise ValueError(f"{given} = {getattr(self, given)}: cluster local has none (valid with cluster=slurm)")
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ class Config:
     measure: MeasureRecipe
     cluster: ClusterConfig
     sweep: SweepConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @cache

@@ -7,19 +7,18 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from slurm import records
 from slurm.jobs import Job, JobId, JobState, Resources
 from slurm.local import LocalExecutor
-from slurm.profile import Profile
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from sweeps.config import ClusterConfig
-from sweeps.errors import UserError, choices
+from sweeps.errors import UserError
 from sweeps.jobs import PlannedJob, planned_jobs
 from sweeps.steps import Step
 from sweeps.store import SavedSweep, Store
+from sweeps.tracking.target import saved_target
 
 Queued = dict[str, tuple[JobId, JobState]]
 """Step id → the live job that will run it."""
@@ -27,20 +26,14 @@ Queued = dict[str, tuple[JobId, JobState]]
 
 def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
     """Begin jobs on this machine; the caller polls."""
-    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store)})
+    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store, saved)})
     executor.submit([_job(store, job) for job in jobs])
     return executor
 
 
-def check(cluster: ClusterConfig) -> None:
-    """Raises UserError for a profile that is not one, before anything is written."""
-    if cluster.name == "slurm":
-        _profile(cluster)
-
-
 def queue_up(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
     """Submit what no live job will run already, and return; job name → id. Raises UserError where SLURM refuses."""
-    executor = _slurm(cluster, store)
+    executor = _slurm(cluster, store, saved)
     try:
         queued = queued_steps(cluster, store)
         planned = planned_jobs([step for step in steps if step.id not in queued], cluster)
@@ -75,19 +68,8 @@ def cancel(steps: Iterable[str], cluster: ClusterConfig, store: Store) -> int:
     return len(ids)
 
 
-def _slurm(cluster: ClusterConfig, store: Store) -> SlurmExecutor:
-    return SlurmExecutor(store.queue, _profile(cluster), env=_environment(store))
-
-
-def _profile(cluster: ClusterConfig) -> Profile:
-    fields = Profile.__dataclass_fields__
-    if unknown := next((key for key in cluster.profile if key not in fields), None):
-        raise UserError(f"cluster.profile.{unknown}: unknown key; {choices(unknown, fields)}")
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in cluster.profile.items()}
-    try:
-        return Profile(**given)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"cluster.profile: {error}") from None
+def _slurm(cluster: ClusterConfig, store: Store, saved: SavedSweep | None = None) -> SlurmExecutor:
+    return SlurmExecutor(store.queue, cluster, env=_environment(store, saved))
 
 
 def _slurm_job(store: Store, planned: PlannedJob, queued: Mapping[str, tuple[JobId, JobState]], stamp: str) -> Job:
@@ -104,10 +86,16 @@ def _stamped(name: str, stamp: str) -> str:
 
 def _job(store: Store, planned: PlannedJob) -> Job:
     argv = (sys.executable, "-m", "sweeps.worker", str(store.root), *planned.steps)
-    return Job(planned.name, argv, Resources(**asdict(planned.resources)), planned.after, planned.kind)
+    return Job(planned.name, argv, _resources(planned), planned.after, planned.kind)
 
 
-def _environment(store: Store) -> dict[str, str]:
+def _resources(planned: PlannedJob) -> Resources:
+    asked = planned.resources
+    return Resources(**{**asdict(asked), "tasks_per_node": asked.tasks_per_node or 1})
+
+
+def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
     """Jobs import the code as it is now, wherever they start and whatever is edited meanwhile."""
     paths = [str(store.snapshot_code()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+    tracking = saved_target(saved).environment() if saved else {}
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false", **tracking}

@@ -126,6 +126,7 @@ class Plan:
             "accuracy": [list(pair) for pair in evaluate.accuracy],
             "axis": list(evaluate.axis) if evaluate.axis else None,
             "cluster": asdict(self.config.cluster),
+            "tracking": asdict(self.config.tracking),
             "steps": {
                 id: {"kind": step.kind, "label": step.label, "parents": step.parents, "variants": users[id]}
                 for id, step in self.steps.items()

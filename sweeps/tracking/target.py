@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
+from sweeps.store import SavedSweep
+
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")
 """W&B's own client takes these for a part of a path: `Api().run("entity/sweeps/id")` finds nothing."""
@@ -54,3 +56,8 @@ class Target:
         if told is None or told["config"]["mode"] == "off":
             return None
         return cls(TrackingConfig(**told["config"]), told["sweep"])
+
+
+def saved_target(saved: SavedSweep) -> Target:
+    """Where a frozen plan is mirrored to."""
+    return Target(TrackingConfig(**saved.plan.get("tracking", {"mode": "off"})), saved.name)

@@ -18,7 +18,12 @@ MAY_IMPORT = {
     "sweeps": {"mlkv"},
     "analysis": {"sweeps.store", "sweeps.config", "mlkv.layout"},
 }
-ALSO = {"sweeps.looking": {"analysis"}, "sweeps.dispatch": {"slurm"}}
+ALSO = {
+    "sweeps.looking": {"analysis"},
+    "sweeps.sync": {"analysis"},
+    "sweeps.dispatch": {"slurm"},
+    "sweeps.config": {"slurm.profile"},
+}
 HEAVY = {"torch", "transformers", "wandb", "pandas", "hydra", "matplotlib", "lm_eval", "datasets"}
 
 
