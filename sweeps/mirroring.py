@@ -1,0 +1,91 @@
+"""The subcommands about W&B: sync and dashboard; and what a sweep does for it when it ends."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.errors import NOT_DONE, OK, UserError
+from sweeps.looking import existing, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.store import SavedSweep, Store
+    from sweeps.sync import Synced
+    from sweeps.tracking.target import Target
+
+SECONDS_PER_RUN = 0.5
+"""What the end of a sweep allows for each run, beside the configured timeout."""
+
+
+def sync(options: argparse.Namespace) -> int:
+    """Send what W&B does not have: of a sweep in the store, or of directories that W&B wrote."""
+    from sweeps.sync import synced
+    from sweeps.tracking.target import saved_target
+
+    path = Path(options.what)
+    if path.is_dir():
+        return _show(make_console(), _sync_files(path, options), "sent")
+    store = existing(options.store)
+    target = _online(saved_target(store.sweep(options.what)), options)
+    return _show(make_console(), synced(store, target), "sent")
+
+
+def _online(target: Target, options: argparse.Namespace) -> Target:
+    given = {key: value for key in ("project", "entity") if (value := getattr(options, key))}
+    return replace(target, config=replace(target.config, mode="online", **given))
+
+
+def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[Synced]:
+    from sweeps.sync import synced_files
+    from sweeps.tracking.target import Target, TrackingConfig
+
+    return synced_files(path, _online(Target(TrackingConfig()), options))
+
+
+def mirror_sweep(console: Console, store: Store, saved: SavedSweep) -> None:
+    """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error."""
+    from sweeps.sync import synced
+    from sweeps.tracking.target import saved_target
+
+    target = saved_target(saved)
+    if target.config.mode == "off":
+        return
+    allowed = target.config.timeout + SECONDS_PER_RUN * (len(saved.plan["steps"]) + len(saved.variants))
+    counted = Counter(each.done for each in synced(store, target, timeout=allowed))
+    told = ", ".join(f"{count} {done}" for done, count in counted.items())
+    after = f"; `mlkv sync {saved.name}` sends the rest" if counted["failed"] else ""
+    console.print(f"W&B ({target.config.mode}): {told}{after}", highlight=False)
+
+
+def _show(console: Console, results: Iterable[Synced], verb: str) -> int:
+    """A line per run; what was there already only in the count."""
+    counted: Counter[str] = Counter()
+    for each in results:
+        counted[each.done] += 1
+        if each.done != "already there":
+            line = f"{each.done}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
+            console.print(line, style="red" if each.done == "failed" else None, highlight=False, markup=False)
+    console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or f"nothing to be {verb}")
+    return NOT_DONE if counted["failed"] else OK
+
+
+def dashboard(options: argparse.Namespace) -> int:
+    """W&B's own terminal dashboard over a sweep's offline files; online, where to look."""
+    from sweeps.tracking.target import saved_target
+
+    store = existing(options.store)
+    saved = store.sweep(options.name)
+    config, directory = saved_target(saved).config, store.tracking(saved.name).runs
+    if config.mode == "online":
+        make_console().print(f"project {config.project}, group {saved.name}: see docs/wandb.md", highlight=False)
+    if not directory.is_dir():
+        raise UserError(f"{saved.name}: no W&B files in {directory}; run it with tracking=offline")
+    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)])
