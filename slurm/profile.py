@@ -53,13 +53,13 @@ class Profile:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ValueError(f"cluster.{name} = {value}: must be at least {low}")
+                raise ValueError(f"{name} = {value}: must be at least {low}")
         if taken := [name for name in self.extra if name.replace("_", "-") in OURS]:
-            raise ValueError(f"cluster.extra.{taken[0]}: set by submission itself (also {', '.join(OURS)})")
+            raise ValueError(f"extra.{taken[0]}: set by submission itself (also {', '.join(OURS)})")
         try:
             self.gres.format(gpus=1)
         except (KeyError, IndexError, ValueError):
-            raise ValueError(f"cluster.gres = {self.gres!r}: only {{gpus}} can stand in it") from None
+            raise ValueError(f"gres = {self.gres!r}: only {{gpus}} can stand in it") from None
 
     def minutes(self, resources: Resources) -> int:
         return self.time or resources.minutes

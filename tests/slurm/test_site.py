@@ -112,11 +112,11 @@ def test_a_site_without_a_default_partition_wants_one_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"extra": {"dependency": "afterok:1"}}, "cluster.extra.dependency"),
-        ({"extra": {"kill_on_invalid_dep": "no"}}, "cluster.extra.kill_on_invalid_dep"),
-        ({"gres": "gpu:{count}"}, "cluster.gres"),
-        ({"max_running": 0}, "cluster.max_running = 0: must be at least 1"),
-        ({"time": 0}, "cluster.time = 0: must be at least 1"),
+        ({"extra": {"dependency": "afterok:1"}}, "extra.dependency"),
+        ({"extra": {"kill_on_invalid_dep": "no"}}, "extra.kill_on_invalid_dep"),
+        ({"gres": "gpu:{count}"}, "gres"),
+        ({"max_running": 0}, "max_running = 0: must be at least 1"),
+        ({"time": 0}, "time = 0: must be at least 1"),
     ],
 )
 def test_a_profile_that_makes_no_sense_is_refused(fields: dict[str, object], message: str) -> None:
