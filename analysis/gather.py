@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from analysis import frame
 from analysis.frame import Row
-from sweeps.store import SavedSweep, Store
+from sweeps.store import SavedSweep, State, Store
 
 Json = dict[str, Any]
 _WAITS = "waits for "
@@ -21,7 +22,7 @@ def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataF
     return of_sweep(sweep, Steps(store, sweep.plan))
 
 
-def of_sweep(sweep: SavedSweep, steps: Steps) -> pd.DataFrame:
+def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
     """The table of a plan whose steps stand as `steps` says."""
     baselines = {name: [v for v in sweep.variants if v["baseline"] == name] for name in ("untouched", "mha")}
     rows: list[Row] = []
@@ -38,18 +39,23 @@ def _own_baseline(variant: Json, candidates: list[Json]) -> str | None:
     return str(fitting[shared.index(max(shared))]["variant"]) if fitting else None
 
 
-class Steps:
-    """The plan's steps as they stand in the store, each read once."""
+class PlannedSteps(ABC):
+    """The plan's steps as they stand, each read once; from where is a subclass's business."""
 
-    def __init__(self, store: Store, plan: Json) -> None:
-        self._store = store
+    def __init__(self, plan: Json) -> None:
         self._planned: dict[str, Json] = plan["steps"]
         self._records: dict[str, Json | None] = {}
         self._standing: dict[str, tuple[str, str | None]] = {}
 
+    @abstractmethod
+    def _read_record(self, step_id: str) -> Json | None: ...
+
+    @abstractmethod
+    def _read_state(self, step_id: str) -> State: ...
+
     def record(self, step_id: str) -> Json | None:
         if step_id not in self._records:
-            self._records[step_id] = self._store.step(step_id).record()
+            self._records[step_id] = self._read_record(step_id)
         return self._records[step_id]
 
     def standing(self, step_id: str) -> tuple[str, str | None]:
@@ -59,7 +65,7 @@ class Steps:
         return self._standing[step_id]
 
     def _unfinished(self, step_id: str) -> tuple[str, str | None]:
-        state = self._store.step(step_id).state()
+        state = self._read_state(step_id)
         if state.name == "PENDING" and (culprit := self._failed_ancestor(step_id)):
             return "BLOCKED", f"by {culprit}"
         if state.name == "PENDING" and not state.reason and (parent := self._unfinished_parent(step_id)):
@@ -93,7 +99,21 @@ class Steps:
         return None
 
 
-def _variant_rows(sweep: SavedSweep, variant: Json, steps: Steps) -> Iterator[Row]:
+class Steps(PlannedSteps):
+    """The plan's steps as they stand in the store."""
+
+    def __init__(self, store: Store, plan: Json) -> None:
+        super().__init__(plan)
+        self._store = store
+
+    def _read_record(self, step_id: str) -> Json | None:
+        return self._store.step(step_id).record()
+
+    def _read_state(self, step_id: str) -> State:
+        return self._store.step(step_id).state()
+
+
+def _variant_rows(sweep: SavedSweep, variant: Json, steps: PlannedSteps) -> Iterator[Row]:
     identity = {name: variant.get(name) for name in frame.IDENTITY}
     identity |= {"sweep": sweep.name, "kv_heads": frame.heads_text(variant["kv_heads"])}
     axis, accuracy = _wanted(sweep.plan)
@@ -109,7 +129,7 @@ def _wanted(plan: Json) -> tuple[tuple[str, str] | None, list[tuple[str, str]]]:
     return (axis[0], axis[1]) if axis and axis[0] != "accuracy" else None, accuracy
 
 
-def _cells(variant: Json, steps: Steps, wanted: list[tuple[str, str]]) -> Iterator[Row]:
+def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) -> Iterator[Row]:
     planned = variant["steps"]
     for kind in ("corpus", "base", "convert", "uptrain"):
         if planned.get(kind):
@@ -130,7 +150,7 @@ def _cells(variant: Json, steps: Steps, wanted: list[tuple[str, str]]) -> Iterat
         yield from _step_cells(steps, planned["measure"], "measure", None, [])
 
 
-def _step_cells(steps: Steps, step_id: str, kind: str, task: str | None, wanted: list[str]) -> Iterator[Row]:
+def _step_cells(steps: PlannedSteps, step_id: str, kind: str, task: str | None, wanted: list[str]) -> Iterator[Row]:
     state, reason = steps.standing(step_id)
     record = steps.record(step_id)
     common = {"kind": kind, "task": task, "state": state, "reason": reason, "step": step_id, "wandb_run": step_id}

@@ -21,6 +21,7 @@ from typing import Literal
 import psutil
 
 from sweeps.attempt import Attempt, Json
+from sweeps.axis import Axis, Rows
 from sweeps.files import read_json, sha256, tree, utc_now, write_json, write_once
 
 StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST"]
@@ -98,6 +99,14 @@ class StepDir:
     def metrics(self) -> list[Json]:
         attempt = self.attempt()
         return attempt.metrics() if attempt else []
+
+    def history(self) -> Rows:
+        """What all attempts logged, as one sequence that only moves forward."""
+        axis, found = Axis(self.kind), Rows()
+        for attempt in self.attempts():
+            axis.new_attempt()
+            found += axis.rows(attempt.metrics())
+        return found
 
     def state(self) -> State:
         if record := self.record():

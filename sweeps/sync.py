@@ -12,19 +12,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from sweeps.axis import Json, Rows
 from sweeps.store import SavedSweep, Store, TrackingDir
 from sweeps.tracking.runs import MARK, Run, SweepRuns, step_run
 from sweeps.tracking.supervisor import environment
 from sweeps.tracking.target import Target, TrackingConfig
 
+_STATES = {"finished": "DONE", "failed": "FAILED"}
 Done = Literal["sent", "already there", "still running", "written", "failed"]
+if TYPE_CHECKING:
+    from analysis.wandb_runs import LoggedRun
+
 PAGE = 200
+_DEFAULT = TrackingConfig()
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,32 @@ def runs_of(store: Store, sweep: SavedSweep) -> Iterator[Run]:
     for step in runs.steps():
         yield step_run(step, sweep)
     yield from runs.variants()
+
+
+def logged_run(run: LoggedRun) -> Run:
+    """A run that W&B wrote to files, ready to be sent."""
+    shown = {key: value for key, value in run.summary.items() if not key.startswith("_") and key != MARK}
+    return Run(
+        id=run.id,
+        name=run.name or run.id,
+        job_type=run.job_type,
+        config=run.config,
+        axes={pattern.removesuffix("/*"): axis for pattern, axis in run.axes.items() if pattern.endswith("/*")},
+        rows=_positions(run.rows),
+        summary=shown,
+        state=_STATES.get(run.state, "LOST"),
+        group=run.group or None,
+        tags=run.tags,
+        mark=str(run.summary.get(MARK, "")),
+    )
+
+
+def _positions(rows: list[Json]) -> Rows:
+    """Their own W&B steps where those only grow; fragments that each began at 0 are counted through."""
+    steps = [row.get("_step", -1) for row in rows]
+    grows = all(before < after for before, after in pairwise([-1, *steps]))
+    kept = [{key: value for key, value in row.items() if key not in ("_step", "_runtime")} for row in rows]
+    return list(zip(steps, kept, strict=True)) if grows else list(enumerate(kept))
 
 
 def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, report: Report) -> int:
@@ -149,7 +183,16 @@ def _all_failed(runs: list[Run], reason: str, report: Report) -> int:
 
 def synced(store: Store, target: Target, timeout: float | None = None) -> Iterator[Synced]:
     """Mirror a sweep in a process of its own, a result per run as they come. Ends it after `timeout` seconds."""
-    command = [sys.executable, "-m", "sweeps.sync", str(store.root)]
+    yield from _process(["--store", str(store.root)], target, timeout)
+
+
+def synced_files(path: Path, target: Target) -> Iterator[Synced]:
+    """Send the runs in a directory that W&B wrote, each under its own id; fragments of a run as one."""
+    yield from _process(["--files", str(path)], target, None)
+
+
+def _process(arguments: list[str], target: Target, timeout: float | None) -> Iterator[Synced]:
+    command = [sys.executable, "-m", "sweeps.sync", *arguments]
     process = subprocess.Popen(command, env=environment(target), stdout=subprocess.PIPE, text=True)
     overdue = threading.Timer(timeout or 0.0, process.kill)
     if timeout is not None:
@@ -165,15 +208,37 @@ def synced(store: Store, target: Target, timeout: float | None = None) -> Iterat
 
 
 def main() -> None:
-    store, target = Store(Path(sys.argv[1])), Target.of_environment()
+    (source, path), target = sys.argv[1:], Target.of_environment()
     assert target
+    failed = _files(Path(path), target) if source == "--files" else _store(Store(Path(path)), target)
+    sys.exit(1 if failed else 0)
+
+
+def _say(done: Synced) -> None:
+    print(json.dumps(asdict(done)), flush=True)
+
+
+def _store(store: Store, target: Target) -> int:
     assert target.sweep
     sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
     mirror = send if target.config.mode == "online" else write_files
-    failed = mirror(
-        runs_of(store, sweep), target.config, directory, lambda done: print(json.dumps(asdict(done)), flush=True)
-    )
-    sys.exit(1 if failed else 0)
+    return mirror(runs_of(store, sweep), target.config, directory, _say)
+
+
+def _files(path: Path, target: Target) -> int:
+    from analysis.wandb_files import read_directory
+
+    by_place: dict[tuple[str, str], list[Run]] = {}
+    for run in read_directory(path):
+        by_place.setdefault((run.entity, run.project), []).append(logged_run(run))
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for (entity, project), runs in by_place.items():
+            own = {key: value for key, value in (("entity", entity), ("project", project)) if value}
+            given = {key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT, key)}
+            config = replace(target.config, **{**own, **given})
+            failed += send(runs, config, TrackingDir(Path(scratch)), _say)
+    return failed
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO
 
 from sweeps.attempt import Attempt
+from sweeps.axis import Axis, Json
 from sweeps.files import utc_now
 from sweeps.store import StepDir, Store, StoreError
 from sweeps.tracking.mirror import MirrorError, OpenRun, redacted
-from sweeps.tracking.runs import Axis, Json, step_rows, step_run
+from sweeps.tracking.runs import step_run
 from sweeps.tracking.target import Target
 
 POLL_SECONDS = 0.5
@@ -37,7 +38,7 @@ class Follower:
         self._axis, self._position = Axis(step.kind), 0
         self._catch_up()
         self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
-        self._run.log(step_rows(step))
+        self._run.log(step.history())
 
     def _catch_up(self) -> None:
         """Move the axis past what earlier attempts logged."""

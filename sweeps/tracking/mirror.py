@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import wandb
-
+from sweeps.axis import Json
 from sweeps.store import TrackingDir
-from sweeps.tracking.runs import MARK, Json, Run
+from sweeps.tracking.runs import MARK, Run
 from sweeps.tracking.target import TrackingConfig
 
 _QUERIES: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
@@ -53,6 +53,7 @@ class OpenRun:
 
     def _describe(self, run: Run) -> None:
         self._run.config.update(run.config, allow_val_change=True)
+        self._run.summary.update({"state": run.state})
         for prefix, axis in run.axes.items():
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{prefix}/*", step_metric=axis)

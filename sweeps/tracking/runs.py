@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from sweeps.axis import TRAINING, Axis, Json, Rows
 from sweeps.store import SavedSweep, StepDir, Store
 
-Json = dict[str, Any]
-Rows = list[tuple[int, Json]]
-TRAINING = ("base", "uptrain")
 MARK = "mlkv_fingerprint"
 """Summary key that says what a run was made from; the same mark means the server has all of it."""
 _ENDED = {"done": "DONE", "failed": "FAILED", "interrupted": "INTERRUPTED"}
@@ -39,6 +36,8 @@ class Run:
     state: str
     group: str | None = None
     tags: tuple[str, ...] = ()
+    mark: str = ""
+    """The fingerprint, of a run that was read back rather than made."""
 
     @property
     def finished(self) -> bool:
@@ -47,56 +46,10 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of what is shown, but for the name: a step that two sweeps share goes by the label of either."""
+        if self.mark:
+            return self.mark
         shown = [self.config, self.summary, self.state, self.tags, len(self.rows)]
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# Rows
-
-
-@dataclass
-class Axis:
-    """A step's own axis. A resumed attempt repeats what came after its checkpoint; the first word on a position stands,
-    as W&B's history cannot be rewritten."""
-
-    kind: str
-    reached: int = -1
-    _line: int = 0
-
-    @property
-    def prefix(self) -> str:
-        return "train" if self.kind in TRAINING else self.kind
-
-    @property
-    def name(self) -> str:
-        """Training counts optimizer steps; other kinds count the rows they log."""
-        return "train/global_step" if self.kind in TRAINING else f"{self.kind}/row"
-
-    def new_attempt(self) -> None:
-        self._line = 0
-
-    def rows(self, logged: Iterable[Json]) -> Iterator[tuple[int, Json]]:
-        """Rows that move the axis on, ready to be logged."""
-        for row in logged:
-            self._line += 1
-            position = int(row["step"]) if self.kind in TRAINING and "step" in row else self._line
-            if position > self.reached:
-                self.reached = position
-                values = {f"{self.prefix}/{key}": value for key, value in row.items() if key not in ("time", "step")}
-                yield position, {self.name: position, **values, **_clock(row)}
-
-
-def _clock(row: Json) -> Json:
-    return {"_timestamp": row["time"]} if "time" in row else {}
-
-
-def step_rows(step: StepDir) -> Rows:
-    """The rows of all attempts as one sequence."""
-    axis, found = Axis(step.kind), Rows()
-    for attempt in step.attempts():
-        axis.new_attempt()
-        found += axis.rows(attempt.metrics())
-    return found
 
 
 # Runs of steps
@@ -115,7 +68,7 @@ def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
         job_type=step.kind,
         config={"step": step.id, **spec},
         axes={axis.prefix: axis.name},
-        rows=step_rows(step),
+        rows=step.history(),
         summary={"state": state, "reason": reason, **scores(step.kind, spec, record), "record": kept or None},
         state=state,
     )
@@ -201,7 +154,7 @@ class SweepRuns:
     def _rows(self, row: Json) -> Rows:
         """Its uptraining curve, then its measured memory against batch size, so that one group draws both."""
         uptrain, measure = row["steps"].get("uptrain"), row["steps"].get("measure")
-        curve = [values for _, values in step_rows(self.store.step(uptrain))] if uptrain else []
+        curve = [values for _, values in self.store.step(uptrain).history()] if uptrain else []
         cells = ((self._record(measure) or {}) if measure else {}).get("metrics", [])
         return list(enumerate([*curve, *_by_batch(cells)]))
 
@@ -218,7 +171,7 @@ def _step_ids(row: Json) -> list[str]:
 
 def _overall(states: list[str]) -> str:
     """The worst of its steps."""
-    order = ("FAILED", "LOST", "INTERRUPTED", "RUNNING", "PENDING", "DONE")
+    order = ("FAILED", "LOST", "CANCELLED", "INTERRUPTED", "RUNNING", "PENDING", "DONE")
     return min(states, key=order.index)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mirrored import Mirrored, mirror
+from wandb_server import WandbServer
 
 from mlkv.layout import KVLayout, make
 from sweeps.store import Store
@@ -199,3 +202,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Filler:
     filler = Filler(tmp_path_factory.mktemp("finished") / "store")
     filler.everything()
     return filler
+
+
+@pytest.fixture(scope="session")
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrored]:
+    """Three variants in every state, in the store and in W&B; read only."""
+    few = {label: FIGURES[label] for label in ("MHA-36", "MQA-6", "MLKV-3")}
+    with WandbServer() as server:
+        yield mirror(Filler(tmp_path_factory.mktemp("mirrored") / "store", few), server)

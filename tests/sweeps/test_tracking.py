@@ -16,7 +16,6 @@ from tracked import Planner, Stage, arrives, make_stage, positions, training, us
 from wandb_server import KEY, WandbServer
 
 from sweeps.config import HASHED
-from sweeps.tracking.runs import step_rows
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
 
 
@@ -66,7 +65,7 @@ def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: Wan
     stage.act(step, training(11, 30), "interrupted")
     stage.act(step, training(25, 40))
     assert positions(server, step) == list(range(1, 41))
-    assert [position for position, _ in step_rows(stage.store.step(step))] == list(range(1, 41))
+    assert [position for position, _ in stage.store.step(step).history()] == list(range(1, 41))
     assert (server.runs[step].state, server.runs[step].summary["state"]) == ("finished", "DONE")
     assert list(server.runs) == [step]
 

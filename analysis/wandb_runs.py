@@ -1,0 +1,135 @@
+"""Runs as W&B gives them back, from its files or its API, and the table made of them: the same as the store's.
+
+A sweep's variant runs carry the plan, its step runs the records (sweeps/tracking/runs.py). Runs that somebody else
+logged make the same table through a mapping of configuration keys to columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from analysis import frame
+from analysis.gather import PlannedSteps, of_sweep
+from sweeps.store import SavedSweep, State, StateName, StoreError
+
+Json = dict[str, Any]
+
+
+@dataclass
+class LoggedRun:
+    """One run, all its fragments put together. `rows` are in the order of its own axis."""
+
+    id: str
+    name: str = ""
+    project: str = ""
+    entity: str = ""
+    job_type: str = ""
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    config: Json = field(default_factory=dict)
+    summary: Json = field(default_factory=dict)
+    rows: list[Json] = field(default_factory=list)
+    axes: dict[str, str] = field(default_factory=dict)
+    """Metric names, or globs of them → the metric they are drawn against."""
+    state: str = "running"
+    started: float = 0.0
+
+
+def table(runs: Iterable[LoggedRun], sweep: str) -> pd.DataFrame:
+    """A row per planned cell of the sweep, as the store's reader makes it. Raises StoreError for an unknown sweep."""
+    known = {run.id: run for run in runs}
+    saved = _sweep_of(known, sweep)
+    return of_sweep(saved, LoggedSteps(known, saved.plan))
+
+
+def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
+    """The newest plan that the variant runs tell of."""
+    told = [run.config["mlkv"] for run in runs.values() if run.job_type == "variant" and "mlkv" in run.config]
+    ours = [each for each in told if each["sweep"] == name]
+    if not ours:
+        there = ", ".join(sorted({each["sweep"] for each in told})) or "none"
+        raise StoreError(f"sweep {name}: W&B has no variant runs of it (sweeps there: {there})")
+    number = max(each["number"] for each in ours)
+    newest = sorted((each for each in ours if each["number"] == number), key=lambda each: each["index"])
+    steps = {id: step for each in newest for id, step in each["steps"].items()}
+    plan = {**newest[0]["plan"], "name": name, "number": number, "steps": steps}
+    return SavedSweep(name, number, Path(), plan, [each["variant"] for each in newest])
+
+
+class LoggedSteps(PlannedSteps):
+    """The steps of a plan as their runs tell; one without a run was never begun."""
+
+    def __init__(self, runs: Mapping[str, LoggedRun], plan: Json) -> None:
+        super().__init__(plan)
+        self._runs = runs
+
+    def _read_record(self, step_id: str) -> Json | None:
+        run = self._runs.get(step_id)
+        return run.summary.get("record") if run and run.summary.get("state") == "DONE" else None
+
+    def _read_state(self, step_id: str) -> State:
+        run = self._runs.get(step_id)
+        if run is None:
+            return State("PENDING")
+        told = run.summary.get("state", "RUNNING")
+        name: StateName = next((known for known in get_args(StateName) if known == told), "PENDING")
+        progress = _progress(run) if name == "RUNNING" else None
+        return State(name, run.summary.get("reason") or "", progress=progress)
+
+
+def _progress(run: LoggedRun) -> Json | None:
+    """The newest row under the names that the step logged it by."""
+    row = {key.partition("/")[2]: value for key, value in run.rows[-1].items()} if run.rows else {}
+    return {"step": row.get("global_step", row.get("row")), "steps": row.get("steps")} if row else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return found if math.isfinite(found) else None
+
+
+# Runs that others logged
+
+
+def foreign_table(
+    runs: Iterable[LoggedRun], mapping: Mapping[str, str], scores: Mapping[str, tuple[str, str]]
+) -> pd.DataFrame:
+    """Other people's runs in our schema. `mapping`: our identity column → their configuration key (`model.kv_heads`);
+    `scores`: their summary key → (task, metric). Raises ValueError for a column that is none of ours."""
+    if unknown := sorted(set(mapping) - set(frame.IDENTITY)):
+        raise ValueError(f"mapping: no column {unknown[0]} (columns: {', '.join(frame.IDENTITY)})")
+    rows = []
+    for run in runs:
+        identity = {"variant": run.name or run.id, "sweep": run.group or run.project}
+        identity |= {column: _at(run.config, key) for column, key in mapping.items()}
+        for key, (task, metric) in scores.items():
+            value = number(_at(run.summary, key))
+            state = "DONE" if run.state == "finished" else run.state.upper()
+            reason = None if value is not None else f"{key} is not a number in its summary"
+            cell = {
+                "kind": "evaluate",
+                "task": task,
+                "metric": metric,
+                "value": value,
+                "state": state,
+                "reason": reason,
+            }
+            rows.append({**identity, **cell, "wandb_run": run.id})
+    return frame.make(rows)
+
+
+def _at(values: Json, key: str) -> Any:
+    """A value by its own key, or by the path of a nested one."""
+    if key in values:
+        return values[key]
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

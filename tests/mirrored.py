@@ -1,0 +1,83 @@
+"""A small sweep with every oddity, in a store, in W&B's offline files and on a W&B server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from wandb_server import WandbServer
+
+from sweeps.store import Store
+from sweeps.sync import synced
+from sweeps.tracking.target import Target, TrackingConfig
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    store: Store
+    name: str
+    offline: Path
+    server: WandbServer
+    resumed: str
+    """The training step that was requeued twice."""
+
+
+def play(filler: Any) -> str:
+    """One step resumed (the one returned), one failed, some never begun; numbers whole, missing and not numbers."""
+    filler.shared()
+    odd = filler.variant("MLKV-3")["steps"]
+    interrupt(filler, odd["uptrain"], rows(1, 20))
+    interrupt(filler, odd["uptrain"], rows(11, 30))
+    filler.train("MHA-36")
+    filler.done(odd["convert"], [])
+    claim = filler.store.step(odd["uptrain"]).claim()
+    claim.attempt.metrics_file.write_text(rows(25, 40))
+    whole = [{"metric": "loss", "value": 4.0, "stderr": None, "n": 50}, {"metric": "tokens", "value": 1e15, "n": None}]
+    publish(filler, claim, whole)
+    for task in ("bits_per_byte", "cloze"):
+        filler.evaluate("MLKV-3", task)
+        filler.evaluate("MHA-36", task)
+    filler.done(odd["evaluate"]["four_way"], [{"metric": "acc", "value": None, "stderr": None, "n": 0}])
+    filler.fail(filler.variant("MQA-6")["steps"]["convert"], "kv_heads = 4 at layer 0")
+    filler.measure("MHA-36", failed=(64,))
+    return str(odd["uptrain"])
+
+
+def publish(filler: Any, claim: Any, metrics: list[dict[str, Any]]) -> None:
+    times = {"started": "2025-01-01T00:00:00Z", "finished": "2025-01-01T00:00:30Z", "wall_seconds": 30.0}
+    costs = {"device_seconds": 30, "peak_memory_bytes": 2**40, "code": "c0de" * 4, "inputs": {}}
+    record = {**times, **costs, "metrics": metrics, "facts": {"deep": {"er": [1, 2.0, None, {"est": True}]}}}
+    assert claim.step.publish(claim, record)
+    claim.attempt.finish("done", "", 0)
+    claim.release()
+
+
+def interrupt(filler: Any, step: str, text: str) -> None:
+    claim = filler.store.step(step).claim()
+    claim.attempt.metrics_file.write_text(text)
+    claim.attempt.finish("interrupted", "asked to stop", 0)
+    claim.release()
+
+
+def rows(first: int, last: int) -> str:
+    def loss(k: int) -> str:
+        return {15: "NaN", 29: "Infinity"}.get(k, "2.0" if k % 2 else str(4 + 1 / k))
+
+    lines = [
+        f'{{"time": {1e9 + k}, "step": {k}, "steps": 40, "loss": {loss(k)}, "lr": null}}'
+        for k in range(first, last + 1)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mirror(filler: Any, server: WandbServer) -> Mirrored:
+    resumed = play(filler)
+    with patch.dict(os.environ, server.environment()):
+        for mode in ("offline", "online"):
+            target = Target(TrackingConfig(mode=mode, timeout=20), filler.name)  # type: ignore[arg-type]
+            done = list(synced(filler.store, target))
+            assert not [each for each in done if each.done == "failed"]
+    return Mirrored(filler.store, filler.name, filler.store.tracking(filler.name).runs, server, resumed)
