@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from .context import StepFailed
 from .recipes import EvaluateRecipe
-from .task_names import ITEM_TASKS
+from .task_names import ITEM_TASKS, TASKS_FOLDER
 
 BOOTSTRAP = 1000
 """Resamples for the standard error of what is no plain mean (perplexity); lm-eval's own 100,000 take minutes."""
@@ -51,6 +51,11 @@ def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path
         return _manager(folder).load([task])
     except (OSError, ConnectionError) as error:
         raise StepFailed(f"task = {task}: its data cannot be had: {str(error).splitlines()[0]}") from error
+
+
+def fetch(task: str) -> None:
+    """Have the data of a task downloaded, to be used later without the internet. Raises StepFailed where it cannot."""
+    _load(EvaluateRecipe(task), TASKS_FOLDER, None, Path())
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.errors import NOT_DONE, OK, UserError
-from sweeps.looking import existing, make_console, write_report_of
+from sweeps.looking import existing, make_console, queue_answers, selected, write_report_of
 from sweeps.mirroring import mirror_sweep
 
 if TYPE_CHECKING:
@@ -36,8 +36,30 @@ def sweep(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     planned, store = _plan(options, write=False)
-    _show_plan(make_console(), planned, store)
+    console = make_console()
+    _show_plan(console, planned, store)
+    if planned.config.cluster.name == "slurm":
+        _show_forecast(console, planned, store)
     return OK
+
+
+def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
+    from sweeps import dispatch
+    from sweeps.reconcile import standing, to_run
+    from sweeps.view import forecast_lines
+
+    missing = to_run(planned.steps, standing(planned.steps, store))
+    for line in forecast_lines(dispatch.forecast(missing, planned.config.cluster, store)):
+        console.print(line, highlight=False)
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from sweeps.fetch import fetch_inputs
+    from sweeps.launch import freeze
+
+    planned, store = _plan(options)
+    freeze(planned, store, options.overrides)
+    return OK if fetch_inputs(planned.steps, store, make_console()) else NOT_DONE
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,17 +94,25 @@ def retry(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    from sweeps import dispatch
     from sweeps.config import parse_cluster
 
-    store = existing(options.store)
+    store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    cluster = parse_cluster(saved.plan["cluster"])
-    if cluster.name == "slurm":
-        make_console().print(f"cancelled {dispatch.cancel(saved.plan['steps'], cluster, store)} jobs of {saved.name}")
-        return OK
+    if parse_cluster(saved.plan["cluster"]).name == "slurm":
+        return _cancel_jobs(console, selected(saved, options.variants, alone=True), store, saved)
+    if options.variants:
+        raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
     saved.request_cancel()
-    make_console().print(f"asked the launcher of {saved.name} to stop")
+    console.print(f"asked the launcher of {saved.name} to stop")
+    return OK
+
+
+def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedSweep) -> int:
+    from sweeps import queued
+
+    with queue_answers():
+        count = queued.cancel(steps, store)
+    console.print(f"cancelled {count} jobs of {saved.name}", highlight=False)
     return OK
 
 
@@ -127,8 +157,11 @@ def _queue_up(
 ) -> int:
     """Submit what is missing to SLURM and leave."""
     from sweeps import dispatch
+    from sweeps.fetch import fetch_inputs
     from sweeps.reconcile import standing, to_run
 
+    if cluster.offline and not fetch_inputs(graph, store, console):
+        return NOT_DONE
     jobs = dispatch.queue_up(to_run(graph, standing(graph, store), retry=retry), cluster, store, saved)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
     return OK

@@ -34,11 +34,14 @@ class Attempt:
         except FileNotFoundError:
             return 0.0
 
-    def finish(self, state: str, reason: str, returncode: int | None) -> None:
-        write_json(
-            self.path / "exit.json",
-            {"state": state, "reason": reason, "returncode": returncode, "finished": utc_now()},
-        )
+    def finish(self, state: str, reason: str, returncode: int | None, own: bool = True) -> None:
+        """`own`: it ended by itself, and was not told to."""
+        told = {"state": state, "reason": reason, "returncode": returncode, "own": own, "finished": utc_now()}
+        write_json(self.path / "exit.json", told)
+
+    def log_of_rank(self, rank: int) -> Path:
+        """What a process beside the first printed."""
+        return self.path / f"rank-{rank}.log"
 
     def exit(self) -> Json | None:
         return read_json(self.path / "exit.json")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlkv.context import Context, Interrupted, Row, StepFailed
+from sweeps import frozen
 from sweeps.attempt import Attempt
 from sweeps.steps import KINDS
 from sweeps.store import Store
@@ -35,7 +36,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(store, json.loads(line)), allow_nan=False) + "\n")
+        request = json.loads(line)
+        with _in_group(request["group"]):
+            answer = _answer(store, request)
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
         answers.flush()
 
 
@@ -57,9 +61,12 @@ def _die_with_parent() -> None:
 
 
 def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one step. Failure is an answer like any other; its traceback goes to the attempt's err.log."""
+    """Run one step. Failure is an answer like any other; its traceback goes to the attempt's err.log. Of several
+    processes that train together the first logs the rows."""
     attempt = next(a for a in store.step(request["step"]).attempts() if a.number == request["attempt"])
-    with _logging_to(attempt), attempt.metrics_file.open("a", encoding="utf-8") as rows:
+    rank = int((request["group"] or {}).get("RANK", 0))
+    out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
+    with _logging_to(out, err), attempt.metrics_file.open("a", encoding="utf-8") if not rank else _nowhere() as rows:
         try:
             return {"state": "done", **_run(store, request["step"], attempt, rows)}
         except Interrupted as error:
@@ -68,10 +75,11 @@ def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
             return {"state": "failed", "reason": _one_line(error)}
         except Exception as error:
             traceback.print_exc()
-            return {"state": "failed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
+            return {"state": "failed", "reason": f"{_named(error)}: {_one_line(error)}"}
 
 
 def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str, Any]:
+    frozen.check(store, step_id)
     step = store.step(step_id)
     spec = step.spec()
     assert spec is not None
@@ -87,10 +95,10 @@ def _log(rows: TextIO, row: Row) -> None:
 
 
 @contextmanager
-def _logging_to(attempt: Attempt) -> Iterator[None]:
+def _logging_to(stdout: Path, stderr: Path) -> Iterator[None]:
     """File descriptors 1 and 2, so that libraries' own output lands in the attempt's logs too."""
     saved = os.dup(1), os.dup(2)
-    with attempt.stdout.open("ab") as out, attempt.stderr.open("ab") as err:
+    with stdout.open("ab") as out, stderr.open("ab") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
     try:
@@ -101,6 +109,27 @@ def _logging_to(attempt: Attempt) -> Iterator[None]:
         for saved_descriptor, descriptor in zip(saved, (1, 2), strict=True):
             os.dup2(saved_descriptor, descriptor)
             os.close(saved_descriptor)
+
+
+@contextmanager
+def _in_group(group: dict[str, str] | None) -> Iterator[None]:
+    """torch.distributed's environment for as long as a step trains with others."""
+    os.environ.update(group or {})
+    try:
+        yield
+    finally:
+        for name in group or ():
+            os.environ.pop(name, None)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _named(error: Exception) -> str:
+    from mlkv.device import is_out_of_memory
+
+    return "out of memory" if is_out_of_memory(error) else type(error).__name__
 
 
 def _one_line(error: BaseException) -> str:

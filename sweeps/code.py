@@ -15,17 +15,17 @@ CONF = ROOT / "conf"
 _PACKAGES = ("mlkv", "sweeps", "slurm", "analysis", "conf")
 
 
-def _sources() -> Iterator[tuple[str, Path]]:
+def _sources(root: Path = ROOT) -> Iterator[tuple[str, Path]]:
     for package in _PACKAGES:
-        for path in sorted((ROOT / package).rglob("*")):
+        for path in sorted((root / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                yield path.relative_to(ROOT).as_posix(), path
+                yield path.relative_to(root).as_posix(), path
 
 
-def tree_hash() -> str:
+def tree_hash(root: Path = ROOT) -> str:
     """Sixteen hex digits over the Python sources and task files that can change a step's result."""
     digest = hashlib.sha256()
-    for name, path in _sources():
+    for name, path in _sources(root):
         if name.startswith(("mlkv/", "sweeps/", "conf/tasks/")):
             digest.update(f"{name} {sha256(path)}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where planned jobs go: subprocesses of this machine, or SLURM. The only module of sweeps that knows slurm."""
+"""Where planned jobs go: subprocesses of this machine, or SLURM (what became of them there: queued.py)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 
-from slurm import records
-from slurm.jobs import Job, JobId, JobState, Resources
+from slurm import site
+from slurm.jobs import Job, JobId, Resources
 from slurm.local import LocalExecutor
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from sweeps.config import ClusterConfig
 from sweeps.errors import UserError
+from sweeps.frozen import CODE
+from sweeps.job import QUEUED
 from sweeps.jobs import PlannedJob, planned_jobs
+from sweeps.queued import QueuedJob, jobs_of, throttle
 from sweeps.steps import Step
 from sweeps.store import SavedSweep, Store
 from sweeps.tracking.target import saved_target
 
-Queued = dict[str, tuple[JobId, JobState]]
-"""Step id → the live job that will run it."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""The environment of jobs that see no internet."""
 
 
 def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
@@ -32,13 +36,17 @@ def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, sav
 
 
 def queue_up(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
-    """Submit what no live job will run already, and return; job name → id. Raises UserError where SLURM refuses."""
-    executor = _slurm(cluster, store, saved)
+    """Submit what no live job will run already, and return; job name → id. `cluster.max_running` holds for what is
+    queued, too. Raises UserError where SLURM refuses or does not answer."""
+    todo = {step.id: step for step in steps}
+    offline = OFFLINE if cluster.offline else {}
+    executor = SlurmExecutor(store.queue, cluster, env={**_environment(store, saved), **offline, QUEUED: "1"})
     try:
-        queued = queued_steps(cluster, store)
-        planned = planned_jobs([step for step in steps if step.id not in queued], cluster)
+        live = {id: job for id, job in jobs_of(_with_parents(todo.values()), store).items() if job.live}
+        throttle(live.values(), cluster, store)
+        planned = planned_jobs([step for id, step in todo.items() if id not in live], cluster)
         stamp = secrets.token_hex(3)
-        jobs = [_slurm_job(store, job, queued, stamp) for job in planned]
+        jobs = [_slurm_job(store, job, live, stamp) for job in planned]
         store.note_jobs(
             [{"name": _stamped(job.name, stamp), "steps": job.steps, "sweep": saved.name} for job in planned]
         )
@@ -49,34 +57,62 @@ def queue_up(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved:
         raise UserError(f"cluster: {error}") from None
 
 
-def queued_steps(cluster: ClusterConfig, store: Store) -> Queued:
-    """Steps that a pending or running job of this store will run; one question to SLURM for all of them."""
-    told = {row["name"]: row["steps"] for row in store.noted_jobs()}
-    ids = {name: id for record in records.recover(store.queue) for name, id in record.ids().items() if name in told}
-    if not ids:
-        return {}
-    states = _slurm(cluster, store).states(ids.values())
-    live = {name: id for name, id in ids.items() if not states[id].ended}
-    return {step: (id, states[id]) for name, id in live.items() for step in told[name]}
+def _with_parents(steps: Iterable[Step]) -> set[str]:
+    return {id for step in steps for id in (step.id, *step.parents.values())}
 
 
-def cancel(steps: Iterable[str], cluster: ClusterConfig, store: Store) -> int:
-    """End the live jobs that would run any of these steps; how many."""
-    queued = queued_steps(cluster, store)
-    ids = {queued[step][0] for step in steps if step in queued}
-    _slurm(cluster, store).cancel(ids)
-    return len(ids)
+@dataclass(frozen=True)
+class Forecast:
+    """What the site says of jobs before they are queued. `gpu_hours` is the most their time limits allow."""
+
+    jobs: int
+    gpu_hours: float
+    starts: dict[str, datetime | None]
+    """Kind → when SLURM would start a first such job; None: it does not say."""
+    refusals: list[str]
 
 
-def _slurm(cluster: ClusterConfig, store: Store, saved: SavedSweep | None = None) -> SlurmExecutor:
-    return SlurmExecutor(store.queue, cluster, env=_environment(store, saved))
+def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> Forecast:
+    """Ask SLURM about the jobs of these steps; nothing is written or queued. Raises UserError where it does not
+    answer."""
+    planned = planned_jobs(list(steps), cluster)
+    executor = SlurmExecutor(store.queue, cluster)
+    asked = {job.kind: _resources(job, _per_node(job)) for job in planned}
+    starts: dict[str, datetime | None] = {}
+    refusals: list[str] = []
+    try:
+        room, nodes = site.room(cluster), site.nodes()
+        for kind, resources in asked.items():
+            problems = site.problems(cluster, resources, nodes)
+            refusals += [f"{kind}: {problem}" for problem in problems]
+            if not problems:
+                try:
+                    starts[kind] = executor.start_estimate(resources)
+                except ValueError as error:
+                    refusals.append(f"{kind}: {error}")
+    except QueueError as error:
+        raise UserError(f"cluster: {error}") from None
+    if room < len(planned):
+        refusals.append(f"the site lets {room} more jobs of yours into the queue; the same line later queues the rest")
+    hours = [job.resources.gpus * job.resources.nodes * cluster.minutes(asked[job.kind]) / 60 for job in planned]
+    return Forecast(len(planned), sum(hours), starts, refusals)
 
 
-def _slurm_job(store: Store, planned: PlannedJob, queued: Mapping[str, tuple[JobId, JobState]], stamp: str) -> Job:
-    elsewhere = {queued[parent][0] for parent in planned.needs if parent in queued}
+def _slurm_job(store: Store, planned: PlannedJob, live: Mapping[str, QueuedJob], stamp: str) -> Job:
+    elsewhere = {str(live[parent].id) for parent in planned.needs if parent in live}
     job = _job(store, planned)
-    after = tuple(_stamped(name, stamp) for name in job.after)
-    return replace(job, name=_stamped(job.name, stamp), after=after, after_ids=tuple(sorted(elsewhere)))
+    return replace(
+        job,
+        name=_stamped(job.name, stamp),
+        resources=_resources(planned, _per_node(planned)),
+        after=tuple(_stamped(name, stamp) for name in job.after),
+        after_ids=tuple(sorted(elsewhere)),
+    )
+
+
+def _per_node(planned: PlannedJob) -> int:
+    """Processes on a node: one per GPU where they can train together."""
+    return max(1, planned.resources.gpus) if planned.kind in ("base", "uptrain") else 1
 
 
 def _stamped(name: str, stamp: str) -> str:
@@ -89,13 +125,15 @@ def _job(store: Store, planned: PlannedJob) -> Job:
     return Job(planned.name, argv, _resources(planned), planned.after, planned.kind)
 
 
-def _resources(planned: PlannedJob) -> Resources:
-    asked = planned.resources
-    return Resources(**{**asdict(asked), "tasks_per_node": asked.tasks_per_node or 1})
+def _resources(planned: PlannedJob, processes: int = 1) -> Resources:
+    """`processes`: per node, where nothing is said."""
+    return Resources(**{**asdict(planned.resources), "tasks_per_node": planned.resources.tasks_per_node or processes})
 
 
 def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
     """Jobs import the code as it is now, wherever they start and whatever is edited meanwhile."""
-    paths = [str(store.snapshot_code()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    snapshot = store.snapshot_code()
+    paths = [str(snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]
     tracking = saved_target(saved).environment() if saved else {}
-    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false", **tracking}
+    code = {CODE: snapshot.name, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    return {**code, "TOKENIZERS_PARALLELISM": "false", **tracking}

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mlkv.context import StepFailed
 from sweeps.errors import UserError
 
 WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
@@ -71,3 +72,13 @@ def fetch_model(name: str, commit: str) -> Path:
 
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE")
     return Path(snapshot_download(name, revision=commit, allow_patterns=list(WEIGHTS), local_files_only=offline))
+
+
+def fetch_task(task: str) -> None:
+    """Have lm-eval download the data of one of its tasks into the datasets cache."""
+    from mlkv.harness import fetch
+
+    try:
+        fetch(task)
+    except StepFailed as error:
+        raise UserError(f"evaluate.tasks: {error}") from None

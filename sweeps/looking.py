@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +15,13 @@ from sweeps.errors import NOT_DONE, OK, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeps.queued import Queued, QueuedJob
     from sweeps.reconcile import Graph, Standing
     from sweeps.store import SavedSweep, StepDir, Store
+
+WATCH_SECONDS = 2.0
+JOB_LINES = 5
+"""Of a job's output, in `why`."""
 
 
 def status(options: argparse.Namespace) -> int:
@@ -26,27 +34,82 @@ def status(options: argparse.Namespace) -> int:
             graph = saved_graph(store, store.sweep(name))
             console.print(f"{name}: {summary(counts(graph, standing(graph, store)))}", highlight=False)
         return OK
-    graph = saved_graph(store, store.sweep(options.name))
+    saved = store.sweep(options.name)
+    graph = saved_graph(store, saved)
     bad = _verify(console, graph, store) if options.verify else 0
-    states = _with_queue(standing(graph, store), store.sweep(options.name), store)
+    states = _watch(console, graph, saved, store) if options.watch else _standing(console, graph, saved, store)[0]
     console.print(status_table(graph, states))
     console.print(summary(counts(graph, states)), highlight=False)
     return NOT_DONE if bad or any(state.name == "FAILED" for state in states.values()) else OK
 
 
-def _with_queue(states: Standing, saved: SavedSweep, store: Store) -> Standing:
-    """The standing with what SLURM says of steps that have not begun."""
-    from dataclasses import replace
+def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> Standing:
+    """Show where steps stand until none runs or waits in the queue; on a pipe, a line whenever something changed."""
+    import time
 
-    from sweeps import dispatch
+    from rich.live import Live
+
+    from sweeps.view import counts, status_table, summary
+
+    before = ""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            states, jobs = _standing(console, graph, saved, store)
+            shown = summary(counts(graph, states))
+            if console.is_terminal:
+                live.update(status_table(graph, states), refresh=True)
+            elif shown != before:
+                console.print(shown, highlight=False)
+            before = shown
+            if not any(state.name == "RUNNING" for state in states.values()) and not any(j.live for j in jobs.values()):
+                return states
+            time.sleep(WATCH_SECONDS)
+
+
+def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Standing, Queued]:
+    """Where steps stand by the store and, on SLURM, by the queue; without the queue's word where it does not answer."""
     from sweeps.config import parse_cluster
+    from sweeps.reconcile import standing
 
-    cluster = parse_cluster(saved.plan["cluster"])
-    queued = dispatch.queued_steps(cluster, store) if cluster.name == "slurm" else {}
-    for id, (job, state) in queued.items():
-        if id in states and states[id].name not in ("DONE", "RUNNING"):
-            states[id] = replace(states[id], name="PENDING", reason=f"job {job} {state.phase.lower()} {state.reason}")
-    return states
+    states = standing(graph, store)
+    if parse_cluster(saved.plan["cluster"]).name != "slurm":
+        return states, {}
+    from sweeps.queued import QueueError, with_queue
+
+    try:
+        return with_queue(states, store)
+    except QueueError as error:
+        console.print(f"the queue does not answer ({error}): what waits or is lost is not known", highlight=False)
+        return states, {}
+
+
+@contextmanager
+def queue_answers() -> Iterator[None]:
+    """A queue that does not answer is told in one line."""
+    from sweeps.queued import QueueError
+
+    try:
+        yield
+    except QueueError as error:
+        raise UserError(f"cluster: {error}") from None
+
+
+def selected(saved: SavedSweep, wanted: Sequence[str], *, alone: bool = False) -> list[str]:
+    """Steps of the variants (labels or globs of them), or with the ids, that are wanted; all where none is named.
+    `alone`: not those that other variants need too. Raises UserError for what names nothing."""
+    labels = [str(row["variant"]) for row in saved.variants]
+    variants, steps = set(labels if not wanted else ()), set()
+    for word in wanted:
+        named = set(fnmatch.filter(labels, word)) | ({word} & set(labels))
+        ids = {id for id in saved.plan["steps"] if id.startswith(word)}
+        if not named | ids:
+            raise UserError(f"{word}: no variant or step of sweep {saved.name} (variants: {', '.join(labels)})")
+        variants |= named
+        steps |= ids
+    for id, told in saved.plan["steps"].items():
+        if variants.issuperset(told["variants"]) if alone else variants.intersection(told["variants"]):
+            steps.add(id)
+    return [id for id in saved.plan["steps"] if id in steps]
 
 
 def _verify(console: Console, graph: Graph, store: Store) -> int:
@@ -62,62 +125,62 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
 
 
 def why(options: argparse.Namespace) -> int:
-    from sweeps.reconcile import blockers, saved_graph, standing
+    from sweeps.reconcile import blockers, saved_graph
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
+    chosen = selected(saved, [options.variant])
     graph = saved_graph(store, saved)
-    chosen = [
-        id
-        for id, told in saved.plan["steps"].items()
-        if options.variant in told["variants"] or id.startswith(options.variant)
-    ]
-    if not chosen:
-        labels = ", ".join(row["variant"] for row in saved.variants)
-        raise UserError(f"{options.variant}: no variant or step of sweep {saved.name} (variants: {labels})")
-    states = standing(graph, store)
+    states, jobs = _standing(console, graph, saved, store)
     blocked = blockers(graph, states)
     for id in chosen:
         if (state := states[id]).name == "DONE":
             continue
         reason = f"waits for {blocked[id]}, which failed" if id in blocked else state.reason
         waits = [p for p in graph[id].parents.values() if states[p].name != "DONE"]
-        console.print(
-            f"{id} {graph[id].label}: {state.name} {reason or ('waits for ' + ', '.join(waits) if waits else '')}",
-            highlight=False,
-        )
-        if state.name in ("FAILED", "LOST", "INTERRUPTED"):
-            _print_tail(console, store.step(id))
+        told = "; ".join(filter(None, [reason, f"waits for {', '.join(waits)}" if waits and id not in blocked else ""]))
+        console.print(f"{id} {graph[id].label}: {'BLOCKED' if id in blocked else state.name} {told}", highlight=False)
+        if state.name in ("FAILED", "LOST", "INTERRUPTED", "CANCELLED"):
+            _print_tail(console, store.step(id), jobs.get(id))
     if all(states[id].name == "DONE" for id in chosen):
         console.print("all done")
     return OK
 
 
-def _print_tail(console: Console, step: StepDir) -> None:
+def _print_tail(console: Console, step: StepDir, job: QueuedJob | None) -> None:
+    """The last lines of the attempt, and where SLURM's own words on the job are."""
     attempt = step.attempt()
     for line in attempt.log_tail() if attempt else []:
         console.print(f"    {line}", style="dim", highlight=False, markup=False)
+    if job and job.output and job.output.exists():
+        lines = job.output.read_text(encoding="utf-8", errors="replace").splitlines()[-JOB_LINES:]
+        for line in [f"{job.output}:", *lines]:
+            console.print(f"    {line}", style="dim", highlight=False, markup=False)
 
 
 def logs(options: argparse.Namespace) -> int:
     import time
 
     step = existing(options.store).find(options.step)
-    attempt = step.attempt()
-    if attempt is None:
-        raise UserError(f"step {step.id}: was never started")
-    shown = {attempt.stdout: 0, attempt.stderr: 0, attempt.metrics_file: 0}
+    shown: dict[Path, int] = {}
     while True:
-        for path, position in shown.items():
+        for path in _logs_of(step):
             if path.exists():
                 with path.open(encoding="utf-8", errors="replace") as file:
-                    file.seek(position)
+                    file.seek(shown.get(path, 0))
                     sys.stdout.write(file.read())
                     shown[path] = file.tell()
         sys.stdout.flush()
-        if not options.follow or step.state().name != "RUNNING":
+        if not options.follow or step.state().name not in ("RUNNING", "PENDING", "INTERRUPTED"):
             return OK
         time.sleep(0.5)
+
+
+def _logs_of(step: StepDir) -> list[Path]:
+    """What the latest attempt writes. Raises UserError where there was none."""
+    if attempt := step.attempt():
+        return [attempt.stdout, attempt.stderr, attempt.metrics_file]
+    raise UserError(f"step {step.id}: was never started")
 
 
 def gather(options: argparse.Namespace) -> int:

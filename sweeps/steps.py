@@ -96,6 +96,11 @@ def recipe_of(schema: type[R], values: Json, how: Json) -> R:
     return schema(**{key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()})
 
 
+def trains(spec: Json) -> bool:
+    """Whether a step is training, which several processes can share."""
+    return spec.get("kind") == "uptrain" or "train" in spec.get("slice", {})
+
+
 # Making steps
 
 

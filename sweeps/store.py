@@ -23,9 +23,10 @@ import psutil
 from sweeps.attempt import Attempt, Json
 from sweeps.axis import Axis, Rows
 from sweeps.files import read_json, sha256, tree, utc_now, write_json, write_once
+from sweeps.job import host
 
-StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST"]
-STALE_SECONDS = 60.0
+StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
+STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
 """A claim of another host whose heartbeat is older than this belongs to nobody."""
 
 
@@ -135,7 +136,7 @@ class StepDir:
             return None
         if held:
             self._take_over(held)
-        me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())})
+        me = json.dumps({"host": host(), "pid": os.getpid(), "started": _process_start(os.getpid())})
         if self.record() or not write_once(self.claim_file, me):
             return None
         if self.record():
@@ -163,7 +164,7 @@ class StepDir:
             write_once(self.claim_file, json.dumps(taken))
 
     def _is_stale(self, claim: Json) -> bool:
-        if claim["host"] == socket.gethostname():
+        if claim["host"] == host():
             return _process_start(claim["pid"]) != claim["started"]
         attempts = self.attempts()
         return self.store.now() - (attempts[-1].last_beat() if attempts else 0.0) > STALE_SECONDS
@@ -374,18 +375,24 @@ class Store:
 
         return tree_hash()
 
-    def snapshot_code(self) -> Path:
-        """A copy of the running code that jobs import, so that editing the checkout changes no queued job."""
-        from sweeps.code import copy_tree
+    def code(self, tree_hash: str) -> Path:
+        """Where the snapshot of that code lies, if there is one."""
+        return self.root / "code" / tree_hash
 
-        target = self.root / "code" / self.code_hash
-        if not target.is_dir():
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            copy_tree(temporary)
-            try:
-                temporary.rename(target)
-            except OSError:
-                shutil.rmtree(temporary)  # somebody else's copy of the same tree is in place
+    def snapshot_code(self) -> Path:
+        """A copy of the code as it is now, which jobs import, so that editing the checkout changes no queued job. It is
+        named by its own content: the checkout may change while it is copied."""
+        from sweeps.code import copy_tree, tree_hash
+
+        if (known := self.code(self.code_hash)).is_dir():
+            return known
+        temporary = self.root / "code" / f".copy-{socket.gethostname()}-{os.getpid()}"
+        copy_tree(temporary)
+        target = self.code(tree_hash(temporary))
+        try:
+            temporary.rename(target)
+        except OSError:
+            shutil.rmtree(temporary)  # somebody else's copy of the same tree is in place
         return target
 
 

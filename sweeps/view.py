@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +18,9 @@ from sweeps.reconcile import Costs, Graph, Standing, blockers
 from sweeps.steps import Step
 from sweeps.store import State, Store
 
+if TYPE_CHECKING:
+    from sweeps.dispatch import Forecast
+
 STYLES = {
     "DONE": "green",
     "RUNNING": "cyan",
@@ -25,6 +29,7 @@ STYLES = {
     "BLOCKED": "yellow",
     "INTERRUPTED": "yellow",
     "LOST": "yellow",
+    "CANCELLED": "yellow",
 }
 
 
@@ -73,6 +78,14 @@ def _kinds(graph: Graph, states: Standing, costs: Costs) -> Table:
         expected = seconds(costs.total(missing)) if missing else ""
         table.add_row(kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected)
     return table
+
+
+def forecast_lines(forecast: Forecast) -> list[str]:
+    """What a plan adds on a cluster with a queue."""
+    lines = [f"{forecast.jobs} jobs, at most {forecast.gpu_hours:.1f} GPU-hours by their time limits"]
+    told = [f"{kind} {start:%Y-%m-%d %H:%M}" for kind, start in forecast.starts.items() if start]
+    lines += [f"SLURM would start a first job of each kind: {', '.join(told)}"] if told else []
+    return lines + [f"would be refused: {refusal}" for refusal in forecast.refusals]
 
 
 def status_table(graph: Graph, states: Standing) -> Table:

@@ -6,118 +6,56 @@ alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import queue
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import psutil
-
+from sweeps import steps as kinds
+from sweeps.attempt import Attempt
+from sweeps.computing import Child
 from sweeps.files import utc_now
-from sweeps.store import Claim, Store
+from sweeps.follower import Follower
+from sweeps.job import SIGNALS, QueueJob, free_port, host, out_of_memory_kills
+from sweeps.store import Claim, StepDir, Store
 from sweeps.tracking.supervisor import Mirror
 
 DONE, FAILED, BLOCKED, INTERRUPTED = 0, 1, 3, 4
+_GRAVITY = (DONE, BLOCKED, FAILED, INTERRUPTED)
+"""Of several outcomes the last one here is the job's: what was interrupted goes on, whatever failed beside it."""
+TRIES = 3
+"""How many attempts in a row may die, or use up their time, without getting further than the one before."""
+OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
+"""What ends an attempt through no fault of its own."""
 BEAT_SECONDS = 1.0
 GRACE_SECONDS = 60.0
 """How long a child may take to save its state once it was asked to stop."""
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 
 
-class Child:
-    """The computing process. Started at the first step that is not done, so that a hit costs nothing."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
-
-    def ask(self, step: str, attempt: int) -> None:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._process
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps({"step": step, "attempt": attempt}) + "\n")
-        self._process.stdin.flush()
-
-    def _start(self) -> None:
-        ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "sweeps.child", str(self._store.root), str(theirs)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
-        os.close(theirs)
-        self._answers = queue.Queue()
-        threading.Thread(target=_read, args=(os.fdopen(ours), self._answers), daemon=True).start()
-
-    def answer(self, timeout: float) -> dict[str, Any] | None:
-        """The child's word on the step it was asked to run; None while it is at it; `vanished` once it is gone."""
-        assert self._process
-        try:
-            line = self._answers.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if line:
-            return json.loads(line)
-        code = self._process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        return {"state": "vanished", "reason": f"its process was {how}", "returncode": code}
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    def resident_bytes(self) -> int:
-        try:
-            return psutil.Process(self._process.pid).memory_info().rss if self._process else 0
-        except psutil.NoSuchProcess:
-            return 0
-
-    def stop(self) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-
-    def kill(self) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-
-    def close(self) -> None:
-        if self._process and self._process.stdin:
-            self._process.stdin.close()
-            self._process.wait()
-
-
-def _read(answers: IO[str], into: queue.Queue[str]) -> None:
-    """Every line, then an empty one at the end of file."""
-    with answers:
-        for line in answers:
-            into.put(line)
-    into.put("")
-
-
 class Worker:
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._job = QueueJob.current()
         self._child = Child(store)
         self._mirror = Mirror(store)
         self._stopping_since: float | None = None
+        self._stopped_by = ""
 
     def run(self, steps: Sequence[str]) -> int:
         """Run what is not done; go on past failures to steps that do not depend on them."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        for number in SIGNALS:
             signal.signal(number, self._on_stop)
         worst = DONE
         for step in steps:
             status = INTERRUPTED if self._stopping_since else self._step(step)
-            worst = status if worst in (DONE, BLOCKED) and status != DONE else worst
+            worst = max(worst, status, key=_GRAVITY.index)
             print(f"{utc_now()} {step} {_WORDS[status]}", flush=True)
         self._child.close()
         self._mirror.close()
@@ -126,6 +64,7 @@ class Worker:
     def _on_stop(self, number: int, frame: Any) -> None:
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
+        self._stopped_by = SIGNALS[signal.Signals(number)]
         self._child.stop()
 
     def _step(self, step_id: str) -> int:
@@ -133,15 +72,27 @@ class Worker:
         while not step.record():
             if self._stopping_since:
                 return INTERRUPTED
+            if self._failed_before(step):
+                return FAILED
             if not self._inputs_are_sound(step_id):
                 return BLOCKED
             if claim := step.claim():
                 try:
-                    return self._attempt(claim)
+                    status = self._attempt(claim)
                 finally:
                     claim.release()
-            time.sleep(BEAT_SECONDS)  # another worker is at it
+                if status != INTERRUPTED or self._stopping_since:
+                    return status
+            else:
+                time.sleep(BEAT_SECONDS)  # another worker is at it
         return DONE
+
+    def _failed_before(self, step: StepDir) -> bool:
+        """Whether an earlier run of this very job has found that the step fails."""
+        if not self._job.run or not (last := step.attempt()):
+            return False
+        told, ended = last.environment() or {}, last.exit() or {}
+        return told.get("job") == self._job.id and ended.get("state") == "failed"
 
     def _inputs_are_sound(self, step_id: str) -> bool:
         """Every parent done, with the bytes its record names. A parent that is not is set aside to be run again."""
@@ -161,20 +112,49 @@ class Worker:
 
     def _attempt(self, claim: Claim) -> int:
         attempt, started, clock = claim.attempt, utc_now(), time.monotonic()
-        attempt.write_environment(_environment())
-        self._child.ask(claim.step.id, attempt.number)
+        killed_before, group = out_of_memory_kills(), self._group(claim.step)
+        attempt.write_environment(_environment() | self._whose(group))
+        self._child.ask(claim.step.id, attempt.number, group)
         self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(claim)
-        state = answer["state"]
-        if state == "vanished":
-            killed = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM)
-            state = "interrupted" if killed or self._stopping_since else "failed"
-        if state == "done":
+        if answer["state"] == "vanished":
+            answer = self._explain(answer, peak, out_of_memory_kills() > killed_before)
+        answer = self._judge(claim, answer)
+        if answer["state"] == "done":
             wall = time.monotonic() - clock
             claim.step.publish(claim, self._record(claim, answer, started, wall, peak))
-        attempt.finish(state, answer.get("reason", ""), answer.get("returncode"))
+        attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
         self._mirror.ended(claim)
-        return {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[state]
+        return {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[answer["state"]]
+
+    def _group(self, step: StepDir) -> dict[str, str] | None:
+        """The first process's place among those that will train this step together."""
+        if self._job.ranks == 1 or not kinds.trains(step.spec() or {}):
+            return None
+        return self._job.group(socket.gethostname(), free_port())
+
+    def _whose(self, group: dict[str, str] | None) -> dict[str, Any]:
+        told: dict[str, Any] = {"job": self._job.id, "run": self._job.run} if self._job.id else {}
+        return told | ({"group": group} if group else {})
+
+    def _explain(self, answer: dict[str, Any], peak: int, memory_ran_out: bool) -> dict[str, Any]:
+        """What the end of a child without an answer means."""
+        if memory_ran_out:
+            asked = "raise cluster.resources.KIND.memory_gb"
+            reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {asked}"
+            return {**answer, "state": "failed", "reason": reason}
+        ended = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR2)
+        return {**answer, "state": "interrupted" if ended or self._stopping_since else "failed"}
+
+    def _judge(self, claim: Claim, answer: dict[str, Any]) -> dict[str, Any]:
+        """Name the signal behind an interruption; a step that only ever gets so far has failed."""
+        if answer["state"] != "interrupted":
+            return answer
+        reason = "; ".join(filter(None, [answer.get("reason"), self._stopped_by]))
+        answer = {**answer, "reason": reason, "own": self._stopped_by not in OTHERS}
+        if answer["own"] and (count := fruitless(claim.step.attempts())) >= TRIES:
+            return {**answer, "state": "failed", "reason": f"{count} attempts in a row got no further: {reason}"}
+        return answer
 
     def _watch(self, claim: Claim) -> tuple[dict[str, Any], int]:
         """The child's answer and the most memory it was seen to hold, in bytes; beats while waiting."""
@@ -190,7 +170,7 @@ class Worker:
     def _record(self, claim: Claim, answer: dict[str, Any], started: str, wall: float, peak: int) -> dict[str, Any]:
         spec = claim.step.spec() or {}
         parents = [self._store.step(parent).record() or {} for parent in spec["parents"].values()]
-        devices = max(1, len(_visible_gpus()))
+        devices = max(1, len(_visible_gpus())) * self._job.nodes
         return {
             "started": started,
             "finished": utc_now(),
@@ -204,6 +184,18 @@ class Worker:
             "metrics": answer["metrics"],
             "facts": answer["facts"],
         }
+
+
+def fruitless(attempts: Sequence[Attempt]) -> int:
+    """How many attempts in a row, up to the latest, ended by themselves and no further than an earlier one."""
+    reached = [int((attempt.progress() or {}).get("step", 0)) for attempt in attempts]
+    count = 0
+    for i in reversed(range(len(attempts))):
+        ended = attempts[i].exit() if i < len(attempts) - 1 else {"own": True}
+        if not (ended or {}).get("own") or reached[i] > max(reached[:i], default=0):
+            break
+        count += 1
+    return count
 
 
 _WORDS = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted"}
@@ -221,14 +213,15 @@ def _environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "host": socket.gethostname(),
+        "host": host(),
         "device": f"cuda:{','.join(gpus)}" if (gpus := _visible_gpus()) else platform.machine(),
         "versions": versions,
     }
 
 
 def main() -> None:
-    sys.exit(Worker(Store(Path(sys.argv[1]))).run(sys.argv[2:]))
+    store, job = Store(Path(sys.argv[1])), QueueJob.current()
+    sys.exit(Follower(store, job).run(sys.argv[2:]) if job.rank else Worker(store).run(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""What jobs would need the internet for, brought here first: models, hub corpora, data of evaluation tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from sweeps import hub
+from sweeps.steps import Step
+from sweeps.store import Store
+
+
+def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> bool:
+    """Fetch for every step that is not done; whether all of it is here.
+
+    Models and task data go to the Hugging Face cache (HF_HOME, which nodes must see). A hub dataset is streamed, not
+    kept, so its corpus is made here, as the step it is.
+    """
+    missing = [step for step in steps.values() if not store.step(step.id).record()]
+    for name, commit in sorted({source for step in missing if (source := _hub_model(step))}):
+        console.print(f"model {name} at {commit[:12]}", highlight=False)
+        hub.fetch_model(name, commit)
+    for task in sorted({task for step in missing if (task := _hub_task(step))}):
+        console.print(f"data of task {task}", highlight=False)
+        hub.fetch_task(task)
+    return _make_corpora([step.id for step in missing if step.kind == "corpus" and step.slice["source"] == "hf"], store)
+
+
+def _hub_model(step: Step) -> tuple[str, str] | None:
+    source = step.how.get("source") or step.how.get("tokenizer_source") or {}
+    return (source["hub"], source["revision"]) if "hub" in source else None
+
+
+def _hub_task(step: Step) -> str | None:
+    """A task that lm-eval defines; ours are made of the corpus."""
+    from sweeps.resolve import uses_corpus
+
+    task = step.slice.get("task") if step.kind == "evaluate" else None
+    return task if task and not uses_corpus(task) else None
+
+
+def _make_corpora(ids: list[str], store: Store) -> bool:
+    from sweeps.worker import DONE, Worker
+
+    return not ids or Worker(store).run(ids) == DONE
