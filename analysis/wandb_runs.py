@@ -59,7 +59,14 @@ def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     newest = sorted((each for each in ours if each["number"] == number), key=lambda each: each["index"])
     steps = {id: step for each in newest for id, step in each["steps"].items()}
     plan = {**newest[0]["plan"], "name": name, "number": number, "steps": steps}
-    return SavedSweep(name, number, Path(), plan, [each["variant"] for each in newest])
+    return SavedSweep(name, number, Path(), plan, [_variant(each) for each in newest])
+
+
+def _variant(told: Json) -> Json:
+    """A row of the plan, its tasks in the plan's order."""
+    planned = told["variant"]["steps"]
+    evaluate = {task: planned["evaluate"][task] for task in told["tasks"]}
+    return {**told["variant"], "steps": {**planned, "evaluate": evaluate}}
 
 
 class LoggedSteps(PlannedSteps):

@@ -177,12 +177,13 @@ def _overall(states: list[str]) -> str:
 
 def _variant_config(sweep: SavedSweep, index: int, row: Json) -> Json:
     """The resolved configuration and the cost columns to filter and plot by; under `mlkv` the plan itself, from which
-    a reader of W&B alone makes the same table as the store's."""
+    a reader of W&B alone makes the same table as the store's (`tasks`: W&B forgets the order of keys)."""
     costs = ("baseline", "pattern", "family", "kv_layers", "kv_heads", "budget", "kv_bytes_per_token", "parameters")
     plan = {"accuracy": sweep.plan.get("accuracy"), "axis": sweep.plan.get("axis")}
     steps = {id: sweep.plan["steps"][id] for id in _step_ids(row)}
     kept = {key: value for key, value in row.items() if key != "config"}
-    told = {"sweep": sweep.name, "number": sweep.number, "index": index, "variant": kept, "plan": plan, "steps": steps}
+    place = {"sweep": sweep.name, "number": sweep.number, "index": index, "tasks": list(row["steps"]["evaluate"])}
+    told = {**place, "variant": kept, "plan": plan, "steps": steps}
     return {**row["config"], **{key: row[key] for key in costs}, "steps": row["steps"], "mlkv": told}
 
 
