@@ -129,10 +129,12 @@ def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]
 
 
 def _show_plan(console: Console, planned: Plan, store: Store) -> None:
-    from sweeps.reconcile import Costs, standing
+    from sweeps.reconcile import Costs, other_code, standing
     from sweeps.view import plan_tables
 
     console.print(plan_tables(planned, standing(planned.steps, store), Costs.of_store(store)))
+    if foreign := other_code(planned.steps, store):
+        console.print(f"{len(foreign)} finished steps were made by other code than the one here", style="dim")
 
 
 def _run_graph(

@@ -63,10 +63,8 @@ def _with_parents(steps: Iterable[Step]) -> set[str]:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the site says of jobs before they are queued. `gpu_hours` is the most their time limits allow."""
+    """What the site says of jobs before they are queued."""
 
-    jobs: int
-    gpu_hours: float
     starts: dict[str, datetime | None]
     """Kind → when SLURM would start a first such job; None: it does not say."""
     refusals: list[str]
@@ -94,8 +92,7 @@ def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> For
         raise UserError(f"cluster: {error}") from None
     if room < len(planned):
         refusals.append(f"the site lets {room} more jobs of yours into the queue; the same line later queues the rest")
-    hours = [job.resources.gpus * job.resources.nodes * cluster.minutes(asked[job.kind]) / 60 for job in planned]
-    return Forecast(len(planned), sum(hours), starts, refusals)
+    return Forecast(starts, refusals)
 
 
 def _slurm_job(store: Store, planned: PlannedJob, live: Mapping[str, QueuedJob], stamp: str) -> Job:

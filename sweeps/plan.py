@@ -115,6 +115,15 @@ class Plan:
         """Distinct steps by id, parents before children."""
         return {step.id: steps.with_work(step, v.work(step)) for v in self.variants for step in v.steps}
 
+    def checkpoint_bytes(self, steps: set[str]) -> int:
+        """What the checkpoints among these steps will take, in float32."""
+        sizes: dict[str, int] = {}
+        for variant in self.variants:
+            for step in (variant.base, variant.convert, variant.uptrain):
+                if step and step.id in steps:
+                    sizes[step.id] = 4 * variant.shape.parameters(variant.layout)
+        return sum(sizes.values())
+
     def saved(self) -> Json:
         """The sweep-wide part of the frozen plan."""
         users: dict[str, list[str]] = {}

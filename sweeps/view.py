@@ -13,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.jobs import planned_jobs
 from sweeps.plan import Plan
-from sweeps.reconcile import Costs, Graph, Standing, blockers
+from sweeps.reconcile import Costs, Graph, Standing, blockers, to_run
 from sweeps.steps import Step
 from sweeps.store import State, Store
 
@@ -48,7 +49,7 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: Standing, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
-    return Group(_variants(plan, states), _kinds(plan.steps, states, costs))
+    return Group(_variants(plan, states), _kinds(plan.steps, states, costs), _work(plan, states))
 
 
 def _variants(plan: Plan, states: Standing) -> Table:
@@ -80,11 +81,24 @@ def _kinds(graph: Graph, states: Standing, costs: Costs) -> Table:
     return table
 
 
+def _work(plan: Plan, states: Standing) -> str:
+    """How many jobs, their hours by the time limits, and the bytes they will leave."""
+    missing = to_run(plan.steps, states)
+    jobs = planned_jobs(missing, plan.config.cluster)
+    hours = sum(job.resources.minutes * max(job.resources.gpus, 1) * job.resources.nodes for job in jobs) / 60
+    kept = plan.checkpoint_bytes({step.id for step in missing}) / 1e6
+    unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"
+    return (
+        f"{len(jobs)} jobs: at most {hours:.1f} {unit} by their time limits, {kept:,.0f} MB of checkpoints"
+        if jobs
+        else ""
+    )
+
+
 def forecast_lines(forecast: Forecast) -> list[str]:
     """What a plan adds on a cluster with a queue."""
-    lines = [f"{forecast.jobs} jobs, at most {forecast.gpu_hours:.1f} GPU-hours by their time limits"]
     told = [f"{kind} {start:%Y-%m-%d %H:%M}" for kind, start in forecast.starts.items() if start]
-    lines += [f"SLURM would start a first job of each kind: {', '.join(told)}"] if told else []
+    lines = [f"SLURM would start a first job of each kind: {', '.join(told)}"] if told else []
     return lines + [f"would be refused: {refusal}" for refusal in forecast.refusals]
 
 

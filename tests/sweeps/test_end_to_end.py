@@ -195,6 +195,15 @@ def test_cancel_stops_the_launcher_and_the_same_line_goes_on(mlkv: Shell, tiny: 
     assert (base.state().name, base.record()) == ("INTERRUPTED", None)
 
 
+def test_one_step_in_the_foreground(mlkv: Shell, tiny: list[str]) -> None:
+    assert "done" in mlkv("run", "corpus", *tiny)
+    [corpus] = [step for step in mlkv.store.steps() if step.record()]
+    assert corpus.kind == "corpus"
+    assert f"{corpus.id} done" in mlkv("run", corpus.id)
+    assert len(corpus.attempts()) == 1
+    assert "misses 16 steps of this kind" in mlkv("run", "evaluate", *tiny, status=2)
+
+
 def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[str], text_files: Path) -> None:
     before = attempts(copy.store)
     command = [sys.executable, "-m", "sweeps", "-m", *tiny, "--config-dir", str(TEST_CONF)]
