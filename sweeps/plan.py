@@ -117,12 +117,13 @@ class Plan:
 
     def checkpoint_bytes(self, steps: set[str]) -> int:
         """What the checkpoints among these steps will take, in float32."""
-        sizes: dict[str, int] = {}
+        parameters: dict[str, int] = {}
         for variant in self.variants:
-            for step in (variant.base, variant.convert, variant.uptrain):
-                if step and step.id in steps:
-                    sizes[step.id] = 4 * variant.shape.parameters(variant.layout)
-        return sum(sizes.values())
+            if variant.base:
+                parameters[variant.base.id] = variant.model.shape.parameters(variant.model.layout)
+            for step in filter(None, (variant.convert, variant.uptrain)):
+                parameters[step.id] = variant.shape.parameters(variant.layout)
+        return sum(4 * count for id, count in parameters.items() if id in steps)
 
     def saved(self) -> Json:
         """The sweep-wide part of the frozen plan."""

@@ -57,6 +57,10 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 
 
+_ALIKE = {"uptrain": ("uptrain", "base"), "base": ("base", "uptrain")}
+"""Kinds whose work is of one sort, nearest first."""
+
+
 @dataclass(frozen=True)
 class Costs:
     """Seconds per unit of work that steps of each kind took in this store (median over records)."""
@@ -73,8 +77,9 @@ class Costs:
         return cls({kind: median(values) for kind, values in rates.items()})
 
     def seconds(self, step: Step) -> float | None:
-        """Expected wall seconds of a step; None where no step of its kind has ever finished here."""
-        rate = self.seconds_per_work.get(step.kind)
+        """Expected wall seconds of a step; None where no step like it has ever finished here."""
+        rates = [rate for kind in _ALIKE.get(step.kind, (step.kind,)) if (rate := self.seconds_per_work.get(kind))]
+        rate = rates[0] if rates else None
         return None if rate is None else rate * step.how["work"]
 
     def total(self, steps: Iterable[Step]) -> float | None:

@@ -189,10 +189,10 @@ class Progress:
         counted = counts(self._graph, self._states)
         elapsed = time.monotonic() - self._started
         head = Table.grid(padding=(0, 2))
-        left = self._left()
+        left = expected_left(self._graph.values(), self._states, self._costs, self._slots)
         head.add_row(
             ProgressBar(total=len(self._graph), completed=counted["DONE"], width=30),
-            Text(f"{summary(counted)}    {seconds(elapsed)} gone, {seconds(left)} left"),
+            Text(f"{summary(counted)}    {seconds(elapsed)} gone, {left}"),
         )
         return Group(head, self._running())
 
@@ -205,21 +205,24 @@ class Progress:
                 table.add_row(Text(step.kind, "cyan"), step.label, bar, _progress_text(state))
         return table
 
-    def _left(self) -> float | None:
-        """Expected seconds until the last step ends, by the pace of this store's records."""
-        return expected_left(self._graph.values(), self._states, self._costs, self._slots)
+
+def expected_left(steps: Iterable[Step], states: Standing, costs: Costs, slots: int) -> str:
+    """`7 min left` by the pace of this store's records and of what is running; `over` where part of it is unknown."""
+    remaining = [_remaining(step, states[step.id], costs) for step in steps]
+    known = sum(seconds for seconds in remaining if seconds is not None) / slots
+    if None not in remaining:
+        return f"{seconds(known)} left"
+    return f"over {seconds(known)} left" if known else "time left not known yet"
 
 
-def expected_left(steps: Iterable[Step], states: Standing, costs: Costs, slots: int) -> float | None:
-    remaining = 0.0
-    for step in steps:
-        state = states[step.id]
-        if state.name in ("DONE", "FAILED"):
-            continue
-        expected = costs.seconds(step)
-        if expected is None:
-            return None
-        row = state.progress or {}
-        share = 1 - row["step"] / row["steps"] if state.name == "RUNNING" and row.get("steps") else 1.0
-        remaining += expected * share
-    return remaining / slots
+def _remaining(step: Step, state: State, costs: Costs) -> float | None:
+    """Expected seconds until a step ends."""
+    if state.name in ("DONE", "FAILED"):
+        return 0.0
+    row = state.progress or {}
+    if state.name != "RUNNING" or not row.get("steps"):
+        return costs.seconds(step)
+    if row.get("tokens_per_second"):
+        return (row["steps"] - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_second"]
+    expected = costs.seconds(step)
+    return None if expected is None else expected * (1 - row["step"] / row["steps"])

@@ -1,0 +1,55 @@
+"""What the terminal says of time and size, and which rows of a plan it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from rich.console import Console
+
+from sweeps.plan import Plan
+from sweeps.reconcile import Costs
+from sweeps.steps import Step
+from sweeps.store import State
+from sweeps.view import expected_left, plan_tables, seconds, summary
+
+COSTS = Costs({"base": 2.0, "evaluate": 0.5})
+
+
+def step(kind: str, work: float) -> Step:
+    return Step(kind, {"work": work}, how={"work": work})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "—"), (0.4, "0 s"), (99, "99 s"), (420, "7 min"), (5399, "90 min"), (9000, "2.5 h")]
+)
+def test_a_time_is_said_in_its_unit(value: float | None, said: str) -> None:
+    assert seconds(value) == said
+
+
+def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
+    base, uptrain, evaluate, measure = step("base", 10), step("uptrain", 4), step("evaluate", 8), step("measure", 1)
+    running = State("RUNNING", progress={"step": 30, "steps": 40, "tokens": 3000, "tokens_per_second": 100.0})
+    pending, done = State("PENDING"), State("DONE")
+    assert expected_left([base], {base.id: pending}, COSTS, 1) == "20 s left"
+    assert expected_left([base], {base.id: running}, COSTS, 1) == "10 s left", "its own pace, not that of records"
+    assert expected_left([uptrain], {uptrain.id: pending}, COSTS, 2) == "4 s left", "trains at the base's pace"
+    states = {base.id: done, evaluate.id: pending, measure.id: pending}
+    assert expected_left([base, evaluate, measure], states, COSTS, 1) == "over 4 s left"
+    assert expected_left([measure], states, COSTS, 1) == "time left not known yet"
+
+
+def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence[str]], Plan]) -> None:
+    plan = planner(["layout=mlkv", "name=shown"])
+    states = {id: State("DONE" if step.kind == "corpus" else "PENDING") for id, step in plan.steps.items()}
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(plan_tables(plan, states, COSTS))
+    text = console.export_text()
+    assert "shown: 3 variants" in text
+    assert "1 ─ 1 ─ 1 ─" in text
+    assert "5 jobs: at most 5.0 hours by their time limits, 66 MB of checkpoints" in text
+    assert "corpus      1     1    0" in text
+
+
+def test_a_summary_names_what_there_is() -> None:
+    assert summary({"DONE": 3, "FAILED": 1, "PENDING": 0}) == "3 done, 1 failed"
