@@ -61,6 +61,15 @@ def read_project(
     return runs
 
 
+def read_sweep(path: str, sweep: str, **how: Any) -> list[LoggedRun]:
+    """The runs of a sweep's variants and of the steps they name, without histories unless asked for."""
+    how = {"histories": False, **how}
+    variants = read_project(path, {"group": sweep, "jobType": "variant"}, **how)
+    steps = sorted({id for run in variants for id in run.config.get("mlkv", {}).get("steps", {})})
+    pages = [steps[i : i + PAGE] for i in range(0, len(steps), PAGE)]
+    return [*variants, *(run for page in pages for run in read_project(path, {"name": {"$in": page}}, **how))]
+
+
 def _checked(path: str, fetched: Iterator[list[Json]]) -> Iterator[list[Json]]:
     while True:
         try:

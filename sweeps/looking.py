@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.errors import NOT_DONE, OK, UserError
+from sweeps.errors import NOT_DONE, OK, UserError, choices
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from sweeps.queued import Queued, QueuedJob
@@ -184,14 +185,33 @@ def _logs_of(step: StepDir) -> list[Path]:
 
 
 def gather(options: argparse.Namespace) -> int:
-    from analysis.gather import gather as gather_cells
-
-    cells = gather_cells(existing(options.store), options.name)
+    cells = _cells(options)
     if options.out:
         cells.to_csv(options.out, index=False)
     else:
         print(cells.to_string())
     return OK
+
+
+def _cells(options: argparse.Namespace) -> pd.DataFrame:
+    """The same table from wherever the sweep's results are."""
+    source = options.source.removeprefix("source=")
+    if source == "api":
+        from analysis.wandb_api import read_sweep
+        from analysis.wandb_runs import table
+
+        return table(read_sweep(options.project, options.name), options.name)
+    store = existing(options.store)
+    if source == "offline":
+        from analysis.wandb_files import read_directory
+        from analysis.wandb_runs import table
+
+        return table(read_directory(options.dir or store.tracking(options.name).runs), options.name)
+    if source != "store":
+        raise UserError(f"source = {source}: {choices(source, ('store', 'offline', 'api'))}")
+    from analysis.gather import gather as gather_cells
+
+    return gather_cells(store, options.name)
 
 
 def report(options: argparse.Namespace) -> int:

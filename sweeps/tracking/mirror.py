@@ -83,8 +83,9 @@ class OpenRun:
 
 def connect_briefly() -> None:
     """For a command that somebody waits for: rows too are given up after a minute without a server."""
+    queries: dict[str, Any] = {"x_graphql_retry_max": 3, "x_graphql_retry_wait_max_seconds": 2.0}
     rows: dict[str, Any] = {"x_file_stream_retry_max": 10, "x_file_stream_retry_wait_max_seconds": 5.0}
-    wandb.setup(wandb.Settings(**_QUERIES, **rows))
+    wandb.setup(wandb.Settings(**queries, **rows))
 
 
 def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:

@@ -1,0 +1,238 @@
+"""`mlkv sync` and the runs of variants: what the store has arrives, once, whatever went wrong before."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tests_support import ROOT, Shell
+from tracked import Planner, Stage, make_stage, positions, record, training, use
+from wandb_server import WandbServer
+
+from sweeps.sync import Synced, synced, synced_files
+from sweeps.tracking.runs import variant_id
+from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
+
+SMALL = ["layout=mqa", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    monkeypatch.setenv(VARIABLE, "")
+    with WandbServer() as server:
+        use(server, monkeypatch)
+        yield server
+
+
+def done_stage(planner: Planner, text_files: Path, folder: Path) -> Stage:
+    """A small sweep that was run without tracking, all its steps done."""
+    line = ["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", *SMALL, "sweep.baselines=[mha]"]
+    stage = make_stage(planner, line, folder)
+    for step, told in stage.saved.plan["steps"].items():
+        finish(stage, step, told["kind"])
+    return stage
+
+
+@pytest.fixture
+def stage(planner: Planner, text_files: Path, tmp_path: Path) -> Stage:
+    return done_stage(planner, text_files, tmp_path)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A sweep of nothing but hits, sent; a test that changes the server sends again."""
+
+    stage: Stage
+    server: WandbServer
+    done: dict[str, Synced]
+
+
+@pytest.fixture(scope="module")
+def sent(planner: Planner, text_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
+    with pytest.MonkeyPatch.context() as patch, WandbServer() as server:
+        use(server, patch)
+        stage = done_stage(planner, text_files, tmp_path_factory.mktemp("sent"))
+        yield Sent(stage, server, stage.sync()[1])
+
+
+def finish(stage: Stage, step: str, kind: str) -> None:
+    claim = stage.store.step(step).claim()
+    assert claim
+    task = (stage.store.step(step).spec() or {})["slice"].get("task")
+    scores = {
+        "evaluate": {"metric": "bits_per_byte" if task == "bits_per_byte" else "acc", "value": 0.5, "stderr": 0.1}
+    }
+    cells = [{"metric": "cache_bytes", "value": 64.0 * b, "batch": b, "context": 32} for b in (8, 1)]
+    if kind == "uptrain":
+        claim.attempt.metrics_file.write_text("".join(training(1, 12)))
+    assert claim.step.publish(
+        claim, record(cells if kind == "measure" else [scores.get(kind, {"metric": "x", "value": 1})])
+    )
+    claim.attempt.finish("done", "", 0)
+    claim.release()
+
+
+def test_a_sweep_of_nothing_but_hits_has_a_run_for_every_variant(sent: Sent) -> None:
+    stage, server = sent.stage, sent.server
+    assert {each.done for each in sent.done.values()} == {"sent"}
+    variants = [run for run in server.runs.values() if run.shown["jobType"] == "variant"]
+    assert {run.shown["groupName"] for run in variants} == {"tiny"}
+    assert [run.shown["displayName"] for run in variants] == [row["variant"] for row in stage.saved.variants]
+    run = server.runs[variant_id("tiny", "MQA-2")]
+    (planned,) = (row for row in stage.saved.variants if row["variant"] == "MQA-2")
+    assert set(run.shown["tags"]) == {"pocket", "even", "budget-2"}
+    assert run.value("kv_bytes_per_token") == planned["kv_bytes_per_token"]
+    assert run.value("uptrain") == planned["config"]["uptrain"]
+    assert run.value("steps") == planned["steps"]
+    assert (run.summary.get("accuracy"), run.summary["quality"]) == (None, 0.5)
+    assert run.summary["steps_done"] == run.summary["steps_total"] == 6
+    curve = [row["train/global_step"] for row in run.history if "train/loss" in row]
+    assert curve == list(range(1, 13))
+    memory = [(row["memory/batch"], row["memory/cache_bytes"]) for row in run.history if "memory/batch" in row]
+    assert memory == [(1, 64.0), (8, 512.0)]
+
+
+def test_sending_again_sends_nothing(sent: Sent) -> None:
+    server, before = sent.server, len(sent.server.requests)
+    failed, done = sent.stage.sync()
+    assert (failed, {each.done for each in done.values()}) == (0, {"already there"})
+    assert set(Counter(server.requests[before:])) == {"POST /graphql"}
+    assert len(server.requests) - before <= 3
+
+
+def test_half_of_it_arrived_and_the_rest_follows_without_a_row_twice(sent: Sent) -> None:
+    stage, server = sent.stage, sent.server
+    step = stage.id("uptrain")
+    run = server.runs[step]
+    run.lines["wandb-history.jsonl"] = run.lines["wandb-history.jsonl"][:5]
+    run.summary = {}
+    del server.backend.runs["tester", "mlkv", stage.id("base")]
+    failed, done = stage.sync()
+    again = {each.run for each in done.values() if each.done == "sent"}
+    assert (failed, again) == (0, {step, stage.id("base")})
+    assert positions(server, step) == list(range(1, 13))
+
+
+def test_a_sync_that_is_killed_is_taken_up_again(stage: Stage, server: WandbServer) -> None:
+    target = Target(replace(stage.config, mode="online"), stage.saved.name)
+    assert [each.done for each in synced(stage.store, target, timeout=3.0)][-1:] == ["failed"]
+    assert stage.sync()[0] == 0
+    rows = [tuple(positions(server, id)) for id in server.runs if id.startswith("uptrain-")]
+    assert set(rows) == {tuple(range(1, 13))}
+
+
+def test_a_server_that_says_wait_gets_everything_all_the_same(stage: Stage, server: WandbServer) -> None:
+    waited = server.fail(status=429, retry_after=0.1, every=6, times=40)
+    assert stage.sync()[0] == 0
+    assert waited.done > 3
+
+
+def test_what_cannot_be_sent_is_told_for_every_run(stage: Stage, server: WandbServer) -> None:
+    server.stop()
+    failed, done = stage.sync()
+    assert failed == len(done) == len(stage.saved.plan["steps"]) + len(stage.saved.variants)
+    assert all(each.reason for each in done.values())
+
+
+# Directories
+
+
+def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: WandbServer, tmp_path: Path) -> None:
+    code = """if True:
+        import wandb
+        for first, last in ((0, 6), (4, 9)):
+            run = wandb.init(mode="offline", project="theirs", entity="tester", id="theirs", name="their run", dir=".")
+            for k in range(first, last):
+                run.log({"train/global_step": k, "loss": 1 / (k + 1)})
+            run.summary["best"] = first
+            run.finish()
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    for expected in ("sent", "already there"):
+        (done,) = synced_files(tmp_path / "wandb", Target(TrackingConfig(mode="online")))
+        assert (done.run, done.done) == ("theirs", expected), done.reason
+    run = server.backend.run("theirs", "theirs")
+    assert [row["train/global_step"] for row in run.history] == list(range(9))
+    assert (run.summary["best"], run.state, run.shown["displayName"]) == (4, "finished", "their run")
+
+
+def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, server: WandbServer) -> None:
+    assert not [e for e in synced(stage.store, Target(stage.config, "tiny")) if e.done != "written"]
+    assert {e.done for e in synced(stage.store, Target(stage.config, "tiny"))} == {"already there"}
+    files = stage.store.tracking("tiny").runs
+    sent = Counter(each.done for each in synced_files(files, Target(TrackingConfig(mode="online"))))
+    assert sent == {"sent": len(stage.saved.plan["steps"]) + len(stage.saved.variants)}
+    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+
+
+# Offline
+
+
+REFUSE_INTERNET = """
+import ctypes, os, struct, sys
+def rule(code, jt, jf, k): return struct.pack("HBBI", code, jt, jf, k)
+load, equal, give = 0x20, 0x15, 0x06
+program = b"".join([
+    rule(load, 0, 0, 0), rule(equal, 0, 4, 41),                      # socket(
+    rule(load, 0, 0, 16), rule(equal, 1, 0, 2), rule(equal, 0, 1, 10),  # AF_INET or AF_INET6)
+    rule(give, 0, 0, 0x0005000D), rule(give, 0, 0, 0x7FFF0000),      # is answered EACCES; anything else is allowed
+])
+buffer = ctypes.create_string_buffer(program)
+prog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.c_char_p(prog)) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_offline_all_is_written_where_no_internet_socket_can_be_had(stage: Stage, server: WandbServer) -> None:
+    """The kernel gives none out, to whatever process; everything is written all the same."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        pytest.skip("the filter is written for Linux on x86-64")
+    tries = [sys.executable, "-c", REFUSE_INTERNET, "-c", "import socket; socket.socket()"]
+    assert b"PermissionError" in subprocess.run(tries, capture_output=True).stderr, "the filter does not filter"
+    environment = {**os.environ, **Target(stage.config, "tiny").environment()}
+    command = [sys.executable, "-c", REFUSE_INTERNET, "-m", "sweeps.sync", "--store", str(stage.store.root)]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count('"written"') == len(stage.saved.plan["steps"]) + len(stage.saved.variants)
+    assert not server.requests
+
+
+# The command line, with steps that really run
+
+
+@pytest.mark.slow
+def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServer, tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    line = [*tiny, *SMALL, "sweep.baselines=[]"]
+    printed = shell("sweep", *line, "tracking=online")
+    assert "W&B (online): 6 already there, 1 sent" in printed
+    assert len(server.runs) == 7
+    assert {run.state for run in server.runs.values()} == {"finished"}
+    base = next(step for step in shell.store.steps() if step.kind == "base")
+    assert positions(server, base.id) == [position for position, _ in base.history()] == list(range(1, 7))
+    assert any(run.events for run in server.runs.values()), "the computing process was watched"
+
+    printed = shell("sweep", *line, "tracking=offline", "name=again")
+    assert "W&B (offline): 7 written" in printed
+    assert "6 already there, 1 sent" in shell("sync", "again")
+    shell("gather", "again", "-o", "store.csv")
+    for source in ("offline", "api"):
+        shell("gather", "again", f"source={source}", "-o", f"{source}.csv")
+        assert (tmp_path / f"{source}.csv").read_text() == (tmp_path / "store.csv").read_text()
+
+
+def test_dashboard_needs_files_to_open(mlkv: Shell, stage: Stage) -> None:
+    shutil.copytree(stage.store.root, mlkv.folder / "copy")
+    told = mlkv("dashboard", "tiny", "--store", str(mlkv.folder / "copy"), status=2)
+    assert "no W&B files" in told
