@@ -327,7 +327,8 @@ class Store:
 
     @staticmethod
     def _is_same(saved: SavedSweep, plan: Json, variants: list[Json]) -> bool:
-        return saved.variants == variants and all(saved.plan.get(key) == value for key, value in plan.items())
+        read_back = json.loads(json.dumps([plan, variants]))
+        return read_back == [{key: saved.plan.get(key) for key in plan}, saved.variants]
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
         """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are."""

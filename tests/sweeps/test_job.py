@@ -1,0 +1,155 @@
+"""What a worker makes of its job's environment, of deaths, and of what was edited after submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import eventually
+from tests_support import ROOT
+
+from sweeps.attempt import Attempt
+from sweeps.frozen import CODE
+from sweeps.job import QueueJob, out_of_memory_kills
+from sweeps.steps import Step
+from sweeps.store import Store
+from sweeps.worker import BLOCKED, FAILED, fruitless
+
+TASK = {
+    "MLKV_QUEUED": "1",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_ARRAY_JOB_ID": "12",
+    "SLURM_ARRAY_TASK_ID": "5",
+    "SLURM_JOB_ID": "17",
+    "SLURM_RESTART_COUNT": "2",
+}
+
+
+def test_a_tasks_place_comes_from_slurm() -> None:
+    job = QueueJob.current(TASK)
+    assert job == QueueJob("12_5", run=2, rank=3, ranks=4, local_rank=1, local_ranks=2)
+    assert job.nodes == 2
+    assert job.group("n1", 4000) == {
+        "MASTER_ADDR": "n1",
+        "MASTER_PORT": "4000",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+
+
+def test_somebody_elses_job_is_not_ours() -> None:
+    assert QueueJob.current({k: v for k, v in TASK.items() if k != "MLKV_QUEUED"}) == QueueJob()
+    assert not QueueJob().same_run({})
+    assert QueueJob.current(TASK).same_run({"job": "12_5", "run": 2})
+    assert not QueueJob.current(TASK).same_run({"job": "12_5", "run": 1})
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "text", "kills"),
+    [
+        ("0::/job\n", "job/memory.events", "low 0\noom 4\noom_kill 3\n", 3),
+        ("5:cpu:/x\n4:memory:/job\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 1\n", 1),
+        ("0::/job\n", "elsewhere", "oom_kill 3\n", 0),
+    ],
+)
+def test_kills_for_want_of_memory(line: str, file: str, text: str, kills: int, tmp_path: Path) -> None:
+    (tmp_path / "proc").write_text(line)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert out_of_memory_kills(tmp_path / "proc", tmp_path) == kills
+    assert out_of_memory_kills(tmp_path / "none", tmp_path) == 0
+
+
+def attempt(folder: Path, number: int, step: int, *, own: bool | None) -> Attempt:
+    """One that logged up to `step`, and ended by itself (`own`), when told to, or without a word (None)."""
+    made = Attempt(folder / str(number))
+    made.path.mkdir()
+    made.metrics_file.write_text(json.dumps({"step": step}) + "\n" if step else "")
+    if own is not None:
+        made.finish("interrupted", "", None, own)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([(0, None)], 1),
+        ([(0, True), (0, True), (0, None)], 3),
+        ([(10, True), (20, True), (30, None)], 0),
+        ([(30, True), (20, True), (30, None)], 2),
+        ([(30, False), (20, False), (30, None)], 1),
+        ([(0, True), (0, None), (0, None)], 1),
+    ],
+)
+def test_attempts_that_get_no_further_are_counted(
+    history: list[tuple[int, bool | None]], expected: int, tmp_path: Path
+) -> None:
+    attempts = [attempt(tmp_path, i + 1, step, own=own) for i, (step, own) in enumerate(history)]
+    assert fruitless(attempts) == expected
+
+
+SLEEPER = {"kind": "corpus", "schema": 1, "slice": {"source": "text_files"}, "parents": {}, "pinned": {}}
+
+
+def worker(store: Store, step: str, **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "sweeps.worker", str(store.root), step]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def planned(store: Store, spec: dict[str, object], id: str) -> str:
+    store.step(id).write_spec(spec, {})
+    return id
+
+
+def test_a_spec_that_was_edited_fails_its_step(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    step = planned(store, SLEEPER, "corpus-0123456789abcdef")
+    out, _ = (process := worker(store, step)).communicate(timeout=60)
+    assert process.returncode == FAILED, out
+    assert "spec.json was edited" in store.step(step).state().reason
+
+
+def test_other_code_than_was_submitted_fails_the_step(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    step = planned(store, SLEEPER, "corpus-0123456789abcdef")
+    out, _ = (process := worker(store, step, **{CODE: "feedfeedfeedfeed"})).communicate(timeout=60)
+    assert process.returncode == FAILED, out
+    assert "not the snapshot" in store.step(step).state().reason
+
+
+def test_a_job_whose_parent_is_not_done_is_blocked(tmp_path: Path) -> None:
+    """However SLURM came to start it: a dependency on a job that it has forgotten counts as satisfied."""
+    store = Store(tmp_path)
+    step = planned(store, {**SLEEPER, "parents": {"corpus": "corpus-1"}}, "uptrain-0123456789abcdef")
+    out, _ = (process := worker(store, step)).communicate(timeout=60)
+    assert (process.returncode, store.step(step).attempts()) == (BLOCKED, []), out
+    assert "waits for corpus-1" in out
+
+
+def test_a_child_that_dies_again_and_again_fails_its_step(tmp_path: Path) -> None:
+    given = Step("corpus", {"source": "python_stdlib"})
+    store = Store(tmp_path / "store")
+    step = planned(store, given.spec, given.id)
+    process = worker(store, step)
+    for number in (1, 2, 3):
+        assert eventually(lambda number=number: child_of(process, len(store.step(step).attempts()) == number), 30)
+        psutil.Process(process.pid).children()[0].send_signal(signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == FAILED, out
+    assert store.step(step).state().reason == "3 attempts in a row got no further: its process was killed by SIGKILL"
+
+
+def child_of(process: subprocess.Popen[str], expected: bool) -> bool:
+    return expected and bool(psutil.Process(process.pid).children())
