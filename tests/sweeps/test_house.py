@@ -21,7 +21,8 @@ MAY_IMPORT = {
 ALSO = {
     "sweeps.looking": {"analysis"},
     "sweeps.sync": {"analysis"},
-    "sweeps.dispatch": {"slurm"}, "sweeps.queued": {"slurm"},
+    "sweeps.dispatch": {"slurm"},
+    "sweeps.queued": {"slurm"},
     "sweeps.config": {"slurm.profile"},
 }
 HEAVY = {"torch", "transformers", "wandb", "pandas", "hydra", "matplotlib", "lm_eval", "datasets"}
