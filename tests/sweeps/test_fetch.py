@@ -1,0 +1,96 @@
+"""What jobs would need the internet for is brought beforehand: against a hub of one model, served here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tests_support import ROOT
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {"config.json": b'{"model_type": "gpt_neox"}', "model.safetensors": bytes(1000), "README.md": b"not needed"}
+
+FETCH = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from sweeps.fetch import fetch_inputs
+from sweeps.steps import loaded_base_step
+from sweeps.store import Store
+source = {"hub": "acme/pocket", "revision": sys.argv[1]}
+step = loaded_base_step({"model": "acme/pocket"}, source, "pocket")
+assert fetch_inputs({step.id: step}, Store(Path(sys.argv[2])), Console())
+"""
+USE = "import sys; from sweeps.hub import fetch_model; print(fetch_model('acme/pocket', sys.argv[1]))"
+
+
+def etag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:40]
+
+
+class Hub(BaseHTTPRequestHandler):
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.asked.append(self.path)
+        files = [{"type": "file", "path": n, "size": len(c), "oid": etag(c)} for n, c in FILES.items()]
+        told = {"id": "acme/pocket", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+        served = {f"/acme/pocket/resolve/{COMMIT}/{name}": content for name, content in FILES.items()}
+        served[f"/api/models/acme/pocket/revision/{COMMIT}"] = json.dumps(told).encode()
+        served[f"/api/models/acme/pocket/tree/{COMMIT}"] = json.dumps(files).encode()
+        content = served.get(self.path.split("?")[0])
+        self.send_response(404 if content is None else 200)
+        content = content or b""
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{etag(content)}"')
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Not to the tests' output."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def python(code: str, *arguments: object, **environment: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    env = {**inherited, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_model_is_fetched_once_and_there_when_the_hub_is_not(hub: str, tmp_path: Path) -> None:
+    here = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    assert "acme/pocket at 0123456789ab" in python(FETCH, COMMIT, tmp_path / "store", **here)
+    assert any("model.safetensors" in path for path in Hub.asked)
+    assert not any("README" in path for path in Hub.asked), "only what a checkpoint consists of"
+    Hub.asked.clear()
+    found = Path(python(USE, COMMIT, **{**here, "HF_HUB_OFFLINE": "1"}).strip())
+    assert {path.name for path in found.iterdir()} == {"config.json", "model.safetensors"}
+    assert Hub.asked == []
