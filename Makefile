@@ -9,7 +9,7 @@ quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight K
 	$(BIN)/mlkv sweep experiment=quickstart
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slurm-long: $(READY)  ## real time limits, full disks: minutes, on a SLURM of its own, as root
 	MLKV_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m long tests/sweeps/test_slurm_sweeps.py
