@@ -422,7 +422,7 @@ def test_a_step_longer_than_its_time_limit_goes_on_in_the_next_run_of_its_job(
 ) -> None:
     shutil.copytree(undisturbed.folder, tmp_path, dirs_exist_ok=True)
     mlkv = Shell(tmp_path)
-    line = [*tiny, *SMALL, *SLURM, "uptrain.steps=3000", "name=long", "cluster.time=1", "cluster.warning_seconds=30"]
+    line = [*tiny, *SMALL, *SLURM, "uptrain.steps=500", "name=long", "cluster.time=1", "cluster.warning_seconds=30"]
     mlkv("sweep", *line)
     assert eventually(lambda: newest(mlkv.store, "uptrain").record() is not None, 500, 1.0)
     step = newest(mlkv.store, "uptrain")
