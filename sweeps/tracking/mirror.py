@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import wandb
+
 from sweeps.axis import Json
 from sweeps.store import TrackingDir
 from sweeps.tracking.runs import MARK, Run
