@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test test-slurm-long test-oldest check format wheel slurm-up slurm-down clean
+.PHONY: quickstart test test-long test-oldest check format wheel slurm-up slurm-down clean
 
 quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight KV-head budgets to a Pareto front
 	$(BIN)/mlkv sweep experiment=quickstart
@@ -11,8 +11,8 @@ quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight K
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slurm-long: $(READY)  ## real time limits, full disks: minutes, on a SLURM of its own, as root
-	MLKV_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m long tests/sweeps/test_slurm_sweeps.py
+test-long: $(READY)  ## what takes minutes: overlapping faults, real time limits, full disks, on a SLURM of its own, as root
+	MLKV_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m long
 
 test-oldest: $(READY)  ## the model and its training on the oldest transformers that is supported
 	$(PYTHON) -m venv .venv-oldest

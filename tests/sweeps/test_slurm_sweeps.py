@@ -189,6 +189,7 @@ def on(node: str) -> str:
     return f"cluster.constraint={node}"
 
 
+@pytest.mark.long
 def test_whatever_happens_to_a_job_its_step_ends_as_if_nothing_had(
     tiny: list[str], undisturbed: Shell, cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -284,6 +285,7 @@ def test_a_failed_parent_blocks_its_descendants_alone_and_is_failed_in_the_queue
     assert eventually(lambda: queue_is_empty(cluster), 30, 0.2)
 
 
+@pytest.mark.long
 def test_four_processes_on_two_nodes_train_as_one_does(
     undisturbed: Shell, tiny: list[str], cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -413,7 +415,7 @@ def test_two_launchers_at_once_run_nothing_twice(
     assert set(attempts(mlkv.store).values()) == {1}
 
 
-# What takes minutes, or needs to mount: `make test-slurm-long`
+# What takes minutes, or needs to mount: `make test-long`
 
 
 @pytest.mark.long

@@ -211,7 +211,7 @@ def test_offline_all_is_written_where_no_internet_socket_can_be_had(stage: Stage
 # The command line, with steps that really run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServer, tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     line = [*tiny, *SMALL, "sweep.baselines=[]", "measure.batch_sizes=[]"]
