@@ -155,7 +155,9 @@ def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: Wandb
             run.summary["best"] = first
             run.finish()
     """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    # A service that another test's client started would write where that one runs.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
     for expected in ("sent", "already there"):
         (done,) = synced_files(tmp_path / "wandb", Target(TrackingConfig(mode="online")))
         assert (done.run, done.done) == ("theirs", expected), done.reason
