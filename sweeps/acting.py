@@ -1,4 +1,4 @@
-"""The subcommands that act: sweep, plan, run, retry, cancel."""
+"""The subcommands that act: sweep, plan, fetch, run, retry, cancel, prune."""
 
 from __future__ import annotations
 
@@ -104,6 +104,26 @@ def cancel(options: argparse.Namespace) -> int:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
     saved.request_cancel()
     console.print(f"asked the launcher of {saved.name} to stop")
+    return OK
+
+
+def prune(options: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from sweeps.prune import prunable
+    from sweeps.view import prune_table
+
+    store, console = existing(options.store), make_console()
+    found = list(prunable(store))
+    if not found:
+        console.print("nothing to drop: some sweep needs every output")
+        return OK
+    console.print(prune_table(found))
+    if not options.yes:
+        console.print("nothing was dropped; --yes does it")
+        return OK
+    for each in track(found, "dropping", console=console, transient=True):
+        each.drop()
     return OK
 
 

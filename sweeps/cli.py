@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     _of_sweep(commands, "retry", acting.retry, "run the failed steps of a sweep and what descends from them")
     ended = _of_sweep(commands, "cancel", acting.cancel, "stop a running sweep; what runs saves its state first")
     ended.add_argument("variants", nargs="*", help="on SLURM, only these: labels (globs), step ids or their beginnings")
+    pruned = _with_store(commands, "prune", acting.prune, "drop outputs that no sweep needs; logs and records stay")
+    pruned.add_argument("--yes", action="store_true", help="do it; without, only show what would go")
     table = _of_sweep(commands, "gather", looking.gather, "every planned cell of a sweep as one long table")
     table.add_argument("source", nargs="?", default="store", help="store (default), offline or api", metavar="source=")
     table.add_argument("-o", "--out", type=Path, help="write CSV here instead of printing a summary")

@@ -2,7 +2,8 @@
 
 Plain files made for NFS. A step's record (`done.json`) is written last; a finished step is never modified. A claim is
 an exclusively created file kept alive by a heartbeat; a stale one is taken over by renaming it. Losing a race costs a
-duplicate attempt, never a corrupt step. Nothing outside this module knows a path inside the store.
+duplicate attempt, never a corrupt step. A step is in sweeps.stepdir, an execution of it in sweeps.attempt; nothing
+outside these three knows a path inside the store.
 """
 
 from __future__ import annotations
@@ -11,202 +12,20 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-import psutil
 
 from sweeps.attempt import Attempt, Json
-from sweeps.axis import Axis, Rows
-from sweeps.files import read_json, sha256, tree, utc_now, write_json, write_once
-from sweeps.job import host
+from sweeps.files import file_clock, read_json, utc_now, write_json
+from sweeps.stepdir import Claim, State, StateName, StepDir
 
-StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
-STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
-"""A claim of another host whose heartbeat is older than this belongs to nobody."""
+__all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
 
 
 class StoreError(ValueError):
     """The store cannot be used as it is; the message says what to do, in one line."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a step stands, read from its files alone. `progress` is the newest row of its metrics."""
-
-    name: StateName
-    reason: str = ""
-    attempt: int = 0
-    progress: Json | None = None
-
-
-class Claim:
-    """The right to run a step, held while the holder's heartbeat goes on."""
-
-    def __init__(self, step: StepDir, attempt: Attempt) -> None:
-        self.step, self.attempt = step, attempt
-
-    def release(self) -> None:
-        self.step.claim_file.unlink(missing_ok=True)
-
-
-class StepDir:
-    """One step's directory. Reading methods never raise for a step that was never run."""
-
-    def __init__(self, store: Store, step_id: str) -> None:
-        self.store, self.id = store, step_id
-        self.kind = step_id.rsplit("-", 1)[0]
-        self.path = store.root / "steps" / self.kind / step_id
-        self.out = self.path / "out"
-        self.work = self.path / "work"
-        self.claim_file = self.path / "claim.json"
-        self._record_file = self.path / "done.json"
-
-    # What it is
-    def write_spec(self, spec: Json, how: Json) -> None:
-        """`spec` is the identity and is written once; `how` is where and how fast, the last plan's word."""
-        write_once(self.path / "spec.json", json.dumps(spec, indent=1, allow_nan=False) + "\n")
-        if read_json(self.path / "how.json") != how:
-            write_json(self.path / "how.json", how)
-
-    def spec(self) -> Json | None:
-        return read_json(self.path / "spec.json")
-
-    def how(self) -> Json:
-        return read_json(self.path / "how.json") or {}
-
-    # How it went
-    def record(self) -> Json | None:
-        return read_json(self._record_file)
-
-    def attempts(self) -> list[Attempt]:
-        try:
-            numbers = sorted(int(p.name) for p in (self.path / "attempts").iterdir() if p.name.isdigit())
-        except FileNotFoundError:
-            return []
-        return [Attempt(self.path / "attempts" / str(number)) for number in numbers]
-
-    def attempt(self) -> Attempt | None:
-        """The attempt that won, or the latest one."""
-        attempts = self.attempts()
-        won = (self.record() or {}).get("attempt")
-        winners = [attempt for attempt in attempts if attempt.number == won] or attempts
-        return winners[-1] if winners else None
-
-    def metrics(self) -> list[Json]:
-        attempt = self.attempt()
-        return attempt.metrics() if attempt else []
-
-    def history(self) -> Rows:
-        """What all attempts logged, as one sequence that only moves forward."""
-        axis, found = Axis(self.kind), Rows()
-        for attempt in self.attempts():
-            axis.new_attempt()
-            found += axis.rows(attempt.metrics())
-        return found
-
-    def state(self) -> State:
-        if record := self.record():
-            return State("DONE", attempt=record["attempt"])
-        attempts = self.attempts()
-        if not attempts:
-            return State("PENDING", self._set_aside_reason())
-        last = attempts[-1]
-        claim = read_json(self.claim_file)
-        if claim and not self._is_stale(claim):
-            return State("RUNNING", f"on {claim['host']}", last.number, last.progress())
-        ended = last.exit()
-        if ended is None:
-            return State("LOST", "its process vanished without a word", last.number, last.progress())
-        if ended["state"] == "done":  # its record was withdrawn
-            return State("PENDING", self._set_aside_reason(), last.number)
-        name: StateName = "FAILED" if ended["state"] == "failed" else "INTERRUPTED"
-        return State(name, ended["reason"], last.number, last.progress())
-
-    # Running it
-    def claim(self) -> Claim | None:
-        """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        held = read_json(self.claim_file)
-        if held and not self._is_stale(held):
-            return None
-        if held:
-            self._take_over(held)
-        me = json.dumps({"host": host(), "pid": os.getpid(), "started": _process_start(os.getpid())})
-        if self.record() or not write_once(self.claim_file, me):
-            return None
-        if self.record():
-            self.claim_file.unlink()
-            return None
-        shutil.rmtree(self.out, ignore_errors=True)  # published without a record: its writer died in between
-        self.work.mkdir(exist_ok=True)
-        return Claim(self, self._new_attempt())
-
-    def _new_attempt(self) -> Attempt:
-        number = max((attempt.number for attempt in self.attempts()), default=0) + 1
-        attempt = Attempt(self.path / "attempts" / str(number))
-        attempt.out.mkdir(parents=True)
-        attempt.beat()
-        return attempt
-
-    def _take_over(self, held: Json) -> None:
-        name = f"claim.stale-{held['host']}-{held['pid']}-{time.time_ns()}.json"
-        try:
-            self.claim_file.rename(self.path / name)
-        except FileNotFoundError:
-            return  # another one was faster; the exclusive creation decides
-        taken = read_json(self.path / name)
-        if taken != held:  # renamed a fresh claim away: give it back
-            write_once(self.claim_file, json.dumps(taken))
-
-    def _is_stale(self, claim: Json) -> bool:
-        if claim["host"] == host():
-            return _process_start(claim["pid"]) != claim["started"]
-        attempts = self.attempts()
-        return self.store.now() - (attempts[-1].last_beat() if attempts else 0.0) > STALE_SECONDS
-
-    def publish(self, claim: Claim, record: Json) -> bool:
-        """Move the attempt's output into place and write the record; false when another attempt was first."""
-        outputs = {name: describe(path) for name, path in tree(claim.attempt.out)}
-        try:
-            claim.attempt.out.rename(self.out)
-        except OSError:
-            shutil.rmtree(claim.attempt.out)
-            return False
-        record = {"id": self.id, "kind": self.kind, "attempt": claim.attempt.number, **record, "outputs": outputs}
-        if not write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n"):
-            return False
-        shutil.rmtree(self.work, ignore_errors=True)
-        return True
-
-    # Trusting it
-    def corrupted(self) -> str | None:
-        """What is wrong with a finished step's outputs, or None. Reads every byte."""
-        for name, expected in (self.record() or {}).get("outputs", {}).items():
-            path = self.out / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-                return f"{name} does not have the content that was recorded"
-        return None
-
-    def set_aside(self, reason: str) -> None:
-        """Withdraw the record of a bad output, so that the step is run again; the record stays for reading."""
-        number = len(list(self.path.glob("done.corrupt-*.json"))) + 1
-        record = self.record()
-        if record is None:
-            return
-        write_json(self.path / f"done.corrupt-{number}.json", {**record, "set_aside": reason})
-        self._record_file.unlink(missing_ok=True)
-        shutil.rmtree(self.out, ignore_errors=True)
-
-    def _set_aside_reason(self) -> str:
-        bad = sorted(self.path.glob("done.corrupt-*.json"))
-        return f"set aside: {(read_json(bad[-1]) or {}).get('set_aside')}" if bad else ""
 
 
 @dataclass(frozen=True)
@@ -268,29 +87,20 @@ class Store:
         store = cls(root)
         try:
             store.root.mkdir(parents=True, exist_ok=True)
-            store.now()
+            file_clock(store.root)
         except OSError as error:
             raise StoreError(
                 f"store = {store.root}: cannot be written ({error.strerror}); set store= or MLKV_STORE"
             ) from None
         return store
 
-    def now(self) -> float:
-        """Seconds since the epoch by the clock that stamps this store's files."""
-        probe = self.root / f".clock-{socket.gethostname()}-{os.getpid()}"
-        probe.touch()
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink()
-
     def step(self, step_id: str) -> StepDir:
-        return StepDir(self, step_id)
+        return StepDir(self.root, step_id)
 
     def steps(self) -> Iterator[StepDir]:
         """Every step the store knows."""
         for path in sorted((self.root / "steps").glob("*/*")):
-            yield StepDir(self, path.name)
+            yield StepDir(self.root, path.name)
 
     def find(self, prefix: str) -> StepDir:
         """The one step whose id begins with `prefix`. Raises StoreError."""
@@ -395,16 +205,3 @@ class Store:
         except OSError:
             shutil.rmtree(temporary)  # somebody else's copy of the same tree is in place
         return target
-
-
-def describe(path: Path) -> Json:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def _process_start(pid: int) -> float | None:
-    """When a process of this host started; tells a living claim holder from a recycled pid."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.NoSuchProcess, ValueError):
-        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from sweeps.store import State, Store
 
 if TYPE_CHECKING:
     from sweeps.dispatch import Forecast
+    from sweeps.prune import Prunable
 
 STYLES = {
     "DONE": "green",
@@ -111,10 +112,18 @@ def status_table(graph: Graph, states: Standing) -> Table:
     for id, step in graph.items():
         state = states[id]
         name = "BLOCKED" if id in blocked else state.name
-        reason = f"{graph[blocked[id]].label}: failed" if id in blocked else state.reason
+        reason = f"{graph[blocked[id]].label}: failed" if id in blocked else reason_of(id, graph, states)
         row = (id, step.label, Text(name, STYLES[name]), str(state.attempt or ""), _progress_text(state), reason)
         table.add_row(*row)
     return table
+
+
+def reason_of(id: str, graph: Graph, states: Standing) -> str:
+    """What its files and its job say, and which parents it waits for: a queue that has not looked at a job yet does
+    not tell that."""
+    missing = [parent for parent in graph[id].parents.values() if states[parent].name != "DONE"]
+    waits = f"waits for {', '.join(missing)}" if missing and states[id].name not in ("DONE", "RUNNING") else ""
+    return "; ".join(filter(None, [states[id].reason, waits]))
 
 
 def _progress_text(state: State) -> str:
@@ -125,6 +134,21 @@ def _progress_text(state: State) -> str:
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
     return "  ".join(parts)
+
+
+def prune_table(found: Iterable[Prunable]) -> Table:
+    """What a store could do without, by kind of step."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("kind", "steps in no sweep", "with leftovers", "MB"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    by_kind: dict[str, list[Prunable]] = defaultdict(list)
+    for each in found:
+        by_kind[each.step.kind].append(each)
+    for kind, own in by_kind.items():
+        whole = sum(each.whole for each in own)
+        size = sum(each.bytes for each in own) / 1e6
+        table.add_row(kind, str(whole), str(len(own) - whole), f"{size:,.1f}")
+    return table
 
 
 def counts(graph: Graph, states: Standing) -> Counter[str]:

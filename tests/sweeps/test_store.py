@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import binary, dictionaries, text
 
-from sweeps import store as store_module
+from sweeps import stepdir
 from sweeps.files import last_line, read_json, write_atomic, write_json, write_once
 from sweeps.store import Claim, Store, StoreError
 
@@ -76,7 +76,7 @@ def test_another_hosts_claim_lives_as_long_as_its_heartbeat(tmp_path: Path, monk
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert store.step(ID).state().name == "RUNNING"
     assert store.step(ID).claim() is None
-    monkeypatch.setattr(store_module, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(stepdir, "STALE_SECONDS", -1.0)
     assert store.step(ID).state().name == "LOST"
     second = begin(store)
     assert finish(second, {"a": b"second"})

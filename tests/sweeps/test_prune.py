@@ -1,0 +1,83 @@
+"""Pruning: only what no sweep needs goes, and what went can be made again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests_support import Shell
+
+from sweeps.prune import prunable
+from sweeps.store import Claim, Store
+
+NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path)
+    store.save_sweep("s", {"steps": {NEEDED: {}}}, [], [])
+    return store
+
+
+def begin(store: Store, step_id: str) -> Claim:
+    claim = store.step(step_id).claim()
+    assert claim
+    (claim.attempt.out / "model").write_bytes(b"weights")
+    return claim
+
+
+def end(claim: Claim, state: str) -> None:
+    if state == "done":
+        assert claim.step.publish(claim, {"metrics": [{"metric": "loss", "value": 1.0}]})
+    claim.attempt.finish(state, "", 0)
+    claim.release()
+
+
+def test_a_step_that_no_sweep_needs_loses_its_output_and_keeps_its_logs(store: Store) -> None:
+    for step_id in (NEEDED, STRAY):
+        claim = begin(store, step_id)
+        claim.attempt.stdout.write_text("it went well")
+        end(claim, "done")
+    (found,) = prunable(store)
+    assert (found.step.id, found.whole, found.bytes) == (STRAY, True, len(b"weights"))
+    found.drop()
+    stray = store.step(STRAY)
+    assert (stray.record(), stray.out.exists()) == (None, False)
+    assert stray.state().name == "PENDING"
+    assert "pruned" in stray.state().reason
+    assert stray.attempts()[0].log_tail() == ["it went well"]
+    assert (store.step(NEEDED).out / "model").read_bytes() == b"weights"
+    assert list(prunable(store)) == []
+    end(begin(store, STRAY), "done")
+    assert stray.state().name == "DONE", "it can be made again"
+
+
+def test_what_a_failed_attempt_left_goes_and_what_it_resumes_from_stays(store: Store) -> None:
+    claim = begin(store, NEEDED)
+    (claim.step.work / "checkpoint").write_bytes(b"half")
+    end(claim, "failed")
+    (found,) = prunable(store)
+    assert not found.whole
+    found.drop()
+    assert not claim.attempt.out.exists()
+    assert (claim.step.work / "checkpoint").exists()
+
+
+def test_a_running_step_is_left_alone(store: Store) -> None:
+    claim = begin(store, STRAY)
+    assert list(prunable(store)) == []
+    claim.release()
+
+
+def test_the_command_shows_first_and_drops_when_told(mlkv: Shell, store: Store) -> None:
+    end(begin(store, STRAY), "done")
+    mlkv.store.root.mkdir(exist_ok=True)
+    for part in ("steps", "sweeps"):
+        shutil.copytree(store.root / part, mlkv.store.root / part)
+    assert "--yes" in mlkv("prune")
+    assert mlkv.store.step(STRAY).record()
+    mlkv("prune", "--yes")
+    assert mlkv.store.step(STRAY).record() is None
+    assert "nothing to drop" in mlkv("prune")
