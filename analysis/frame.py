@@ -1,13 +1,15 @@
 """The one schema of results: a long table with a row per planned cell, finished or not.
 
-Every reader (the store, published figures, imported lm-eval files) makes this table, and every table and figure is a
-function of it. A value stands only where a step is DONE or a figure PUBLISHED; elsewhere `state` and `reason` say why.
+Every reader (the store, published figures, imported files) makes this table, and every table and figure is a function
+of it. A value stands only where a step is DONE, a figure PUBLISHED or a result IMPORTED; elsewhere `state` and `reason`
+say why.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -76,6 +78,15 @@ def make(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS
 def _clean(value: Any) -> Any:
     missing = value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
     return pd.NA if missing else value
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A long table that `write_csv` wrote, every value as it was."""
+    return pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""], float_precision="round_trip")
+
+
+def write_csv(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def records(table: pd.DataFrame) -> list[Row]:

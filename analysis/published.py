@@ -22,6 +22,20 @@ SETS = {
     "cla-3b-second": "CLA Tables 7 and 8: 3B, second set (other stack and data order)",
     "study-1b": "Systematic study (arXiv 2410.14442) Table 4: 1.1B",
 }
+_OF_EXPERIMENT = {
+    "mlkv_table": "mlkv",
+    "mlkv_memory": "mlkv",
+    "m_spectrum": "mlkv",
+    "uptrain_fraction": "mlkv",
+    "from_scratch": "mlkv",
+    "cla_1b": "cla-1b",
+    "cla_patterns": "cla-1b",
+    "cla_factors": "cla-1b",
+    "cla_lr": "cla-1b-tuned",
+    "cla_3b": "cla-3b-tuned",
+    "systematic": "study-1b",
+}
+"""Which set has the figures that an experiment is to be compared with; the others have none published."""
 _UNITS = {"": 1.0, "%": 100.0, "MiB": 2.0**-20}
 """Printed value per stored value."""
 
@@ -35,18 +49,28 @@ def published(name: str) -> pd.DataFrame:
     return frame.make({**layouts[row["variant"]], **_cell(row)} for row in rows)
 
 
+def set_for(experiment: str) -> str:
+    """The set to lay beside an experiment. Raises ValueError for one that has none."""
+    if experiment not in _OF_EXPERIMENT:
+        raise ValueError(f"published: nothing is chosen for {experiment}; name a set: {', '.join(SETS)}")
+    return _OF_EXPERIMENT[experiment]
+
+
 def layout_rows(name: str) -> dict[str, Row]:
     """Identity columns of a set's variants, by variant; baselines named as gather names them."""
     rows = [row for row in read("layouts") if row["set"] == name]
     baselines = {row["baseline"]: row["variant"] for row in rows if row["baseline"]}
-    return {row["variant"]: _identity(row) | {"sweep": name} | baselines for row in rows}
+    return {row["variant"]: identity(row) | {"sweep": name} | baselines for row in rows}
 
 
-def _identity(row: dict[str, str]) -> Row:
-    numbers = {key: int(row[key]) if row[key] else None for key in ("kv_layers", "kv_bytes_per_token", "parameters")}
-    texts = {key: row[key] or None for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
-    budget = int(row["kv_layers"]) * int(row["kv_heads"]) if row["kv_layers"] else None
-    return {**numbers, **texts, "budget": budget}
+def identity(row: dict[str, str]) -> Row:
+    """Identity columns of a line of a file of layouts; what it leaves empty is not known."""
+    told = {key: value or None for key, value in row.items()}
+    texts = {key: told.get(key) for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
+    numbers = {key: int(told.get(key) or 0) or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")}
+    heads = sum(map(int, (texts["kv_heads"] or "").split()))
+    shared = " " not in (texts["kv_heads"] or "")
+    return {**texts, **numbers, "budget": (heads * (numbers["kv_layers"] or 0) if shared else heads) or None}
 
 
 def _cell(row: dict[str, str]) -> Row:

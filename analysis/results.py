@@ -17,7 +17,7 @@ from analysis.frame import Row
 from analysis.metrics import score_label
 
 NOT_PLANNED = "not planned"
-_TRUSTED = ("DONE", "PUBLISHED")
+_TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
 _URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
 _TRAINING_KINDS = ("base", "uptrain")
 

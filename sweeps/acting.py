@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.errors import NOT_DONE, OK, UserError
-from sweeps.looking import existing, make_console, queue_answers, selected, write_report_of
+from sweeps.looking import existing, make_console, queue_answers, selected
 from sweeps.mirroring import mirror_sweep
+from sweeps.writing import write_report_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps import acting, looking, mirroring
+from sweeps import acting, looking, mirroring, writing
 from sweeps.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -77,13 +77,26 @@ def _parser() -> argparse.ArgumentParser:
     ended.add_argument("variants", nargs="*", help="on SLURM, only these: labels (globs), step ids or their beginnings")
     pruned = _with_store(commands, "prune", acting.prune, "drop outputs that no sweep needs; logs and records stay")
     pruned.add_argument("--yes", action="store_true", help="do it; without, only show what would go")
-    table = _of_sweep(commands, "gather", looking.gather, "every planned cell of a sweep as one long table")
+    table = _of_sweep(commands, "gather", writing.gather, "every planned cell of a sweep as one long table")
     table.add_argument("source", nargs="?", default="store", help="store (default), offline or api", metavar="source=")
     table.add_argument("-o", "--out", type=Path, help="write CSV here instead of printing a summary")
     table.add_argument("--dir", type=Path, help="source=offline: a directory that W&B wrote (default: the sweep's)")
     table.add_argument("--project", default="mlkv", help="source=api: PROJECT or ENTITY/PROJECT")
-    written = _of_sweep(commands, "report", looking.report, "tables, figures and the page of a sweep, finished or not")
+    _table_options(_of_results(commands, "table", writing.table, "the tables of a paper, finished or not"))
+    drawn = _of_results(commands, "figure", writing.figure, "the figures of a paper, finished or not")
+    drawn.add_argument(
+        "kinds", nargs="*", help="which; default: all that there is something to draw for", metavar="KIND"
+    )
+    _add_published(drawn)
+    drawn.add_argument("-o", "--out", type=Path, help="directory (default: reports/NAME/figures)")
+    written = _of_results(
+        commands, "report", writing.report, "tables, figures and the page of a sweep, finished or not"
+    )
     written.add_argument("-o", "--out", type=Path, help="directory (default: reports/NAME)")
+    others = _with_store(commands, "import-results", writing.import_results, "take in what others measured")
+    others.add_argument("directory", type=Path, help="with lm-eval's JSON results, CSV measurements", metavar="DIR")
+    others.add_argument("--name", help="what the tables and figures call it (default: the directory's name)")
+    others.add_argument("--accuracy", nargs="+", help="what its accuracy averages", metavar="TASK.METRIC")
     mirrored = _with_store(commands, "sync", mirroring.sync, "send to W&B what it does not have")
     mirrored.add_argument("what", help="a sweep's name, or a directory that W&B wrote", metavar="NAME|DIR")
     mirrored.add_argument("--project", help="default: the sweep's tracking.project")
@@ -132,6 +145,24 @@ def _of_sweep(
     parser = _with_store(commands, name, function, help)
     parser.add_argument("name", nargs="?" if optional else None, help="the sweep's name", metavar="NAME")
     return parser
+
+
+def _of_results(commands: Any, name: str, function: Command, help: str) -> argparse.ArgumentParser:
+    parser = _with_store(commands, name, function, help)
+    parser.add_argument("name", help="a sweep, an import, or a published set (published/mlkv)", metavar="NAME")
+    return parser
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kinds", nargs="*", help="configuration, losses, benchmarks, memory (default)", metavar="KIND")
+    parser.add_argument("--format", default="terminal", help="terminal (default), md, tex or csv")
+    parser.add_argument("-o", "--out", type=Path, help="a file, or a directory for a file per kind and format")
+    _add_published(parser)
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    told = "beside published figures: a set of published/, or the one that the experiment reproduces"
+    parser.add_argument("--published", nargs="?", const="", help=told, metavar="SET")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The subcommands that look: status, why, logs, gather, report."""
+"""The subcommands that look: status, why, logs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.errors import NOT_DONE, OK, UserError, choices
+from sweeps.errors import NOT_DONE, OK, UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
     from sweeps.queued import Queued, QueuedJob
@@ -127,6 +126,7 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
 
 def why(options: argparse.Namespace) -> int:
     from sweeps.reconcile import blockers, saved_graph
+    from sweeps.view import reason_of
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
@@ -137,9 +137,7 @@ def why(options: argparse.Namespace) -> int:
     for id in chosen:
         if (state := states[id]).name == "DONE":
             continue
-        reason = f"waits for {blocked[id]}, which failed" if id in blocked else state.reason
-        waits = [p for p in graph[id].parents.values() if states[p].name != "DONE"]
-        told = "; ".join(filter(None, [reason, f"waits for {', '.join(waits)}" if waits and id not in blocked else ""]))
+        told = f"waits for {blocked[id]}, which failed" if id in blocked else reason_of(id, graph, states)
         console.print(f"{id} {graph[id].label}: {'BLOCKED' if id in blocked else state.name} {told}", highlight=False)
         if state.name in ("FAILED", "LOST", "INTERRUPTED", "CANCELLED"):
             _print_tail(console, store.step(id), jobs.get(id))
@@ -184,55 +182,6 @@ def _logs_of(step: StepDir) -> list[Path]:
     raise UserError(f"step {step.id}: was never started")
 
 
-def gather(options: argparse.Namespace) -> int:
-    cells = _cells(options)
-    if options.out:
-        cells.to_csv(options.out, index=False)
-    else:
-        print(cells.to_string())
-    return OK
-
-
-def _cells(options: argparse.Namespace) -> pd.DataFrame:
-    """The same table from wherever the sweep's results are."""
-    source = options.source.removeprefix("source=")
-    if source == "api":
-        from analysis.wandb_api import read_sweep
-        from analysis.wandb_runs import table
-
-        return table(read_sweep(options.project, options.name), options.name)
-    store = existing(options.store)
-    if source == "offline":
-        from analysis.wandb_files import read_directory
-        from analysis.wandb_runs import table
-
-        return table(read_directory(options.dir or store.tracking(options.name).runs), options.name)
-    if source != "store":
-        raise UserError(f"source = {source}: {choices(source, ('store', 'offline', 'api'))}")
-    from analysis.gather import gather as gather_cells
-
-    return gather_cells(store, options.name)
-
-
-def report(options: argparse.Namespace) -> int:
-    store = existing(options.store)
-    saved = store.sweep(options.name)
-    write_report_of(make_console(), store, saved, options.out or Path("reports") / saved.name)
-    return OK
-
-
-def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path) -> None:
-    from analysis.gather import gather as gather_cells
-    from analysis.report import write_report
-    from analysis.results import results
-    from analysis.tables import render_terminal
-
-    cells = gather_cells(store, saved.name)
-    console.print(render_terminal(results(cells)))
-    write_report(store, saved.name, out)
-    console.print(f"report: {out / 'index.html'}", highlight=False)
-
-
 def make_console() -> Console:
     from rich.console import Console
 
@@ -242,6 +191,7 @@ def make_console() -> Console:
 def existing(root: Path) -> Store:
     from sweeps.store import Store, StoreError
 
-    if not (root / "steps").is_dir():
+    store = Store(root)
+    if not (root / "steps").is_dir() and not store.import_names():
         raise StoreError(f"store = {root}: no store there; set --store or MLKV_STORE")
-    return Store(root)
+    return store

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sweeps.attempt import Attempt, Json
-from sweeps.files import file_clock, read_json, utc_now, write_json
+from sweeps.files import file_clock, read_json, utc_now, write_atomic, write_json
 from sweeps.stepdir import Claim, State, StateName, StepDir
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
@@ -151,6 +152,22 @@ class Store:
             variants = [json.loads(line) for line in file]
         plan: Json = json.loads((path / "plan.json").read_text(encoding="utf-8"))
         return SavedSweep(name, int(path.name), path, plan, variants)
+
+    # Results that others produced
+    def imported(self, name: str) -> Path:
+        """The table of an import, where there is one."""
+        return self.root / "imports" / f"{name}.csv"
+
+    def import_names(self) -> list[str]:
+        return sorted(path.stem for path in (self.root / "imports").glob("*.csv") if not path.name.startswith("."))
+
+    def save_import(self, name: str, table: str) -> None:
+        """Keep a table under a name, in place of one that is there. Raises StoreError for a name not to be had."""
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise StoreError(f"name = {name}: letters, digits, . _ + and - make a name")
+        if name in self.sweep_names():
+            raise StoreError(f"name = {name}: is a sweep's; set --name")
+        write_atomic(self.imported(name), table)
 
     # The queue
     @property

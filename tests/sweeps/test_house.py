@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "analysis": {"sweeps.store", "sweeps.config", "mlkv.layout"},
 }
 ALSO = {
-    "sweeps.looking": {"analysis"},
+    "sweeps.writing": {"analysis"},
     "sweeps.sync": {"analysis"},
     "sweeps.dispatch": {"slurm"},
     "sweeps.queued": {"slurm"},
