@@ -164,14 +164,11 @@ def test_ranks_over_nodes_and_one_that_fails(cluster: LocalCluster, folder: Path
 def test_arrays_over_the_sites_size_are_cut(cluster: LocalCluster, folder: Path) -> None:
     executor = SlurmExecutor(folder, replace(AWAY, extra={"hold": True}))
     jobs = [sh(f"u{i}", "true", kind="uptrain") for i in range(150)]
-    began = time.monotonic()
     ids = executor.submit(jobs + [sh(f"e{i}", "true", f"u{i}", kind="evaluate") for i in range(150)])
-    took = time.monotonic() - began
     states = executor.states(ids.values())
     assert {state.phase for state in states.values()} == {Phase.PENDING}
     assert len(states) == 300
-    assert len({id.split("_")[0] for id in ids.values()}) == 6
-    assert took < 10, "six sbatch calls"
+    assert len({id.split("_")[0] for id in ids.values()}) == 6, "six sbatch calls"
     executor.cancel(ids.values())
     assert set(phases(executor, ids).values()) == {Phase.CANCELLED}
 

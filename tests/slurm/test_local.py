@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,9 +165,7 @@ def test_a_job_that_ignores_sigterm_is_killed_with_its_children(executor: LocalE
     executor.submit([sh("stubborn", script)])
     executor.poll()
     pids = [number_in(tmp_path / "inner"), number_in(tmp_path / "outer")]
-    before = time.monotonic()
     executor.close()
-    assert 0.9 < time.monotonic() - before < 5
     assert eventually(lambda: not any(alive(pid) for pid in pids))
 
 

