@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .blocks import open_blocks, read_manifest
+from .outcomes import Outcomes, digest
 
 Floats = NDArray[np.float64]
 
@@ -81,10 +82,18 @@ def ratio(parts: Floats, wholes: Floats) -> tuple[float, float | None]:
     return value, math.sqrt(spread / (n * (n - 1))) / float(wholes.mean())
 
 
-def metrics(found: Windows, nats_N: Floats) -> list[dict[str, Any]]:
-    bits = ratio(nats_N / math.log(2), found.bytes.sum(-1).astype(float))
-    per_token = ratio(nats_N, found.counted.sum(-1).astype(float))
-    return [
-        {"metric": name, "value": value, "stderr": stderr, "n": len(nats_N)}
-        for name, (value, stderr) in {"bits_per_byte": bits, "nats_per_token": per_token}.items()
-    ]
+def outcomes(found: Windows, nats_N: Floats) -> dict[str, Outcomes]:
+    """Every window's part in bits per byte and in nats per token."""
+    units_N = np.array([digest(row.tobytes()) for row in found.ids], np.int64)
+    return {
+        "bits_per_byte": Outcomes(units_N, nats_N / math.log(2), found.bytes.sum(-1).astype(float)),
+        "nats_per_token": Outcomes(units_N, nats_N, found.counted.sum(-1).astype(float)),
+    }
+
+
+def metrics(found: dict[str, Outcomes]) -> list[dict[str, Any]]:
+    rows = []
+    for name, outcome in found.items():
+        value, stderr = ratio(outcome.parts, outcome.weights)
+        rows.append({"metric": name, "value": value, "stderr": stderr, "n": len(outcome.parts)})
+    return rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import bits
+from . import bits, outcomes
 from .blocks import read_manifest
 from .context import Context, Interrupted, StepFailed
 from .device import default_device, resolve_precision
@@ -31,7 +31,8 @@ def run(
     corpus: Path | None,
     tasks: Path = TASKS_FOLDER,
 ) -> dict[str, Any]:
-    """Score `checkpoint`; leaves results.json, and samples.jsonl of lm-eval's tasks, in `out`.
+    """Score `checkpoint`; leaves in `out` results.json, scores.npz (each sample's part in the scores), and of lm-eval's
+    tasks samples.jsonl (the answers).
 
     `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, one whose data cannot be had,
     or one that needs a corpus the checkpoint does not fit; Interrupted when stopped on request.
@@ -44,7 +45,7 @@ def run(
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)
     if recipe.task == BITS_PER_BYTE:
-        metrics = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
+        metrics, found = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
     else:
         from . import harness, harness_model  # take seconds to import, and bits per byte needs none of it
 
@@ -54,8 +55,10 @@ def run(
         )
         results = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")
         metrics = harness.rows(results, recipe.task)
+        found = outcomes.of_samples(results, recipe.task, metrics)
         _write_lines(out / "samples.jsonl", harness.samples(results))
     _check(recipe.task, metrics)
+    outcomes.save(found, out / outcomes.FILE)
     (out / "results.json").write_text(json.dumps({"task": recipe.task, "metrics": metrics}, indent=2) + "\n", "utf-8")
     return {"metrics": metrics, "facts": {"precision": precision, "device": model.device.type}}
 
@@ -83,7 +86,7 @@ class Progress:
 
 def _bits_per_byte(
     recipe: EvaluateRecipe, model: MLKVForCausalLM, corpus: Path | None, precision: str, progress: Progress
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, outcomes.Outcomes]]:
     if corpus is None:
         raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
     vocabulary = read_manifest(corpus)["vocab_size"]
@@ -91,7 +94,9 @@ def _bits_per_byte(
         raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {model.shape.vocab_size} at most")
     windows = bits.windows(corpus, recipe.limit)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return bits.metrics(windows, bits.nats(model, windows, recipe.batch_size, progress))
+        nats_N = bits.nats(model, windows, recipe.batch_size, progress)
+    found = bits.outcomes(windows, nats_N)
+    return bits.metrics(found), found
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from tiny import SHAPE, context, make_corpus
 from torch.nn import functional
 
-from mlkv import bits, evaluate, harness
+from mlkv import bits, evaluate, harness, outcomes
 from mlkv.blocks import open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
 from mlkv.harness_model import HarnessLM
@@ -107,6 +107,43 @@ def test_every_number_of_lm_eval_is_a_row_and_samples_are_kept(corpus, checkpoin
     assert np.mean([sample["acc"] for sample in samples]) == pytest.approx(result["metrics"]["acc"]["value"])
     likelihood = -np.mean([sample["perplexity"] for sample in samples])
     assert math.exp(likelihood) == pytest.approx(result["metrics"]["perplexity"]["value"])
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "out" / outcomes.FILE) as found:
+        return dict(found)
+
+
+def test_outcomes_of_samples_give_the_score_and_what_is_no_mean_has_none(corpus, checkpoint, tmp_path):
+    result = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
+    found = arrays(tmp_path)
+    assert set(found) == {"acc/unit", "acc/part"}
+    assert found["acc/part"].mean() == pytest.approx(result["metrics"]["acc"]["value"])
+    assert len(set(found["acc/unit"])) == 20
+
+
+def test_outcomes_of_windows_give_bits_per_byte_and_say_which_window_they_are_about(corpus, checkpoint, tmp_path):
+    whole = score(EvaluateRecipe(task="bits_per_byte", limit=9), tmp_path, checkpoint, corpus)["metrics"]
+    found = arrays(tmp_path)
+    bits_per_byte = found["bits_per_byte/part"].sum() / found["bits_per_byte/weight"].sum()
+    assert bits_per_byte == pytest.approx(whole["bits_per_byte"]["value"])
+    score(EvaluateRecipe(task="bits_per_byte", limit=3), tmp_path, checkpoint, corpus)
+    assert set(arrays(tmp_path)["bits_per_byte/unit"]) < set(found["bits_per_byte/unit"])
+
+
+def test_a_groups_members_have_their_own_outcomes():
+    def sample(at: int, score: float) -> dict[str, Any]:
+        return {"doc_id": at, "doc_hash": f"{at}", "filter": "none", "metrics": ["acc"], "acc": score}
+
+    results = {"samples": {"a": [sample(1, 0.0), sample(0, 1.0)], "b": [sample(7, 1.0)]}}
+    rows = [
+        {"metric": "acc", "value": 2 / 3},
+        {"metric": "acc", "value": 0.5, "subtask": "a"},
+        {"metric": "acc", "value": 0.9, "subtask": "b"},
+    ]
+    found = outcomes.of_samples(results, "group", rows)
+    assert set(found) == {"acc", "a/acc"}  # what b reports is no mean of its samples
+    assert list(found["a/acc"].parts) == [1.0, 0.0]
 
 
 def test_a_likelihood_is_the_models_own(corpus, checkpoint, tmp_path):
