@@ -36,6 +36,11 @@ from .records import ArrayRecord
 
 INTERRUPTED = 4
 """Exit status by which a command says: my progress is saved, put me in the queue again."""
+KILLED = 137
+"""What the batch shell is told of a command that was ended by SIGKILL: 128 + 9."""
+REVIVALS = 3
+"""How often a task whose command was killed outright goes back into the queue. The command could not say whether it got
+further, so these are few."""
 
 
 class SubmissionRefusedError(RuntimeError):
@@ -139,7 +144,7 @@ class SlurmExecutor:
             **self.profile.parameters(job.resources),
             additional_parameters=options | dict(self.profile.extra),
             setup=self._setup(job),
-            teardown=self._teardown(),
+            teardown=self._teardown(directory),
         )
         return executor
 
@@ -149,15 +154,25 @@ class SlurmExecutor:
     def _setup(self, job: Job) -> list[str]:
         threads = dict.fromkeys(THREAD_VARIABLES, str(job.resources.cpus))
         exports = [f"export {name}={shlex.quote(value)}" for name, value in (threads | self.env).items()]
-        return [*exports, *self.profile.setup]
+        return [*exports, *self.profile.setup, "set +e"]  # what the command's end means is told below
 
-    def _teardown(self) -> list[str]:
+    def _teardown(self, directory: Path) -> list[str]:
         """The batch shell outlives the command only if nobody ended the job (SLURM's own ends reach the shell too), so
-        here an interrupted command was warned of its time limit, and goes back into the queue."""
-        again = (
-            f'[ "$code" -eq {self.interrupted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.profile.max_requeues} ]'
-        )
-        return ["code=$?", f'if {again}; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
+        here an interrupted command was warned of its time limit, and one that was killed was singled out by somebody
+        or by the kernel. Both go back into the queue, within their budgets."""
+        killed = f'{shlex.quote(str(directory))}/killed_"$SLURM_ARRAY_TASK_ID"'
+        revive = f'echo "run $SLURM_RESTART_COUNT" >> {killed} && [ "$(wc -l < {killed})" -le {REVIVALS} ]'
+        # Never by SLURM_JOB_ID: one of the tasks shares it with the array, and would take all others along.
+        task = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+        budget = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.profile.max_requeues} ]'
+        return [
+            "code=$?",
+            "again=",
+            f'if [ "$code" -eq {self.interrupted} ]; then again=yes; fi',
+            f'if [ "$code" -eq {KILLED} ] && {revive}; then again=yes; fi',
+            f'if [ "$again" ] && {budget}; then scontrol requeue {task}; fi',
+            'exit "$code"',
+        ]
 
     def task_script(self, array: Array) -> str:
         """A shell script that becomes the command of the task it runs in."""

@@ -20,7 +20,7 @@ from slurm import queue, records
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
-from slurm.submit import SlurmExecutor, SubmissionRefusedError
+from slurm.submit import REVIVALS, SlurmExecutor, SubmissionRefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -76,6 +76,8 @@ class Slow:
         return self.executor.output(self.ids[name]).read_text().splitlines()
 
 
+KILLED = "echo run ${SLURM_RESTART_COUNT:-0}; [ ${SLURM_RESTART_COUNT:-0} -ge 1 ] || kill -9 $$"
+HOPELESS = "echo run ${SLURM_RESTART_COUNT:-0}; kill -9 $$"
 STRANDED = "echo on $SLURMD_NODENAME; [ ${SLURM_RESTART_COUNT:-0} -ge 1 ] || sleep 300"
 
 
@@ -84,8 +86,12 @@ def slow(plain_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("slow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(plain_cluster.slurm_conf))
-        executor = SlurmExecutor(folder, Profile(constraint="n1|n2", warning_seconds=5))
-        scripts = dict.fromkeys(("warned", "requeued", "cancelled"), PATIENT) | {"too-long": "trap '' USR2; sleep 300"}
+        executor = SlurmExecutor(folder, Profile(constraint="n1|n2", warning_seconds=5, setup=("set -e",)))
+        scripts = dict.fromkeys(("warned", "requeued", "cancelled"), PATIENT) | {
+            "too-long": "trap '' USR2; sleep 300",
+            "killed": KILLED,
+            "hopeless": HOPELESS,  # last: its job id is the array's, and requeueing it must not take the others along
+        }
         ids = executor.submit([sh(name, script) for name, script in scripts.items()])
         ids |= SlurmExecutor(folder, Profile(constraint="n4")).submit([sh("preempted", PATIENT, cpus=8)])
         ids |= SlurmExecutor(folder, Profile(constraint="n3|n4")).submit([sh("stranded", STRANDED)])
@@ -384,6 +390,15 @@ def test_a_job_on_a_node_that_is_lost_runs_elsewhere(slow: Slow, cluster: LocalC
     assert nodes[0] != nodes[1]
     cluster.up()
     assert all(cluster.status().values())
+
+
+def test_a_command_that_is_killed_outright_runs_again_a_few_times(slow: Slow, cluster: LocalCluster) -> None:
+    got = ended(slow.executor, [slow.ids["killed"], slow.ids["hopeless"]])
+    assert got[slow.ids["killed"]].phase is Phase.DONE
+    assert got[slow.ids["hopeless"]].phase is Phase.FAILED
+    for name, runs in (("killed", 2), ("hopeless", 1 + REVIVALS)):
+        assert [line for line in slow.lines(name) if line.startswith("run")] == [f"run {i}" for i in range(runs)]
+    assert "ExitCode=137:0" in cluster.run("scontrol", "show", "job", slow.ids["hopeless"])
 
 
 def test_a_job_that_heeds_no_warning_times_out(slow: Slow, cluster: LocalCluster) -> None:
