@@ -6,23 +6,19 @@ fails is tried again; the server's word on when (429, Retry-After) is the client
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from analysis.wandb_cache import HistoryCache
 from analysis.wandb_runs import LoggedRun
 
-if TYPE_CHECKING:
-    import wandb
-
 Json = dict[str, Any]
-Report = Callable[[int, int], None]
-"""Called with how many runs are there and how many there will be."""
+Report = Callable[[str, int, int], None]
+"""Called with what is being read (`runs`, `histories`), how many are there and how many there will be."""
+Wanted = Callable[[LoggedRun], bool]
 T = TypeVar("T")
 PAGE, ROWS, AT_ONCE, TRIES = 200, 10_000, 8, 5
 _AXES = {"train/*": "train/global_step"}
@@ -32,67 +28,95 @@ class WandbReadError(ValueError):
     """W&B could not be read; one line that says why."""
 
 
-def read_project(
-    path: str,
-    filters: Mapping[str, Any] | None = None,
-    *,
-    histories: bool = True,
-    cache: Path | None = None,
-    report: Report = lambda done, of: None,
-    timeout: int = 30,
-) -> list[LoggedRun]:
-    """The runs of `entity/project` (or `project` of the default entity) that match W&B's `filters`, oldest first.
+def every(run: LoggedRun) -> bool:
+    return True
 
-    `cache`: a directory to keep histories in. Raises WandbReadError.
+
+def unfinished(run: LoggedRun) -> bool:
+    """A step's run of which only the history tells how far it is."""
+    return run.summary.get("state") == "RUNNING"
+
+
+def none(run: LoggedRun) -> bool:
+    return False
+
+
+class Project:
+    """`entity/project`, or `project` of the default entity. Every method raises WandbReadError.
+
+    `cache`: a directory to keep histories in.
     """
-    import wandb
 
-    try:
-        listed = _tried(lambda: list(_listed(wandb.Api(timeout=timeout), path, filters or {})))
-    except Exception as error:  # the client raises its own, requests' and protobuf's errors
-        raise WandbReadError(f"W&B project {path}: {' '.join(str(error).split())[:300]}") from None
-    runs = [_described(each) for each in listed]
-    if histories:
+    def __init__(
+        self, path: str, *, cache: Path | None = None, report: Report = lambda what, done, of: None, timeout: int = 30
+    ) -> None:
+        import wandb
+
+        self.path, self._report = path, report
+        self.fetched = self.kept = 0
+        """Histories that the server was asked for, and that it was not."""
+        self._cache = HistoryCache(cache) if cache else None
+        self._api = self._asked(lambda: wandb.Api(timeout=timeout))
+
+    def runs(self, filters: Mapping[str, Any] | None = None, histories: Wanted = every) -> list[LoggedRun]:
+        """The runs that match W&B's `filters`, oldest first, with the histories that are wanted."""
+        listed = self._asked(lambda: list(self._listed(filters or {})))
+        runs = [_described(each) for each in listed]
+        wanted = [(run, each) for run, each in zip(runs, listed, strict=True) if histories(run)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            fetched = pool.map(lambda each: _tried(lambda: _history(each, cache)), listed)
-            for done, (run, rows) in enumerate(zip(runs, _checked(path, fetched), strict=True), 1):
-                run.rows = rows
-                report(done, len(runs))
-    return runs
+            found = [(run, pool.submit(self._history, each)) for run, each in wanted]
+            for done, (run, rows) in enumerate(found, 1):
+                run.rows, fetched = self._asked(rows.result, tries=1)
+                self.fetched, self.kept = self.fetched + fetched, self.kept + (not fetched)
+                self._report("histories", done, len(found))
+        return runs
 
+    def sweep(self, name: str, histories: Wanted = unfinished) -> list[LoggedRun]:
+        """The runs of a sweep's variants and of the steps they name."""
+        variants = self.runs({"group": name, "jobType": "variant"}, none)
+        steps = sorted({id for run in variants for id in run.config.get("mlkv", {}).get("steps", {})})
+        pages = [steps[i : i + PAGE] for i in range(0, len(steps), PAGE)]
+        return [*variants, *(run for page in pages for run in self.runs({"name": {"$in": page}}, histories))]
 
-def read_sweep(path: str, sweep: str, **how: Any) -> list[LoggedRun]:
-    """The runs of a sweep's variants and of the steps they name, without histories unless asked for."""
-    how = {"histories": False, **how}
-    variants = read_project(path, {"group": sweep, "jobType": "variant"}, **how)
-    steps = sorted({id for run in variants for id in run.config.get("mlkv", {}).get("steps", {})})
-    pages = [steps[i : i + PAGE] for i in range(0, len(steps), PAGE)]
-    return [*variants, *(run for page in pages for run in read_project(path, {"name": {"$in": page}}, **how))]
+    def _listed(self, filters: Mapping[str, Any]) -> Iterator[Any]:
+        """Configuration and summary come with the page."""
+        how: Json = {"per_page": PAGE, "order": "+created_at", "lazy": False, "include_sweeps": False}
+        found = self._api.runs(self.path, filters=dict(filters), **how)
+        for done, run in enumerate(found, 1):
+            yield run
+            self._report("runs", done, len(found))
 
+    def _history(self, run: Any) -> tuple[list[Json], bool]:
+        """The run's rows, and whether they were fetched; not where there are none, or where they are kept."""
+        if not run.historyLineCount:
+            return [], False
+        key = (self._api.settings["base_url"], run.entity, run.project, run.id)
+        changed = f"{run.heartbeatAt} {run.historyLineCount}"
+        kept = self._cache.read(key, changed) if self._cache else None
+        if kept is not None:
+            return kept, False
+        rows = _tried(lambda: list(run.scan_history(page_size=ROWS, use_cache=False)), TRIES)
+        if self._cache:
+            self._cache.keep(key, changed, rows)
+        return rows, True
 
-def _checked(path: str, fetched: Iterator[list[Json]]) -> Iterator[list[Json]]:
-    while True:
+    def _asked(self, ask: Callable[[], T], tries: int = TRIES) -> T:
         try:
-            yield next(fetched)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise WandbReadError(f"W&B project {path}: {' '.join(str(error).split())[:300]}") from None
+            return _tried(ask, tries)
+        except Exception as error:  # the client raises its own, requests' and protobuf's errors
+            raise WandbReadError(f"W&B project {self.path}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _listed(api: wandb.Api, path: str, filters: Mapping[str, Any]) -> Iterator[Any]:
-    """Configuration and summary come with the page."""
-    yield from api.runs(path, filters=dict(filters), per_page=PAGE, order="+created_at", lazy=False)
+def _tried(ask: Callable[[], T], tries: int) -> T:
+    from wandb.errors import UsageError
 
-
-def _tried(ask: Callable[[], T]) -> T:
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         try:
             return ask()
-        except ValueError:
-            raise  # there is no such project: asking again does not make it
+        except (ValueError, UsageError):
+            raise  # no such project, no key: asking again does not make it
         except Exception:
-            if attempt == TRIES - 1:
+            if attempt == tries - 1:
                 raise
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("unreachable")
@@ -109,37 +133,10 @@ def _described(run: Any) -> LoggedRun:
         entity=run.entity,
         job_type=kind,
         group=run.group or "",
+        sweep=run.sweep_name or "",
         tags=tuple(run.tags),
         config=dict(run.config),
         summary=summary,
         axes=dict(axes),
         state=run.state,
     )
-
-
-# Histories
-
-
-def _history(run: Any, cache: Path | None) -> list[Json]:
-    if not run.historyLineCount:
-        return []
-    kept = cache / _name(run) if cache else None
-    if kept and kept.exists():
-        rows: list[Json] = json.loads(kept.read_text(encoding="utf-8"))
-        return rows
-    rows = list(run.scan_history(page_size=ROWS, use_cache=False))
-    if kept:
-        _keep(kept, rows)
-    return rows
-
-
-def _name(run: Any) -> str:
-    told = json.dumps([run.entity, run.project, run.id, run.heartbeatAt, run.historyLineCount])
-    return f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
-
-
-def _keep(path: Path, rows: list[Json]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    beside.write_text(json.dumps(rows), encoding="utf-8")
-    beside.replace(path)

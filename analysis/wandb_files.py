@@ -142,6 +142,7 @@ class _Fragment:
         run = self.run
         run.id, run.name, run.project, run.entity = told.run_id, told.display_name, told.project, told.entity
         run.job_type, run.group, run.tags = told.job_type, told.run_group, tuple(told.tags)
+        run.sweep = told.sweep_id
         run.started = told.start_time.seconds + told.start_time.nanos / 1e9
         self._take_config(told.config)
         self._take_summary(told.summary)

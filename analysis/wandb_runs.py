@@ -1,7 +1,7 @@
 """Runs as W&B gives them back, from its files or its API, and the table made of them: the same as the store's.
 
 A sweep's variant runs carry the plan, its step runs the records (sweeps/tracking/runs.py). Runs that somebody else
-logged make the same table through a mapping of configuration keys to columns.
+logged: analysis/foreign.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from analysis import frame
 from analysis.gather import PlannedSteps, of_sweep
 from sweeps.store import SavedSweep, State, StateName, StoreError
 
@@ -31,6 +30,8 @@ class LoggedRun:
     entity: str = ""
     job_type: str = ""
     group: str = ""
+    sweep: str = ""
+    """The id of a sweep of W&B's own."""
     tags: tuple[str, ...] = ()
     config: Json = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
@@ -100,43 +101,3 @@ def number(value: Any) -> float | None:
     """A finite number, or None."""
     found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     return found if math.isfinite(found) else None
-
-
-# Runs that others logged
-
-
-def foreign_table(
-    runs: Iterable[LoggedRun], mapping: Mapping[str, str], scores: Mapping[str, tuple[str, str]]
-) -> pd.DataFrame:
-    """Other people's runs in our schema. `mapping`: our identity column → their configuration key (`model.kv_heads`);
-    `scores`: their summary key → (task, metric). Raises ValueError for a column that is none of ours."""
-    if unknown := sorted(set(mapping) - set(frame.IDENTITY)):
-        raise ValueError(f"mapping: no column {unknown[0]} (columns: {', '.join(frame.IDENTITY)})")
-    rows = []
-    for run in runs:
-        identity = {"variant": run.name or run.id, "sweep": run.group or run.project}
-        identity |= {column: _at(run.config, key) for column, key in mapping.items()}
-        for key, (task, metric) in scores.items():
-            value = number(_at(run.summary, key))
-            state = "DONE" if run.state == "finished" else run.state.upper()
-            reason = None if value is not None else f"{key} is not a number in its summary"
-            cell = {
-                "kind": "evaluate",
-                "task": task,
-                "metric": metric,
-                "value": value,
-                "state": state,
-                "reason": reason,
-            }
-            rows.append({**identity, **cell, "wandb_run": run.id})
-    return frame.make(rows)
-
-
-def _at(values: Json, key: str) -> Any:
-    """A value by its own key, or by the path of a nested one."""
-    if key in values:
-        return values[key]
-    found: Any = values
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found

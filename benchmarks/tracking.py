@@ -92,7 +92,7 @@ def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:
 
 
 def read(folder: Path, server: WandbServer) -> dict[str, Any]:
-    from analysis.wandb_api import read_project
+    from analysis.wandb_api import Project
 
     lines = [json.dumps({"_step": k, "train/global_step": k, "train/loss": 4 + 1 / (k + 1)}) for k in range(200)]
     for i in range(1000):
@@ -101,7 +101,7 @@ def read(folder: Path, server: WandbServer) -> dict[str, Any]:
     times = []
     for _ in range(2):
         began = time.monotonic()
-        runs = read_project(f"{ENTITY}/mlkv", cache=folder)
+        runs = Project(f"{ENTITY}/mlkv", cache=folder).runs()
         times.append(round(time.monotonic() - began, 2))
         assert sum(len(run.rows) for run in runs) == 200_000
     return {"runs": 1000, "rows": 200_000, "seconds": times[0], "again_seconds": times[1]}

@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps import acting, looking, mirroring, writing
+from sweeps import acting, gathering, looking, mirroring, writing
 from sweeps.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses beside those of the subcommands: 0, all is well; 1, something is not done."""
+GATHER_SETTINGS = (
+    "source=store (default), offline or api; for runs that somebody else logged map.COLUMN=config.KEY, "
+    "map.TASK.METRIC=summary.KEY, and group=… or sweep=… to pick among them"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Like parse_args, but options may stand between overrides."""
+    """Like parse_args, but options may stand between overrides, or between settings."""
     options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+    words = next((getattr(options, name) for name in ("overrides", "settings") if hasattr(options, name)), None)
+    if rest and (words is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
+    if words is not None:
+        words += rest
     return options
 
 
@@ -77,11 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     ended.add_argument("variants", nargs="*", help="on SLURM, only these: labels (globs), step ids or their beginnings")
     pruned = _with_store(commands, "prune", acting.prune, "drop outputs that no sweep needs; logs and records stay")
     pruned.add_argument("--yes", action="store_true", help="do it; without, only show what would go")
-    table = _of_sweep(commands, "gather", writing.gather, "every planned cell of a sweep as one long table")
-    table.add_argument("source", nargs="?", default="store", help="store (default), offline or api", metavar="source=")
-    table.add_argument("-o", "--out", type=Path, help="write CSV here instead of printing a summary")
-    table.add_argument("--dir", type=Path, help="source=offline: a directory that W&B wrote (default: the sweep's)")
-    table.add_argument("--project", default="mlkv", help="source=api: PROJECT or ENTITY/PROJECT")
+    cells = _of_sweep(commands, "gather", gathering.gather, "every planned cell of a sweep as one long table")
+    cells.add_argument("settings", nargs="*", help=GATHER_SETTINGS, metavar="KEY=VALUE")
+    cells.add_argument("-o", "--out", type=Path, help="write CSV here instead of printing a summary")
+    cells.add_argument("--curves", type=Path, help="also write every number that was logged on the way, as CSV")
+    cells.add_argument("--dir", type=Path, help="source=offline: a directory that W&B wrote (default: the sweep's)")
+    cells.add_argument("--project", help="source=api: PROJECT or ENTITY/PROJECT (default: the sweep's, or mlkv)")
+    cells.add_argument("--cache", type=Path, help="source=api: where histories are kept (default: XDG_CACHE_HOME)")
     _table_options(_of_results(commands, "table", writing.table, "the tables of a paper, finished or not"))
     drawn = _of_results(commands, "figure", writing.figure, "the figures of a paper, finished or not")
     drawn.add_argument(

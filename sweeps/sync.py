@@ -122,11 +122,10 @@ def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, tuple[str, 
     import wandb
 
     api = wandb.Api(timeout=int(config.timeout) + 1)
-    path = f"{config.entity}/{config.project}" if config.entity else config.project
     found: dict[str, tuple[str, int]] = {}
     for start in range(0, len(runs), PAGE):
         ids = [run.id for run in runs[start : start + PAGE]]
-        page = api.runs(path, filters={"name": {"$in": ids}}, per_page=PAGE, lazy=False)
+        page = api.runs(config.path, filters={"name": {"$in": ids}}, per_page=PAGE, lazy=False)
         try:
             for known in page:
                 found[known.id] = (str(known.summary_metrics.get(MARK, "")), known.historyLineCount or 0)

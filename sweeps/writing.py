@@ -1,4 +1,4 @@
-"""The subcommands that write results: gather, table, figure, report, import-results."""
+"""The subcommands that write results: table, figure, report, import-results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.errors import OK, UserError, choices
+from sweeps.errors import OK, UserError
 from sweeps.looking import existing, make_console
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
     from analysis.sources import Source
@@ -26,34 +25,6 @@ def one_line() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def gather(options: argparse.Namespace) -> int:
-    cells = _cells(options)
-    if options.out:
-        cells.to_csv(options.out, index=False)
-    else:
-        print(cells.to_string())
-    return OK
-
-
-def _cells(options: argparse.Namespace) -> pd.DataFrame:
-    """The same table from wherever the results are."""
-    kind = options.source.removeprefix("source=")
-    if kind == "api":
-        from analysis.wandb_api import read_sweep
-        from analysis.wandb_runs import table
-
-        return table(read_sweep(options.project, options.name), options.name)
-    if kind == "offline":
-        from analysis.wandb_files import read_directory
-        from analysis.wandb_runs import table
-
-        store = existing(options.store)
-        return table(read_directory(options.dir or store.tracking(options.name).runs), options.name)
-    if kind != "store":
-        raise UserError(f"source = {kind}: {choices(kind, ('store', 'offline', 'api'))}")
-    return source_of(options).table
 
 
 def source_of(options: argparse.Namespace) -> Source:

@@ -72,7 +72,7 @@ class StoredRun:
             "tags": self.shown.get("tags") or [],
             "notes": self.shown.get("notes"),
             "description": self.shown.get("description"),
-            "sweepName": None,
+            "sweepName": self.shown.get("sweepName"),
             "commit": None,
             "readOnly": False,
             "createdAt": self.created,
@@ -385,6 +385,7 @@ _NAMES = {
     "heartbeat_at": "heartbeatAt",
     "display_name": "displayName",
     "job_type": "jobType",
+    "sweep": "sweepName",
 }
 
 

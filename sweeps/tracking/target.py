@@ -31,6 +31,11 @@ class TrackingConfig:
     system_seconds: Annotated[float, Gt(0)] = 15.0
     """Between two readings of the computing process's CPU, memory and GPU."""
 
+    @property
+    def path(self) -> str:
+        """What W&B's API calls the project."""
+        return f"{self.entity}/{self.project}" if self.entity else self.project
+
     def __post_init__(self) -> None:
         if self.project in MISREAD_PROJECTS:
             raise ValueError(f"project = {self.project}: W&B's client misreads this name; choose another, e.g. mlkv")

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,12 +16,16 @@ from wandb_graphql import ENTITY, HISTORY, StoredRun
 from wandb_server import WandbServer
 
 from analysis import curves
+from analysis.foreign import MappingError, foreign_table
 from analysis.gather import gather
-from analysis.wandb_api import PAGE, WandbReadError, read_project
+from analysis.wandb_api import PAGE, Project, WandbReadError
+from analysis.wandb_cache import HistoryCache
 from analysis.wandb_files import read_directory
-from analysis.wandb_runs import foreign_table, table
+from analysis.wandb_runs import LoggedRun, table
+from sweeps.cli import main
+from sweeps.gathering import SOURCES
+from sweeps.store import Store
 
-MANY = 250
 PATH = f"{ENTITY}/mlkv"
 
 
@@ -44,8 +49,16 @@ def fill(server: WandbServer, runs: int, rows: int) -> None:
         run.config = {"arch": {"value": {"kv": {"heads": i % 4 + 1}}}, "kv_budget": {"value": i}}
         run.summary = {"val/loss": 2.0 if i % 2 else "NaN"}
         run.state = "finished"
+        run.shown["sweepName"] = "sw33p" if i % 2 else None
         run.lines[HISTORY] = [json.dumps({"_step": k, "loss": i + k / 8}) for k in range(rows)]
         server.backend.runs[ENTITY, "mlkv", run.name] = run
+
+
+def command(*words: str) -> int:
+    """`mlkv` in this process; its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return int(str(ended.value.code))
 
 
 def operations(server: WandbServer) -> Counter[str]:
@@ -56,7 +69,7 @@ def test_store_files_and_api_give_the_same_table_and_curves(
     mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(mirrored.server, monkeypatch)
-    runs = read_project(PATH)
+    runs = Project(PATH).runs()
     stored = gather(mirrored.store, mirrored.name)
     pd.testing.assert_frame_equal(table(runs, mirrored.name), stored, check_exact=True)
     offline = curves.of_runs(read_directory(mirrored.offline))
@@ -65,7 +78,7 @@ def test_store_files_and_api_give_the_same_table_and_curves(
 
 def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
     use(mirrored.server, monkeypatch)
-    for runs in (read_project(PATH, {"group": mirrored.name}), read_directory(mirrored.offline)):
+    for runs in (Project(PATH).runs({"group": mirrored.name}), read_directory(mirrored.offline)):
         (variant,) = (run for run in runs if run.name == "MLKV-3")
         (planned,) = (row for row in mirrored.store.sweep(mirrored.name).variants if row["variant"] == "MLKV-3")
         assert variant.config["uptrain"] == planned["config"]["uptrain"]
@@ -73,27 +86,69 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
         assert set(variant.tags) == {"even", "budget-3"}
 
 
-@pytest.mark.slow
 def test_many_runs_cost_a_page_for_hundreds_and_a_few_requests_each(server: WandbServer, tmp_path: Path) -> None:
-    fill(server, MANY, 50)
-    told: list[tuple[int, int]] = []
-    runs = read_project(PATH, cache=tmp_path, report=lambda done, of: told.append((done, of)))
+    fill(server, PAGE + 20, 50)
+    told: list[tuple[str, int, int]] = []
+    runs = Project(PATH, cache=tmp_path, report=lambda *state: told.append(state)).runs()
     asked = operations(server)
-    assert len(runs) == MANY
+    assert [run.id for run in runs] == [f"theirs-{i}" for i in range(PAGE + 20)]
     assert all(len(run.rows) == 50 for run in runs)
-    assert [run.id for run in runs] == [f"theirs-{i}" for i in range(MANY)]
-    assert asked["Runs"] == math.ceil(MANY / PAGE)
-    assert sum(asked.values()) < 4 * MANY
-    assert told[-1] == (MANY, MANY)
+    assert asked["Runs"] == 2
+    assert sum(asked.values()) <= 3 * len(runs) + 10
+    assert told[-1] == ("histories", len(runs), len(runs))
+    assert ("runs", len(runs), len(runs)) in told
 
+
+def test_only_what_has_changed_is_fetched_again(server: WandbServer, tmp_path: Path) -> None:
+    fill(server, 12, 50)
+    runs = Project(PATH, cache=tmp_path).runs()
     server.backend.operations.clear()
     changed = server.runs["theirs-7"]
     changed.lines[HISTORY].append(json.dumps({"_step": 50, "loss": 0.0}))
     changed.updated = "2030-01-01T00:00:00Z"
-    again = read_project(PATH, cache=tmp_path)
+    project = Project(PATH, cache=tmp_path)
+    again = project.runs()
     assert operations(server)["HistoryPage"] == 1
+    assert (project.fetched, project.kept) == (1, 11)
     assert [len(run.rows) for run in again if run.id == "theirs-7"] == [51]
     assert [run.rows for run in again if run.id != "theirs-7"] == [run.rows for run in runs if run.id != "theirs-7"]
+    assert len(list(tmp_path.iterdir())) == 12, "one file per run, however often it changes"
+
+
+def test_what_is_kept_counts_for_one_run_of_one_server_and_torn_files_for_none(tmp_path: Path) -> None:
+    cache, run = HistoryCache(tmp_path / "cache"), ("http://one", "me", "mlkv", "a")
+    cache.keep(run, "monday", [{"loss": float("nan")}])
+    (row,) = cache.read(run, "monday") or []
+    assert math.isnan(row["loss"])
+    assert cache.read(run, "tuesday") is None
+    assert cache.read(("http://other", *run[1:]), "monday") is None
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(file.read_text()[:-3])
+    assert cache.read(run, "monday") is None
+    (tmp_path / "in the way").touch()
+    HistoryCache(tmp_path / "in the way").keep(run, "monday", [])
+
+
+@pytest.mark.long
+def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command: five pages and three requests for each run; then the pages and the one run that changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fill(server, 1000, 50)
+    line = ["gather", PATH, "source=api", "map.budget=config.kv_budget", "map.a.loss=summary.val/loss"]
+    line += ["--store", str(tmp_path), "-o", str(tmp_path / "cells.csv"), "--curves", str(tmp_path / "curves.csv")]
+    assert command(*line) == 0
+    assert "1000 histories fetched, 0 as they were" in capsys.readouterr().err
+    assert operations(server)["Runs"] == 1000 / PAGE
+    assert len(server.requests) <= 3 * 1000 + 20
+    assert len(pd.read_csv(tmp_path / "curves.csv")) == 50_000
+    server.requests.clear()
+    server.runs["theirs-7"].updated = "2030-01-01T00:00:00Z"
+    assert command(*line) == 0
+    assert len(pd.read_csv(tmp_path / "cells.csv")) == 1000
+    assert "1 histories fetched, 999 as they were" in capsys.readouterr().err
+    assert len(server.requests) <= 1000 / PAGE + 2 + 10
 
 
 def test_a_server_that_falters_is_asked_again(server: WandbServer) -> None:
@@ -102,23 +157,119 @@ def test_a_server_that_falters_is_asked_again(server: WandbServer) -> None:
     server.fail(path="graphql", status=429, retry_after=0.1, times=3, every=5)
     server.fail(path="graphql", disconnect=True, times=2, every=7)
     server.fail(path="graphql", seconds=0.2, times=2)
-    runs = read_project(PATH)
-    assert [len(run.rows) for run in runs] == [5] * 12
+    assert [len(run.rows) for run in Project(PATH).runs()] == [5] * 12
 
 
-def test_what_cannot_be_read_is_one_line(server: WandbServer) -> None:
+def test_what_cannot_be_read_is_one_line(
+    server: WandbServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(WandbReadError, match=f"W&B project {ENTITY}/nothing"):
-        read_project(f"{ENTITY}/nothing")
+        Project(f"{ENTITY}/nothing").runs()
+    line = ["gather", "demo", "source=api", "--project", f"{ENTITY}/nothing", "--store", str(tmp_path)]
+    assert command(*line) == 2
+    told = capsys.readouterr().err
+    assert f"mlkv: W&B project {ENTITY}/nothing" in told
+    assert "Traceback" not in told
 
 
-def test_somebody_elses_sweep_is_gathered_by_mapping_its_keys(server: WandbServer) -> None:
+# The command
+
+
+def test_the_commands_three_sources_write_the_same_files(
+    mirrored: Mirrored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN, Inf, whole numbers, nested configuration, a run resumed twice, failed and unfinished steps."""
+    use(mirrored.server, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = {source: (tmp_path / f"{source}.csv", tmp_path / f"{source}-curves.csv") for source in SOURCES}
+    for source, (cells, logged) in files.items():
+        line = ["gather", mirrored.name, f"source={source}", "-o", str(cells), "--curves", str(logged)]
+        assert command(*line, "--store", str(mirrored.store.root)) == 0
+    written = {tuple(path.read_text() for path in pair) for pair in files.values()}
+    assert len(written) == 1
+    cells, logged = (pd.read_csv(path) for path in files["api"])
+    assert {"DONE", "FAILED", "BLOCKED", "PENDING"} <= set(cells["state"])
+    assert logged["value"].isna().sum() >= 2
+    assert len(list((tmp_path / "cache").rglob("*.json"))) > 0
+
+
+def test_the_sweeps_own_project_is_read_unless_another_is_named(
+    server: WandbServer, finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {**finished.plan, "tracking": {"mode": "online", "project": "elsewhere", "entity": ENTITY}}
+    store = Store.open(tmp_path / "store")
+    store.save_sweep("demo", plan, finished.variants, [])
+    for named, asked in (([], f"{ENTITY}/elsewhere"), (["--project", "other"], "other")):
+        assert command("gather", "demo", "source=api", "--store", str(store.root), *named) == 2
+        assert f"W&B project {asked}" in capsys.readouterr().err
+
+
+# Somebody else's runs
+
+
+MAPPING = {"kv_heads": "config.arch.kv.heads", "budget": "config.kv_budget", "held_out.loss": "summary.val/loss"}
+
+
+def test_somebody_elses_sweep_is_gathered_by_mapping_its_keys(server: WandbServer, tmp_path: Path) -> None:
     fill(server, 4, 2)
-    runs = read_project(PATH, histories=False)
-    mapping = {"kv_heads": "arch.kv.heads", "budget": "kv_budget"}
-    found = foreign_table(runs, mapping, {"val/loss": ("held_out", "loss")})
+    line = ["gather", PATH, "source=api", *(f"map.{ours}={theirs}" for ours, theirs in MAPPING.items())]
+    assert command(*line, "-o", str(tmp_path / "all.csv"), "group=old-sweep") == 0
+    found = pd.read_csv(tmp_path / "all.csv")
     assert found["budget"].tolist() == [0, 1, 2, 3]
-    assert found["value"].tolist() == [pd.NA, 2.0, pd.NA, 2.0]
-    assert found["reason"].tolist()[0] == "val/loss is not a number in its summary"
+    assert found["kv_heads"].tolist() == [1, 2, 3, 4]
+    assert found["value"].isna().tolist() == [True, False, True, False]
+    assert found["reason"].tolist()[0] == "summary.val/loss is not a number"
+    assert set(zip(found["task"], found["metric"], found["variant"], strict=True)) >= {("held_out", "loss", "run 0")}
     assert set(found["sweep"]) == {"old-sweep"}
-    with pytest.raises(ValueError, match="no column heads"):
-        foreign_table(runs, {"heads": "arch.kv.heads"}, {})
+    assert command(*line, "sweep=sw33p", "-o", str(tmp_path / "swept.csv")) == 0
+    assert pd.read_csv(tmp_path / "swept.csv")["wandb_run"].tolist() == ["theirs-1", "theirs-3"]
+
+
+def test_somebody_elses_files_are_gathered_alike(mirrored: Mirrored, tmp_path: Path) -> None:
+    line = ["gather", str(mirrored.offline), "source=offline", "map.budget=config.budget", "group=demo"]
+    assert command(*line, "map.held_out.loss=summary.eval/bits_per_byte", "-o", str(tmp_path / "cells.csv")) == 0
+    found = pd.read_csv(tmp_path / "cells.csv").set_index("variant")
+    assert found["budget"].to_dict() == {"MHA-36": 36, "MQA-6": 6, "MLKV-3": 3}
+    assert found.loc["MLKV-3", "value"] == 2.344
+
+
+THEIRS = [LoggedRun("r1", config={"arch": {"kvheads": [2, 2, 1], "note": "x"}}, summary={"loss": 1})]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [
+        ({"kv_head": "config.arch.kvheads"}, "no column kv_head .did you mean kv_heads"),
+        ({"kv_heads": "arch.kvheads"}, "must be config.KEY, summary.KEY or one of id, name"),
+        ({"kv_heads": "config.arch.kv_heads"}, "no config key arch.kv_heads .did you mean arch.kvheads"),
+        ({"budget": "config.arch.note"}, "'x' in run r1 is no whole number"),
+        ({"budget": "config.arch.kvheads"}, "in run r1 is no whole number"),
+        ({".loss": "summary.loss"}, "no column"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_says_what_would(mapping: dict[str, str], told: str) -> None:
+    with pytest.raises(MappingError, match=told):
+        foreign_table(THEIRS, mapping)
+
+
+def test_lists_of_heads_and_runs_without_scores_have_their_row() -> None:
+    found = foreign_table(THEIRS, {"kv_heads": "config.arch.kvheads"})
+    assert found["kv_heads"].tolist() == ["2 2 1"]
+    assert found["state"].tolist() == ["RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["source=aip"], "did you mean api"),
+        (["offline"], "offline: must be KEY=VALUE"),
+        (["map.budget=config.b"], "add source=api or source=offline"),
+        (["source=api", "group=x"], "add map.COLUMN"),
+        (["source=offline", "map.budget=config.b"], "no W&B runs there"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_one_line(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("gather", str(tmp_path), *words, "--store", str(tmp_path)) == 2
+    assert told in capsys.readouterr().err

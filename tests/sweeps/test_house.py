@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "analysis": {"sweeps.store", "sweeps.config", "mlkv.layout"},
 }
 ALSO = {
+    "sweeps.gathering": {"analysis"},
     "sweeps.writing": {"analysis"},
     "sweeps.sync": {"analysis"},
     "sweeps.dispatch": {"slurm"},
