@@ -17,6 +17,7 @@ import pandas as pd
 COLUMNS = {
     "sweep": "string",
     "variant": "string",
+    "replicate_of": "string",
     "baseline": "string",
     "untouched": "string",
     "mha": "string",
@@ -46,12 +47,14 @@ COLUMNS = {
     "device_seconds": "Float64",
     "peak_memory_bytes": "Int64",
 }
-"""Columns and dtypes, the same when the table is empty. `untouched` and `mha` name the variants that are this one's
-baselines. `kv_heads` has an entry per owner (`12 12 6`), one where all agree. `in_axis` and `in_accuracy` mark the
-cells of the sweep's main quality axis and of its accuracy."""
+"""Columns and dtypes, the same when the table is empty. `replicate_of` is what several seeds of one layout are called
+together; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner
+(`12 12 6`), one where all agree. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its
+accuracy."""
 
 IDENTITY = (
     "variant",
+    "replicate_of",
     "baseline",
     "untouched",
     "mha",

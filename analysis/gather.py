@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import frame
+from analysis import frame, replicates
 from analysis.frame import Row
 from sweeps.store import SavedSweep, State, Store
 
@@ -25,9 +25,11 @@ def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataF
 def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
     """The table of a plan whose steps stand as `steps` says."""
     baselines = {name: [v for v in sweep.variants if v["baseline"] == name] for name in ("untouched", "mha")}
+    repeated = replicates.groups(sweep.variants)
     rows: list[Row] = []
     for variant in sweep.variants:
         own = {name: _own_baseline(variant, candidates) for name, candidates in baselines.items()}
+        own["replicate_of"] = repeated.get(variant["variant"])
         rows += _variant_rows(sweep, {**variant, **own}, steps)
     return frame.make(rows)
 
@@ -111,6 +113,10 @@ class Steps(PlannedSteps):
 
     def _read_state(self, step_id: str) -> State:
         return self._store.step(step_id).state()
+
+    def history(self, step_id: str) -> list[tuple[int, Json]]:
+        """What the step logged so far, along its axis."""
+        return self._store.step(step_id).history()
 
 
 def _variant_rows(sweep: SavedSweep, variant: Json, steps: PlannedSteps) -> Iterator[Row]:

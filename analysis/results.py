@@ -12,30 +12,74 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import frame
+from analysis import frame, replicates, uncertainty
 from analysis.frame import Row
 from analysis.metrics import score_label
+from analysis.samples import Samples
 
 NOT_PLANNED = "not planned"
 _TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
 _URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
 _TRAINING_KINDS = ("base", "uptrain")
 
+_JUDGED = ("quality", "accuracy")
+
 Score = tuple[float | None, float | None, str | None]
 """Value, standard error, and why there is no value."""
 
 
-def results(table: pd.DataFrame) -> pd.DataFrame:
+def results(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFrame:
     """A row per variant in plan order. `quality` is the sweep's main axis (`quality_score` names its column),
     `accuracy` the mean over `accuracy_parts` with stderr √(Σse²)/n; either is empty unless all of it is there.
+
+    The columns of analysis.uncertainty come from `samples` where there are any, else from standard errors;
+    `attrs["judged"]` says how.
     """
+    rows, scores = _variant_rows(table)
+    for row in rows:
+        row |= {"seeds": int(row["quality"] is not None), "seeds_planned": 1}
+    return _judged(rows, {row["variant"]: [row] for row in rows}, table, scores, samples)
+
+
+def by_layout(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFrame:
+    """The same with one row for all seeds of a layout: their mean and its standard error; `seeds` says of how many."""
+    rows, scores = _variant_rows(table)
+    merged, members = replicates.merge(rows, ["quality", "accuracy", *scores])
+    return _judged(merged, members, table, scores, samples)
+
+
+def _variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     by_variant: dict[str, list[Row]] = {}
     for row in frame.records(table):
         by_variant.setdefault(row["variant"], []).append(row)
     scores = _score_names(table)
-    rows = [_variant_row(rows, scores) for rows in by_variant.values()]
+    return [_variant_row(rows, scores) for rows in by_variant.values()], list(scores)
+
+
+def _judged(
+    rows: list[Row], members: replicates.Members, table: pd.DataFrame, scores: list[str], samples: Samples | None
+) -> pd.DataFrame:
     _add_drops(rows)
-    return frame.make(rows, {name: _dtype(name) for name in _columns(scores)})
+    judged = uncertainty.judge(rows, members, _scored(table), samples)
+    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, _parts(rows))})
+    pivot.attrs["judged"] = judged
+    return pivot
+
+
+def _parts(rows: list[Row]) -> list[str]:
+    return (rows[0]["accuracy_parts"] or "").split() if rows else []
+
+
+def _scored(table: pd.DataFrame) -> dict[tuple[str, str], uncertainty.Scored]:
+    """The scores that make up the main axis and the accuracy."""
+    wanted = table[(table["in_axis"] | table["in_accuracy"]) & table["value"].notna()]
+    return {
+        (row["variant"], _column(row)): uncertainty.Scored(
+            row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"]
+        )
+        for row in frame.records(wanted)
+        if _trusted(row)
+    }
 
 
 @dataclass(frozen=True)
@@ -97,6 +141,8 @@ _LEADING = {
     "accuracy_vs_mha": "Float64",
 }
 _TRAILING = {
+    "seeds": "Int64",
+    "seeds_planned": "Int64",
     "measured_bytes_per_token": "Float64",
     "measured_bytes_per_token_missing": "string",
     "tokens_per_second": "Float64",
@@ -108,12 +154,13 @@ _TRAILING = {
 }
 
 
-def _columns(scores: Iterable[str]) -> list[str]:
-    return [*_LEADING, *(f"{name}{end}" for name in scores for end in ("", "_stderr", "_missing")), *_TRAILING]
+def _columns(scores: Iterable[str], parts: Iterable[str]) -> list[str]:
+    recorded = [f"{name}{end}" for name in scores for end in ("", "_stderr", "_missing")]
+    return [*_LEADING, *recorded, *_TRAILING, *uncertainty.columns([*_JUDGED, *parts])]
 
 
 def _dtype(column: str) -> str:
-    known = {**_LEADING, **_TRAILING}
+    known = {**_LEADING, **_TRAILING, **uncertainty.columns([*_JUDGED, column.removesuffix("_tied")])}
     return known.get(column) or ("string" if column.endswith("_missing") else "Float64")
 
 

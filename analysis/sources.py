@@ -14,7 +14,8 @@ import pandas as pd
 from analysis import frame
 from analysis.gather import Steps, of_sweep
 from analysis.published import SETS, published
-from analysis.results import results
+from analysis.results import by_layout, results
+from analysis.samples import Samples, StoredSamples
 from sweeps.store import SavedSweep, Store, StoreError
 
 PUBLISHED = "published/"
@@ -28,6 +29,7 @@ class Source:
     table: pd.DataFrame
     sweep: SavedSweep | None = None
     steps: Steps | None = None
+    samples: Samples | None = None
 
     @property
     def experiment(self) -> str:
@@ -38,8 +40,13 @@ class Source:
 
     @cached_property
     def pivot(self) -> pd.DataFrame:
-        """A row per variant (analysis.results), with the columns of the statistics."""
-        return results(self.table)
+        """A row per layout, seeds in one (analysis.results.by_layout), judged on samples where there are any."""
+        return by_layout(self.table, self.samples)
+
+    @cached_property
+    def variants(self) -> pd.DataFrame:
+        """A row per variant, each seed by itself."""
+        return results(self.table, self.samples)
 
 
 def load(store: Store, name: str, number: int | None = None) -> Source:
@@ -55,7 +62,7 @@ def load(store: Store, name: str, number: int | None = None) -> Source:
         raise StoreError(f"{name}: {_known(store)}")
     sweep = store.sweep(name, number)
     steps = Steps(store, sweep.plan)
-    return Source(name, of_sweep(sweep, steps), sweep, steps)
+    return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store))
 
 
 def published_source(name: str) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,17 @@ class Filler:
     def variant(self, label: str) -> dict[str, Any]:
         return next(row for row in self.variants if row["variant"] == label)
 
-    def done(self, step: str, metrics: list[dict[str, Any]], seconds: float = 10.0) -> None:
+    def done(
+        self,
+        step: str,
+        metrics: list[dict[str, Any]],
+        seconds: float = 10.0,
+        leave: Callable[[Path], None] = lambda out: None,
+    ) -> None:
+        """`leave` writes the step's output."""
         claim = self.store.step(step).claim()
         assert claim is not None
+        leave(claim.attempt.out)
         record = {
             "started": "2025-01-01T00:00:00Z",
             "finished": "2025-01-01T00:00:10Z",
@@ -194,6 +202,12 @@ class Filler:
 def filler(tmp_path: Path) -> Filler:
     """Planned, nothing run yet."""
     return Filler(tmp_path / "store")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Callable[[Iterable[str]], Filler]:
+    """A sweep of these variants alone."""
+    return lambda labels: Filler(tmp_path / "few", {label: FIGURES[label] for label in labels})
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,170 @@
+"""What is said of differences: from samples where they are kept, from several seeds, and from standard errors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import frame
+from analysis.gather import gather
+from analysis.replicates import groups
+from analysis.results import by_layout, results
+from analysis.sources import load
+
+TASK = "four_way"
+UNITS = 400
+
+
+def keep(shares: np.ndarray, units: np.ndarray | None = None) -> Any:
+    """Leaves the outcomes of a task's samples."""
+
+    def leave(out: Path) -> None:
+        np.savez(out / "scores.npz", **{"acc/unit": np.arange(UNITS) if units is None else units, "acc/part": shares})
+
+    return leave
+
+
+def sampled(few: Any, right: dict[str, np.ndarray], units: dict[str, np.ndarray] | None = None) -> Any:
+    """A store whose variants answered the samples of one task as given; the axis is that task alone."""
+    filler = few(right)
+    plan = {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}
+    filler.store.save_sweep(filler.name, plan, filler.variants, [])
+    for label, answers in right.items():
+        value = float(answers.mean())
+        metric = {"metric": "acc", "value": value, "stderr": (value * (1 - value) / UNITS) ** 0.5, "n": UNITS}
+        step = filler.variant(label)["steps"]["evaluate"][TASK]
+        filler.done(step, [metric], leave=keep(answers, (units or {}).get(label)))
+    return filler
+
+
+def pivot_of(filler: Any) -> pd.DataFrame:
+    return load(filler.store, filler.name).pivot.set_index("variant")
+
+
+@pytest.fixture
+def answers() -> dict[str, np.ndarray]:
+    """MQA-6 errs where MHA-36 errs and on 12 samples more; MLKV-6 is as good as MQA-6 but for 2 samples."""
+    hardness = np.random.default_rng(0).permutation(UNITS) / UNITS
+    return {
+        name: (hardness < share).astype(float) for name, share in (("MHA-36", 0.5), ("MQA-6", 0.47), ("MLKV-6", 0.465))
+    }
+
+
+def test_on_the_same_samples_small_differences_show(few: Any, answers: dict[str, np.ndarray]) -> None:
+    filler = sampled(few, answers)
+    paired, apart = pivot_of(filler), results(gather(filler.store, filler.name)).set_index("variant")
+    assert paired.loc["MQA-6", "accuracy_vs_mha_p"] < 0.01
+    assert paired.loc["MQA-6", "accuracy_vs_mha_high"] < 0
+    assert apart.loc["MQA-6", "accuracy_vs_mha_p"] > 0.3
+    assert paired.loc["MLKV-6", "accuracy_tied"]
+    assert load(filler.store, filler.name).pivot.attrs["judged"]["paired"]
+
+
+def test_other_samples_are_not_paired(few: Any, answers: dict[str, np.ndarray]) -> None:
+    other = {"MHA-36": np.arange(UNITS) + 10_000}
+    pivot = pivot_of(sampled(few, answers, other))
+    assert pivot.loc["MQA-6", "accuracy_vs_mha_p"] > 0.3
+
+
+def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(finished: Any) -> None:
+    pivot = load(finished.store, finished.name).pivot.set_index("variant")
+    assert (pivot["quality_low"] < pivot["quality"]).all()
+    assert (pivot["quality_high"] > pivot["quality"]).all()
+    width = (pivot["quality_high"] - pivot["quality_low"]) / pivot["quality_stderr"]
+    assert width.to_numpy(float) == pytest.approx(np.full(len(width), 2 * 1.96), rel=0.06)
+    assert pivot["front_probability"].isna().to_list() == [name == "untouched" for name in pivot.index]
+    assert pivot.loc["MLKV-1", "front_probability"] == 1.0
+    assert pivot.loc["MLKV-12", "front_probability"] < 0.01  # GQA-12 has as many bytes and is better by 5 errors
+    assert pivot.loc["MQA-6", "front_probability"] > 0.99
+
+
+def test_the_hypervolume_lies_in_its_interval(finished: Any) -> None:
+    value, low, high = load(finished.store, finished.name).pivot.attrs["judged"]["hypervolume"]
+    assert low < value < high
+    assert high - low < 0.1 * value
+
+
+def test_the_order_of_the_variants_changes_no_judgement(finished: Any) -> None:
+    table = gather(finished.store, finished.name)
+    backwards = pd.concat([rows for _, rows in sorted(table.groupby("variant"), reverse=True)], ignore_index=True)
+    ours, theirs = (results(one).set_index("variant").sort_index() for one in (table, backwards))
+    for column in ("quality_low", "accuracy_high", "front_probability", "accuracy_vs_mha_p", "quality_tied"):
+        pd.testing.assert_series_equal(ours[column], theirs[column])
+
+
+def test_a_tie_is_never_a_lone_win(finished: Any) -> None:
+    pivot = results(gather(finished.store, finished.name)).set_index("variant")
+    assert pivot["quality_tied"].dropna().sum() == 1  # bits per byte has small errors
+    assert pivot["cloze.acc_tied"].dropna().all()  # 8.5 ± 1.8 everywhere
+
+
+def seeded(values: dict[str, dict[int, float | None]], *, stderr: float | None = 0.001) -> pd.DataFrame:
+    """The long table of layouts with several seeds each."""
+    rows = []
+    for layout, seeds in values.items():
+        for seed, value in seeds.items():
+            name = f"{layout} uptrain.seed={seed}"
+            baseline = "mha" if layout == "MHA" else None
+            rows.append(
+                {
+                    "variant": name,
+                    "replicate_of": layout,
+                    "baseline": baseline,
+                    "mha": f"MHA uptrain.seed={seed}",
+                    "kv_bytes_per_token": 100 if layout == "MHA" else 10,
+                    "kind": "evaluate",
+                    "task": "t",
+                    "metric": "acc",
+                    "in_axis": False,
+                    "in_accuracy": True,
+                    "value": value,
+                    "stderr": stderr,
+                    "state": "DONE" if value is not None else "RUNNING",
+                    "reason": None if value is not None else "step 3 of 9",
+                    "step": name,
+                }
+            )
+    return frame.make(rows)
+
+
+def test_seeds_of_a_layout_are_one_row_with_students_interval() -> None:
+    table = seeded({"MHA": {1: 0.50, 2: 0.54, 3: 0.52}, "MLKV": {1: 0.40, 2: 0.44, 3: 0.42}})
+    pivot = by_layout(table).set_index("variant")
+    assert list(pivot.index) == ["MHA", "MLKV"]
+    assert pivot.loc["MLKV", "accuracy"] == pytest.approx(0.42)
+    assert pivot.loc["MLKV", "accuracy_stderr"] == pytest.approx(0.02 / 3**0.5)
+    assert pivot.loc["MLKV", "accuracy_high"] - 0.42 == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-3)
+    assert pivot.loc["MLKV", "accuracy_vs_mha"] == pytest.approx(-0.10)
+    assert list(pivot["seeds"]) == [3, 3]
+    assert len(results(table)) == 6
+
+
+def test_two_noisy_seeds_prove_nothing() -> None:
+    pivot = by_layout(seeded({"MHA": {1: 0.50, 2: 0.56}, "MLKV": {1: 0.49, 2: 0.55}})).set_index("variant")
+    assert pivot.loc["MLKV", "accuracy_vs_mha_p"] > 0.3
+
+
+def test_a_seed_that_runs_is_counted_and_told() -> None:
+    pivot = by_layout(seeded({"MHA": {1: 0.5, 2: 0.5}, "MLKV": {1: 0.4, 2: None}})).set_index("variant")
+    assert (pivot.loc["MLKV", "seeds"], pivot.loc["MLKV", "seeds_planned"]) == (1, 2)
+    assert pivot.loc["MLKV", "accuracy"] == pytest.approx(0.4)
+    assert pivot.loc["MLKV", "state"] == "RUNNING"
+
+
+def test_what_differs_in_more_than_seeds_is_no_repetition() -> None:
+    def variant(name: str, layout: str, **overrides: str) -> dict[str, Any]:
+        return {"variant": name, "baseline": None, "layout": layout, "overrides": overrides}
+
+    found = groups(
+        [
+            variant("A uptrain.seed=1 uptrain.lr=1", "a", **{"uptrain.seed": "1", "uptrain.lr": "1"}),
+            variant("A uptrain.seed=2 uptrain.lr=1", "a", **{"uptrain.seed": "2", "uptrain.lr": "1"}),
+            variant("A uptrain.seed=1 uptrain.lr=2", "a", **{"uptrain.seed": "1", "uptrain.lr": "2"}),
+            variant("B uptrain.seed=1 uptrain.lr=1", "b", **{"uptrain.seed": "1", "uptrain.lr": "1"}),
+        ]
+    )
+    assert found == {f"A uptrain.seed={seed} uptrain.lr=1": "A uptrain.lr=1" for seed in (1, 2)}
