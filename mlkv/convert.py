@@ -92,12 +92,19 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()
     new |= {name: tensor for name, tensor in old.items() if name in new and not _is_kv(name)}
+    new |= _split_norms(old, new)
     with torch.no_grad():
         new |= merge_kv(old, new, base.layout, layout, recipe.merge)
         new |= widen_mlps(old, shape.mlp_width, recipe.widening)
     model.model.load_state_dict(new)
     model.generation_config = base.generation_config
     return model
+
+
+def _split_norms(old: State, new: State) -> State:
+    """An owner's norm of its own for keys and values starts as the norm that they had with the queries."""
+    added = (name for name in new if ".kv_norm." in name and name not in old)
+    return {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added}
 
 
 def _is_kv(name: str) -> bool:

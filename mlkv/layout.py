@@ -79,13 +79,18 @@ class KVLayout:
         if self.kv_layers == self.layers:
             uniform = {1: "MQA", self.heads: "MHA"}.get(self.kv_heads[0], "GQA")
             return uniform if len(set(self.kv_heads)) == 1 else "Custom"
-        for label, pattern in _FAMILIES.items():
-            try:
-                if PATTERNS[pattern](self.layers, self.kv_layers) == self.kv_source_layers:
-                    return label
-            except ValueError:
-                continue
-        return "Custom"
+        return next((label for label, pattern in _FAMILIES.items() if self._is_of(pattern)), "Custom")
+
+    def _is_of(self, pattern: str) -> bool:
+        try:
+            return PATTERNS[pattern](self.layers, self.kv_layers) == self.kv_source_layers
+        except ValueError:
+            return False
+
+    def family_by(self, pattern: str) -> str:
+        """`family`, but `pattern`'s own name where several rules make this layout: CLA2 is MLKV's too."""
+        label = next((label for label, named in _FAMILIES.items() if named == pattern), None)
+        return label if label and self.kv_layers < self.layers and self._is_of(pattern) else self.family
 
     @property
     def name(self) -> str:

@@ -92,12 +92,16 @@ class Block(nn.Module):
         super().__init__()
         self.parallel = shape.parallel_residual
         self.attention_norm = _norm(shape)
+        if shape.has_kv_norms(layout) and layer in layout.owners:
+            self.kv_norm = _norm(shape)
         self.attention = Attention(shape, layout, layer, keys)
         self.mlp_norm = _norm(shape)
         self.mlp = MLP(shape)
 
     def forward(self, x_BTD: Tensor, owned: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
-        attended_BTD, owned = self.attention(self.attention_norm(x_BTD), owned, tokens)
+        queried_BTD = self.attention_norm(x_BTD)
+        kept_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else queried_BTD
+        attended_BTD, owned = self.attention(queried_BTD, kept_BTD, owned, tokens)
         if self.parallel:
             return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), owned
         x_BTD = x_BTD + attended_BTD
@@ -118,10 +122,13 @@ class Attention(nn.Module):
             self.v = nn.Linear(shape.width, kv_width, bias=shape.attention_bias)
         self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=shape.attention_bias)
 
-    def forward(self, x_BTD: Tensor, owned: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
-        q_BHTK = rotate(self._heads(self.q(x_BTD)), tokens.query_angles)
+    def forward(
+        self, queried_BTD: Tensor, kept_BTD: Tensor, owned: KeysValues | None, tokens: Tokens
+    ) -> tuple[Tensor, KeysValues]:
+        """Queries come from `queried_BTD`; an owner's keys and values from `kept_BTD`."""
+        q_BHTK = rotate(self._heads(self.q(queried_BTD)), tokens.query_angles)
         if owned is None:
-            owned = self._make_keys_values(x_BTD, tokens)
+            owned = self._make_keys_values(kept_BTD, tokens)
         k_BGSK, v_BGSK = owned
         if self.owner and self.keys == "unrotated":
             k_BGSK = rotate(k_BGSK, tokens.key_angles)

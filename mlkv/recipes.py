@@ -40,7 +40,11 @@ class CorpusRecipe:
     fraction: Annotated[float, Gt(0), Le(1)] | None = None
     """`hf`: keep this share of documents, chosen by a hash."""
     shuffle_buffer: Positive = 10_000
-    tokenizer: Literal["train", "model"] = "train"
+    tokenizer: Literal["train", "model", "published"] = "train"
+    """Made of this text; the base model's; or that of `tokenizer_from`."""
+    tokenizer_from: str | None = how(None)
+    """A directory, or the name of a hub model, at `tokenizer_revision`."""
+    tokenizer_revision: str | None = how(None)
     vocab_size: Positive = 2048
     sequence_length: Positive = 256
     packing: Literal["stream", "whole_documents"] = "stream"
@@ -54,6 +58,10 @@ class CorpusRecipe:
             raise ValueError("dataset is empty: source hf needs the name of a hub dataset")
         if self.source == "text_files" and not self.files:
             raise ValueError("files is empty: source text_files needs at least one glob")
+        if self.tokenizer == "published" and not self.tokenizer_from:
+            raise ValueError(
+                "tokenizer_from is empty: tokenizer published needs a directory or the name of a hub model"
+            )
         if self.take and self.fraction:
             raise ValueError("take and fraction are both set: choose one")
 

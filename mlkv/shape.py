@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
@@ -36,6 +36,9 @@ class DecoderShape:
     position_offset: int = 0
     tied: bool = False
     init_std: Annotated[float, Gt(0)] = 0.02
+    kv_norm: bool = field(default=False, metadata={"neutral": False})
+    """Where layers share, an owner makes its keys and values from its input under a norm of their own, beside the one
+    of its queries (arXiv 2405.12981)."""
 
     def parameters(self, layout: KVLayout, mlp_width: int | None = None) -> int:
         """Parameter count of a decoder of this shape with `layout`, MLPs `mlp_width` wide if given."""
@@ -49,7 +52,12 @@ class DecoderShape:
         if self.positions == "learned":
             embeddings += (self.context + self.position_offset) * self.width
         blocks = self.layers * (2 * norm + attention + mlp_parameters)
-        return embeddings + blocks + norm + layout.budget * self._kv_head_parameters
+        kv_norms = norm * layout.kv_layers * self.has_kv_norms(layout)
+        return embeddings + blocks + norm + kv_norms + layout.budget * self._kv_head_parameters
+
+    def has_kv_norms(self, layout: KVLayout) -> bool:
+        """Whether the owners of `layout` have a norm for their keys and values alone."""
+        return self.kv_norm and layout.kv_layers < layout.layers
 
     @property
     def _kv_head_parameters(self) -> int:

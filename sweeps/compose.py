@@ -25,6 +25,8 @@ from sweeps.config import HASHED
 from sweeps.errors import UserError, choices
 
 Values = dict[str, Any]
+FULL = "full"
+"""The scale at which an experiment is what conf/experiment/NAME.yaml says."""
 
 
 def parse_overrides(lines: Sequence[str]) -> list[Override]:
@@ -65,7 +67,7 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         directories = [CONF / group, *([self._extra / group] if self._extra else [])]
-        return sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
+        return sorted({path.stem for directory in directories for path in directory.glob("[!_]*.yaml")})
 
     def _is_value(self, override: Override) -> bool:
         plain = (
@@ -84,7 +86,7 @@ class Composer:
         search = [f"hydra.searchpath=[file://{self._extra.absolute()}]"] if self._extra else []
         try:
             with _hydra():
-                composed = compose("config", overrides=[*lines, *search])
+                composed = compose("config", overrides=[*self._scaled(lines), *search])
         except MissingConfigException as error:
             raise UserError(self._missing(error)) from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -92,6 +94,18 @@ class Composer:
         for group in HASHED:
             _refuse_moving(group, OmegaConf.to_container(composed[group]) if group in composed else None)
         return composed
+
+    def _scaled(self, lines: tuple[str, ...]) -> list[str]:
+        """`experiment=NAME scale=small` is `experiment=small/NAME`: a size of its own for every experiment."""
+        chosen = {o.key_or_group: str(o.value()) for o in parse_overrides(lines) if o.type is OverrideType.CHANGE}
+        scale = chosen.get("scale", FULL)
+        if scale == FULL or scale not in self.options("scale"):
+            return list(lines)
+        name, twins = chosen.get("experiment"), self.options(f"experiment/{scale}")
+        if name not in twins:
+            said = f"experiment {name} has none of that size" if name else "needs an experiment"
+            raise UserError(f"scale = {scale}: {said}; valid: {', '.join(twins)}")
+        return [f"experiment={scale}/{name}" if line == f"experiment={name}" else line for line in lines]
 
     def _missing(self, error: MissingConfigException) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")

@@ -10,6 +10,8 @@ from sweeps import hub
 from sweeps.steps import Step
 from sweeps.store import Store
 
+_WHAT = {"source": "model", "tokenizer_source": "tokenizer"}
+
 
 def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> bool:
     """Fetch for every step that is not done; whether all of it is here.
@@ -18,18 +20,18 @@ def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> b
     kept, so its corpus is made here, as the step it is.
     """
     missing = [step for step in steps.values() if not store.step(step.id).record()]
-    for name, commit in sorted({source for step in missing if (source := _hub_model(step))}):
-        console.print(f"model {name} at {commit[:12]}", highlight=False)
-        hub.fetch_model(name, commit)
+    for what, files in (("source", hub.WEIGHTS), ("tokenizer_source", hub.TOKENIZER)):
+        for name, commit in sorted({source for step in missing if (source := _on_hub(step.how.get(what)))}):
+            console.print(f"{_WHAT[what]} {name} at {commit[:12]}", highlight=False)
+            hub.fetch_model(name, commit, files)
     for task in sorted({task for step in missing if (task := _hub_task(step))}):
         console.print(f"data of task {task}", highlight=False)
         hub.fetch_task(task)
     return _make_corpora([step.id for step in missing if step.kind == "corpus" and step.slice["source"] == "hf"], store)
 
 
-def _hub_model(step: Step) -> tuple[str, str] | None:
-    source = step.how.get("source") or step.how.get("tokenizer_source") or {}
-    return (source["hub"], source["revision"]) if "hub" in source else None
+def _on_hub(source: Mapping[str, str] | None) -> tuple[str, str] | None:
+    return (source["hub"], source["revision"]) if source and "hub" in source else None
 
 
 def _hub_task(step: Step) -> str | None:

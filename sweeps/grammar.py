@@ -32,6 +32,8 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
+    if any(axis.key == "scale" for axis in typed):
+        raise UserError("scale: one at a time; every scale of an experiment is a sweep of its own")
     sweep = parse(composer([line for line in fixed if line])).sweep
     named = {o.key_or_group for o in overrides}
     grid = [axis for axis in _grid(composer, sweep) if not _overridden(axis.key, named, sweep)]

@@ -11,11 +11,16 @@ from mlkv.context import StepFailed
 from sweeps.errors import UserError
 
 WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+TOKENIZER = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 
 
 def model_commit(name: str, revision: str) -> str:
     """The commit that `revision` is at: asked of the hub, or read from the local cache when the hub is out of reach."""
     return _commit("model", name, revision, "model.path=DIR")
+
+
+def tokenizer_commit(name: str, revision: str | None) -> str:
+    return _commit("model", name, revision or "main", "corpus.tokenizer_from=DIR")
 
 
 def dataset_commit(name: str, revision: str | None) -> str:
@@ -66,12 +71,17 @@ def model_config(name: str, commit: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def fetch_model(name: str, commit: str) -> Path:
+def fetch_model(name: str, commit: str, files: tuple[str, ...] = WEIGHTS) -> Path:
     """A local directory with the model's files, downloaded unless cached. Offline where HF_HUB_OFFLINE says so."""
     from huggingface_hub import snapshot_download
 
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE")
-    return Path(snapshot_download(name, revision=commit, allow_patterns=list(WEIGHTS), local_files_only=offline))
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(files), local_files_only=offline))
+
+
+def local_copy(source: dict[str, str], files: tuple[str, ...] = WEIGHTS) -> Path:
+    """Where a model's files lie: `source` names a `path`, or a `hub` model and its `revision`."""
+    return Path(source["path"]) if "path" in source else fetch_model(source["hub"], source["revision"], files)
 
 
 def fetch_task(task: str) -> None:

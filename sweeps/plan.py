@@ -52,6 +52,10 @@ class Variant:
         return final_shape(self.config, self.model, self.layout)
 
     @property
+    def family(self) -> str:
+        return self.layout.family_by(self.config.layout.pattern)
+
+    @property
     def element_bytes(self) -> int:
         return ELEMENT_BYTES[self.config.measure.dtype]
 
@@ -79,7 +83,7 @@ class Variant:
             "baseline": self.baseline,
             "overrides": dict(line.split("=", 1) for line in self.varying),
             "pattern": self.config.layout.pattern,
-            "family": layout.family,
+            "family": self.family,
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,
@@ -203,11 +207,11 @@ def _check_fits(config: Config, layout: KVLayout, model: Model) -> None:
 
 
 def _filter_names(config: Config, values: Values, layout: KVLayout, model: Model) -> Values:
-    shape = final_shape(config, model, layout)
+    shape, family = final_shape(config, model, layout), layout.family_by(config.layout.pattern)
     return {
         **values,
-        "name": layout.name,
-        "family": layout.family,
+        "name": f"{family}-{layout.budget}",
+        "family": family,
         "pattern": config.layout.pattern,
         "kv_layers": layout.kv_layers,
         "kv_heads": layout.kv_heads[0] if len(set(layout.kv_heads)) == 1 else list(layout.kv_heads),
@@ -284,24 +288,29 @@ def _measure(config: Config, model: Model, layout: KVLayout) -> Step | None:
 
 def _labelled(variants: list[Variant]) -> Iterator[Variant]:
     """Names as short as they can be told apart: the layout's, its M×G, and the swept values beyond the layout."""
+    wide = len({variant.shape.head_dim for variant in variants}) > 1
     alike: dict[str, list[Variant]] = {}
     for variant in variants:
-        alike.setdefault(_plain_label(variant), []).append(variant)
+        alike.setdefault(_plain_label(variant, wide), []).append(variant)
     taken: Counter[str] = Counter()
     for variant in variants:
-        plain = _plain_label(variant)
-        label = _told_apart(plain, variant, alike[plain])
+        plain = _plain_label(variant, wide)
+        label = _told_apart(
+            plain, variant, alike[plain], said=("layout", "model.decoder.head") if wide else ("layout",)
+        )
         taken[label] += 1
         yield replace(variant, label=label if taken[label] == 1 else f"{label} #{taken[label]}")
 
 
-def _plain_label(variant: Variant) -> str:
-    return "untouched" if variant.baseline == "untouched" else variant.layout.name
+def _plain_label(variant: Variant, wide: bool) -> str:
+    """`MLKV-6`; with `wide`, where head widths differ, as CLA's authors write it: `H64 MLKV-6`."""
+    width = f"H{variant.shape.head_dim} " if wide else ""
+    return width + ("untouched" if variant.baseline == "untouched" else f"{variant.family}-{variant.layout.budget}")
 
 
-def _told_apart(label: str, variant: Variant, alike: list[Variant]) -> str:
+def _told_apart(label: str, variant: Variant, alike: list[Variant], said: tuple[str, ...]) -> str:
     shape = [_shape_label(variant.layout)] if len({other.layout for other in alike}) > 1 else []
-    telling = [line for line in variant.varying if not line.startswith("layout") and _tells(line, alike)]
+    telling = [line for line in variant.varying if not line.startswith(said) and _tells(line, alike)]
     return " ".join([label, *shape, *telling])
 
 

@@ -77,7 +77,7 @@ class Resolver:
         return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
 
     def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
-        """Pins of a corpus, and where its tokenizer comes from if it is the model's own."""
+        """Pins of a corpus, and where its tokenizer comes from unless it is made of the text."""
         key = (recipe, model)
         if key not in self._corpora:
             self._corpora[key] = self._corpus(recipe, model)
@@ -87,10 +87,27 @@ class Resolver:
         pins = {"text": self._text(recipe)}
         if recipe.tokenizer == "train":
             return pins, {}
+        if recipe.tokenizer == "published":
+            pin, source = self._tokenizer(recipe)
+            return {**pins, "tokenizer": pin}, source
         source = self.model(model).source
         if source is None:
-            raise UserError(f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train)")
+            raise UserError(
+                f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train, published)"
+            )
         return {**pins, "tokenizer": self.model(model).pins["model"]}, source
+
+    def _tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
+        """The identity of a tokenizer that is given, and where it is."""
+        given = str(recipe.tokenizer_from)
+        directory = Path(given).expanduser()
+        if not directory.is_dir():
+            commit = hub.tokenizer_commit(given, recipe.tokenizer_revision)
+            return f"{given}@{commit}", {"hub": given, "revision": commit}
+        files = {path for pattern in hub.TOKENIZER for path in directory.glob(pattern)}
+        if not any(path.name == "tokenizer.json" for path in files):
+            raise UserError(f"corpus.tokenizer_from = {given}: no tokenizer.json there")
+        return self._digest_of(files), {"path": str(directory.absolute())}
 
     def _text(self, recipe: CorpusRecipe) -> str:
         if recipe.source == "hf":

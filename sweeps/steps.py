@@ -111,7 +111,7 @@ def with_work(step: Step, work: float) -> Step:
 
 def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
     kept = what(recipe)
-    if recipe.tokenizer == "model":
+    if recipe.tokenizer != "train":
         kept.pop("vocab_size")
     how = where(recipe) | ({"tokenizer_source": tokenizer} if tokenizer else {})
     return Step("corpus", kept, {}, pins, how, recipe.source)
@@ -166,17 +166,19 @@ def measure_step(
 
 def _run_corpus(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
     from mlkv import corpus
+    from sweeps import hub
 
     source = how.get("tokenizer_source")
-    tokenizer = _local_model(source) if source else None
+    tokenizer = hub.local_copy(source, hub.TOKENIZER) if source else None
     return corpus.run(recipe_of(CorpusRecipe, values, how), out, ctx, tokenizer=tokenizer)
 
 
 def _run_base(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
     if source := how.get("source"):
         from mlkv import families
+        from sweeps import hub
 
-        return families.import_pretrained(_local_model(source), out, ctx)
+        return families.import_pretrained(hub.local_copy(source), out, ctx)
     from mlkv import train
 
     recipe = recipe_of(TrainRecipe, values["train"], how)
@@ -217,12 +219,6 @@ def _run_measure(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Contex
     recipe = recipe_of(MeasureRecipe, values["measure"], how)
     shape = recipe_of(DecoderShape, values["shape"], {})
     return measure.run(recipe, out, ctx, shape=shape, layout=layout_of(values["layout"]))
-
-
-def _local_model(source: dict[str, str]) -> Path:
-    from sweeps import hub
-
-    return Path(source["path"]) if "path" in source else hub.fetch_model(source["hub"], source["revision"])
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,17 @@ SHAPES: dict[str, DecoderShape] = {
         parallel_residual=False,
         rotary_fraction=1.0,
     ),
+    "cla": DecoderShape(
+        **_COMMON,
+        head_dim=7,
+        activation="silu",
+        gated_mlp=True,
+        attention_bias=False,
+        mlp_bias=False,
+        parallel_residual=False,
+        rotary_fraction=1.0,
+        kv_norm=True,
+    ),
     "opt": DecoderShape(
         **_COMMON,
         head_dim=8,
@@ -126,7 +137,8 @@ SHAPES: dict[str, DecoderShape] = {
         tied=True,
     ),
 }
-"""One shape for each way to place tokens and heads; `llama`'s head width does not follow from the width."""
+"""One shape for each way to place tokens and heads; `llama`'s and `cla`'s head widths do not follow from the width, and
+`cla`'s owners norm their keys and values apart."""
 
 LAYOUTS: dict[str, KVLayout] = {
     "mha": mha(LAYERS, HEADS),

@@ -18,9 +18,14 @@ from sweeps.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-NEED = {"corpus/text_files": ["corpus.files=[x]"], "corpus/pile_dedup": ["model=pythia-160m-deduped"]}
+NEED = {
+    "corpus/text_files": ["corpus.files=[x]"],
+    "corpus/pile_dedup": ["model=pythia-160m-deduped"],
+    "corpus/slimpajama": ["model=cla-1b"],
+    "scale/small": ["experiment=mlkv_table"],
+}
 OPTIONS = [
-    f"{path.parent.name}/{path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("tasks",)
+    f"{path.parent.name}/{path.stem}" for path in sorted(CONF.glob("*/[!_]*.yaml")) if path.parent.name != "tasks"
 ]
 LINE = re.compile(r"^\s*(?:\$ )?(mlkv [a-z]+ .*?)(?:\s{2,}#.*)?$|`(mlkv [a-z]+[^`]*)`", re.MULTILINE)
 
@@ -31,7 +36,7 @@ def test_every_option_fills_the_schema(option: str) -> None:
     parse(Composer()([f"{group}={name}", *NEED.get(option, [])]))
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("[!_]*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_plans(path: Path, tmp_path: Path) -> None:
     """Hub models from a local copy of their shape, hub corpora by a commit: what is planned, not what is downloaded."""
     copy = tmp_path / "model"
@@ -44,6 +49,7 @@ def test_every_experiment_plans(path: Path, tmp_path: Path) -> None:
     composed = Composer()([f"experiment={path.stem}"])
     hub = [f"model.path={copy}"] if composed["model"].get("hub") else []
     pinned = [f"corpus.revision={'0' * 40}"] if composed["corpus"]["source"] == "hf" else []
+    pinned += [f"corpus.tokenizer_revision={'0' * 40}"] if composed["corpus"].get("tokenizer_from") else []
     plan = make_plan(Composer(), Resolver(Store(tmp_path / "store")), [f"experiment={path.stem}", *hub, *pinned])
     assert len(plan.variants) > 1
     assert plan.name == path.stem

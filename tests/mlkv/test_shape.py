@@ -31,6 +31,7 @@ SHAPE_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "positions": st.sampled_from(["rotary", "learned"]),
     "position_offset": st.integers(0, 3),
     "tied": st.booleans(),
+    "kv_norm": st.booleans(),
 }
 
 

@@ -56,6 +56,7 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("uptrain.lrr=1", r"uptrain\.lrr: unknown key; did you mean lr\? valid: .*weight_decay"),
         ("cluster.resources.base.gpu=1", r"cluster\.resources\.base\.gpu: unknown key; did you mean gpus\?"),
         ("layout=gqb", r"layout = gqb: did you mean gqa\? valid: .*sandwich"),
+        ("scale=tiny", r"scale = tiny: valid: full, small"),
         ("layout.pattern=zigzag", r"layout\.pattern = zigzag: must be 'even', 'cla'"),
         ("convert.merge=median", r"convert\.merge = median: must be 'mean', 'pairwise', 'first' or 'random'"),
         ("uptrain.lr=-1", r"uptrain\.lr = -1: must be greater than 0"),
@@ -77,6 +78,26 @@ def test_a_mistake_is_one_line(line: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse(composer()([line]))
     assert "\n" not in str(caught.value)
+
+
+def test_a_scale_is_the_experiment_of_that_size() -> None:
+    small = composer()(["experiment=mlkv_table", "scale=small", "uptrain.lr=1"])
+    assert small == composer()(["experiment=small/mlkv_table", "uptrain.lr=1"])
+    assert small["name"] == "mlkv_table-small"
+    assert composer()(["experiment=mlkv_table", "scale=full"]) == composer()(["experiment=mlkv_table"])
+    assert composer()(["experiment=mlkv_table"])["sweep"] == small["sweep"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["experiment=quickstart"], r"scale = small: experiment quickstart has none of that size; valid: .*mlkv_table"),
+        ([], "scale = small: needs an experiment; valid: .*mlkv_table"),
+    ],
+)
+def test_a_scale_that_there_is_not_is_one_line(line: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        composer()([*line, "scale=small"])
 
 
 def test_numbers_are_what_the_schema_says_however_they_are_written() -> None:

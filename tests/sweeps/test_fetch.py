@@ -16,17 +16,25 @@ import pytest
 from tests_support import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {"config.json": b'{"model_type": "gpt_neox"}', "model.safetensors": bytes(1000), "README.md": b"not needed"}
+FILES = {
+    "config.json": b'{"model_type": "gpt_neox"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": bytes(1000),
+    "README.md": b"not needed",
+}
 
 FETCH = """
 import sys
 from pathlib import Path
 from rich.console import Console
 from sweeps.fetch import fetch_inputs
-from sweeps.steps import loaded_base_step
+from mlkv.recipes import CorpusRecipe
+from sweeps.steps import corpus_step, loaded_base_step
 from sweeps.store import Store
 source = {"hub": "acme/pocket", "revision": sys.argv[1]}
-step = loaded_base_step({"model": "acme/pocket"}, source, "pocket")
+recipe = CorpusRecipe(tokenizer="published", tokenizer_from="acme/pocket")
+corpus = corpus_step(recipe, {"text": "0"}, source)
+step = loaded_base_step({"model": "acme/pocket"}, source, "pocket") if sys.argv[3] == "model" else corpus
 assert fetch_inputs({step.id: step}, Store(Path(sys.argv[2])), Console())
 """
 USE = "import sys; from sweeps.hub import fetch_model; print(fetch_model('acme/pocket', sys.argv[1]))"
@@ -87,10 +95,17 @@ def python(code: str, *arguments: object, **environment: str) -> str:
 
 def test_a_model_is_fetched_once_and_there_when_the_hub_is_not(hub: str, tmp_path: Path) -> None:
     here = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
-    assert "acme/pocket at 0123456789ab" in python(FETCH, COMMIT, tmp_path / "store", **here)
+    assert "acme/pocket at 0123456789ab" in python(FETCH, COMMIT, tmp_path / "store", "model", **here)
     assert any("model.safetensors" in path for path in Hub.asked)
     assert not any("README" in path for path in Hub.asked), "only what a checkpoint consists of"
     Hub.asked.clear()
     found = Path(python(USE, COMMIT, **{**here, "HF_HUB_OFFLINE": "1"}).strip())
-    assert {path.name for path in found.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in found.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
     assert Hub.asked == []
+
+
+def test_of_a_model_whose_tokenizer_is_all_that_is_wanted_the_weights_stay_away(hub: str, tmp_path: Path) -> None:
+    here = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    assert "tokenizer acme/pocket" in python(FETCH, COMMIT, tmp_path / "store", "tokenizer", **here)
+    assert any("tokenizer.json" in path for path in Hub.asked)
+    assert not any("safetensors" in path for path in Hub.asked)

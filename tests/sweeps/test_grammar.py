@@ -79,3 +79,17 @@ def test_labels_tell_swept_values_apart(planner: Planner) -> None:
     assert labels(plan)[0] == "untouched"
     assert len(set(labels(plan))) == len(plan.variants) == 1 + 2 + 4
     assert "MQA-6 uptrain.lr=0.0001 convert.merge=first" in labels(plan)
+
+
+def test_a_label_says_the_rule_that_was_asked_for_and_head_widths_that_differ(planner: Planner) -> None:
+    scratch = [*BARE, "convert=scratch", "layout.kv_heads=1"]
+    assert labels(planner([*scratch, "layout=cla,mlkv", "layout.kv_layers=3"])) == ["CLA-3"], "one layout, one variant"
+    assert labels(planner([*scratch, "layout.pattern=even,cla,pizza", "layout.kv_layers=3"])) == ["MLKV-3", "Pizza-3"]
+    widths = ["model.decoder.heads=6,12", "model.decoder.head_dim=32,16"]
+    zipped = "sweep.zip=[model.decoder.heads,model.decoder.head_dim]"
+    assert labels(planner([*scratch, "layout=mqa", *widths, zipped])) == ["H32 MQA-6", "H16 MQA-6"]
+
+
+def test_a_sweep_has_one_scale(planner: Planner) -> None:
+    with pytest.raises(UserError, match="scale: one at a time"):
+        planner(["experiment=mlkv_table", "scale=full,small"])

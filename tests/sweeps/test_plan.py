@@ -156,6 +156,7 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
         (["model.decoder.vocab_size=100"], r"vocab_size = 2048: model tiny has only 100"),
         (["corpus=text_files", "corpus.files=[/nowhere/*.txt]"], r"corpus\.files = /nowhere/\*\.txt: matches no file"),
         (["model=pythia-160m-deduped", "model.path=/nowhere"], r"model\.path = /nowhere: no checkpoint there"),
+        (["corpus.tokenizer=published"], r"corpus: tokenizer_from is empty"),
         (["corpus.tokenizer=model"], r"corpus\.tokenizer = model: model tiny is trained here"),
         (["evaluate=none", "evaluate.tasks=[arc_eazy]"], r"task = arc_eazy: neither lm-eval .* near it: arc_easy"),
     ],
@@ -163,6 +164,21 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
 def test_what_can_be_known_to_fail_fails_in_the_plan(planner: Planner, line: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         planner(line)
+
+
+def test_a_tokenizer_of_its_own_is_its_files(planner: Planner, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+    line = ["layout=mqa", "corpus.tokenizer=published", "measure=none"]
+    one, two = [*line, f"corpus.tokenizer_from={tmp_path}/one"], [*line, f"corpus.tokenizer_from={tmp_path}/two"]
+    assert added(planner, one, two) == {}
+    assert added(planner, line[:1], one)["corpus"] == 1
+    (tmp_path / "two" / "tokenizer.json").write_text('{"model": {}}')
+    assert added(planner, one, two)["corpus"] == 1
+    (tmp_path / "one" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"corpus\.tokenizer_from = .*one: no tokenizer\.json there"):
+        planner([*one, "corpus.seed=1"])
 
 
 def test_a_text_that_is_not_utf8_is_named(planner: Planner, tmp_path: Path) -> None:
@@ -177,6 +193,10 @@ def test_an_unreachable_hub_is_one_error(planner: Planner, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"pythia-160m-deduped at main: the hub is out of reach .* set model\.path=DIR"):
         planner(["model=pythia-160m-deduped"])
+    with pytest.raises(
+        UserError, match=r"model acme/words at main: the hub is out of reach .* corpus\.tokenizer_from=DIR"
+    ):
+        planner(["corpus.tokenizer=published", "corpus.tokenizer_from=acme/words"])
 
 
 def test_nan_is_no_identity() -> None:
