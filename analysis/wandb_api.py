@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from analysis.wandb_cache import HistoryCache
-from analysis.wandb_runs import LoggedRun
+from analysis.wandb_runs import LoggedRun, planned
 
 Json = dict[str, Any]
 Report = Callable[[str, int, int], None]
@@ -74,7 +74,7 @@ class Project:
     def sweep(self, name: str, histories: Wanted = unfinished) -> list[LoggedRun]:
         """The runs of a sweep's variants and of the steps they name."""
         variants = self.runs({"group": name, "jobType": "variant"}, none)
-        steps = sorted({id for run in variants for id in run.config.get("mlkv", {}).get("steps", {})})
+        steps = sorted({id for run in variants for id in planned(run).get("steps", {})})
         pages = [steps[i : i + PAGE] for i in range(0, len(steps), PAGE)]
         return [*variants, *(run for page in pages for run in self.runs({"name": {"$in": page}}, histories))]
 

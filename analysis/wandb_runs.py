@@ -6,6 +6,7 @@ logged: analysis/foreign.py.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def table(runs: Iterable[LoggedRun], sweep: str) -> pd.DataFrame:
 
 def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     """The newest plan that the variant runs tell of."""
-    told = [run.config["mlkv"] for run in runs.values() if run.job_type == "variant" and "mlkv" in run.config]
+    told = [plan for run in runs.values() if (plan := planned(run))]
     ours = [each for each in told if each["sweep"] == name]
     if not ours:
         there = ", ".join(sorted({each["sweep"] for each in told})) or "none"
@@ -60,14 +61,13 @@ def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     newest = sorted((each for each in ours if each["number"] == number), key=lambda each: each["index"])
     steps = {id: step for each in newest for id, step in each["steps"].items()}
     plan = {**newest[0]["plan"], "name": name, "number": number, "steps": steps}
-    return SavedSweep(name, number, Path(), plan, [_variant(each) for each in newest])
+    return SavedSweep(name, number, Path(), plan, [each["variant"] for each in newest])
 
 
-def _variant(told: Json) -> Json:
-    """A row of the plan, its tasks in the plan's order."""
-    planned = told["variant"]["steps"]
-    evaluate = {task: planned["evaluate"][task] for task in told["tasks"]}
-    return {**told["variant"], "steps": {**planned, "evaluate": evaluate}}
+def planned(run: LoggedRun) -> Json:
+    """The part of the plan that a variant's run tells of: `sweep`, `number`, `index`, `variant`, `plan`, `steps`; empty
+    for other runs."""
+    return json.loads(run.config["mlkv"]) if run.job_type == "variant" and "mlkv" in run.config else {}
 
 
 class LoggedSteps(PlannedSteps):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.errors import NOT_DONE, OK, UserError
 from sweeps.looking import existing, make_console, queue_answers, selected
-from sweeps.mirroring import mirror_sweep
+from sweeps.mirroring import mirror_sweep, track
 from sweeps.writing import write_report_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
 
     if "-" in options.target:
         store = existing(options.store)
-        return Worker(store).run([store.find(options.target).id])
+        step = store.find(options.target).id
+        track(store.planning(step))
+        return Worker(store).run([step])
     planned, store = _plan(options)
     missing = [id for id, step in planned.steps.items() if step.kind == options.target and not store.step(id).record()]
     if len(missing) != 1:
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
         )
-    freeze(planned, store, options.overrides)
+    track(freeze(planned, store, options.overrides))
     return Worker(store).run(missing)
 
 
@@ -91,6 +93,7 @@ def retry(options: argparse.Namespace) -> int:
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)
+    mirror_sweep(console, store, saved)
     return NOT_DONE if failed else OK
 
 
@@ -186,5 +189,6 @@ def _queue_up(
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
     jobs = dispatch.queue_up(to_run(graph, standing(graph, store), retry=retry), cluster, store, saved)
+    mirror_sweep(console, store, saved, done=True)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
     return OK

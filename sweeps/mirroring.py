@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -50,16 +51,28 @@ def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[Synced]:
     return synced_files(path, _online(Target(TrackingConfig()), options))
 
 
-def mirror_sweep(console: Console, store: Store, saved: SavedSweep) -> None:
-    """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error."""
-    from sweeps.sync import synced
+def track(saved: SavedSweep | None) -> None:
+    """Have a worker in this very process mirror what it does, as those of the sweep do."""
+    from sweeps.tracking.target import saved_target
+
+    if saved:
+        os.environ.update(saved_target(saved).environment())
+
+
+def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool = False) -> None:
+    """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error.
+    `done`: only of the variants that are; the workers write the others as their steps end."""
+    from sweeps.sync import runs_of, synced
     from sweeps.tracking.target import saved_target
 
     target = saved_target(saved)
     if target.config.mode == "off":
         return
-    allowed = target.config.timeout + SECONDS_PER_RUN * (len(saved.plan["steps"]) + len(saved.variants))
-    counted = Counter(each.done for each in synced(store, target, timeout=allowed))
+    count = sum(1 for _ in runs_of(store, saved, done)) if done else len(saved.plan["steps"]) + len(saved.variants)
+    if not count:
+        return
+    allowed = target.config.timeout + SECONDS_PER_RUN * count
+    counted = Counter(each.done for each in synced(store, target, allowed, done))
     told = ", ".join(f"{count} {done}" for done, count in counted.items())
     after = f"; `mlkv sync {saved.name}` sends the rest" if counted["failed"] else ""
     console.print(f"W&B ({target.config.mode}): {told}{after}", highlight=False)

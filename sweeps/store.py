@@ -74,6 +74,12 @@ class TrackingDir:
         told = read_json(self.runs / "written" / f"{run}.json")
         return str(told["fingerprint"]) if told else ""
 
+    def drop_before(self, folder: str, run: str) -> None:
+        """Remove what was written of a run before the whole copy in `folder`."""
+        for earlier in self.runs.glob(f"offline-run-*-{run}*"):
+            if earlier.name < folder:
+                shutil.rmtree(earlier, ignore_errors=True)
+
     def mark_written(self, run: str, fingerprint: str) -> None:
         write_json(self.runs / "written" / f"{run}.json", {"fingerprint": fingerprint})
 
@@ -168,6 +174,11 @@ class Store:
         if name in self.sweep_names():
             raise StoreError(f"name = {name}: is a sweep's; set --name")
         write_atomic(self.imported(name), table)
+
+    def planning(self, step_id: str) -> SavedSweep | None:
+        """Of the sweeps that have the step in their latest plan, the one that was planned last."""
+        plans = [saved for name in self.sweep_names() if step_id in (saved := self.sweep(name)).plan["steps"]]
+        return max(plans, key=lambda saved: str(saved.plan.get("created")), default=None)
 
     # The queue
     @property

@@ -3,7 +3,7 @@
 The server is asked what it has before and after, a page of runs at a time; what is there already is not sent again, and
 only what it then has counts as sent. So it can be stopped, fail and be repeated at any point.
 
-`python -m sweeps.sync STORE SWEEP` is the process that talks to W&B (target: the environment); it prints a JSON line
+`python -m sweeps.sync --store STORE` is the process that talks to W&B (target: the environment); it prints a JSON line
 per run. `synced` starts it and reads them.
 """
 
@@ -48,9 +48,12 @@ class Synced:
 Report = Callable[[Synced], None]
 
 
-def runs_of(store: Store, sweep: SavedSweep) -> Iterator[Run]:
-    """The runs of a sweep's steps and variants, as the store has them."""
+def runs_of(store: Store, sweep: SavedSweep, done: bool = False) -> Iterator[Run]:
+    """The runs of a sweep's steps and variants, as the store has them; `done`: those of variants that are."""
     runs = SweepRuns(store, sweep)
+    if done:
+        yield from (run for run in runs.variants() if run.state == "DONE")
+        return
     for step in runs.steps():
         yield step_run(step, sweep)
     yield from runs.variants()
@@ -180,9 +183,10 @@ def _all_failed(runs: list[Run], reason: str, report: Report) -> int:
 # The process
 
 
-def synced(store: Store, target: Target, timeout: float | None = None) -> Iterator[Synced]:
-    """Mirror a sweep in a process of its own, a result per run as they come. Ends it after `timeout` seconds."""
-    yield from _process(["--store", str(store.root)], target, timeout)
+def synced(store: Store, target: Target, timeout: float | None = None, done: bool = False) -> Iterator[Synced]:
+    """Mirror a sweep, or its variants that are done, in a process of its own, a result per run as they come. Ends it
+    after `timeout` seconds."""
+    yield from _process(["--done" if done else "--store", str(store.root)], target, timeout)
 
 
 def synced_files(path: Path, target: Target) -> Iterator[Synced]:
@@ -209,7 +213,9 @@ def _process(arguments: list[str], target: Target, timeout: float | None) -> Ite
 def main() -> None:
     (source, path), target = sys.argv[1:], Target.of_environment()
     assert target
-    failed = _files(Path(path), target) if source == "--files" else _store(Store(Path(path)), target)
+    failed = (
+        _files(Path(path), target) if source == "--files" else _store(Store(Path(path)), target, source == "--done")
+    )
     sys.exit(1 if failed else 0)
 
 
@@ -217,11 +223,11 @@ def _say(done: Synced) -> None:
     print(json.dumps(asdict(done)), flush=True)
 
 
-def _store(store: Store, target: Target) -> int:
+def _store(store: Store, target: Target, done: bool) -> int:
     assert target.sweep
     sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
     mirror = send if target.config.mode == "online" else write_files
-    return mirror(runs_of(store, sweep), target.config, directory, _say)
+    return mirror(runs_of(store, sweep, done), target.config, directory, _say)
 
 
 def _files(path: Path, target: Target) -> int:

@@ -1,6 +1,7 @@
 """The process that mirrors what a worker does: `python -m sweeps.tracking.helper STORE`, told by lines on its stdin.
 
-It is no part of the work: it may hang, fail or be killed, and the step does not notice. It ends when stdin does, at the
+The step that runs comes first; when there is nothing to do for it, the runs of variants are written, one at a time. It
+is no part of the work: it may hang, fail or be killed, and the step does not notice. It ends when stdin does, at the
 latest after the configured timeout.
 """
 
@@ -22,6 +23,7 @@ from sweeps.store import StepDir, Store, StoreError
 from sweeps.tracking.mirror import MirrorError, OpenRun, redacted
 from sweeps.tracking.runs import step_run
 from sweeps.tracking.target import Target
+from sweeps.tracking.variants import VariantRuns
 
 POLL_SECONDS = 0.5
 
@@ -65,6 +67,7 @@ class Helper:
         self._told: queue.Queue[Json | None] = queue.Queue()
         self._follower: Follower | None = None
         self._attempt: Attempt | None = None
+        self._variants = VariantRuns(store, target)
 
     def listen(self, lines: IO[str]) -> None:
         """Every message, then None; from there on the time is limited."""
@@ -82,12 +85,17 @@ class Helper:
                 told = self._told.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 self._try(self._pump)
+                self._try(self._write_variant)
                 continue
             self._try(self._finish)
             if told is None:
-                return
+                break
             if "attempt" in told:
                 self._try(lambda message=told: self._begin(message))
+            else:
+                self._try(lambda message=told: self._variants.ended(message["step"]))
+        while self._variants.waiting:
+            self._try(self._write_variant)
 
     def _begin(self, told: Json) -> None:
         step = self._store.step(told["step"])
@@ -103,13 +111,18 @@ class Helper:
         if follower:
             follower.finish()
 
+    def _write_variant(self) -> None:
+        if self._variants.waiting:
+            self._variants.write_next()
+
     def _try(self, do: object) -> None:
-        """W&B's failures and a full disk end the mirroring of this attempt, and nothing else."""
+        """W&B's failures and a full disk end the mirroring of this attempt and of what waits, and nothing else."""
         assert callable(do)
         try:
             do()
         except (MirrorError, StoreError, OSError) as error:
             self._follower = None
+            self._variants.forget()
             self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
 
     def _log(self, message: str) -> None:

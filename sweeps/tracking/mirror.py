@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -52,6 +53,11 @@ class OpenRun:
         self._next = self._run.starting_step
         self._describe(run)
 
+    @property
+    def folder(self) -> str:
+        """The name of its own folder among W&B's files."""
+        return Path(self._run.settings.sync_dir).name
+
     def _describe(self, run: Run) -> None:
         self._run.config.update(run.config, allow_val_change=True)
         self._run.summary.update({"state": run.state})
@@ -90,10 +96,13 @@ def connect_briefly() -> None:
 
 
 def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
-    """A whole run at once."""
-    OpenRun(run, config, directory).finish(run)
-    if config.mode == "offline" and run.finished:
-        directory.mark_written(run.id, run.fingerprint)
+    """A whole run at once; offline, in place of what was written of it before."""
+    opened = OpenRun(run, config, directory)
+    opened.finish(run)
+    if config.mode == "offline":
+        directory.drop_before(opened.folder, run.id)
+        if run.finished:
+            directory.mark_written(run.id, run.fingerprint)
 
 
 def _make(directory: TrackingDir) -> None:

@@ -125,6 +125,9 @@ class SweepRuns:
         for index, row in enumerate(self.sweep.variants):
             yield self._variant(index, row)
 
+    def variant(self, label: str) -> Run:
+        return next(self._variant(i, row) for i, row in enumerate(self.sweep.variants) if row["variant"] == label)
+
     def _variant(self, index: int, row: Json) -> Run:
         ids = _step_ids(row)
         records = {id: record for id in ids if (record := self._record(id))}
@@ -177,13 +180,14 @@ def _overall(states: list[str]) -> str:
 
 def _variant_config(sweep: SavedSweep, index: int, row: Json) -> Json:
     """The resolved configuration and the cost columns to filter and plot by; under `mlkv` the plan itself, from which
-    a reader of W&B alone makes the same table as the store's (`tasks`: W&B forgets the order of keys)."""
+    a reader of W&B alone makes the same table as the store's. It is text: W&B drops empty mappings and the order of
+    keys."""
     costs = ("baseline", "pattern", "family", "kv_layers", "kv_heads", "budget", "kv_bytes_per_token", "parameters")
     plan = {"accuracy": sweep.plan.get("accuracy"), "axis": sweep.plan.get("axis")}
     steps = {id: sweep.plan["steps"][id] for id in _step_ids(row)}
     kept = {key: value for key, value in row.items() if key != "config"}
-    place = {"sweep": sweep.name, "number": sweep.number, "index": index, "tasks": list(row["steps"]["evaluate"])}
-    told = {**place, "variant": kept, "plan": plan, "steps": steps}
+    place = {"sweep": sweep.name, "number": sweep.number, "index": index}
+    told = json.dumps({**place, "variant": kept, "plan": plan, "steps": steps})
     return {**row["config"], **{key: row[key] for key in costs}, "steps": row["steps"], "mlkv": told}
 
 

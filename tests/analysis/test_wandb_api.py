@@ -21,7 +21,7 @@ from analysis.gather import gather
 from analysis.wandb_api import PAGE, Project, WandbReadError
 from analysis.wandb_cache import HistoryCache
 from analysis.wandb_files import read_directory
-from analysis.wandb_runs import LoggedRun, table
+from analysis.wandb_runs import LoggedRun, planned, table
 from sweeps.cli import main
 from sweeps.gathering import SOURCES
 from sweeps.store import Store
@@ -80,9 +80,9 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
     use(mirrored.server, monkeypatch)
     for runs in (Project(PATH).runs({"group": mirrored.name}), read_directory(mirrored.offline)):
         (variant,) = (run for run in runs if run.name == "MLKV-3")
-        (planned,) = (row for row in mirrored.store.sweep(mirrored.name).variants if row["variant"] == "MLKV-3")
-        assert variant.config["uptrain"] == planned["config"]["uptrain"]
-        assert variant.config["mlkv"]["variant"] == {key: planned[key] for key in planned if key != "config"}
+        (row,) = (row for row in mirrored.store.sweep(mirrored.name).variants if row["variant"] == "MLKV-3")
+        assert variant.config["uptrain"] == row["config"]["uptrain"]
+        assert planned(variant)["variant"] == {key: row[key] for key in row if key != "config"}
         assert set(variant.tags) == {"even", "budget-3"}
 
 

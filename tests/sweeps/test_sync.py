@@ -218,9 +218,7 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
     shell = Shell(tmp_path)
     line = [*tiny, *SMALL, "sweep.baselines=[]", "measure.batch_sizes=[]"]
     printed = shell("sweep", *line, "tracking=online")
-    assert [line for line in printed.splitlines() if line.startswith("W&B")] == [
-        "W&B (online): 5 already there, 1 sent"
-    ]
+    assert [line for line in printed.splitlines() if line.startswith("W&B")] == ["W&B (online): 6 already there"]
     assert len(server.runs) == 6
     assert {run.state for run in server.runs.values()} == {"finished"}
     base = next(step for step in shell.store.steps() if step.kind == "base")
