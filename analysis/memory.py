@@ -5,14 +5,13 @@ A cell that ran out of memory is a cross where the formula would have put it. Va
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from analysis import frame
-from analysis.figures import STYLE, new_figure
+from analysis.canvas import ALARM, EndName, bytes_text, evenly, name_ends, new_figure, note, styled
 from analysis.frame import Row
 from analysis.style import look
 from analysis.ticks import byte_ticks
@@ -34,7 +33,7 @@ class Line:
     """Layouts whose caches have one size: what was measured for each family, and the batch sizes that ran out."""
 
     layouts: tuple[str, ...]
-    bytes_per_token: int
+    bytes_per_token: float
     tokens: int
     caches: dict[str, Cells]
     peaks: dict[str, Cells]
@@ -67,7 +66,18 @@ def lines(table: pd.DataFrame) -> list[Line]:
     by_size: dict[int, list[Row]] = {}
     for row in rows:
         by_size.setdefault(row["kv_bytes_per_token"], []).append(row)
-    return [_line(size, tokens, by_size[size]) for size in sorted(by_size, reverse=True)]
+    wider = _wider(rows, tokens)
+    return [_line(size * wider, tokens, by_size[size]) for size in sorted(by_size, reverse=True)]
+
+
+def _wider(rows: list[Row], tokens: int) -> float:
+    """How many times the formula's bytes all caches had: 2 where a cache that is counted at 16 bits was measured at 32
+    (as published for MLKV). 1 unless all agree on one such factor."""
+    ratios = [
+        row["value"] / (row["kv_bytes_per_token"] * tokens * row["batch"]) for row in rows if row["metric"] == CACHE
+    ]
+    agreed = {factor for ratio in ratios for factor in (0.5, 1.0, 2.0) if abs(ratio / factor - 1) < 0.02}
+    return agreed.pop() if len(agreed) == 1 else 1.0
 
 
 def _tokens(rows: list[Row]) -> int:
@@ -80,7 +90,7 @@ def _tokens(rows: list[Row]) -> int:
     return int(rows[0]["context"]) if rows else 0
 
 
-def _line(size: int, tokens: int, rows: list[Row]) -> Line:
+def _line(size: float, tokens: int, rows: list[Row]) -> Line:
     return Line(
         layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}" for row in rows)),
         bytes_per_token=size,
@@ -100,48 +110,51 @@ def _cells(rows: list[Row], metric: str) -> dict[str, Cells]:
     return found
 
 
+@styled
 def memory_figure(table: pd.DataFrame) -> Figure | None:
     """KV cache against batch size of every measured variant, or None where nothing is measured."""
-    import matplotlib
-
     drawn = lines(table)
     if not drawn:
         return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure()
-        batches = sorted(set().union(*(line.batches for line in drawn)))
-        _draw_frame(axes, drawn, batches)
-        for line in drawn:
-            _draw_line(axes, line, (batches[0], batches[-1]))
-        _write_names(figure, axes, drawn, batches[-1])
+    figure, axes = new_figure()
+    batches = sorted(set().union(*(line.batches for line in drawn)))
+    _draw_frame(axes, drawn, batches)
+    for line in drawn:
+        _draw_line(axes, line, (batches[0], batches[-1]))
+    note(axes, _legend(drawn))
+    name_ends(figure, axes, [EndName(line.label, line.formula(batches[-1]), line.colour) for line in drawn])
     return figure
 
 
-def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
+def _legend(drawn: list[Line]) -> str:
+    """What the marks mean that are there."""
+    parts = ["line: formula", "marker: measured cache"]
+    parts += ["dash: peak of the run"] if any(cells for line in drawn for cells in line.peaks.values()) else []
+    parts += ["×: out of memory"] if any(line.failed for line in drawn) else []
+    return "   ".join(parts)
+
+
+def batch_axis(axes: Axes, batches: list[int]) -> None:
+    """A horizontal axis of batch sizes, in octaves."""
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
     axes.set_xlabel("batch size")
-    axes.set_ylabel(f"KV cache of {drawn[0].tokens:,} tokens")
-    axes.grid(True, color="#e9ebee", linewidth=0.5)
-    axes.set_axisbelow(True)
+    axes.grid(True)
     low, high = batches[0], batches[-1]
     ticks = byte_ticks(low / 1.01, high * 1.01, most=6)
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ticks = ticks if len(ticks) > 1 else evenly(batches, 6)
     axes.set_xlim(low / 1.25, high * 1.25)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+
+
+def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
+    batch_axis(axes, batches)
+    axes.set_yscale("log", base=2)
+    axes.set_ylabel(f"KV cache of {drawn[0].tokens:,} tokens")
     sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
-    sizes += [line.formula(batch) for line in drawn for batch in (low, high)]
-    marks = byte_ticks(min(sizes), max(sizes) * 1.01, most=6)
+    sizes += [line.formula(batch) for line in drawn for batch in (batches[0], batches[-1])]
+    marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
     axes.set_yticks(marks, [bytes_text(mark) for mark in marks])
     axes.minorticks_off()
-
-
-def bytes_text(size: float) -> str:
-    """`512 KiB`, `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:g} {unit}"
-        size /= 1024
-    return f"{size:g} TiB"
 
 
 def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
@@ -162,40 +175,4 @@ def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
         peaks = line.peaks[family]
         axes.plot(list(peaks), list(peaks.values()), "_", color=shape.colour, markersize=5, alpha=0.6)
     failed = sorted(line.failed)
-    axes.plot(failed, [line.formula(batch) for batch in failed], "x", color="#b00020", markersize=5, zorder=9)
-
-
-def _write_names(figure: Figure, axes: Axes, drawn: list[Line], last: int) -> None:
-    """Names beside the right ends of the lines, moved apart where lines end close together."""
-    figure.draw_without_rendering()
-    unit = figure.dpi / 72
-    ends = [float(axes.transData.transform((last, line.formula(last)))[1]) / unit for line in drawn]
-    for line, end, height in zip(drawn, ends, spread(ends, 7.5), strict=True):
-        axes.annotate(
-            line.label,
-            (1.0, line.formula(last)),
-            xytext=(3, height - end),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=6,
-            color=line.colour,
-            annotation_clip=False,
-        )
-
-
-def spread(heights: Iterable[float], gap: float) -> list[float]:
-    """Heights moved as little as needed to be `gap` apart, in their order from high to low."""
-    groups: list[list[float]] = []  # names that push each other share the mean of their wishes (isotonic regression)
-    wished = [height + gap * i for i, height in enumerate(heights)]
-    for wish in wished:
-        groups.append([wish])
-        while len(groups) > 1 and _mean(groups[-1]) > _mean(groups[-2]):
-            pushing = groups.pop()
-            groups[-1] += pushing
-    tops = [_mean(group) for group in groups for _ in group]
-    return [top - gap * i for i, top in enumerate(tops)]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    axes.plot(failed, [line.formula(batch) for batch in failed], "x", color=ALARM, markersize=5, zorder=9)

@@ -21,6 +21,7 @@ from analysis.gather import Steps
 from analysis.metrics import METRICS
 from analysis.plot import Plot, lay_out
 from analysis.results import Shown, other_scores, shown_scores
+from analysis.sources import Source
 from analysis.tables import Sheet, sheet
 from mlkv.layout import KVLayout
 from sweeps.store import SavedSweep, Store
@@ -95,8 +96,11 @@ class Page:
         return sum(state == "DONE" for state in self.sheet.states)
 
 
-def page(store: Store, sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, out_dir: Path) -> Page:
+def page(store: Store, source: Source, out_dir: Path) -> Page:
     """The page of a sweep; links lead from `out_dir` to the store's log files."""
+    sweep, steps, pivot = source.sweep, source.steps, source.variants
+    if sweep is None or steps is None:
+        raise ValueError(f"{source.name}: only a sweep has a page")
     plan = sweep.plan
     configs = [flatten(variant["config"]) for variant in sweep.variants]
     common = shared_items(configs)

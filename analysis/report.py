@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import secrets
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import figures, tables
-from analysis.gather import Steps, of_sweep
-from analysis.memory import memory_figure
+from analysis import tables
+from analysis.drawing import draw_all, put, saved
+from analysis.kinds import FIGURES
 from analysis.page import duration, page
-from analysis.results import results
+from analysis.sources import Source, load
 from sweeps.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
-
-PNG_DPI = 300
 
 
 def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | None = None) -> list[Path]:
@@ -31,18 +25,16 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     A figure without anything to draw (no score planned, nothing measured) is left out, and an older one removed.
     Raises StoreError for an unknown sweep.
     """
-    sweep = store.sweep(sweep_name, number)
-    steps = Steps(store, sweep.plan)
-    table = of_sweep(sweep, steps)
-    contents = _contents(table)
+    source = load(store, sweep_name, number)
+    contents = _contents(source)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
-    shown = page(store, sweep, steps, results(table), out_dir)
+    shown = page(store, source, out_dir)
     return _write({"index.html": render(shown, images).encode(), **contents}, out_dir)
 
 
-def write_results(table: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Tables and figures of any long table (published, imported) without the page, which only a sweep has."""
-    return _write(_contents(table), out_dir)
+def write_results(source: Source, out_dir: Path) -> list[Path]:
+    """Tables and figures of any results (published, imported) without the page, which only a sweep has."""
+    return _write(_contents(source), out_dir)
 
 
 def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
@@ -50,9 +42,8 @@ def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
     return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
 
 
-def _contents(table: pd.DataFrame) -> dict[str, bytes | None]:
-    pivot = results(table)
-    return _tables(pivot) | _figures(table, pivot)
+def _contents(source: Source) -> dict[str, bytes | None]:
+    return _tables(source.pivot) | _figures(source)
 
 
 def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
@@ -63,29 +54,19 @@ def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
     }
 
 
-def _figures(table: pd.DataFrame, pivot: pd.DataFrame) -> dict[str, bytes | None]:
-    drawn = {"pareto": figures.pareto_figure(pivot), "memory": memory_figure(table)}
-    return {f"{name}.{kind}": _saved(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")}
-
-
-def _saved(figure: Figure | None, kind: str) -> bytes | None:
-    if figure is None:
-        return None
-    buffer = BytesIO()
-    undated = {"CreationDate": None} if kind == "pdf" else {}
-    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=undated)
-    return buffer.getvalue()
+def _figures(source: Source) -> dict[str, bytes | None]:
+    """All kinds, None where there is nothing to draw."""
+    drawn = draw_all(source)
+    files = {f"{kind}.{form}": kind for kind in FIGURES for form in ("png", "pdf")}
+    return {name: saved(drawn[kind], name[-3:]) if kind in drawn else None for name, kind in files.items()}
 
 
 def _put(path: Path, data: bytes | None) -> Path | None:
-    """Replace `path` by `data` in one step; with no data remove what an earlier report left there."""
+    """Replace `path` by `data`; with no data remove what an earlier report left there."""
     if data is None:
         path.unlink(missing_ok=True)
         return None
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path
+    return put(path, data)
 
 
 def render(shown: Any, images: dict[str, bytes]) -> str:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import frame, labels
+from analysis.canvas import SMALLEST, WIDTH, evenly, spread, within
 from analysis.cloud import clouds, main_cloud
-from analysis.figures import WIDTH, pareto_figure
+from analysis.drawing import CannotDraw, draw_all, write_figures
+from analysis.figures import READING, cloud_figure, pareto_figure
 from analysis.gather import gather
-from analysis.memory import lines, memory_figure, spread
+from analysis.kinds import FIGURES
+from analysis.layouts import layouts_of
+from analysis.memory import lines, memory_figure
 from analysis.plot import lay_out
 from analysis.published import SETS, published
 from analysis.results import results
-from analysis.ticks import byte_ticks, nice_ticks
+from analysis.sources import Source, load, published_source
+from analysis.spectrum import series, told_apart
+from analysis.style import LOOKS, shades
+from analysis.tasks import panels, tasks_figure
+from analysis.throughput import paces, throughput_figure
+from analysis.ticks import byte_ticks, nice_ticks, round_ticks
+from analysis.training import LOSS, Curve, curves_figure, curves_of
 
 
 @pytest.fixture
@@ -151,7 +164,7 @@ def test_nothing_measured_is_no_figure(filler: Any) -> None:
 
 def test_importing_figures_loads_neither_matplotlib_nor_torch() -> None:
     code = (
-        "import sys, analysis.figures, analysis.memory, analysis.report, analysis.tables, analysis.importer;"
+        "import sys, analysis.drawing, analysis.report, analysis.tables, analysis.importer;"
         "assert not {'matplotlib', 'torch', 'jinja2', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -198,3 +211,260 @@ def test_nice_ticks_are_inside_and_told_apart(low: float, width: float) -> None:
     assert 1 <= len(ticks) <= 8
     assert len({f"{tick:.{digits}f}" for tick in ticks}) == len(ticks)
     assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in ticks)
+
+
+# Every kind, for every state that results can be in
+
+
+def texts_of(figure: Any) -> list[Any]:
+    """Every text that is printed, with its box; labels of ticks beyond the axes are not."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    beyond = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            beyond |= {tick.label1 for tick in ticks if not low <= tick.get_loc() <= high}
+    hidden = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
+    return [
+        (text, Text.get_window_extent(text))  # of an annotation without its arrow
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible() and text not in beyond | hidden
+    ]
+
+
+def assert_readable(figure: Any) -> None:
+    """One column wide, nothing small, nothing cut off, no text on another."""
+    assert figure.get_figwidth() == WIDTH
+    texts, page = texts_of(figure), figure.bbox
+    assert all(text.get_fontsize() >= SMALLEST for text, _ in texts)
+    for text, box in texts:
+        inside = box.x0 > -1 and box.y0 > -1 and box.x1 < page.x1 + 1 and box.y1 < page.y1 + 1
+        assert inside, f"{text.get_text()} is cut off"
+    for (a, box_a), (b, box_b) in itertools.combinations(texts, 2):
+        width, height = (
+            min(box_a.x1, box_b.x1) - max(box_a.x0, box_b.x0),
+            min(box_a.y1, box_b.y1) - max(box_a.y0, box_b.y0),
+        )
+        assert width < 1 or height < 1, f"{a.get_text()} and {b.get_text()} overlap"
+
+
+def crowd(finished: Any) -> Source:
+    """The finished table with a hundred variants: one in seven has no score, every other one ran out of memory."""
+    cells = frame.records(load(finished.store, finished.name).table)
+    own = {label: [cell for cell in cells if cell["variant"] == label] for label in finished.figures}
+    rows = [*own["untouched"], *own["MHA-36"]]
+    layouts = [label for label in finished.figures if label != "untouched"]
+    for i in range(100):
+        label = f"{layouts[i % 8]} uptrain.lr={i:03d}"
+        for cell in own[layouts[i % 8]]:
+            scored = cell["kind"] == "evaluate"
+            changed = {"value": None, "state": "FAILED", "reason": "x"} if scored and i % 7 == 0 else {}
+            if scored and cell["task"] == "bits_per_byte" and not changed:
+                changed = {"value": cell["value"] + 0.01 * math.sin(i)}
+            rows.append({**cell, "variant": label, "baseline": None, **changed})
+            if i % 2 and cell["metric"] == "cache_bytes" and cell["batch"] == 8:
+                rows.append({**rows[-1], "metric": "oom", "batch": 64, "value": 1.0})
+    return Source("crowd", frame.make(rows))
+
+
+def in_progress(filler: Any) -> Source:
+    """Some done, one failed, one running."""
+    filler.shared()
+    for label in ("MHA-36", "MLKV-3", "MLKV-1"):
+        filler.train(label)
+        filler.evaluate(label, "bits_per_byte")
+    filler.evaluate("untouched", "bits_per_byte")
+    filler.evaluate("MLKV-3", "cloze")
+    filler.measure("MLKV-3", failed=(64,))
+    filler.fail(filler.variant("MLKV-6")["steps"]["convert"], "must divide 6")
+    log(filler, "GQA-12", [5.0, 4.5, float("nan"), 4.4])
+    return load(filler.store, filler.name)
+
+
+def log(filler: Any, label: str, losses: list[float], step: int = 10) -> None:
+    """Let a variant's uptraining run and log losses, one every `step` steps."""
+    claim = filler.store.step(filler.variant(label)["steps"]["uptrain"]).claim()
+    rows = [{"step": (i + 1) * step, "steps": 100, "loss": loss} for i, loss in enumerate(losses)]
+    claim.attempt.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def single(tmp_path: Path, filler: Any) -> Source:
+    one = type(filler)(tmp_path / "one", {"MLKV-3": filler.figures["MLKV-3"]})
+    one.everything()
+    return load(one.store, one.name)
+
+
+def test_every_figure_of_published_results_is_readable() -> None:
+    kinds = {}
+    for name in ("mlkv", "cla-1b", "study-1b"):
+        drawn = draw_all(published_source(name))
+        kinds[name] = set(drawn)
+        for figure in drawn.values():
+            assert_readable(figure)
+    assert kinds["mlkv"] == set(FIGURES)
+    assert kinds["cla-1b"] == {"pareto", "spectrum", "layouts", "tasks"}  # it has perplexities alone: no pareto_loss
+
+
+def test_every_figure_of_a_sweep_in_progress_is_readable(filler: Any) -> None:
+    drawn = draw_all(in_progress(filler))
+    assert set(drawn) == {"pareto_loss", "memory", "curves", "spectrum", "layouts", "tasks"}
+    for figure in drawn.values():
+        assert_readable(figure)
+
+
+def test_every_figure_of_one_variant_is_readable(tmp_path: Path, filler: Any) -> None:
+    drawn = draw_all(single(tmp_path, filler))
+    assert set(drawn) == {"pareto", "pareto_loss", "memory", "layouts"}
+    for figure in drawn.values():
+        assert_readable(figure)
+
+
+def test_every_figure_of_a_hundred_variants_is_readable(finished: Any) -> None:
+    drawn = draw_all(crowd(finished))
+    assert set(drawn) == {"pareto", "pareto_loss", "memory", "spectrum", "tasks"}
+    for figure in drawn.values():
+        assert_readable(figure)
+
+
+def test_figures_are_written_in_three_formats(finished: Any, tmp_path: Path) -> None:
+    source = load(finished.store, finished.name)
+    files = write_figures(source, ["layouts", "spectrum"], tmp_path)
+    assert [path.name for path in files] == [
+        f"{kind}.{form}" for kind in ("layouts", "spectrum") for form in ("png", "pdf", "svg")
+    ]
+    assert [path.read_bytes()[:4] for path in files[:3]] == [b"\x89PNG", b"%PDF", b"<?xm"]
+    before = [path.read_bytes() for path in files]
+    assert [path.read_bytes() for path in write_figures(source, ["layouts", "spectrum"], tmp_path)] == before
+
+
+def test_what_cannot_be_drawn_is_told(filler: Any, tmp_path: Path) -> None:
+    source = load(filler.store, filler.name)
+    with pytest.raises(CannotDraw, match=r"figure = paretto: choose from pareto, .*, tasks"):
+        write_figures(source, ["paretto"], tmp_path / "out")
+    with pytest.raises(CannotDraw, match="memory: nothing to draw for demo: no measure step has finished"):
+        write_figures(source, ["memory"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_noise_leaves_open_is_drawn_hollow(finished: Any) -> None:
+    cloud = main_cloud(load(finished.store, finished.name).pivot)
+    assert cloud is not None
+    standing = {point.variant: point.standing for point in cloud.points}
+    assert standing["MLKV-1"] == standing["MQA-6"] == "front"
+    assert standing["MLKV-6"] == standing["MLKV-12"] == "dominated"
+    assert standing["MHA-36"] == "front"
+    figure = cloud_figure(cloud)
+    assert READING in [text.get_text() for text, _ in texts_of(figure)]
+
+
+def test_two_points_within_noise_of_each_other_are_both_undecided() -> None:
+    rows = [("A", 512, 0.500), ("B", 1024, 0.501), ("C", 2048, 0.9)]
+    cells = [
+        {"variant": name, "family": "MLKV", "kv_bytes_per_token": size, "value": value, "stderr": 0.02}
+        for name, size, value in rows
+    ]
+    same = {"kind": "evaluate", "task": "t", "metric": "acc", "state": "DONE", "in_axis": True}
+    cloud = main_cloud(results(frame.make({**cell, **same} for cell in cells)))
+    assert cloud is not None
+    assert {point.variant: point.standing for point in cloud.points} == {"A": "front", "B": "undecided", "C": "front"}
+    hollow = [a for a in cloud_figure(cloud).axes[0].lines if a.get_markerfacecolor() == "white" and len(a.get_xdata())]
+    assert [a.get_xydata().tolist() for a in hollow] == [[[1024.0, pytest.approx(50.1)]]]
+
+
+def test_published_points_are_laid_beside_ours_on_an_axis_of_the_same_metric(finished: Any) -> None:
+    source, beside = load(finished.store, finished.name), published_source("mlkv")
+    drawn = draw_all(source, beside)
+    assert (36864.0, 52.8) in {(x, round(y, 1)) for x, y in drawn_points(drawn["pareto"])}
+    assert drawn_points(drawn["pareto_loss"]) == drawn_points(draw_all(source)["pareto_loss"])  # bits are no nats
+    assert_readable(drawn["pareto"])
+
+
+def test_a_bar_is_full_only_beyond_noise() -> None:
+    drawn = {panel.title: panel for panel in panels(published_source("mlkv").pivot)}
+    full = {title: {bar.variant for bar in panel.bars if bar.beyond_noise} for title, panel in drawn.items()}
+    assert full["PIQA"] == set()
+    assert full["LAMBADA"] >= {"MLKV-1", "MLKV-2", "GQA-48"}
+    assert drawn["ARC-e"].baseline == "43.94"
+    (bar,) = [bar for bar in drawn["SciQ"].bars if bar.variant == "MLKV-1"]
+    assert bar.error == pytest.approx(math.hypot(1.4, 1.6), abs=0.2)
+    faces = [patch.get_facecolor() for patch in tasks_figure(published_source("mlkv").pivot).axes[2].patches]
+    assert set(faces) == {(1.0, 1.0, 1.0, 1.0)}
+
+
+def test_curves_are_what_steps_logged_and_stop_where_they_are(filler: Any) -> None:
+    log(filler, "GQA-12", [5.0, 4.5, float("nan"), 4.4])
+    source = load(filler.store, filler.name)
+    (curve,) = curves_of(source)
+    assert (curve.steps, curve.losses, curve.ended) == ([10, 20, 40], [5.0, 4.5, 4.4], False)
+    names = [text.get_text() for text in names_of(curves_figure(source))]
+    assert names == ["GQA-12 at 40"]
+    assert LOSS == "train/loss"
+
+
+def test_smoothing_is_a_mean_over_neighbours_and_keeps_a_constant() -> None:
+    curve = Curve("a", None, 1, list(range(48)), [float(i % 2) for i in range(48)])
+    smooth = curve.smoothed()
+    assert len(smooth) == 48
+    assert max(smooth[4:-4]) - min(smooth[4:-4]) < 0.15
+    assert set(Curve("a", None, 1, [1, 2], [3.0, 3.0]).smoothed()) == {3.0}
+
+
+def test_the_spectrum_holds_heads_and_pattern_fixed(pivot: Any) -> None:
+    _, found = series(pivot)
+    points = {line.name: sorted(line.points) for line in found}
+    assert points == {"6 heads": [2, 6], "2 heads": [3, 6], "1 head": [1, 2, 3, 6]}
+    assert told_apart([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])[-2:] == [10, 12]
+
+
+def test_speeds_are_the_measured_ones_and_end_where_memory_did() -> None:
+    found = {pace.name: pace for pace in paces(published_source("mlkv").table)}
+    assert found["MHA-144"].cells == {8: 46.06, 24: 79.71, 48: 31.29}
+    assert found["MHA-144"].last == (48, 31.29)
+
+
+def test_a_batch_that_did_not_fit_is_marked_in_the_speeds(filler: Any) -> None:
+    step = filler.variant("MLKV-1")["steps"]["measure"]
+    rows = [("tokens_per_second", 8, 100.0), ("oom", 64, 1.0)]
+    cells = [{"metric": m, "batch": b, "context": 256, "value": v, "stderr": None, "n": 1} for m, b, v in rows]
+    filler.done(step, cells)
+    figure = throughput_figure(load(filler.store, filler.name).table)
+    crosses = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert crosses == [[[64.0, 100.0]]]
+
+
+def test_equal_layouts_are_drawn_once_and_by_a_name_of_theirs(finished: Any) -> None:
+    names = [name for name, _, _ in layouts_of(load(finished.store, finished.name))]
+    assert names == ["MHA-36", "GQA-12", "MLKV-12", "MQA-6", "MLKV-6", "MLKV-3", "MLKV-2", "MLKV-1"]
+    assert [name for name, *_ in layouts_of(published_source("study-1b"))] == [
+        "baseline", "pizza-bottom", "lasagna-bottom (CLA2)"
+    ]  # fmt: skip
+
+
+def test_families_differ_in_shape_and_colour() -> None:
+    assert len({looks.marker for looks in LOOKS.values()}) == len({looks.colour for looks in LOOKS.values()}) == 10
+    assert len(set(shades("#D55E00", 8))) == 8
+
+
+@given(st.lists(st.floats(0, 100), max_size=12))
+def test_names_pushed_between_the_edges_stay_apart(heights: list[float]) -> None:
+    moved = within(spread(sorted(heights, reverse=True), 8.0), 8.0, 0.0, 100.0)
+    assert all(-1e-6 <= height <= 100 + 1e-6 for height in moved)
+    assert all(a - b >= 8.0 - 1e-6 for a, b in itertools.pairwise(moved))
+
+
+@given(st.lists(st.integers(), max_size=30), st.integers(1, 9))
+def test_evenly_chosen_items_are_few_and_in_order(items: list[int], most: int) -> None:
+    chosen = evenly(items, most)
+    assert len(chosen) == min(most, len(items))
+    assert all(item in items for item in chosen)
+    assert most < 2 or not items or (chosen[0], chosen[-1]) == (items[0], items[-1])
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1.2, 1e6), st.integers(4, 9))
+def test_round_ticks_are_inside_and_few(low: float, ratio: float, most: int) -> None:
+    ticks = round_ticks(low, low * ratio, most)
+    assert 1 <= len(ticks) <= most + 1
+    assert all(low * (1 - 1e-6) <= tick <= low * ratio * (1 + 1e-6) for tick in ticks)
