@@ -90,6 +90,8 @@ class TrainRecipe:
     """Compute threads on a CPU: part of the recipe, because they change the bits."""
     seed: int = 42
     micro_batch: Positive | None = how(None)
+    strategy: Literal["ddp", "fsdp"] = how("ddp")
+    """Of several processes that train together each has all weights (`ddp`) or a share of them (`fsdp`)."""
     gradient_checkpointing: bool = how(False)
     save_every: Positive = how(50)
     log_every: Positive = how(5)

@@ -40,8 +40,9 @@ def run(
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
     trainer = _train(model, schedule, blocks, ctx, precision)
+    whole = trainer.whole_model()
     if trainer.is_world_process_zero():
-        model.save_pretrained(out)
+        whole.save_pretrained(out)
         copy_tokenizer([corpus / "tokenizer"] if start is None else [start, corpus / "tokenizer"], out)
     return _outcome(trainer, precision)
 

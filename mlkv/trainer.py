@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from . import sharded
 from .blocks import Blocks
 from .context import Context, StepFailed
 from .device import default_device
@@ -67,8 +69,8 @@ class BlockTrainer(Trainer):
     ) -> None:
         recipe = schedule.recipe
         self.schedule = schedule
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.optimizer: Any = None  # torch's own, and accelerate's around it once training has begun
+        self.lr_scheduler: Any = None
         dataset = BlockDataset(blocks, schedule.steps * recipe.batch_size, recipe.seed)
         self.watcher = Watcher(schedule, ctx)
         super().__init__(
@@ -79,6 +81,12 @@ class BlockTrainer(Trainer):
             callbacks=[self.watcher],
         )
         self.remove_callback(PrinterCallback)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            sharded.enable(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -106,7 +114,45 @@ class BlockTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Trainer's own only logs missing and unexpected keys, and goes on with fresh weights in their place.
         weights = load_checked(resume_from_checkpoint).state_dict()
-        (model or self.model).load_state_dict(weights, strict=True)
+        if self.is_fsdp_enabled:
+            sharded.load_weights(self.model, weights)
+        else:
+            (model or self.model).load_state_dict(weights, strict=True)
+
+    # Trainer's own checkpoints of shared weights only suit the same number of processes, and hold the weights twice.
+
+    def whole_model(self) -> MLKVForCausalLM:
+        """The model to be saved. Every process has to call; only the first one's holds the weights."""
+        if not self.is_fsdp_enabled:
+            return self.model
+        weights = sharded.whole_weights(self.model)
+        model = MLKVForCausalLM(self.model.config)
+        model.generation_config = self.model.generation_config
+        if self.is_world_process_zero():
+            model.load_state_dict(weights, strict=True)
+        return model
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        whole = self.whole_model()
+        if self.is_world_process_zero():
+            whole.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = sharded.whole_state(self.model, self.optimizer.optimizer)
+        if self.is_world_process_zero():
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        sharded.load_state(self.model, self.optimizer.optimizer, saved)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
 
 def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArguments:
@@ -128,6 +174,7 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
         bf16=precision == "bf16",
         use_cpu=default_device().type == "cpu",
         ddp_find_unused_parameters=False,
+        **sharded.fsdp_arguments(recipe.strategy, devices),
         dataloader_pin_memory=default_device().type == "cuda",
         remove_unused_columns=False,
         logging_strategy="no",

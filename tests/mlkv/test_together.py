@@ -1,0 +1,109 @@
+"""Several processes that train one model, and share its weights out among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import SHAPE, context, make_corpus, start_python
+
+from mlkv import train
+from mlkv.context import Interrupted
+from mlkv.recipes import TrainRecipe
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would share one GPU"),
+]
+
+RANK = f"""
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_together import trained
+from mlkv.recipes import TrainRecipe
+folder, corpus, recipe, stop, tied = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+print(trained(folder, corpus, TrainRecipe(**recipe), stop, tied))
+"""
+RECIPE = TrainRecipe(
+    steps=6, batch_size=8, micro_batch=2, lr=3e-3, precision="fp32", log_every=1, eps=1e-4, save_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of documents shorter than a row: padding, whose tokens count in no process."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return make_corpus(folder, task_items=0, packing="whole_documents", snippets=True)
+
+
+def trained(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False) -> dict[str, Any]:
+    """The facts, with `losses`; those alone if it stopped, a step after `stop`."""
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    ctx = context(folder / "work", rows, lambda: bool(stop and rows and rows[-1]["step"] >= stop))
+    facts: dict[str, Any] = {}
+    try:
+        shape = replace(SHAPE, tied=tied)
+        facts = train.run(recipe, folder / "out", ctx, corpus=corpus, start=None, shape=shape)["facts"]
+    except Interrupted:
+        assert stop
+    return {**facts, "losses": [row["loss"] for row in rows]}
+
+
+def together(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False) -> None:
+    """Two processes; what they leave is where `trained` would leave it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    given = [json.dumps(value) for value in (vars(recipe), stop, tied)]
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    (folder / "second").mkdir(exist_ok=True)
+    if not (folder / "second" / "work").exists():
+        os.symlink(folder / "work", folder / "second" / "work")
+    places = enumerate((folder, folder / "second"))
+    started = [start_python(RANK, at, corpus, *given, **group, RANK=str(i), LOCAL_RANK=str(i)) for i, at in places]
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    assert not list((folder / "second" / "out").iterdir()), "the first process saves"
+
+
+def assert_alike(folder: Path, other: Path, tolerance: float) -> None:
+    """The same files, byte for byte but for rounding in the weights."""
+    assert {path.name for path in (folder / "out").iterdir()} == {path.name for path in (other / "out").iterdir()}
+    for path in (folder / "out").iterdir():
+        if path.suffix != ".safetensors":
+            assert path.read_bytes() == (other / "out" / path.name).read_bytes(), path.name
+    weights, wanted = (load_file(place / "out" / "model.safetensors") for place in (folder, other))
+    assert weights.keys() == wanted.keys()
+    for name, value in weights.items():
+        assert value.dtype == wanted[name].dtype
+        assert torch.allclose(value, wanted[name], atol=tolerance), name
+
+
+def test_shared_weights_train_as_whole_ones_and_another_number_of_processes_goes_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    trained(tmp_path / "one", corpus, RECIPE)
+    shared, changing = replace(RECIPE, strategy="fsdp"), tmp_path / "changing"
+    together(changing, corpus, shared, stop=2)
+    assert [path.name for path in (changing / "work").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert len(trained(changing, corpus, RECIPE, stop=4)["losses"]) == 2, "from where two processes stopped"
+    together(changing, corpus, shared)
+    assert_alike(changing, tmp_path / "one", 2e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shared_tied_weights(precision: str, corpus: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, precision=precision)
+    trained(tmp_path / "one", corpus, recipe, tied=True)
+    together(tmp_path / "two", corpus, replace(recipe, strategy="fsdp"), tied=True)
+    assert_alike(tmp_path / "two", tmp_path / "one", 2e-5 if precision == "fp32" else 5e-3)
