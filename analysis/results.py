@@ -22,6 +22,8 @@ _TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
 _URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
 _TRAINING_KINDS = ("base", "uptrain")
 
+ACCURACY = "accuracy"
+"""Of a cell: the mean itself, as somebody published it beside its parts."""
 _JUDGED = ("quality", "accuracy")
 
 Score = tuple[float | None, float | None, str | None]
@@ -118,7 +120,8 @@ def _shown(name: str, column: str | None = None) -> Shown:
 
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
     """Column name → (kind, task, metric), evaluations first."""
-    rows = table[table["metric"].notna() & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
+    scored = table["metric"].notna() & (table["metric"] != ACCURACY)
+    rows = table[scored & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
     keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
     found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
     found.sort(key=lambda key: ("evaluate", "uptrain", "base").index(key[0]))
@@ -169,7 +172,8 @@ def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]
     parts = [r for r in rows if r["in_accuracy"]]
     axis = [r for r in rows if r["in_axis"]]
     row["accuracy_parts"] = " ".join(_column(r) for r in parts) or None
-    row |= _score("accuracy", _mean(parts))
+    printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY]
+    row |= _score("accuracy", _printed(printed[0], _mean(parts)) if printed else _mean(parts))
     row["quality_score"] = _column(axis[0]) if axis else "accuracy"
     row |= _score(
         "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
@@ -227,6 +231,12 @@ def _mean(rows: list[Row]) -> Score:
     known = [error for error in errors if error is not None]
     stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
     return math.fsum(v for v in values if v is not None) / len(parts), stderr, None
+
+
+def _printed(row: Row, recomputed: Score) -> Score:
+    """A mean that was published itself, made of parts that were not rounded before; its error is that of the parts."""
+    value, _, missing = _single([row])
+    return value, recomputed[1], missing
 
 
 def why_missing(row: Row) -> str:

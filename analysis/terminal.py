@@ -1,43 +1,46 @@
-"""The results table in a terminal: as much of it as the width takes, reasons for empty cells below."""
+"""A sheet in a terminal: as much of it as the width takes, reasons for empty cells and how to read it below."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from analysis.tables import Cell, Role, Sheet, sheet
+from analysis.sheet import Cell, Role, Sheet
 
-_GIVES_WAY: tuple[Role, ...] = ("measured", "shape", "part", "difference")
+_GIVES_WAY: tuple[Role, ...] = ("measured", "shape", "part", "chance", "difference")
 """What a narrow terminal leaves out, first things first; the CSV, the Markdown and the report keep everything."""
 
 
-class ResultsTable:
+_COUNTS = range(len(_GIVES_WAY) + 1)
+_ATTEMPTS = [(hidden, errors) for hidden in _COUNTS for errors in (True, False) if errors or hidden > 1]
+"""How many of them are left out, and whether standard errors are shown, which outlast the first two."""
+
+
+class FittingTable:
     """A rich renderable that fits itself to the console."""
 
-    def __init__(self, pivot: pd.DataFrame, title: str | None = None) -> None:
-        self._sheet, self._title = sheet(pivot), title
+    def __init__(self, printed: Sheet, title: str | None = None) -> None:
+        self._sheet, self._title = printed, title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         table, left_out = self._fitting(console, options)
         yield table
-        for note in self._sheet.notes:
+        for note in [*self._sheet.notes, *self._sheet.footnotes]:
             yield Text(note, style="dim")
         if left_out:
             yield Text(f"a wider terminal also shows {', '.join(left_out)}", style="dim")
 
     def _fitting(self, console: Console, options: ConsoleOptions) -> tuple[Table, list[str]]:
         unlimited = options.update(max_width=10_000)
-        for hidden in range(len(_GIVES_WAY) + 1):
-            for errors in (True, False):
-                table, left_out = self._table(frozenset(_GIVES_WAY[:hidden]), errors)
-                if Measurement.get(console, unlimited, table).maximum <= options.max_width:
-                    return table, left_out
+        for hidden, errors in _ATTEMPTS:
+            table, left_out = self._table(frozenset(_GIVES_WAY[:hidden]), errors)
+            if Measurement.get(console, unlimited, table).maximum <= options.max_width:
+                return table, left_out
         return table, left_out
 
     def _table(self, hidden: frozenset[Role], errors: bool) -> tuple[Table, list[str]]:
@@ -47,8 +50,8 @@ class ResultsTable:
         table = Table(title=self._title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for i in shown:
             table.add_column(_broken(printed.headers[i]), justify="right" if i else "left", no_wrap=True)
-        for row, baseline, ends in zip(printed.rows, printed.baselines, _section_ends(printed), strict=True):
-            table.add_row(*(_text(row[i], baseline, errors) for i in shown), end_section=ends)
+        for row, style, ends in zip(printed.rows, _styles(printed), _section_ends(printed), strict=True):
+            table.add_row(*(_text(row[i], style, errors) for i in shown), end_section=ends)
         return table, [*left_out, *([] if errors else ["standard errors"])]
 
 
@@ -63,9 +66,14 @@ def _section_ends(printed: Sheet) -> list[bool]:
     return [this is not None and after is None for this, after in zip(printed.baselines, following, strict=True)]
 
 
-def _text(cell: Cell, baseline: str | None, errors: bool) -> Text:
+def _styles(printed: Sheet) -> list[str]:
+    rows = zip(printed.published, printed.baselines, strict=True)
+    return ["dim" if others else "cyan" if baseline else "" for others, baseline in rows]
+
+
+def _text(cell: Cell, style: str, errors: bool) -> Text:
     if cell.missing:
         style = "red" if cell.missing.startswith(("FAILED", "LOST")) else "yellow"
-    else:
-        style = "bold green" if cell.best else "cyan" if baseline else ""
+    elif cell.best:
+        style = "bold green" if style != "dim" else "bold dim"
     return Text(cell.text if errors else cell.text.partition(" ±")[0], style=style)

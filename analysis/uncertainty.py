@@ -140,6 +140,15 @@ def columns(scores: Sequence[str]) -> dict[str, str]:
     return {**added, "front_probability": "Float64"}
 
 
+def mark_ties(rows: list[Row], name: str, metric: Metric) -> None:
+    """The column `NAME_tied` of a score that is not the main axis or in the accuracy, by its standard errors."""
+    scored = [row for row in rows if row.get(name) is not None]
+    draws = {
+        row["variant"]: statistics.normal(row[name], row[f"{name}_stderr"], row["variant"], name) for row in scored
+    }
+    _add_ties(rows, name, draws, metric)
+
+
 def _metric(name: str, axis: str) -> str:
     source = axis if name == "quality" else name
     return source.rpartition(".")[2]
@@ -199,7 +208,7 @@ def _add_comparisons(rows: list[Row], name: str, draws: Mapping[str, Floats]) ->
 
 def _add_front(rows: list[Row], draws: Mapping[str, Floats], metric: Metric | None) -> tuple[float, ...] | None:
     """Chances to be on the front, and the hypervolume of log2 bytes by the main score with its interval. The untouched
-    base is no contender (analysis.cloud)."""
+    base is no contender (analysis.cloud); without any standard error there are no chances."""
     for row in rows:
         row["front_probability"] = None
     contenders = [r for r in rows if r["baseline"] != "untouched" and r["variant"] in draws and r["kv_bytes_per_token"]]
@@ -208,8 +217,9 @@ def _add_front(rows: list[Row], draws: Mapping[str, Floats], metric: Metric | No
     costs = [math.log2(row["kv_bytes_per_token"]) for row in contenders]
     draws_RV = np.column_stack([draws[row["variant"]] for row in contenders])
     shares = statistics.on_front(costs, draws_RV, higher_is_better=metric.higher_is_better).mean(0)
-    for row, share in zip(contenders, shares, strict=True):
-        row["front_probability"] = float(share)
+    if any(row["quality_stderr"] is not None for row in contenders):
+        for row, share in zip(contenders, shares, strict=True):
+            row["front_probability"] = float(share)
     scores = [row["quality"] for row in contenders]
     reference = (max(costs), (min if metric.higher_is_better else max)(scores))
     options: dict[str, Any] = {"higher_is_better": metric.higher_is_better}

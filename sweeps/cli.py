@@ -161,9 +161,11 @@ def _of_results(commands: Any, name: str, function: Command, help: str) -> argpa
 
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kinds", nargs="*", help="configuration, losses, benchmarks, memory (default)", metavar="KIND")
-    parser.add_argument("--format", default="terminal", help="terminal (default), md, tex or csv")
-    parser.add_argument("-o", "--out", type=Path, help="a file, or a directory for a file per kind and format")
+    parser.add_argument(
+        "kinds", nargs="*", help="configuration, losses, benchmarks, memory (default: all)", metavar="KIND"
+    )
+    parser.add_argument("--format", help="terminal (default), md, tex or csv")
+    parser.add_argument("-o", "--out", type=Path, help="a file (.md, .tex, .csv), or a directory for a file per kind")
     _add_published(parser)
 
 

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.errors import OK, UserError
+from sweeps.errors import OK, UserError, choices
 from sweeps.looking import existing, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from analysis.sheet import Sheet
     from analysis.sources import Source
     from sweeps.store import SavedSweep, Store
 
@@ -36,11 +37,58 @@ def source_of(options: argparse.Namespace) -> Source:
     return load(store, options.name)
 
 
-def table(options: argparse.Namespace) -> int:
-    from analysis.tables import render_terminal
+FORMATS = ("terminal", "md", "tex", "csv")
 
-    make_console().print(render_terminal(source_of(options).pivot))
+
+def table(options: argparse.Namespace) -> int:
+    """The tables asked for, on the terminal, or written: into a file, or of each kind its own into a directory."""
+    from analysis.paper import TITLES, paper_sheets
+    from analysis.terminal import FittingTable
+
+    source, form = source_of(options), _format(options)
+    with one_line():
+        sheets = paper_sheets(source, options.kinds, _beside(options, source))
+    if form == "terminal":
+        for kind, sheet in sheets.items():
+            make_console().print(FittingTable(sheet, f"{source.name}: {TITLES[kind]}"))
+        return OK
+    texts = {kind: _rendered(sheet, form, TITLES[kind] if len(sheets) > 1 else None) for kind, sheet in sheets.items()}
+    _put(texts, form, options.out)
     return OK
+
+
+def _format(options: argparse.Namespace) -> str:
+    """As asked, else by the file's suffix; Markdown into a directory."""
+    given = options.format or (options.out and (options.out.suffix.lstrip(".") or "md")) or "terminal"
+    if given not in FORMATS:
+        raise UserError(f"format = {given}: {choices(given, FORMATS)}")
+    if given == "terminal" and options.out:
+        raise UserError("format = terminal: is printed; with -o choose md, tex or csv")
+    return str(given)
+
+
+def _rendered(sheet: Sheet, form: str, title: str | None) -> str:
+    from analysis import rendering
+
+    if form == "md":
+        return rendering.markdown(sheet, title)
+    return rendering.latex(sheet) if form == "tex" else rendering.csv(sheet)
+
+
+def _put(texts: dict[str, str], form: str, out: Path | None) -> None:
+    from sweeps.files import write_atomic
+
+    if out is None or out.suffix:
+        if form == "csv" and len(texts) > 1:
+            raise UserError(
+                f"format = csv: one table to a file; name one of {', '.join(texts)}, or a directory with -o"
+            )
+        text = "\n".join(texts.values())
+        print(text, end="") if out is None else write_atomic(out, text)
+        return
+    for kind, text in texts.items():
+        write_atomic(out / f"{kind}.{form}", text)
+        print(out / f"{kind}.{form}")
 
 
 def _beside(options: argparse.Namespace, source: Source) -> Source | None:
@@ -75,7 +123,7 @@ def report(options: argparse.Namespace) -> int:
         write_report_of(make_console(), existing(options.store), source.sweep, out)
         return OK
     with one_line():
-        files = write_results(source.table, out)
+        files = write_results(source, out)
     for path in files:
         print(path)
     return OK
