@@ -20,19 +20,22 @@ MEMORY = ("peak_bytes", "memory_bytes")
 
 Grid = dict[int, dict[str, float]]
 """Batch size → metric → value."""
+Measured = dict[str, dict[int | None, Grid]]
+"""By variant and context."""
 
 
 def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sheet | None:
     """Of the rows of beside.lines, from the long tables of ours (False) and of what was published (True); None where
     nothing is measured or planned to be."""
     measured = {published: _measurements(table) for published, table in tables.items()}
+    planned = {published: _reasons(table) for published, table in tables.items()}
     entries = [(row, context, grid) for row in rows for context, grid in _grids(row, measured)]
-    if not any(grid for found in measured.values() for grid in found.values()):
+    if not any(measured.values()) and not any(planned.values()):
         return None
     told = [row for row, _, _ in entries]
     small = _common_batch(grid for _, _, grid in entries)
     unit, size = _unit([grid[small][CACHE] for _, _, grid in entries if CACHE in grid.get(small, {})])
-    missing = [None if row["state"] in FINAL else _why(row, tables[row[PUBLISHED]]) for row in told]
+    missing = [None if r["state"] in FINAL else planned[r[PUBLISHED]].get(r[ROW], "not measured") for r in told]
 
     def column(header: str, role: Role, value: Callable[[Grid], float | None], digits: int = 0) -> Column:
         per = size if unit in header else 1.0
@@ -67,18 +70,18 @@ def _footnotes(entries: Sequence[tuple[Row, int | None, Grid]]) -> list[str]:
     return notes
 
 
-def _measurements(table: pd.DataFrame) -> dict[tuple[str, int | None], Grid]:
+def _measurements(table: pd.DataFrame) -> Measured:
     """By variant and context. A few tokens fewer, where a run was stopped early, are no context of their own."""
     rows = frame.records(table[(table["kind"] == "measure") & table["batch"].notna() & table["value"].notna()])
     longest: dict[str, int] = {}
     for row in rows:
         longest[_called(row)] = max(longest.get(_called(row), 0), row["context"] or 0)
-    found: dict[tuple[str, int | None], Grid] = defaultdict(dict)
+    found: Measured = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         context = row["context"]
         if context and context >= 0.99 * longest[_called(row)]:
             context = longest[_called(row)]
-        found[_called(row), context].setdefault(row["batch"], {})[row["metric"]] = row["value"]
+        found[_called(row)][context].setdefault(row["batch"], {})[row["metric"]] = row["value"]
     return found
 
 
@@ -87,16 +90,15 @@ def _called(row: Row) -> str:
     return str(row["replicate_of"] or row["variant"])
 
 
-def _grids(row: Row, measured: Mapping[bool, Mapping[tuple[str, int | None], Grid]]) -> list[tuple[int | None, Grid]]:
-    own = measured[row[PUBLISHED]]
-    found = [(context, grid) for (variant, context), grid in own.items() if variant == row[ROW]]
-    return sorted(found, key=lambda each: each[0] or 0) or [(None, {})]
+def _grids(row: Row, measured: Mapping[bool, Measured]) -> list[tuple[int | None, Grid]]:
+    found = measured[row[PUBLISHED]].get(row[ROW], {})
+    return sorted(found.items(), key=lambda each: each[0] or 0) or [(None, {})]
 
 
-def _why(row: Row, table: pd.DataFrame) -> str:
-    """Why a variant has no measurement."""
-    planned = frame.records(table[(table["variant"] == row[ROW]) & (table["kind"] == "measure")])
-    return why_missing(planned[0]) if planned else "not measured"
+def _reasons(table: pd.DataFrame) -> dict[str, str]:
+    """Why variants have no measurement, if they have none."""
+    planned = frame.records(table[table["kind"] == "measure"])
+    return {_called(row): why_missing(row) for row in reversed(planned)}
 
 
 def _cell(value: float | None, why: str | None, digits: int, per: float) -> Cell:

@@ -48,11 +48,12 @@ class StoredSamples:
 def read(path: Path, name: str) -> Outcomes | None:
     """`name` is a metric, or for a member of a task group `MEMBER/METRIC`."""
     with np.load(path) as found:
-        if f"{name}/part" not in found:
+        if name not in found:
             return None
-        parts = found[f"{name}/part"]
-        weights = found[f"{name}/weight"] if f"{name}/weight" in found else np.ones(len(parts))
-        return Outcomes(found[f"{name}/unit"], parts, weights)
+        rows = found[name]
+    parts = np.ascontiguousarray(rows["part"])
+    weights = rows["weight"] if "weight" in rows.dtype.names else np.ones(len(parts))
+    return Outcomes(np.ascontiguousarray(rows["unit"]), parts, weights)
 
 
 def stacked(found: Iterable[Outcomes]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,6 +92,7 @@ def holm(p: ArrayLike) -> Floats:
     return corrected
 
 
+@cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """How many standard errors the middle `level` of Student's t reaches. With x = √ν tan θ its density is cos^(ν−1) θ,
     which is summed over a fine grid."""

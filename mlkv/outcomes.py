@@ -1,7 +1,7 @@
 """What an evaluation found for every sample, compact: what comparing two checkpoints on the same samples needs.
 
-`scores.npz` holds, for each metric that is Σ parts / Σ weights over samples, `METRIC/unit` (which sample, as a digest
-of its content), `METRIC/part` and, unless all are 1, `METRIC/weight`; arrays of one length. A metric of another kind
+`scores.npz` holds an array for each metric that is Σ parts / Σ weights over samples: a row per sample, with the fields
+`unit` (which one it is, as a digest of its content), `part` and, unless all are 1, `weight`. A metric of another kind
 (perplexity) is not in it.
 """
 
@@ -40,12 +40,18 @@ def digest(content: bytes) -> int:
 
 
 def save(outcomes: Mapping[str, Outcomes], path: Path) -> None:
-    arrays: dict[str, Any] = {}
-    for metric, found in outcomes.items():
-        arrays |= {f"{metric}/unit": found.units, f"{metric}/part": found.parts}
-        if (found.weights != 1).any():
-            arrays[f"{metric}/weight"] = found.weights
+    arrays: dict[str, Any] = {metric: _rows(found) for metric, found in outcomes.items()}
     np.savez(path, **arrays)
+
+
+def _rows(found: Outcomes) -> NDArray[Any]:
+    columns: dict[str, NDArray[Any]] = {"unit": found.units, "part": found.parts}
+    if (found.weights != 1).any():
+        columns["weight"] = found.weights
+    rows = np.empty(len(found.units), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        rows[name] = column
+    return rows
 
 
 def of_samples(results: Json, task: str, rows: Iterable[Json]) -> dict[str, Outcomes]:

@@ -23,7 +23,9 @@ def keep(shares: np.ndarray, units: np.ndarray | None = None) -> Any:
     """Leaves the outcomes of a task's samples."""
 
     def leave(out: Path) -> None:
-        np.savez(out / "scores.npz", **{"acc/unit": np.arange(UNITS) if units is None else units, "acc/part": shares})
+        rows = np.empty(UNITS, [("unit", "i8"), ("part", "f8")])
+        rows["unit"], rows["part"] = np.arange(UNITS) if units is None else units, shares
+        np.savez(out / "scores.npz", acc=rows)
 
     return leave
 
