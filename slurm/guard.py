@@ -1,6 +1,6 @@
 """Runs one command for LocalExecutor and outlives the launcher just long enough to end it.
 
-    python -I -S guard.py GRACE_SECONDS COMMAND [ARGUMENT …]
+    python -I -S guard.py GRACE_SECONDS TASKS COMMAND [ARGUMENT …]
 
 Standard input is a pipe whose other end only the launcher holds: however the launcher dies, kill -9 included, this
 process reads end-of-file and ends its process group (SIGTERM, grace, SIGKILL). PR_SET_PDEATHSIG would need a
@@ -9,6 +9,9 @@ would reach the command but not the processes that the command started.
 
 The guard leads a process group of its own that the command shares, and answers SIGTERM by waiting for the command.
 It exits as the command did, or with 128 + n after signal n.
+
+Of TASKS processes that run the command together each finds in its environment which it is (RANK_VARIABLE) and how many
+there are. One that ends badly ends the others, and its exit status is the guard's.
 """
 
 from __future__ import annotations
@@ -19,17 +22,25 @@ import signal
 import sys
 import time
 
+RANK_VARIABLE, RANKS_VARIABLE = "MLKV_LOCAL_RANK", "MLKV_LOCAL_RANKS"
 
-def main(grace_seconds: float, argv: list[str]) -> int:
+
+def main(grace_seconds: float, tasks: int, argv: list[str]) -> int:
     wake, wake_in = os.pipe()
     os.set_blocking(wake_in, False)
     signal.set_wakeup_fd(wake_in)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    children = {start(argv, rank, tasks) for rank in range(tasks)}
+    return supervise(children, wake, grace_seconds)
+
+
+def start(argv: list[str], rank: int, tasks: int) -> int:
     child = os.fork()
     if not child:
+        os.environ.update({RANK_VARIABLE: str(rank), RANKS_VARIABLE: str(tasks)})
         become(argv)
-    return supervise(child, wake, grace_seconds)
+    return child
 
 
 def become(argv: list[str]) -> None:
@@ -46,23 +57,37 @@ def become(argv: list[str]) -> None:
         os._exit(127)
 
 
-def supervise(child: int, wake: int, grace_seconds: float) -> int:
+def supervise(children: set[int], wake: int, grace_seconds: float) -> int:
     deadline: float | None = None
+    outcome, alone = 0, False
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        if deadline and time.monotonic() > deadline:
+        for code in ended(children):
+            outcome = outcome or code
+        if not children:
+            return outcome
+        if deadline is None and (outcome or alone):
+            deadline = time.monotonic() + grace_seconds
+            os.killpg(0, signal.SIGTERM)
+        elif deadline is not None and time.monotonic() > deadline:
             os.killpg(0, signal.SIGKILL)
         watched = [wake] if deadline else [wake, 0]
         ready, _, _ = select.select(watched, [], [], 0.1 if deadline else None)
         if wake in ready:
             os.read(wake, 512)
-        if 0 in ready and not os.read(0, 512):
-            deadline = time.monotonic() + grace_seconds
-            os.killpg(0, signal.SIGTERM)
+        alone = 0 in ready and not os.read(0, 512)
+
+
+def ended(children: set[int]) -> list[int]:
+    """Exit statuses of the children that have ended since; they are children no more."""
+    codes = []
+    for child in list(children):
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if gone:
+            children.discard(child)
+            code = os.waitstatus_to_exitcode(status)
+            codes.append(code if code >= 0 else 128 - code)
+    return codes
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

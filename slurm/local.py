@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,9 @@ from typing import Self
 
 from . import guard
 from .jobs import THREAD_VARIABLES, Job, JobId, JobState, Phase, in_order
+
+JOB_VARIABLE = "MLKV_LOCAL_JOB"
+"""Tells the processes of a job which it is: no two jobs of this machine have one name."""
 
 
 def visible_cores() -> int:
@@ -54,8 +58,9 @@ class LocalExecutor:
     slots: jobs at a time (default: one per GPU, else half the cores, at least one).
     cores, gpus: what to divide between the slots (default: what this process may use).
 
-    A job takes one slot, or one per GPU it asks for; a job that asks for no GPU sees none; an exclusive job waits for
-    all slots and takes them. Time limits and memory are not enforced here.
+    A job takes one slot, or one per GPU it asks for, or one per process (as far as there are slots); a job that asks
+    for no GPU sees none; an exclusive job waits for all slots and takes them. Time limits and memory are not enforced
+    here.
 
     Leaving the `with` block, or `close()`, ends every job this executor started. If the launcher is killed outright the
     jobs are ended by their guards (guard.py).
@@ -82,6 +87,7 @@ class LocalExecutor:
         self._entries: dict[JobId, _Entry] = {}
         self._free = list(range(self.slots))
         self._numbers = itertools.count(1)
+        self._name = secrets.token_hex(3)
         self._lifeline, self._held = os.pipe()
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
@@ -96,10 +102,8 @@ class LocalExecutor:
 
     def _check(self, job: Job) -> None:
         need = job.resources
-        if need.nodes > 1 or need.tasks_per_node > 1:
-            raise ValueError(
-                f"job {job.name}: {need.nodes} nodes x {need.tasks_per_node} tasks, but this is one machine"
-            )
+        if need.nodes > 1:
+            raise ValueError(f"job {job.name}: resources.nodes = {need.nodes}, but this is one machine")
         if need.gpus > min(len(self.gpus), self.slots):
             have = f"this machine has {len(self.gpus)} in {self.slots} slots"
             raise ValueError(f"job {job.name}: resources.gpus = {need.gpus}, but {have}")
@@ -134,7 +138,7 @@ class LocalExecutor:
                 continue
             if slots := self._slots_for(entry.job):
                 self._start(entry, slots)
-            elif entry.job.resources.exclusive or entry.job.resources.gpus > 1:
+            elif entry.job.resources.exclusive or self._slots_of(entry.job) > 1:
                 break  # what came later must not take the slots this one is waiting for
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
@@ -206,30 +210,35 @@ class LocalExecutor:
         """Slots to run on, or none yet. Slot i owns GPU i; jobs without a GPU take slots from the other end."""
         if job.resources.exclusive:
             return tuple(self._free) if len(self._free) == self.slots else ()
-        if not job.resources.gpus:
-            return tuple(self._free[-1:])
-        with_gpu = [slot for slot in self._free if slot < len(self.gpus)]
-        return tuple(with_gpu[: job.resources.gpus]) if len(with_gpu) >= job.resources.gpus else ()
+        free = [slot for slot in self._free if slot < len(self.gpus)] if job.resources.gpus else self._free[::-1]
+        count = self._slots_of(job)
+        return tuple(free[:count]) if len(free) >= count else ()
+
+    def _slots_of(self, job: Job) -> int:
+        return job.resources.gpus or min(job.resources.tasks_per_node, self.slots)
 
     def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-I", "-S", guard.__file__, str(self.grace_seconds), *entry.job.argv]
+        tasks = str(entry.job.resources.tasks_per_node)
+        command = [sys.executable, "-I", "-S", guard.__file__, str(self.grace_seconds), tasks, *entry.job.argv]
         with self.output(entry.id).open("ab") as log:
             entry.process = subprocess.Popen(
                 command,
                 stdin=self._lifeline,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(entry.job, slots),
+                env=self._environment(entry, slots),
                 start_new_session=True,
             )
         self._free = [slot for slot in self._free if slot not in slots]
         entry.slots, entry.state = slots, JobState(Phase.RUNNING)
 
-    def _environment(self, job: Job, slots: tuple[int, ...]) -> dict[str, str]:
-        threads = str(max(1, self.cores * len(slots) // self.slots))
-        gpus = [self.gpus[slot] for slot in slots if slot < len(self.gpus)][: job.resources.gpus]
-        return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    def _environment(self, entry: _Entry, slots: tuple[int, ...]) -> dict[str, str]:
+        need = entry.job.resources
+        threads = str(max(1, self.cores * len(slots) // self.slots // need.tasks_per_node))
+        gpus = [self.gpus[slot] for slot in slots if slot < len(self.gpus)][: need.gpus]
+        ours = {JOB_VARIABLE: f"local-{os.getpid()}-{self._name}-{entry.id}", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | ours
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

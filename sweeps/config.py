@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -26,6 +26,8 @@ from sweeps.tracking.target import TrackingConfig
 Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
 Baseline = Literal["untouched", "mha"]
 Kind = Literal["corpus", "base", "convert", "uptrain", "evaluate", "measure"]
+TRAINED: tuple[Kind, ...] = ("base", "uptrain")
+"""What several processes can do together."""
 HASHED = ("model", "layout", "corpus", "base", "convert", "uptrain", "evaluate", "measure")
 """Groups that decide what a step is; the others say where and how it runs."""
 
@@ -125,7 +127,7 @@ class Resources:
     """Per node."""
     nodes: Positive = 1
     tasks_per_node: Positive | None = None
-    """Processes that train together; unset on SLURM: one per GPU. Other kinds of step are one process."""
+    """Processes that train together; unset: one per GPU. Other kinds of step are one process."""
     cpus: Positive = 1
     """Per process."""
     memory_gb: Annotated[float, Gt(0)] | None = None
@@ -133,6 +135,25 @@ class Resources:
     minutes: Positive = 60
     exclusive: bool = False
     """Nothing else on the machine meanwhile."""
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.tasks_per_node or max(1, self.gpus)
+
+
+@dataclass(frozen=True)
+class TrainingResources:
+    """A short way to say what base training and uptraining ask for; unset: what cluster.resources says of each."""
+
+    gpus: Annotated[int, Ge(0)] | None = None
+    nodes: Positive | None = None
+    tasks_per_node: Positive | None = None
+    cpus: Positive | None = None
+    memory_gb: Annotated[float, Gt(0)] | None = None
+    minutes: Positive | None = None
+
+    def over(self, asked: Resources) -> Resources:
+        return replace(asked, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -152,6 +173,9 @@ class ClusterConfig(Profile):
         of_site = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
         if self.name == "local" and (given := next(of_site, None)):
             raise ValueError(f"{given} = {getattr(self, given)}: cluster local has none (valid with cluster=slurm)")
+        wide = (kind for kind, asked in self.resources.items() if asked.nodes > 1)
+        if self.name == "local" and (kind := next(wide, None)):
+            raise ValueError(f"resources.{kind}.nodes = {self.resources[kind].nodes}: cluster local is one machine")
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -192,6 +216,23 @@ class Config:
     cluster: ClusterConfig
     sweep: SweepConfig
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resources: TrainingResources = field(default_factory=TrainingResources)
+
+    def __post_init__(self) -> None:
+        for kind in TRAINED:
+            recipe, asked = getattr(self, kind), self.cluster.resources.get(kind, Resources())
+            processes = asked.nodes * asked.processes_per_node
+            if recipe.steps != 0 and recipe.batch_size % (processes * (recipe.micro_batch or 1)):
+                raise ValueError(
+                    f"{kind}.batch_size = {recipe.batch_size}: {processes} processes (cluster.resources.{kind}) "
+                    f"with micro_batch {recipe.micro_batch or 'unset'} cannot share it evenly"
+                )
+
+    def with_resources(self) -> Config:
+        """What `resources` says, said of each kind of step that trains."""
+        asked = self.cluster.resources
+        trained = {kind: self.resources.over(asked.get(kind, Resources())) for kind in TRAINED}
+        return replace(self, cluster=replace(self.cluster, resources={**asked, **trained}))
 
 
 @cache
@@ -203,9 +244,11 @@ def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
     _refuse_unknown(Config, values, "")
     try:
-        return _adapter().validate_python(values)
+        return _adapter().validate_python(values).with_resources()
     except ValidationError as error:
         raise UserError("; ".join(dict.fromkeys(_line(one) for one in error.errors()))) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _refuse_unknown(schema: Any, values: Any, path: str) -> None:
@@ -239,7 +282,7 @@ def _line(error: ErrorDetails) -> str:
     )
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":
-        return f"{where}: {message}"
+        return f"{where}: {message}" if where else message
     if error["type"] == "missing":
         return f"{where}: must be set"
     return f"{where} = {error['input']}: must be {message}"

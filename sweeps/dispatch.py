@@ -14,7 +14,7 @@ from slurm.jobs import Job, JobId, Resources
 from slurm.local import LocalExecutor
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
-from sweeps.config import ClusterConfig
+from sweeps.config import TRAINED, ClusterConfig
 from sweeps.errors import UserError
 from sweeps.frozen import CODE
 from sweeps.job import QUEUED
@@ -29,9 +29,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFL
 
 
 def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
-    """Begin jobs on this machine; the caller polls."""
+    """Begin jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
     executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store, saved)})
-    executor.submit([_job(store, job) for job in jobs])
+    try:
+        executor.submit([_job(store, job) for job in jobs])
+    except ValueError as error:
+        raise UserError(f"cluster: {error}") from None
     return executor
 
 
@@ -75,7 +78,7 @@ def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> For
     answer."""
     planned = planned_jobs(list(steps), cluster)
     executor = SlurmExecutor(store.queue, cluster)
-    asked = {job.kind: _resources(job, _per_node(job)) for job in planned}
+    asked = {job.kind: _resources(job) for job in planned}
     starts: dict[str, datetime | None] = {}
     refusals: list[str] = []
     try:
@@ -101,15 +104,9 @@ def _slurm_job(store: Store, planned: PlannedJob, live: Mapping[str, QueuedJob],
     return replace(
         job,
         name=_stamped(job.name, stamp),
-        resources=_resources(planned, _per_node(planned)),
         after=tuple(_stamped(name, stamp) for name in job.after),
         after_ids=tuple(sorted(elsewhere)),
     )
-
-
-def _per_node(planned: PlannedJob) -> int:
-    """Processes on a node: one per GPU where they can train together."""
-    return max(1, planned.resources.gpus) if planned.kind in ("base", "uptrain") else 1
 
 
 def _stamped(name: str, stamp: str) -> str:
@@ -122,9 +119,11 @@ def _job(store: Store, planned: PlannedJob) -> Job:
     return Job(planned.name, argv, _resources(planned), planned.after, planned.kind)
 
 
-def _resources(planned: PlannedJob, processes: int = 1) -> Resources:
-    """`processes`: per node, where nothing is said."""
-    return Resources(**{**asdict(planned.resources), "tasks_per_node": planned.resources.tasks_per_node or processes})
+def _resources(planned: PlannedJob) -> Resources:
+    """Kinds that do not train are one process, whatever GPUs they ask for."""
+    asked = planned.resources
+    processes = asked.processes_per_node if planned.kind in TRAINED else asked.tasks_per_node or 1
+    return Resources(**{**asdict(asked), "tasks_per_node": processes})
 
 
 _QUIET = {

@@ -12,6 +12,9 @@ from pathlib import Path
 QUEUED = "MLKV_QUEUED"
 """Set in jobs that SLURM runs: elsewhere its variables belong to somebody else's job."""
 
+TOGETHER = ("MLKV_LOCAL_JOB", "MLKV_LOCAL_RANK", "MLKV_LOCAL_RANKS")
+"""Set in jobs of this machine (slurm/local.py, slurm/guard.py): which, which of its processes, how many there are."""
+
 SIGNALS = {
     signal.SIGUSR2: "warned by SIGUSR2 (time limit or preemption)",
     signal.SIGTERM: "asked to end by SIGTERM (cancelled, preempted, or its launcher closed)",
@@ -38,7 +41,7 @@ class QueueJob:
     @classmethod
     def current(cls, environment: Mapping[str, str] = os.environ) -> QueueJob:
         if QUEUED not in environment or "SLURM_PROCID" not in environment:
-            return cls()
+            return cls._of_this_machine(environment)
 
         def number(name: str, default: int) -> int:
             return int(environment.get(name, default))
@@ -53,6 +56,14 @@ class QueueJob:
             local_rank=number("SLURM_LOCALID", 0),
             local_ranks=max(1, ranks // nodes),
         )
+
+    @classmethod
+    def _of_this_machine(cls, environment: Mapping[str, str]) -> QueueJob:
+        """A process on its own has no job to tell apart."""
+        job, rank, ranks = (environment.get(name, "") for name in TOGETHER)
+        if ranks in ("", "1"):
+            return cls()
+        return cls(job, rank=int(rank), ranks=int(ranks), local_rank=int(rank), local_ranks=int(ranks))
 
     @property
     def nodes(self) -> int:

@@ -131,7 +131,8 @@ class Worker:
         """The first process's place among those that will train this step together."""
         if self._job.ranks == 1 or not kinds.trains(step.spec() or {}):
             return None
-        return self._job.group(socket.gethostname(), free_port())
+        address = "127.0.0.1" if self._job.nodes == 1 else socket.gethostname()
+        return self._job.group(address, free_port())
 
     def _whose(self, group: dict[str, str] | None) -> dict[str, Any]:
         told: dict[str, Any] = {"job": self._job.id, "run": self._job.run} if self._job.id else {}

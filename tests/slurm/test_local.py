@@ -124,7 +124,7 @@ def test_an_exclusive_job_runs_alone_and_is_not_starved(executor: LocalExecutor,
     ("job", "message"),
     [
         (sh("a", "true", gpus=1), "resources.gpus = 1"),
-        (sh("a", "true", nodes=2), "2 nodes"),
+        (sh("a", "true", nodes=2), "nodes = 2"),
         (sh("a", "true", "b"), "unknown jobs"),
         (sh("a", "true", "a"), "in a circle"),
         (Job("a", ("true",), after_ids=("99",)), "after_ids names unknown jobs"),
@@ -167,6 +167,29 @@ def test_a_job_that_ignores_sigterm_is_killed_with_its_children(executor: LocalE
     pids = [number_in(tmp_path / "inner"), number_in(tmp_path / "outer")]
     executor.close()
     assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+SHOW = "echo $MLKV_LOCAL_JOB $MLKV_LOCAL_RANK of $MLKV_LOCAL_RANKS with $OMP_NUM_THREADS"
+
+
+def test_processes_of_one_job_know_which_they_are(executor: LocalExecutor) -> None:
+    ids = executor.submit([sh("pair", SHOW, tasks_per_node=2), sh("alone", SHOW), sh("many", SHOW, tasks_per_node=3)])
+    assert executor.wait(20)
+    told = {name: sorted(executor.output(id).read_text().splitlines()) for name, id in ids.items()}
+    assert [line.split(" ", 1)[1] for line in told["pair"]] == ["0 of 2 with 3", "1 of 2 with 3"]
+    assert [line.split(" ", 1)[1] for line in told["alone"]] == ["0 of 1 with 3"]
+    assert [line.split(" ", 1)[1] for line in told["many"]] == [f"{i} of 3 with 2" for i in range(3)]
+    assert [len({line.split()[0] for line in lines}) for lines in told.values()] == [1, 1, 1]
+    assert len({lines[0].split()[0] for lines in told.values()}) == 3, "no two jobs have one name"
+
+
+def test_a_process_that_fails_ends_the_others_of_its_job(executor: LocalExecutor, tmp_path: Path) -> None:
+    script = f"[ $MLKV_LOCAL_RANK = 0 ] || {{ touch {tmp_path}/up; exec sleep 60; }}\n"
+    script += f"while [ ! -e {tmp_path}/up ]; do sleep 0.01; done; exit 7"
+    ids = executor.submit([sh("pair", script, tasks_per_node=2)])
+    assert executor.wait(20)
+    state = executor.states(ids.values())[ids["pair"]]
+    assert (state.phase, state.reason) == (Phase.FAILED, "exit status 7")
 
 
 def test_what_a_job_leaves_behind_ends_with_it(executor: LocalExecutor, tmp_path: Path) -> None:
