@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 COLUMNS = {
@@ -74,13 +75,17 @@ Row = dict[str, Any]
 def make(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
     """The table of `rows` with these columns and dtypes. Absent cells and numbers that are not finite become NA."""
     rows = list(rows)
-    cells = {name: [_clean(row.get(name)) for row in rows] for name in columns}
-    return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in columns.items()})
+    return pd.DataFrame({name: _column([row.get(name) for row in rows], dtype) for name, dtype in columns.items()})
 
 
-def _clean(value: Any) -> Any:
-    missing = value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
-    return pd.NA if missing else value
+def _column(values: list[Any], dtype: str) -> pd.Series:
+    """None, and numbers that are not finite, become NA."""
+    if dtype == "Float64":
+        numbers = np.array([math.nan if value is None or value is pd.NA else value for value in values], float)
+        numbers[~np.isfinite(numbers)] = math.nan
+        return pd.Series(pd.arrays.FloatingArray(numbers, np.isnan(numbers)))
+    cleaned = [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+    return pd.Series(cleaned, dtype=dtype)
 
 
 def read_csv(path: Path) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from analysis.frame import Row
@@ -74,5 +73,13 @@ def _score(name: str, seeds: list[Row]) -> Row:
         return {}
     if len(found) == 1:
         return {end: found[0][end] for end in (name, f"{name}_stderr", f"{name}_missing")}
-    values = [seed[name] for seed in found]
-    return {name: fmean(values), f"{name}_stderr": stdev(values) / math.sqrt(len(values)), f"{name}_missing": None}
+    mean, error = _mean([seed[name] for seed in found])
+    return {name: mean, f"{name}_stderr": error, f"{name}_missing": None}
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of two values or more, and its standard error s/√n."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    spread = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, math.sqrt(spread / n)
