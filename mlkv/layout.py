@@ -82,6 +82,9 @@ class KVLayout:
         return next((label for label, pattern in _FAMILIES.items() if self._is_of(pattern)), "Custom")
 
     def _is_of(self, pattern: str) -> bool:
+        if pattern == "cla":
+            # Several factors can leave as many owners.
+            return any(cla(self.layers, factor) == self.kv_source_layers for factor in range(2, self.layers + 1))
         try:
             return PATTERNS[pattern](self.layers, self.kv_layers) == self.kv_source_layers
         except ValueError:

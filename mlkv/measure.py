@@ -1,11 +1,12 @@
 """The measure step: decode memory and speed of a shape with a layout, at given batch sizes and contexts.
 
-Weights are random, the cache is allocated once at its full length, and one run is: prefill `context` tokens, then
-decode `new_tokens` one by one. `peak_bytes` is what the runs of a cell added at their highest: on CUDA the allocator's
+Weights are random. One run is: prefill `context` tokens into a cache allocated at its full length, then decode
+`new_tokens` one by one; by the protocol `filled`: hand over a cache of `context` random keys and values and decode as
+many, the cache growing by each. `peak_bytes` is what the runs of a cell added at their highest: on CUDA the allocator's
 peak over what was allocated before; on a CPU the growth of the process's resident size, which counts whole pages, and
 not what earlier cells left behind for reuse, so it is coarser (None where the system does not tell).
 
-Legend: `B` batch, `T` tokens.
+Legend: `B` batch, `T` tokens, `G` KV heads, `S` cached tokens, `K` head width.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
 
 from .context import Context, Interrupted, StepFailed
 from .device import DTYPES, available_memory, is_out_of_memory, require_device
@@ -79,16 +81,18 @@ class Bench:
         self._refuse_what_cannot_fit(batch, context)
         model = self._model = self._model or self._make_model()
         peak = Peak(self.device)
-        runs = [Run(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
+        kind = Run if self.recipe.protocol == "prefill" else FilledRun
+        runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
         for decoding in runs:
             decoding.go()
+        prefills = [decoding.prefill for decoding in runs if decoding.prefill is not None]
         step = median(seconds for decoding in runs for seconds in decoding.steps)
         cache_bytes = runs[0].cache_bytes
         return {
             "cache_bytes": float(cache_bytes),
             "cache_bytes_per_token": cache_bytes / (batch * (context + self.recipe.new_tokens)),
             "peak_bytes": peak.grown(),
-            "prefill_seconds": median(decoding.prefill for decoding in runs),
+            **({"prefill_seconds": median(prefills)} if prefills else {}),
             "step_seconds": step,
             "tokens_per_second": batch / step,
         }
@@ -120,15 +124,13 @@ class Run:
 
     def __init__(self, model: MLKVForCausalLM, batch: int, context: int, new_tokens: int, device: torch.device) -> None:
         self.model, self.batch, self.context, self.new_tokens, self.device = model, batch, context, new_tokens, device
-        self.prefill, self.cache_bytes = 0.0, 0
+        self.prefill: float | None = None
+        self.cache_bytes = 0
         self.steps: list[float] = []
 
     @torch.inference_mode()
     def go(self) -> None:
-        cache = StaticCache(config=self.model.config, max_cache_len=self.context + self.new_tokens)
-        generator = torch.Generator().manual_seed(0)
-        ids_BT = torch.randint(self.model.shape.vocab_size, (self.batch, self.context), generator=generator)
-        next_B1, self.prefill = self._step(ids_BT.to(self.device), cache)
+        cache, next_B1 = self._begin(torch.Generator().manual_seed(0))
         for _ in range(self.new_tokens):
             next_B1, seconds = self._step(next_B1, cache)
             self.steps.append(seconds)
@@ -139,7 +141,16 @@ class Run:
             if part is not None
         )
 
-    def _step(self, ids_BT: Tensor, cache: StaticCache) -> tuple[Tensor, float]:
+    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
+        """A cache of `context` tokens and the token that comes next."""
+        cache = StaticCache(config=self.model.config, max_cache_len=self.context + self.new_tokens)
+        next_B1, self.prefill = self._step(self._ids(self.context, generator), cache)
+        return cache, next_B1
+
+    def _ids(self, tokens: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.model.shape.vocab_size, (self.batch, tokens), generator=generator).to(self.device)
+
+    def _step(self, ids_BT: Tensor, cache: Cache) -> tuple[Tensor, float]:
         self._wait()
         started = time.perf_counter()
         logits = self.model(ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -150,6 +161,18 @@ class Run:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+class FilledRun(Run):
+    """Decoding alone: nothing is prefilled, and each new token makes every owner's cache anew, one token longer."""
+
+    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
+        cache, layout = DynamicCache(), self.model.layout
+        for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
+            size_BGSK = (self.batch, kv_heads, self.context, self.model.shape.head_dim)
+            keys, values = (torch.randn(size_BGSK, dtype=self.model.dtype, device=self.device) for _ in range(2))
+            cache.update(keys, values, owner)
+        return cache, self._ids(1, generator)
 
 
 class Peak:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from .shape import Positive
+from .shape import Positive, added
 
 Count = Annotated[int, Ge(0)]
 Rate = Annotated[float, Gt(0)]
@@ -107,9 +107,11 @@ class TrainRecipe:
 
 @dataclass(frozen=True)
 class ConvertRecipe:
-    """How a base becomes a checkpoint with fewer KV heads, or (`scratch`) how one is initialised without a base."""
+    """How a base becomes a checkpoint with fewer KV heads, or (`scratch`) how one is initialised without a base.
 
-    start: Literal["convert", "scratch"] = "convert"
+    `none` makes no checkpoint: shapes are measured, which takes no weights."""
+
+    start: Literal["convert", "scratch", "none"] = "convert"
     merge: Literal["mean", "pairwise", "first", "random"] = "mean"
     widening: Literal["none", "copy", "split"] = "none"
     seed: int = 42
@@ -135,6 +137,9 @@ class MeasureRecipe:
     batch_sizes: tuple[Positive, ...] = (1, 8)
     contexts: tuple[Positive, ...] = (256,)
     new_tokens: Positive = 16
+    protocol: Literal["prefill", "filled"] = added("prefill")
+    """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `filled`: a cache that is handed
+    `contexts` random keys and values and grows with every token (arXiv 2406.09297's code)."""
     repeats: Positive = 3
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"

@@ -12,6 +12,11 @@ from .layout import KVLayout
 Positive = Annotated[int, Gt(0)]
 
 
+def added(default: Any) -> Any:
+    """A field that came later: at its default it says nothing, and stays out of a step's identity."""
+    return field(default=default, metadata={"neutral": default})
+
+
 @dataclass(frozen=True)
 class DecoderShape:
     """Everything that decides the decoder's tensors but the KV layout. `heads · head_dim` need not equal `width`."""
@@ -36,7 +41,7 @@ class DecoderShape:
     position_offset: int = 0
     tied: bool = False
     init_std: Annotated[float, Gt(0)] = 0.02
-    kv_norm: bool = field(default=False, metadata={"neutral": False})
+    kv_norm: bool = added(False)
     """Where layers share, an owner makes its keys and values from its input under a norm of their own, beside the one
     of its queries (arXiv 2405.12981)."""
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from mlkv.layout import PATTERNS, KVLayout, cla, make, of_budget
+from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
@@ -71,10 +71,8 @@ class LayoutConfig:
             return [self._explicit(heads)]
         if self.budget is not None:
             return [layout for layout in of_budget(self.pattern, self.budget, layers, heads) if self._admits(layout)]
-        kv_layers = len(set(cla(layers, self.factor))) if self.factor else self.kv_layers or layers
-        if isinstance(self.kv_heads, tuple):
-            return [KVLayout(PATTERNS[self.pattern](layers, kv_layers), self.kv_heads, heads)]
-        return [make(self.pattern, layers, heads, kv_layers, self.kv_heads or heads)]
+        sources = cla(layers, self.factor) if self.factor else PATTERNS[self.pattern](layers, self.kv_layers or layers)
+        return [KVLayout(sources, self._heads_of_owners(sources, heads), heads)]
 
     def __post_init__(self) -> None:
         if self.pattern == "explicit" and not self.kv_source_layers:
@@ -84,9 +82,11 @@ class LayoutConfig:
 
     def _explicit(self, heads: int) -> KVLayout:
         sources = cast(tuple[int, ...], self.kv_source_layers)
+        return KVLayout(sources, self._heads_of_owners(sources, heads), heads)
+
+    def _heads_of_owners(self, sources: tuple[int, ...], heads: int) -> tuple[int, ...]:
         owners = sum(source == i for i, source in enumerate(sources))
-        per_owner = self.kv_heads if isinstance(self.kv_heads, tuple) else (self.kv_heads or heads,) * owners
-        return KVLayout(sources, per_owner, heads)
+        return self.kv_heads if isinstance(self.kv_heads, tuple) else (self.kv_heads or heads,) * owners
 
     def _admits(self, layout: KVLayout) -> bool:
         return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in (None, layout.kv_heads[0])

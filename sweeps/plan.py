@@ -33,7 +33,7 @@ class Variant:
     model: Model
     baseline: str | None
     varying: tuple[str, ...]
-    corpus: Step
+    corpus: Step | None
     base: Step | None
     convert: Step | None
     uptrain: Step | None
@@ -167,8 +167,7 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
 def _variants(resolver: Resolver, config: Config, values: Values, varying: list[str]) -> Iterator[Variant]:
     """The baselines of one point of the sweep, then its own layouts."""
     model = resolver.model(config.model)
-    scratch = config.convert.start == "scratch"
-    if "untouched" in config.sweep.baselines and not scratch:
+    if "untouched" in config.sweep.baselines and config.convert.start == "convert":
         yield _variant(resolver, config, values, varying, model.layout, "untouched")
     if "mha" in config.sweep.baselines:
         yield _variant(resolver, config, values, varying, model.layout, "mha")
@@ -225,9 +224,8 @@ def _filter_names(config: Config, values: Values, layout: KVLayout, model: Model
 
 
 def final_shape(config: Config, model: Model, layout: KVLayout) -> DecoderShape:
-    """The decoder's shape after conversion: MLPs widened if the recipe says so."""
-    converted = config.convert.start == "convert" and layout != model.layout
-    if converted and config.convert.widening != "none":
+    """The decoder's shape, converted or from scratch: MLPs as wide as the recipe's widening makes them."""
+    if layout != model.layout and config.convert.widening != "none":
         return replace(model.shape, mlp_width=model.shape.widened_mlp(layout, model.layout))
     return model.shape
 
@@ -237,15 +235,10 @@ def _variant(
 ) -> Variant:
     model = resolver.model(config.model)
     untouched = baseline == "untouched"
-    if baseline is None and layout == model.layout and "mha" in config.sweep.baselines:
+    if baseline is None and layout == model.layout:
         baseline = "mha"
-    corpus = steps.corpus_step(config.corpus, *resolver.corpus(config.corpus, config.model))
-    base = _base(config, model, corpus)
-    convert = None if untouched else _convert(config, model, layout, corpus, base)
-    trained = convert and config.uptrain.steps != 0
-    uptrain = steps.uptrain_step(config.uptrain, convert, corpus, layout.name) if convert and trained else None
-    checkpoint = uptrain or convert or base
     label = "untouched" if untouched else layout.name
+    chain = _Chain() if config.convert.start == "none" else _chain(resolver, config, model, layout, untouched)
     return Variant(
         config,
         values,
@@ -253,13 +246,38 @@ def _variant(
         model,
         baseline,
         tuple(varying),
-        corpus,
-        None if config.convert.start == "scratch" else base,
-        convert,
-        uptrain,
-        {task: _evaluate(config, task, checkpoint, corpus, label) for task in config.evaluate.tasks},
+        chain.corpus,
+        chain.base,
+        chain.convert,
+        chain.uptrain,
+        _evaluates(config, chain, label),
         _measure(config, model, layout),
     )
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The steps that lead to a variant's checkpoint; none where there is no checkpoint to make."""
+
+    corpus: Step | None = None
+    base: Step | None = None
+    convert: Step | None = None
+    uptrain: Step | None = None
+
+
+def _chain(resolver: Resolver, config: Config, model: Model, layout: KVLayout, untouched: bool) -> _Chain:
+    corpus = steps.corpus_step(config.corpus, *resolver.corpus(config.corpus, config.model))
+    base = None if config.convert.start == "scratch" else _base(config, model, corpus)
+    if untouched:
+        return _Chain(corpus, base)
+    shape = final_shape(config, model, layout)
+    if base:
+        convert = steps.convert_step(config.convert, layout, model.layout, base, layout.name)
+    else:
+        convert = steps.scratch_step(config.convert, layout, shape, corpus, layout.name)
+    trained = config.uptrain.steps != 0
+    uptrain = steps.uptrain_step(config.uptrain, convert, corpus, layout.name) if trained else None
+    return _Chain(corpus, base, convert, uptrain)
 
 
 def _base(config: Config, model: Model, corpus: Step) -> Step:
@@ -268,13 +286,16 @@ def _base(config: Config, model: Model, corpus: Step) -> Step:
     return steps.trained_base_step(config.base, model.shape, corpus, config.model.name)
 
 
-def _convert(config: Config, model: Model, layout: KVLayout, corpus: Step, base: Step) -> Step:
-    if config.convert.start == "scratch":
-        return steps.scratch_step(config.convert, layout, model.shape, corpus, layout.name)
-    return steps.convert_step(config.convert, layout, model.layout, base, layout.name)
+def _evaluates(config: Config, chain: _Chain, label: str) -> dict[str, Step]:
+    checkpoint = chain.uptrain or chain.convert or chain.base
+    if checkpoint is None:
+        if config.evaluate.tasks:
+            raise UserError("convert = none: makes no checkpoint that evaluate.tasks could score; add evaluate=none")
+        return {}
+    return {task: _evaluate(config, task, checkpoint, chain.corpus, label) for task in config.evaluate.tasks}
 
 
-def _evaluate(config: Config, task: str, checkpoint: Step, corpus: Step, label: str) -> Step:
+def _evaluate(config: Config, task: str, checkpoint: Step, corpus: Step | None, label: str) -> Step:
     held_out = corpus if uses_corpus(task) else None
     return steps.evaluate_step(config.evaluate.recipe(task), checkpoint, held_out, task_pins(task), f"{label} {task}")
 
@@ -309,7 +330,10 @@ def _plain_label(variant: Variant, wide: bool) -> str:
 
 
 def _told_apart(label: str, variant: Variant, alike: list[Variant], said: tuple[str, ...]) -> str:
-    shape = [_shape_label(variant.layout)] if len({other.layout for other in alike}) > 1 else []
+    shapes = {_shape_label(other.layout) for other in alike}
+    shape = [_shape_label(variant.layout)] if len(shapes) > 1 else []
+    if len({other.layout for other in alike}) > len(shapes):
+        said = said[1:]  # layouts of one M×G: only the swept keys tell them apart
     telling = [line for line in variant.varying if not line.startswith(said) and _tells(line, alike)]
     return " ".join([label, *shape, *telling])
 

@@ -47,6 +47,7 @@ class Resolver:
         self._store = store
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
+        self._texts: dict[CorpusRecipe, str] = {}
         self._digests: dict[str, list[Any]] = read_json(store.cache("digests.json")) or {}
 
     def model(self, config: ModelConfig) -> Model:
@@ -84,12 +85,14 @@ class Resolver:
         return self._corpora[key]
 
     def _corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
-        pins = {"text": self._text(recipe)}
+        if recipe not in self._texts:
+            self._texts[recipe] = self._text(recipe)
+        pins = {"text": self._texts[recipe]}
         if recipe.tokenizer == "train":
             return pins, {}
         if recipe.tokenizer == "published":
-            pin, source = self._tokenizer(recipe)
-            return {**pins, "tokenizer": pin}, source
+            pin, given = self._tokenizer(recipe)
+            return {**pins, "tokenizer": pin}, given
         source = self.model(model).source
         if source is None:
             raise UserError(

@@ -1,0 +1,251 @@
+"""Every experiment at both scales: it plans, its rows are the published ones, and its small twin runs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests_support import ROOT, Shell
+
+from mlkv.layout import cla
+from sweeps import hub
+from sweeps.compose import Composer
+from sweeps.errors import UserError
+from sweeps.plan import Plan, Variant, make_plan
+from sweeps.resolve import Resolver
+from sweeps.store import Store
+
+NAMES = [name for name in Composer().options("experiment") if name != "quickstart"]
+PUBLISHED = list(csv.DictReader((ROOT / "analysis" / "reference" / "layouts.csv").open()))
+
+
+def neox(layers: int, heads: int, width: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_neox",
+        "vocab_size": 50304,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 2048,
+    }
+
+
+HUB: dict[str, dict[str, Any]] = {
+    "EleutherAI/pythia-160m-deduped": neox(12, 12, 768),
+    "EleutherAI/pythia-410m-deduped": neox(24, 16, 1024),
+    "EleutherAI/pythia-1b-deduped": neox(16, 8, 2048),
+    "openai-community/gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 50257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+    },
+    "facebook/opt-125m": {
+        "model_type": "opt",
+        "vocab_size": 50272,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "ffn_dim": 3072,
+        "word_embed_proj_dim": 768,
+        "max_position_embeddings": 2048,
+    },
+    "JackFram/llama-160m": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 2048,
+    },
+}
+"""The config.json of every model that an experiment takes from the hub."""
+
+
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub with these models, and any dataset and tokenizer."""
+    monkeypatch.setattr(hub, "_commit", lambda kind, name, revision, instead: "0" * 40)
+    monkeypatch.setattr(hub, "model_config", lambda name, commit: HUB[name])
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+    resolver_of = Store(tmp_path_factory.mktemp("planned"))
+    composer = Composer()
+    return lambda *line: make_plan(composer, Resolver(resolver_of), list(line))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_plans_as_published(name: str, reachable: None, planned: Callable[..., Plan]) -> None:
+    plan = planned(f"experiment={name}")
+    assert plan.name == name
+    assert len(plan.variants) > 1
+    assert all("#" not in variant.label for variant in plan.variants)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_twin_plans_without_a_hub(name: str, unreachable: None, planned: Callable[..., Plan]) -> None:
+    plan = planned(f"experiment={name}", "scale=small")
+    assert plan.name == f"{name}-small"
+    assert all("#" not in variant.label for variant in plan.variants)
+    assert max(variant.shape.parameters(variant.layout) for variant in plan.variants) < 10e6
+    assert all(variant.config.corpus.source == "python_stdlib" for variant in plan.variants)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"mlkv_memory", "context"}))
+def test_without_a_hub_it_is_one_clear_error(name: str, unreachable: None, planned: Callable[..., Plan]) -> None:
+    with pytest.raises(UserError, match=r"the hub is out of reach and no copy is cached; set (model\.path|corpus\.)"):
+        planned(f"experiment={name}")
+
+
+def rows(plan: Plan) -> list[tuple[Any, ...]]:
+    """What of a plan's variants does not depend on its scale."""
+    return [(v.layout.kv_source_layers, v.layout.kv_heads, v.baseline, v.config.convert.start) for v in plan.variants]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"cla_lr", "families", "from_scratch"}))
+def test_a_twin_has_the_layouts_of_its_experiment(name: str, reachable: None, planned: Callable[..., Plan]) -> None:
+    assert rows(planned(f"experiment={name}", "scale=small")) == rows(planned(f"experiment={name}"))
+
+
+EXPERIMENTS = {
+    "mlkv": "mlkv_table",
+    "cla-1b": "cla_1b",
+    "cla-1b-tuned": "cla_lr",
+    "cla-3b-tuned": "cla_3b",
+    "cla-3b-second": "cla_3b",
+    "study-1b": "systematic",
+}
+"""Which experiment has the rows of a set of published layouts."""
+ELSEWHERE = {"Random init", "sandwich-top (LCKV)", "sandwich-middle"}
+"""Published rows that are no layout, or none whose readers lie above what they read."""
+
+
+def is_row(published: dict[str, str], variant: Variant) -> bool:
+    layout, shape = variant.layout, variant.shape
+    ours = (variant.family, layout.kv_layers, layout.kv_heads[0], layout.heads, shape.head_dim)
+    theirs = (int(published[key]) for key in ("kv_layers", "kv_heads", "heads", "head_dim"))
+    return ours == (published["family"], *theirs)
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda row: f"{row['set']} {row['variant']}")
+def test_every_published_row_costs_what_was_published(
+    published: dict[str, str], reachable: None, planned: Callable[..., Plan]
+) -> None:
+    if published["variant"] in ELSEWHERE:
+        return
+    found = [v for v in planned(f"experiment={EXPERIMENTS[published['set']]}").variants if is_row(published, v)]
+    assert found, "no variant of the experiment is this row"
+    for variant in found:
+        assert variant.row()["kv_bytes_per_token"] == int(published["kv_bytes_per_token"])
+        if published["parameters"]:
+            assert variant.row()["parameters"] == int(published["parameters"])
+
+
+def test_every_published_benchmark_row_is_planned_at_its_learning_rate(
+    reachable: None, planned: Callable[..., Plan]
+) -> None:
+    best = {(24, 32): 6.75e-4, (24, 16): 2.25e-3, (48, 32): 1e-3, (48, 16): 1e-3, (96, 32): 1e-3}
+    variants = planned("experiment=cla_3b").variants
+    assert {(v.layout.heads, v.layout.kv_layers): v.config.uptrain.lr for v in variants} == best
+    lrs = sorted({variant.config.uptrain.lr for variant in planned("experiment=cla_lr").variants})
+    assert {1.5e-3, 2.25e-3} < set(lrs)
+    assert [b / a for a, b in pairwise(lrs)] == pytest.approx([1.5] * 6, rel=0.02)
+
+
+def test_a_factor_is_that_factor(planned: Callable[..., Plan]) -> None:
+    variants = planned("experiment=cla_factors", "scale=small").variants
+    assert [v.layout.kv_source_layers for v in variants] == [cla(20, factor) for factor in range(1, 9)]
+
+
+def test_native_and_uptrained_have_the_same_parameters(planned: Callable[..., Plan]) -> None:
+    variants = planned("experiment=from_scratch", "scale=small").variants
+    sizes = {v.layout.name: {w.shape.mlp_width for w in variants if w.layout == v.layout} for v in variants}
+    assert all(len(widths) == 1 for widths in sizes.values())
+    tokens = {(v.config.convert.start, v.config.uptrain.tokens) for v in variants if v.uptrain}
+    base = next(v.base for v in variants if v.base)
+    seen = base.slice["train"]["steps"] * base.slice["train"]["batch_size"] * 256
+    assert tokens == {("convert", 133120), ("scratch", 133120), ("scratch", 133120 + seen)}
+
+
+REDUCED = [
+    "corpus=pocket",
+    "corpus.sequence_length=64",
+    "base.steps=1",
+    "evaluate.limit=4",
+    "evaluate.tasks=[bits_per_byte,heldout_choice4]",
+    "evaluate.accuracy=[[heldout_choice4,acc]]",
+    "measure.batch_sizes=[1,2]",
+    "measure.contexts=[16,32]",
+    "measure.new_tokens=2",
+    "measure.repeats=1",
+    "tracking=off",
+]
+"""What makes a twin a test: it has all kinds of its variants, and next to no work."""
+STEPS = ["uptrain.steps=2"]
+FEW: dict[str, list[str]] = {
+    "mlkv_table": [*STEPS, "layout.kv_layers=12,4,1", "layout.kv_heads=1,3,1"],
+    "mlkv_410m": [*STEPS, "layout.kv_layers=8,1", "layout.kv_heads=1,1"],
+    "mlkv_1b": [*STEPS, "layout.kv_layers=4,1", "layout.kv_heads=4,1"],
+    "m_spectrum": [*STEPS, "layout.kv_layers=1,2,12"],
+    "cla_1b": [*STEPS, 'sweep.filter="budget in (320, 80) or head_dim == 3"'],
+    "cla_3b": [*STEPS, 'sweep.filter="kv_layers == 16 or head_dim == 4"'],
+    "cla_patterns": STEPS,
+    "cla_factors": [*STEPS, "layout.factor=1,2,8"],
+    "cla_lr": [*STEPS, "uptrain.lr=1e-3,1.5e-3", 'sweep.filter="kv_layers == 10"'],
+    "systematic": [*STEPS, 'sweep.filter="kv_layers > 3"'],
+    "from_scratch": ["layout.kv_layers=1", "convert.start=convert,scratch,scratch", "uptrain.tokens=256,256,512"],
+    "families": [*STEPS, "layout.kv_layers=3", "layout.kv_heads=1"],
+    "uptrain_fraction": ["layout.kv_layers=6", "uptrain.epochs=0.001,0.01"],
+    "mlkv_memory": [],
+    "context": [],
+}
+"""Fewer variants of each, by the grid or by a filter."""
+
+Finished = Callable[[str], tuple[Shell, str]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Iterator[Finished]:
+    """From an experiment's name to a shell in a folder where its reduced twin has run, and the sweep's name there.
+
+    All share one store, which is fresh when the first of them runs.
+    """
+    shell = Shell(tmp_path_factory.mktemp("experiments"))
+    done: set[str] = set()
+
+    def run(name: str) -> tuple[Shell, str]:
+        if name not in done:
+            files = f"corpus.files=[{text_files}/*.txt]"
+            shell("sweep", f"experiment={name}", "scale=small", files, *REDUCED, *FEW[name])
+            done.add(name)
+        return shell, f"{name}-small"
+
+    return run
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
+    shell, sweep = finished(name)
+    variants = shell.store.sweep(sweep).variants
+    assert len(variants) > 1
+    for variant in variants:
+        ids = [*variant["steps"].pop("evaluate").values(), *filter(None, variant["steps"].values())]
+        assert ids
+        assert all(shell.store.step(id).state().name == "DONE" for id in ids)
