@@ -8,11 +8,14 @@ latest after the configured timeout.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +23,7 @@ from sweeps.attempt import Attempt
 from sweeps.axis import Axis, Json
 from sweeps.files import utc_now
 from sweeps.store import StepDir, Store, StoreError
-from sweeps.tracking.mirror import MirrorError, OpenRun, redacted
+from sweeps.tracking.mirror import MirrorError, OpenRun, ServiceEndedError, redacted, restart_service
 from sweeps.tracking.runs import step_run
 from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
@@ -66,6 +69,7 @@ class Helper:
         self._store, self._target = store, target
         self._told: queue.Queue[Json | None] = queue.Queue()
         self._follower: Follower | None = None
+        self._follow: Callable[[], Follower] | None = None
         self._attempt: Attempt | None = None
         self._variants = VariantRuns(store, target)
 
@@ -80,50 +84,64 @@ class Helper:
 
     def run(self) -> None:
         threading.Thread(target=self.listen, args=(sys.stdin,), daemon=True).start()
-        while True:
-            try:
-                told = self._told.get(timeout=POLL_SECONDS)
-            except queue.Empty:
+        while (told := self._next()) is not None:
+            if "attempt" in told:
+                self._try(partial(self._begin, told))
+            elif told:
+                self._try(partial(self._variants.ended, told["step"]))
+            else:
                 self._try(self._pump)
                 self._try(self._write_variant)
-                continue
-            self._try(self._finish)
-            if told is None:
-                break
-            if "attempt" in told:
-                self._try(lambda message=told: self._begin(message))
-            else:
-                self._try(lambda message=told: self._variants.ended(message["step"]))
         while self._variants.waiting:
             self._try(self._write_variant)
 
+    def _next(self) -> Json | None:
+        """What the worker says; empty while it says nothing, None at the end. Whatever it says ends the attempt."""
+        try:
+            told = self._told.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            return {}
+        self._try(self._finish)
+        self._follow = self._follower = None
+        return told
+
     def _begin(self, told: Json) -> None:
         step = self._store.step(told["step"])
-        self._attempt = next(a for a in step.attempts() if a.number == told["attempt"])
-        self._follower = Follower(self._store, self._target, step, self._attempt, told["pid"])
+        attempt = next(a for a in step.attempts() if a.number == told["attempt"])
+        self._attempt = attempt
+        self._follow = lambda: Follower(self._store, self._target, step, attempt, told["pid"])
+        self._follower = self._follow()
 
     def _pump(self) -> None:
         if self._follower:
             self._follower.pump()
 
     def _finish(self) -> None:
-        follower, self._follower = self._follower, None
-        if follower:
-            follower.finish()
+        if self._follower:
+            self._follower.finish()
 
     def _write_variant(self) -> None:
         if self._variants.waiting:
             self._variants.write_next()
 
-    def _try(self, do: object) -> None:
+    def _try(self, do: Callable[[], None]) -> None:
         """W&B's failures and a full disk end the mirroring of this attempt and of what waits, and nothing else."""
-        assert callable(do)
         try:
-            do()
+            try:
+                do()
+            except ServiceEndedError:
+                self._start_over(do)
         except (MirrorError, StoreError, OSError) as error:
             self._follower = None
             self._variants.forget()
             self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
+
+    def _start_over(self, do: Callable[[], None]) -> None:
+        """W&B's own process was killed: once more with a new one, which takes the attempt's run up where it stands."""
+        restart_service()
+        if self._follower and self._follow:
+            self._follower = self._follow()
+        do()
 
     def _log(self, message: str) -> None:
         line = f"{utc_now()} not mirrored to W&B ({message}); `mlkv sync` will\n"
@@ -138,6 +156,7 @@ class Helper:
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    logging.raiseExceptions = False  # on a full disk W&B's own log would fill the job's
     target = Target.of_environment()
     if target:
         Helper(Store(Path(sys.argv[1])), target).run()

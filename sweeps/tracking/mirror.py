@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from sweeps.axis import Json
 from sweeps.store import TrackingDir
@@ -22,8 +24,16 @@ _QUERIES: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_
 """Give up soon: what does not arrive now is sent by the next attempt or `mlkv sync`."""
 
 
+_GOES_ON = ("INTERRUPTED", "RUNNING", "PENDING")
+"""W&B calls these runs preempted, others that are not done failed."""
+
+
 class MirrorError(Exception):
     """W&B could not be written to; the message holds no key."""
+
+
+class ServiceEndedError(MirrorError):
+    """The process through which wandb writes is gone; `restart_service` begins another."""
 
 
 class OpenRun:
@@ -49,7 +59,7 @@ class OpenRun:
                 settings=_settings(config, pid),
             )
         except Exception as error:  # whatever W&B raises, the step goes on
-            raise MirrorError(redacted(error)) from None
+            raise _told(error) from None
         self._next = self._run.starting_step
         self._describe(run)
 
@@ -73,7 +83,7 @@ class OpenRun:
                     self._run.log(values, step=position, commit=True)
                     self._next = position + 1
         except Exception as error:
-            raise MirrorError(redacted(error)) from None
+            raise _told(error) from None
 
     def finish(self, run: Run) -> None:
         """Write the summary and wait until W&B has everything, or has given up."""
@@ -81,11 +91,11 @@ class OpenRun:
         try:
             whole = {MARK: run.fingerprint} if run.finished else {}
             self._run.summary.update({**run.summary, **whole})
-            if run.state == "INTERRUPTED":
+            if run.state in _GOES_ON:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if run.state == "DONE" else 1)
         except Exception as error:
-            raise MirrorError(redacted(error)) from None
+            raise _told(error) from None
 
 
 def connect_briefly() -> None:
@@ -103,6 +113,18 @@ def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
         directory.drop_before(opened.folder, run.id)
         if run.finished:
             directory.mark_written(run.id, run.fingerprint)
+
+
+def restart_service() -> None:
+    """Nothing is waited for: what the old one had not sent is written again."""
+    with suppress(Exception, SystemExit):
+        wandb.teardown(exit_code=1)
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+def _told(error: Exception) -> MirrorError:
+    ended = isinstance(error, ConnectionError | MailboxClosedError | HandleAbandonedError)
+    return (ServiceEndedError if ended else MirrorError)(redacted(error))
 
 
 def _make(directory: TrackingDir) -> None:
@@ -125,6 +147,8 @@ def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
         disable_job_creation=True,
         program="sweeps.worker",
         x_save_requirements=False,
+        # On a full disk W&B would lose rows in the middle, for good; what is missing is sent from the store.
+        x_skip_transaction_log=config.mode == "online",
         x_file_stream_transmit_interval=1.0,
         x_transaction_log_flush_interval=1.0,
         x_stats_sampling_interval=config.system_seconds,

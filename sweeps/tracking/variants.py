@@ -47,13 +47,13 @@ class VariantRuns:
         from sweeps.tracking.mirror import write
 
         label = next(iter(self._waiting))
-        del self._waiting[label]
         for _ in range(LOOKS):
             run = self._run(label)
             if self._written.get(label) == run.fingerprint:
-                return
+                break
             write(run, self._target.config, self._store.tracking(self._target.sweep))
             self._written[label] = run.fingerprint
+        del self._waiting[label]
 
     def _run(self, label: str) -> Run:
         assert self._sweep
