@@ -57,7 +57,12 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
     ]
     if any(_failed(grid) for _, _, grid in entries):
         columns.append(column("no memory at", "difference", lambda grid: min(_failed(grid), default=None)))
-    return sheet_of(told, columns, _footnotes(entries))
+    measurable = [column for column in columns if column.role in ("name", "cost", "shape") or _told(column)]
+    return sheet_of(told, measurable if any(measured.values()) else columns, _footnotes(entries))
+
+
+def _told(column: Column) -> bool:
+    return any(cell.number is not None for cell in column.cells)
 
 
 def _footnotes(entries: Sequence[tuple[Row, int | None, Grid]]) -> list[str]:

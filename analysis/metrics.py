@@ -82,5 +82,7 @@ def task_label(task: str) -> str:
 def score_label(task: str, name: str) -> str:
     """How a (task, metric) is headed: `ARC-e`, `LAMBADA perplexity`, `bits per byte`."""
     label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    if task == "bits_per_byte":
+        return label
     known = task_label(task)
     return known if name == "acc" or label == known else f"{known} {label}"

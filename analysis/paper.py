@@ -81,9 +81,10 @@ def losses(source: Source, beside: Source | None) -> Sheet | None:
 
 
 def _losses(pivot: pd.DataFrame) -> list[Shown]:
-    found = sorted([*other_scores(pivot), *shown_scores(pivot)], key=lambda score: score.column.startswith("base."))
-    found.sort(key=lambda score: not score.column.startswith("uptrain."))
-    return [score for score in found if score.metric in METRICS and not METRICS[score.metric].higher_is_better]
+    """After training first; the base's training is the same for all."""
+    found = [*shown_scores(pivot), *other_scores(pivot)]
+    known = [score for score in found if score.metric in METRICS and not METRICS[score.metric].higher_is_better]
+    return sorted((s for s in known if not s.column.startswith("base.")), key=lambda s: s.column[:8] != "uptrain.")
 
 
 def benchmarks(source: Source, beside: Source | None) -> Sheet | None:

@@ -179,9 +179,16 @@ def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]
         "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
     )
     for name, key in scores.items():
-        row |= _score(name, _single([r for r in rows if (r["kind"], r["task"], r["metric"]) == key]))
+        row |= _score(name, _single(_rows_of(rows, *key)))
     row["state"], row["reason"] = _overall(rows)
     return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
+
+
+def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[Row]:
+    """Those of one score; while its step has recorded nothing, the one that says how far the step is."""
+    of_step = [row for row in rows if row["kind"] == kind and row["task"] == task]
+    unfinished = [row for row in of_step if row["metric"] is None or not _trusted(row)]
+    return [row for row in of_step if row["metric"] == metric] or unfinished
 
 
 def _column(row: Row) -> str:

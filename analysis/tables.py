@@ -19,7 +19,7 @@ from analysis.beside import PUBLISHED, lines
 from analysis.frame import Row
 from analysis.metrics import METRICS, Metric
 from analysis.results import NOT_PLANNED, Shown, shown_scores
-from analysis.sheet import Cell, Column, Role, Sheet, assemble
+from analysis.sheet import Cell, Column, Sheet, assemble
 from analysis.statistics import ALPHA
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def score_columns(rows: Sequence[Row], score: Shown) -> list[Column]:
     name, metric = score.column, METRICS.get(score.metric)
     printed = metric or _PLAIN
     header = f"{score.label} {_ARROW[metric.higher_is_better]}" if metric else score.label
-    role: Role = "score" if name in ("quality", "accuracy") else "part"
-    columns = [Column(header, role, _value_cells(rows, name, printed))]
+    main = name in ("quality", "accuracy") or score.column.startswith("uptrain.")
+    columns = [Column(header, "score" if main else "part", _value_cells(rows, name, printed))]
     for baseline in ("untouched", "mha") if name == "quality" else ():
         if any(row["baseline"] == baseline for row in rows):
             cells = [_difference(row, f"{name}_vs_{baseline}", printed) for row in rows]
@@ -99,14 +99,14 @@ def _value_cells(rows: Sequence[Row], name: str, metric: Metric) -> list[Cell]:
 
 def _has_winner(rows: Sequence[Row], name: str) -> bool:
     tied = [row[f"{name}_tied"] for row in rows if row.get(f"{name}_tied") is not None]
-    return len(tied) == 1 or not all(tied)
+    return not all(tied)
 
 
 def _value_cell(row: Row, name: str, metric: Metric, decided: bool) -> Cell:
     """A score as it is printed; one that a published row has not is a dash."""
     value, missing = row.get(name), row.get(f"{name}_missing")
     if value is None:
-        nobodys = missing == NOT_PLANNED and row["state"] in FINAL
+        nobodys = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched")
         return NOTHING if row[PUBLISHED] or nobodys or missing is None else Cell(word(missing), missing=missing)
     error = row.get(f"{name}_stderr")
     if (row.get("seeds") or 1) > 1 and row.get(f"{name}_high") is not None:
@@ -141,7 +141,7 @@ def _footnotes(pivot: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
         )
     if any(column.header == "P(front)" and any(cell.text for cell in column.cells) for column in columns):
         notes.append("P(front): how probably no variant that is as cheap is as good")
-    if volume := judged.get("hypervolume"):
+    if (volume := judged.get("hypervolume")) and volume[0] > 0:
         value, low, high = volume
         within = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{within}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pandas as pd
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from analysis import frame
+from analysis.frame import Row
 from analysis.sheet import Cell, Role, Sheet
 
 _GIVES_WAY: tuple[Role, ...] = ("measured", "shape", "part", "chance", "difference")
@@ -77,3 +80,38 @@ def _text(cell: Cell, style: str, errors: bool) -> Text:
     elif cell.best:
         style = "bold green" if style != "dim" else "bold dim"
     return Text(cell.text if errors else cell.text.partition(" ±")[0], style=style)
+
+
+class CellsTable:
+    """The long table for a person; of what and how far, what does not fit is cut at the end."""
+
+    def __init__(self, cells: pd.DataFrame) -> None:
+        self._lines = [("variant", "what", "value", "state")]
+        for row in frame.records(cells):
+            state = " ".join(filter(None, [str(row["state"]).lower(), row["reason"]]))
+            self._lines.append((row["variant"], _what(row), _value(row), state))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        name, what, value, _ = (max(map(len, column)) for column in zip(*self._lines, strict=True))
+        left = options.max_width - name - value - 6
+        what = max(min(what, left * 2 // 3), 1)
+        for number, line in enumerate(self._lines):
+            cells = [line[0].ljust(name), _cut(line[1], what).ljust(what), line[2].rjust(value)]
+            text = "  ".join([*cells, _cut(line[3], max(left - what, 1))])
+            yield Text(text.rstrip()[: options.max_width], style="" if number else "bold", no_wrap=True)
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _value(row: Row) -> str:
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2g}"
+    return "" if row["value"] is None else f"{row['value']:.6g}{error}"
+
+
+def _what(row: Row) -> str:
+    """`evaluate piqa acc`, `measure tokens_per_second, batch 8, context 2048`."""
+    at = [f"{name} {row[name]}" for name in ("batch", "context") if row[name] is not None]
+    return ", ".join([" ".join(filter(None, [row["kind"], row["task"], row["metric"]])), *at])

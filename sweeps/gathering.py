@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import OK, UserError, choices
-from sweeps.looking import existing
+from sweeps.looking import existing, make_console
 from sweeps.writing import one_line, source_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def gather(options: argparse.Namespace) -> int:
         cells = _cells(options, asked)
     if options.out:
         cells.to_csv(options.out, index=False)
+    elif sys.stdout.isatty():
+        from analysis.terminal import CellsTable
+
+        make_console().print(CellsTable(cells))
     else:
         print(cells.to_string())
     return OK

@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import frame, tables
+from analysis import frame, rendering, tables
 from analysis.gather import gather
 from analysis.metrics import METRICS, metric
-from analysis.results import results
+from analysis.paper import TITLES, paper_sheets
+from analysis.published import SETS
+from analysis.results import by_layout, results
+from analysis.sheet import Sheet
+from analysis.sources import Source, load, published_source
+from analysis.terminal import CellsTable
 
 
 @pytest.fixture
@@ -146,3 +151,127 @@ def test_numbers_are_printed_as_papers_print_them(name: str, value: float, stder
 def test_a_difference_of_nothing_has_no_minus() -> None:
     assert METRICS["loss"].difference(-1e-9) == "+0.000"
     assert METRICS["acc"].difference(-0.0262) == "-2.62"
+
+
+def drawn(console: Console) -> str:
+    text = console.export_text()
+    assert all(len(line) <= console.width for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_long_table_for_a_person_keeps_names_and_values_whole(filler: Any, width: int) -> None:
+    filler.shared()
+    filler.train("MQA-6")
+    filler.evaluate("MQA-6", "cloze")
+    filler.fail(filler.variant("MLKV-6")["steps"]["convert"], "a reason as long as the table is wide " * 3)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(CellsTable(gather(filler.store, filler.name)))
+    text = drawn(console)
+    assert re.search(r"MQA-6 +evaluate cloze acc +0.088 ± 0.018 +done", text)
+    assert re.search(r"MLKV-6 +convert +failed a reason", text)
+
+
+# The kinds of tables
+
+
+@pytest.fixture(scope="module")
+def source(finished: Any) -> Source:
+    return load(finished.store, finished.name)
+
+
+def column(made: Sheet, header: str) -> list[str]:
+    at = made.headers.index(header)
+    return [row[at].text for row in made.rows]
+
+
+def test_all_kinds_are_made_where_none_is_named(source: Source) -> None:
+    assert list(paper_sheets(source, [])) == list(TITLES)
+
+
+def test_configurations_name_the_owners_and_what_they_save(source: Source) -> None:
+    made = paper_sheets(source, ["configuration"])["configuration"]
+    owners = dict(zip(column(made, "variant"), column(made, "KV layers (0-based)"), strict=True))
+    assert (owners["MLKV-3"], owners["MLKV-2"], owners["MQA-6"]) == ("0, 2, 4", "0, 3", "all")
+    assert column(made, "smaller by")[-1] == "36×"
+    assert column(made, "KV heads")[:3] == ["36", "36", "12"]
+
+
+def test_losses_say_what_is_still_to_come(filler: Any) -> None:
+    filler.shared()
+    for label in ("MHA-36", "MQA-6"):
+        filler.train(label)
+    made = paper_sheets(load(filler.store, filler.name), ["losses"])["losses"]
+    losses = dict(zip(column(made, "variant"), column(made, "uptrain loss ↓"), strict=True))
+    assert losses["MQA-6"] == "4.361"
+    assert losses["MLKV-6"] == "pending"
+    assert losses["untouched (base)"] == "–"  # never to be uptrained
+    assert any("waits for convert (pending)" in note for note in made.notes)
+
+
+def test_memory_has_the_columns_of_the_paper_and_says_where_it_ran_out(filler: Any) -> None:
+    filler.measure("MQA-6", batches=(1, 8, 64), failed=(128,))
+    filler.measure("MHA-36", batches=(1, 8), failed=(64, 128))
+    made = paper_sheets(load(filler.store, filler.name), ["memory"])["memory"]
+    rows = {row[0].text: tuple(cell.text for cell in row[2:]) for row in made.rows}
+    assert made.headers[2:] == ["cache KiB @1", "largest batch", "no memory at"]
+    assert rows["MQA-6"] == ("204.0", "64", "128")
+    assert rows["MHA-36 (baseline)"] == ("1,224.0", "8", "64")
+    assert rows["MLKV-1"] == ("pending", "pending", "pending")
+
+
+def test_what_is_not_there_is_said(source: Source) -> None:
+    with pytest.raises(ValueError, match="table = speed: choose from configuration, losses, benchmarks, memory"):
+        paper_sheets(source, ["speed"])
+    with pytest.raises(ValueError, match="table = memory: published/study-1b has nothing of that kind"):
+        paper_sheets(published_source("study-1b"), ["memory"])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_published_set_has_its_tables(name: str) -> None:
+    made = paper_sheets(published_source(name), [])
+    assert {"configuration", "benchmarks"} <= set(made)
+    assert all(rendering.latex(one).count(r"\midrule") >= 1 for one in made.values())
+
+
+def test_published_rows_stand_beside_those_of_the_same_layout() -> None:
+    ours, theirs = published_source("cla-1b"), published_source("cla-1b-tuned")
+    made = paper_sheets(ours, ["benchmarks"], theirs)["benchmarks"]
+    names = column(made, "variant")
+    for name in ("H128-MQA", "H64-MQA", "H128-MQA-CLA2"):
+        assert names[names.index(name) + 1] == "  published"
+    assert sum(made.published) == 3
+    assert column(made, "validation perplexity ↓")[names.index("H64-MQA") + 1] == "12.74"
+    assert column(made, "HellaSwag ↑")[names.index("H64-MQA")] == "–"  # a score that ours have not
+    read = rendering.csv(made).splitlines()
+    assert read[0].startswith("published,variant")
+    assert sum(line.startswith("1,") for line in read) == 3
+
+
+def test_a_published_score_of_other_tasks_is_not_put_under_ours(source: Source) -> None:
+    made = paper_sheets(source, ["benchmarks"], published_source("mlkv"))["benchmarks"]
+    told = [row for row, others in zip(made.rows, made.published, strict=True) if others]
+    at = [made.headers.index(header) for header in ("bits per byte ↓", "mean of 3 ↑")]
+    assert {row[i].text for row in told for i in at} == {"–"}
+    assert "43.94 ± 1.02" in column(made, "ARC-e ↑")
+
+
+def test_csv_has_numbers_errors_and_reasons_in_columns_of_their_own(filler: Any) -> None:
+    filler.shared()
+    filler.train("MQA-6")
+    filler.evaluate("MQA-6", "bits_per_byte")
+    made = paper_sheets(load(filler.store, filler.name), ["benchmarks"])["benchmarks"]
+    read = pd.read_csv(io.StringIO(rendering.csv(made)))
+    row = read.set_index("variant").loc["MQA-6"]
+    assert (row["bits per byte ↓"], row["bits per byte ↓ stderr"]) == (2.295, 0.004)
+    assert read.set_index("variant").loc["MLKV-6", "bits per byte ↓ missing"] == "PENDING: waits for convert (pending)"
+
+
+def test_seeds_are_told_with_their_interval() -> None:
+    row = {"replicate_of": "A", "kind": "evaluate", "task": "t", "metric": "acc", "in_accuracy": True, "state": "DONE"}
+    seeds = enumerate((0.40, 0.44, 0.42))
+    cells = [{**row, "variant": f"A {seed}", "value": value, "stderr": 0.1} for seed, value in seeds]
+    made = tables.sheet(by_layout(frame.make(cells)))
+    assert column(made, "variant") == ["A (n=3)"]
+    assert column(made, "mean of 1 ↑") == ["42.00 ± 4.97"]  # 4.303 · 2 / √3
+    assert any("Student" in note for note in made.footnotes)
