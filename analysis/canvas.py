@@ -178,12 +178,3 @@ def within(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def bytes_text(size: float) -> str:
-    """`512 KiB`, `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:g} {unit}"
-        size /= 1024
-    return f"{size:g} TiB"

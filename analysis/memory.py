@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis import frame
-from analysis.canvas import ALARM, EndName, bytes_text, evenly, name_ends, new_figure, note, styled
+from analysis.canvas import ALARM, EndName, evenly, name_ends, new_figure, note, styled
 from analysis.frame import Row
 from analysis.style import look
 from analysis.ticks import byte_ticks
+from analysis.units import size as size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +154,7 @@ def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
     sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
     sizes += [line.formula(batch) for line in drawn for batch in (batches[0], batches[-1])]
     marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
-    axes.set_yticks(marks, [bytes_text(mark) for mark in marks])
+    axes.set_yticks(marks, [size_text(mark) for mark in marks])
     axes.minorticks_off()
 
 

@@ -1,4 +1,4 @@
-"""The quality/memory cloud laid out in pixels for the report's interactive plot (templates/report.html draws it)."""
+"""The quality/memory cloud laid out in pixels for the report's interactive plot (templates/report.js draws it)."""
 
 from __future__ import annotations
 
@@ -91,13 +91,15 @@ class Family:
 
 @dataclass(frozen=True)
 class Plot:
+    """`front` has a line (x, y, x, y) from each front point to the next, and whether noise leaves one of them open."""
+
     cloud: Cloud
     x_axis: Axis
     y_axis: Axis
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[Mark]
-    front: str
+    front: list[tuple[float, float, float, float, bool]]
     families: list[Family]
 
 
@@ -115,7 +117,10 @@ def lay_out(cloud: Cloud) -> Plot | None:
         x_ticks=[(x_axis(tick), f"{tick:,}") for tick in x_values],
         y_ticks=[(y_axis(tick), f"{tick:,.{digits}f}") for tick in y_values],
         marks=_marks(cloud, x_axis, y_axis),
-        front=" ".join(f"{x_axis(p.x):.1f},{y_axis(p.y):.1f}" for p in cloud.front),
+        front=[
+            (x_axis(a.x), y_axis(a.y), x_axis(b.x), y_axis(b.y), "undecided" in (a.standing, b.standing))
+            for a, b in pairwise(cloud.front)
+        ],
         families=_families(cloud),
     )
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from analysis import tables
 from analysis.drawing import draw_all, put, saved
 from analysis.kinds import FIGURES
-from analysis.page import duration, page
+from analysis.page import page
 from analysis.sources import Source, load
+from analysis.units import duration
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     Raises StoreError for an unknown sweep.
     """
     source = load(store, sweep_name, number)
-    contents = _contents(source)
+    contents = _contents(source, out_dir)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
     shown = page(store, source, out_dir)
     return _write({"index.html": render(shown, images).encode(), **contents}, out_dir)
@@ -34,7 +35,7 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
 
 def write_results(source: Source, out_dir: Path) -> list[Path]:
     """Tables and figures of any results (published, imported) without the page, which only a sweep has."""
-    return _write(_contents(source), out_dir)
+    return _write(_contents(source, out_dir), out_dir)
 
 
 def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
@@ -42,8 +43,8 @@ def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
     return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
 
 
-def _contents(source: Source) -> dict[str, bytes | None]:
-    return _tables(source.pivot) | _figures(source)
+def _contents(source: Source, out_dir: Path) -> dict[str, bytes | None]:
+    return _tables(source.pivot) | _figures(source, out_dir)
 
 
 def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
@@ -54,11 +55,22 @@ def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
     }
 
 
-def _figures(source: Source) -> dict[str, bytes | None]:
-    """All kinds, None where there is nothing to draw."""
+def _figures(source: Source, out_dir: Path) -> dict[str, bytes | None]:
+    """PNG and PDF of all kinds, None where there is nothing to draw. A PDF, which takes longest, is made anew only
+    where the PNG is another than that of the report before."""
     drawn = draw_all(source)
-    files = {f"{kind}.{form}": kind for kind in FIGURES for form in ("png", "pdf")}
-    return {name: saved(drawn[kind], name[-3:]) if kind in drawn else None for name, kind in files.items()}
+    found: dict[str, bytes | None] = {}
+    for kind in FIGURES:
+        png, pdf = f"{kind}.png", f"{kind}.pdf"
+        found[png] = saved(drawn[kind], "png") if kind in drawn else None
+        same = found[png] is not None and found[png] == _before(out_dir / png)
+        kept = _before(out_dir / pdf) if same else None
+        found[pdf] = kept or (saved(drawn[kind], "pdf") if kind in drawn else None)
+    return found
+
+
+def _before(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _put(path: Path, data: bytes | None) -> Path | None:
@@ -80,7 +92,8 @@ def render(shown: Any, images: dict[str, bytes]) -> str:
         page=shown,
         css=Markup(_template("report.css")),
         js=Markup(_template("report.js")),
-        data=Markup(script_json(shown.details)),
+        data=Markup(script_json(shown.data)),
+        captions={f"{kind}.png": caption for kind, caption in FIGURES.items()},
         images={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in images.items()},
     )
 

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.units import duration, size
 from sweeps.jobs import planned_jobs
 from sweeps.plan import Plan
 from sweeps.reconcile import Costs, Graph, Standing, blockers, to_run
@@ -33,15 +34,6 @@ STYLES = {
     "LOST": "yellow",
     "CANCELLED": "yellow",
 }
-
-
-def seconds(value: float | None) -> str:
-    """`42 s`, `7 min`, `3.2 h`, or a dash for what nobody knows."""
-    if value is None:
-        return "—"
-    if value < 100:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
 
 
 def millions(count: int) -> str:
@@ -77,7 +69,7 @@ def _kinds(graph: Graph, states: Standing, costs: Costs) -> Table:
         done = [step for step in mine if states[step.id].name == "DONE"]
         stuck = [step for step in mine if step.id in blocked or states[step.id].name == "FAILED"]
         missing = [step for step in mine if step not in done and step not in stuck]
-        expected = seconds(costs.total(missing)) if missing else ""
+        expected = duration(costs.total(missing)) if missing else ""
         table.add_row(kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected)
     return table
 
@@ -87,10 +79,10 @@ def _work(plan: Plan, states: Standing) -> str:
     missing = to_run(plan.steps, states)
     jobs = planned_jobs(missing, plan.config.cluster)
     hours = sum(job.resources.minutes * max(job.resources.gpus, 1) * job.resources.nodes for job in jobs) / 60
-    kept = plan.checkpoint_bytes({step.id for step in missing}) / 1e6
+    kept = plan.checkpoint_bytes({step.id for step in missing})
     unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"
     return (
-        f"{len(jobs)} jobs: at most {hours:.1f} {unit} by their time limits, {kept:,.0f} MB of checkpoints"
+        f"{len(jobs)} jobs: at most {hours:.1f} {unit} by their time limits, {size(kept)} of checkpoints"
         if jobs
         else ""
     )
@@ -203,7 +195,7 @@ class Progress:
         if state.name == "DONE":
             record = self._store.step(step.id).record() or {}
             self._costs = Costs.of_store(self._store)
-            self._console.print(f"[green]✓[/] {step.kind:<8} {step.label}  [dim]{seconds(record['wall_seconds'])}[/]")
+            self._console.print(f"[green]✓[/] {step.kind:<8} {step.label}  [dim]{duration(record['wall_seconds'])}[/]")
         elif state.name == "FAILED":
             self._console.print(f"[red]✗[/] {step.kind:<8} {step.label}  {state.reason}", highlight=False)
         elif self._live is None:
@@ -216,7 +208,7 @@ class Progress:
         left = expected_left(self._graph.values(), self._states, self._costs, self._slots)
         head.add_row(
             ProgressBar(total=len(self._graph), completed=counted["DONE"], width=30),
-            Text(f"{summary(counted)}    {seconds(elapsed)} gone, {left}"),
+            Text(f"{summary(counted)}    {duration(elapsed)} gone, {left}"),
         )
         return Group(head, self._running())
 
@@ -235,8 +227,8 @@ def expected_left(steps: Iterable[Step], states: Standing, costs: Costs, slots: 
     remaining = [_remaining(step, states[step.id], costs) for step in steps]
     known = sum(seconds for seconds in remaining if seconds is not None) / slots
     if None not in remaining:
-        return f"{seconds(known)} left"
-    return f"over {seconds(known)} left" if known else "time left not known yet"
+        return f"{duration(known)} left"
+    return f"over {duration(known)} left" if known else "time left not known yet"
 
 
 def _remaining(step: Step, state: State, costs: Costs) -> float | None:

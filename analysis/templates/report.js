@@ -1,11 +1,19 @@
 "use strict";
-const variants = new Map(JSON.parse(document.getElementById("data").textContent).map((v) => [v.variant, v]));
+const data = JSON.parse(document.getElementById("data").textContent);
+const variants = new Map(data.variants.map((variant) => [variant.variant, variant]));
+const byId = (id) => document.getElementById(id);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
 /** An element with text or child nodes; text is never parsed as HTML. */
 function make(tag, className, ...content) {
   const element = document.createElement(tag);
   if (className) element.className = className;
+  element.append(...content);
+  return element;
+}
+function draw(tag, attributes, ...content) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...content);
   return element;
 }
@@ -17,9 +25,10 @@ const asked = new URLSearchParams(location.search).get("theme");
 const paint = (dark) => { root.dataset.theme = dark ? "dark" : "light"; };
 paint(asked ? asked === "dark" : system.matches);
 system.addEventListener("change", (event) => paint(event.matches));
-document.getElementById("theme").addEventListener("click", () => paint(root.dataset.theme !== "dark"));
+byId("theme").addEventListener("click", () => paint(root.dataset.theme !== "dark"));
 
 // What is known about one variant.
+let chosen = "";
 function layers(drawing) {
   const row = make("div", "layers");
   row.title = "one box per layer: KV heads of an owner, or whose keys and values it reads";
@@ -33,23 +42,28 @@ function pairs(rows) {
   return list;
 }
 
-function stepRow(step) {
-  const state = make("span", `state ${step.state.toLowerCase()}`, step.state.toLowerCase());
-  const name = make("td", "", step.kind);
-  name.title = step.id;
-  const files = make("td");
-  if (step.files) {
-    const link = make("a", "", "files");
-    link.href = step.files;
-    link.title = "its configuration, record, outputs and logs";
-    files.append(link);
-  }
-  const row = make("tr", "", name, make("td", "", state), make("td", "", step.time), files);
-  if (!step.reason) return [row];
-  const why = make("td", "why", step.reason);
+function link(text, address, title) {
+  const element = make("a", "", text);
+  element.href = address;
+  element.title = title;
+  return element;
+}
+
+function stepRow([kind, id]) {
+  const [state, reason, time, files, run] = data.steps[id];
+  const name = make("td", "", kind);
+  name.title = id;
+  const links = make("td");
+  if (files) links.append(link("files", files, "its configuration, record, outputs and logs"));
+  if (files) links.append(" ", link("logs", `${files}/attempts`, "what each attempt printed"));
+  if (run) links.append(" ", link("W&B", run, "its run on Weights & Biases"));
+  const row = make("tr", "", name, make("td", "", badge(state)), make("td", "", time), links);
+  if (!reason) return [row];
+  const why = make("td", "why", reason);
   why.colSpan = 4;
   return [row, make("tr", "", why)];
 }
+const badge = (state) => make("span", `state ${state.toLowerCase()}`, state.toLowerCase());
 
 function describe(variant) {
   const steps = make("table", "steps");
@@ -65,25 +79,78 @@ function describe(variant) {
 }
 
 function choose(name, { scroll = false } = {}) {
-  const variant = variants.get(name);
-  const detail = document.getElementById("detail");
+  const variant = variants.get(name), detail = byId("detail");
   if (!variant || !detail) return;
+  chosen = name;
   detail.replaceChildren(...describe(variant));
-  for (const element of all("[data-variant]")) element.classList.toggle("chosen", element.dataset.variant === name);
-  if (scroll) document.getElementById("quality").scrollIntoView({ behavior: "smooth" });
+  detail.scrollTop = 0;
+  for (const old of all(".chosen")) old.classList.remove("chosen");
+  markChosen();
+  if (scroll) byId("quality").scrollIntoView({ behavior: "smooth" });
+}
+function markChosen() {
+  for (const element of all(`[data-variant="${CSS.escape(chosen)}"]`)) element.classList.add("chosen");
 }
 
 // The plot: hover tells, click chooses.
-const tip = document.getElementById("tip");
+const tip = byId("tip"), panel = byId("plot");
+let shownPlot = 0;
+function pointOf(mark, looks) {
+  const [name, x, y, bar, family, standing, , , , , label] = mark;
+  const [, colour, dark, shape] = looks.get(family);
+  const group = draw("g", { class: `point ${standing === "front" ? "lead" : standing}`, style: `--c:${colour};--d:${dark}`, tabindex: -1, role: "button", "aria-label": name, "data-variant": name });
+  if (bar) group.append(draw("line", { class: "error", x1: x, x2: x, y1: bar[0], y2: bar[1] }));
+  const path = standing === "untouched" ? "M-6,0H6M0,-6V6" : shape;
+  group.append(draw("path", { transform: `translate(${x},${y})`, d: path }));
+  if (label) group.append(draw("text", { x: label[0], y: label[1], "text-anchor": label[2] }, name));
+  group.mark = mark;
+  return group;
+}
+
+function showPlot(number) {
+  const plot = data.plots[number], looks = new Map(plot.families.map((family) => [family[0], family]));
+  shownPlot = number;
+  const svg = draw("svg", { viewBox: "0 0 760 520", role: "group", "aria-label": `${plot.label} against ${plot.cost}` });
+  for (const [x, text] of plot.x) {
+    svg.append(draw("line", { class: "grid", x1: x, x2: x, y1: 18, y2: 468 }));
+    svg.append(draw("text", { class: "tick", x, y: 486, "text-anchor": "middle" }, text));
+  }
+  for (const [y, text] of plot.y) {
+    svg.append(draw("line", { class: "grid", x1: 70, x2: 736, y1: y, y2: y }));
+    svg.append(draw("text", { class: "tick", x: 62, y: y + 4, "text-anchor": "end" }, text));
+  }
+  svg.append(draw("path", { class: "axis", d: "M70,18V468H736" }));
+  svg.append(draw("text", { class: "title", x: 403, y: 512, "text-anchor": "middle" }, plot.cost));
+  svg.append(draw("text", { class: "title", transform: "translate(16,243) rotate(-90)", "text-anchor": "middle" }, plot.axis));
+  for (const [y, kind] of plot.levels) svg.append(draw("line", { class: `level ${kind}`, x1: 70, x2: 736, y1: y, y2: y }));
+  for (const [x1, y1, x2, y2, open] of plot.front) svg.append(draw("line", { class: open ? "front open" : "front", x1, y1, x2, y2 }));
+  const points = plot.marks.map((mark) => pointOf(mark, looks));
+  svg.append(...points);
+  panel.replaceChildren(svg);
+  const reachable = points.find((point) => point.dataset.variant === chosen) || points.at(-1);
+  if (reachable) reachable.setAttribute("tabindex", 0);
+  byId("legend").replaceChildren(...plot.families.map(legendEntry));
+  markChosen();
+}
+
+function legendEntry([name, colour, dark, shape, coverage]) {
+  const entry = make("span", "", "");
+  entry.style.setProperty("--c", colour);
+  entry.style.setProperty("--d", dark);
+  entry.append(draw("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, draw("path", { d: shape })), name);
+  if (coverage) entry.append(make("small", "", `${coverage} %`));
+  return entry;
+}
+
 function showTip(point) {
-  const variant = variants.get(point.dataset.variant);
-  const score = variant.scores[Number(point.closest(".plot").dataset.plot)];
-  const by = point.dataset.by;
-  tip.replaceChildren(
-    make("b", "", variant.variant), make("span", "mono", variant.layout),
-    `${score[0]}: ${score[1]}`, make("br"), `${Number(point.dataset.x).toLocaleString("en")} KV bytes per token`,
-    ...(by ? [make("br"), `dominated by ${by}`] : []),
-  );
+  const [name, , , , , standing, x, , by, chance] = point.mark, variant = variants.get(name);
+  const lines = variant.scores.filter(([, value]) => value).slice(0, 6).map(([label, value]) => `${label}: ${value}`);
+  if (variant.scores[shownPlot]) lines.sort((a, b) => b.startsWith(variant.scores[shownPlot][0]) - a.startsWith(variant.scores[shownPlot][0]));
+  const time = variant.facts.find(([fact]) => fact === "device time");
+  lines.push(`${x.toLocaleString("en")} KV bytes per token${time ? `, ${time[1]} of device time` : ""}`);
+  if (chance !== null && standing !== "untouched") lines.push(`on the front with ${Math.round(100 * chance)} %`);
+  if (by) lines.push(`dominated by ${by}`);
+  tip.replaceChildren(make("b", "", name), make("span", "mono", variant.layout), ...lines.map((line) => make("div", "", line)));
   tip.hidden = false;
   const at = point.querySelector("path").getBoundingClientRect(), size = tip.getBoundingClientRect();
   const left = Math.min(Math.max(8, at.x + at.width / 2 - size.width / 2), innerWidth - size.width - 8);
@@ -91,59 +158,148 @@ function showTip(point) {
   tip.style.left = `${left}px`;
   tip.style.top = `${above > 8 ? above : at.bottom + 10}px`;
 }
-for (const point of all(".point")) {
-  for (const event of ["mouseenter", "focus"]) point.addEventListener(event, () => showTip(point));
-  for (const event of ["mouseleave", "blur"]) point.addEventListener(event, () => { tip.hidden = true; });
-  point.addEventListener("click", () => choose(point.dataset.variant));
-  point.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(point.dataset.variant); }
+
+/** To the next point along the axis of costs. */
+function step(point, forwards) {
+  const points = all(".point", panel).sort((a, b) => a.mark[1] - b.mark[1] || a.mark[2] - b.mark[2]);
+  const next = points[points.indexOf(point) + (forwards ? 1 : -1)];
+  if (!next) return;
+  point.setAttribute("tabindex", -1);
+  next.setAttribute("tabindex", 0);
+  next.focus();
+}
+
+if (panel) {
+  const pointAt = (event) => event.target.closest(".point");
+  const hide = () => { tip.hidden = true; };
+  for (const event of ["mouseover", "focusin"]) panel.addEventListener(event, (e) => { const point = pointAt(e); if (point) showTip(point); });
+  for (const event of ["mouseout", "focusout"]) panel.addEventListener(event, hide);
+  panel.addEventListener("click", (event) => { const point = pointAt(event); if (point) choose(point.dataset.variant); });
+  panel.addEventListener("keydown", (event) => {
+    const point = pointAt(event), forwards = ["ArrowRight", "ArrowDown"].includes(event.key);
+    if (event.key === "Escape") hide();
+    if (!point) return;
+    if (event.key === "Enter" || event.key === " ") choose(point.dataset.variant);
+    else if (forwards || ["ArrowLeft", "ArrowUp"].includes(event.key)) step(point, forwards);
+    else return;
+    event.preventDefault();
   });
 }
-for (const tab of all(".switch button")) {
-  tab.addEventListener("click", () => {
-    for (const other of all(".switch button")) other.setAttribute("aria-selected", String(other === tab));
-    for (const plot of all(".plot")) plot.hidden = plot.dataset.plot !== tab.dataset.plot;
+const tabs = all(".switch button");
+function selectTab(tab) {
+  for (const other of tabs) {
+    other.setAttribute("aria-selected", String(other === tab));
+    other.setAttribute("tabindex", other === tab ? 0 : -1);
+  }
+  panel.setAttribute("aria-labelledby", tab.id);
+  showPlot(Number(tab.dataset.plot));
+}
+for (const tab of tabs) {
+  tab.addEventListener("click", () => selectTab(tab));
+  tab.addEventListener("keydown", (event) => {
+    const next = tabs[tabs.indexOf(tab) + ({ ArrowRight: 1, ArrowLeft: -1 }[event.key] || 0)];
+    if (next && next !== tab) { selectTab(next); next.focus(); }
   });
 }
 
-// The table: click a heading to sort, type to filter, click a row to choose.
-const body = document.querySelector("#table tbody");
-const rows = all("tr", body);
-const planned = new Map(rows.map((row, i) => [row, i]));
+// The table: click a heading to sort, type to filter, click a row to choose. A page of it is built at a time.
+const PAGE = 200;
+const head = document.querySelector("#table thead"), body = document.querySelector("#table tbody");
+const order = data.rows.map((_, i) => i);
+let found = order, first = 0;
+const text = (cell) => (Array.isArray(cell) ? cell[0] : cell);
 const key = (row, column) => {
-  const cell = row.cells[column];
-  return cell.dataset.n === undefined ? cell.textContent : Number(cell.dataset.n);
+  if (column === 1) return data.states[row];
+  const cell = data.rows[row][column ? column - 1 : 0];
+  return Array.isArray(cell) && cell[1] !== null ? cell[1] : cell;
 };
 /** Numbers before words, words by name; empty cells and reasons stay last whichever way the column is sorted. */
 function compare(a, b, sign) {
   if (typeof a === "number" && typeof b === "number") return sign * (a - b);
-  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-  return sign * a.localeCompare(b, "en", { numeric: true });
+  if ((typeof a === "number") !== (typeof b === "number")) return typeof a === "number" ? -1 : 1;
+  return sign * collator.compare(text(a), text(b));
 }
-for (const heading of all("#table th")) {
-  heading.querySelector("button").addEventListener("click", () => {
-    const next = { none: "ascending", ascending: "descending", descending: "none" }[heading.ariaSort];
-    for (const other of all("#table th")) other.ariaSort = "none";
-    heading.ariaSort = next;
-    const sign = { none: 0, ascending: 1, descending: -1 }[next];
-    const column = heading.cellIndex;
-    rows.sort((a, b) => (sign && compare(key(a, column), key(b, column), sign)) || planned.get(a) - planned.get(b));
-    body.append(...rows);
+const collator = new Intl.Collator("en", { numeric: true });
+
+function buildHead() {
+  const row = make("tr");
+  for (const title of [data.headers[0], "state", ...data.headers.slice(1)]) {
+    const button = make("button", "", title.replace(/ ([↑↓])/, "\u00a0$1").replace("Δ ", "Δ\u00a0"));
+    button.type = "button";
+    const heading = make("th", "", button);
+    heading.scope = "col";
+    heading.ariaSort = "none";
+    row.append(heading);
+  }
+  head.append(row);
+  row.addEventListener("click", (event) => {
+    const heading = event.target.closest("th");
+    if (event.target.closest("button")) sortBy(heading);
   });
 }
-const filter = document.getElementById("filter");
-function sift() {
-  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of rows) {
-    const text = [row.textContent, ...all("[title]", row).map((cell) => cell.title)].join(" ").toLowerCase();
-    row.hidden = !words.every((word) => text.includes(word));
-  }
-  const shown = rows.filter((row) => !row.hidden).length;
-  document.getElementById("count").textContent = words.length ? `${shown} of ${rows.length}` : `${rows.length} variants`;
+function sortBy(heading) {
+  const next = { none: "ascending", ascending: "descending", descending: "none" }[heading.ariaSort];
+  for (const other of heading.parentElement.cells) other.ariaSort = "none";
+  heading.ariaSort = next;
+  const sign = { none: 0, ascending: 1, descending: -1 }[next], column = heading.cellIndex;
+  order.sort((a, b) => (sign && compare(key(a, column), key(b, column), sign)) || a - b);
+  sift();
 }
-filter.addEventListener("input", sift);
-sift();
-for (const row of rows) row.addEventListener("click", () => choose(row.dataset.variant, { scroll: true }));
 
-const leader = document.querySelector(".plot:not([hidden]) .point.lead") || document.querySelector(".point");
-choose(leader ? leader.dataset.variant : variants.keys().next().value);
+function cellOf(cell) {
+  const [shown, , best, missing] = Array.isArray(cell) ? cell : [cell];
+  const [value, error] = shown.split(" ±");
+  const element = make("td", missing ? "missing" : best ? "best" : "", value);
+  if (missing) element.title = missing;
+  if (error) element.append(make("small", "", ` ±${error}`));
+  return element;
+}
+function rowOf(i) {
+  const name = data.variants[i].variant, [title, ...cells] = data.rows[i];
+  const row = make("tr", [data.baselines[i] ? "baseline" : "", name === chosen ? "chosen" : ""].join(" ").trim());
+  const pick = make("button", "", text(title));
+  pick.type = "button";
+  row.dataset.variant = name;
+  row.append(make("td", "", pick), make("td", "", badge(data.states[i])), ...cells.map(cellOf));
+  return row;
+}
+function showRows() {
+  body.replaceChildren(...found.slice(first, first + PAGE).map(rowOf));
+  byId("pages").hidden = found.length <= PAGE;
+  byId("where").textContent = `${(first + 1).toLocaleString("en")}–${Math.min(first + PAGE, found.length).toLocaleString("en")}`;
+  byId("before").disabled = first === 0;
+  byId("after").disabled = first + PAGE >= found.length;
+}
+
+const filter = byId("filter"), stateFilter = byId("state");
+const words = data.rows.map((row, i) => [
+  data.variants[i].variant, data.states[i], ...row.flatMap((cell) => (Array.isArray(cell) ? [cell[0], cell[3]] : [cell])),
+].join(" ").toLowerCase());
+function sift() {
+  const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean), state = stateFilter.value;
+  found = order.filter((i) => (!state || data.states[i] === state) && wanted.every((word) => words[i].includes(word)));
+  first = 0;
+  const whole = `${order.length.toLocaleString("en")} variants`;
+  byId("count").textContent = found.length < order.length ? `${found.length.toLocaleString("en")} of ${whole}` : whole;
+  showRows();
+}
+function turn(by) { first += by; showRows(); }
+
+const counts = new Map();
+for (const state of data.states) counts.set(state, (counts.get(state) || 0) + 1);
+stateFilter.append(new Option("every state", ""), ...[...counts].map(([state, count]) => new Option(`${state.toLowerCase()} (${count})`, state)));
+stateFilter.hidden = counts.size < 2;
+filter.addEventListener("input", sift);
+stateFilter.addEventListener("input", sift);
+byId("before").addEventListener("click", () => turn(-PAGE));
+byId("after").addEventListener("click", () => turn(PAGE));
+body.addEventListener("click", (event) => {
+  const row = event.target.closest("tr");
+  if (row) choose(row.dataset.variant, { scroll: true });
+});
+
+buildHead();
+sift();
+const leading = data.plots.length ? data.plots[0].marks.filter((mark) => mark[5] === "front").at(-1) || data.plots[0].marks[0] : null;
+choose(leading ? leading[0] : variants.keys().next().value);
+if (panel) showPlot(0);

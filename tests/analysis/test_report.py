@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.gather import gather
-from analysis.page import duration, flatten, shared_items
-from analysis.report import script_json, write_report, write_results
+from analysis.gather import Steps, gather, of_sweep
+from analysis.page import flatten, page, shared_items
+from analysis.report import render, script_json, write_report, write_results
 from analysis.results import results
-from analysis.sources import published_source
-from sweeps.store import StoreError
+from analysis.sources import Source, published_source
+from analysis.units import duration, size
+from sweeps.store import Store, StoreError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
@@ -26,20 +28,38 @@ EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;\'"'
 
 
 PROBE = """{
-  const point = (name) => document.querySelector(`.plot:not([hidden]) .point[data-variant="${name}"]`);
-  document.querySelectorAll("#table th button")[4].click();
-  const first = document.querySelector("#table tbody tr").dataset.variant;
-  const search = document.getElementById("filter");
+  const one = (selector) => document.querySelector(selector);
+  const point = (name) => one(`.point[data-variant="${name}"]`);
+  const names = () => [...document.querySelectorAll("#table tbody tr")].map((row) => row.dataset.variant);
+  const key = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const seen = { theme: document.documentElement.dataset.theme, planned: names() };
+  const heading = document.querySelectorAll("#table th button")[4];
+  heading.click();
+  seen.sorted = names();
+  seen.sort = heading.parentElement.ariaSort;
+  const search = one("#filter");
   search.value = "mlkv-1";
   search.dispatchEvent(new Event("input"));
-  const shown = [...document.querySelectorAll("#table tbody tr")].filter((row) => !row.hidden).length;
-  point("MLKV-3").dispatchEvent(new MouseEvent("mouseenter"));
-  const tip = document.getElementById("tip").textContent;
-  point("MLKV-6").dispatchEvent(new MouseEvent("click"));
-  const detail = document.getElementById("detail").textContent;
-  document.title = JSON.stringify({ first, shown, tip, detail, theme: document.documentElement.dataset.theme });
+  seen.shown = [names(), one("#count").textContent];
+  search.value = "";
+  search.dispatchEvent(new Event("input"));
+  point("MLKV-3").dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+  seen.tip = [...one("#tip").children].map((line) => line.textContent);
+  point("MLKV-6").dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  seen.detail = one("#detail").textContent;
+  seen.links = [...document.querySelectorAll("#detail a")].map((link) => link.textContent);
+  key(point("MLKV-6"), "ArrowLeft");
+  seen.focused = document.activeElement.dataset.variant;
+  key(document.activeElement, "Enter");
+  seen.entered = one("#detail h3").textContent;
+  one('[data-plot="1"]').click();
+  seen.other = [one("#plot svg").getAttribute("aria-label"), document.querySelectorAll(".point").length];
+  one("#table tbody button").click();
+  seen.row = one("#detail h3").textContent;
+  seen.chosen = [...document.querySelectorAll(".chosen")].map((element) => element.tagName);
+  document.title = JSON.stringify(seen);
 }"""
-"""What a reader does with the page, and what the page then shows."""
+"""What a reader does with the page by mouse and keys, and what the page then shows."""
 
 
 class Elements(HTMLParser):
@@ -61,6 +81,26 @@ class Elements(HTMLParser):
 
     def with_class(self, name: str) -> list[dict[str, str | None]]:
         return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
+
+
+def data_of(report: Path) -> Any:
+    """What the page's script was handed."""
+    return json.loads(re.findall(r'id="data">(.*?)</script>', (report / "index.html").read_text())[0])
+
+
+def browse(page: str, probe: str, directory: Path, theme: str = "light") -> Any:
+    """What a probe in a real browser leaves as the page's title."""
+    probed = directory / "probed.html"
+    probed.write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    dom = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={directory / 'profile'}", "--dump-dom", f"{probed.as_uri()}?theme={theme}",
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    return json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", dom)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +125,16 @@ def test_the_page_asks_the_network_for_nothing(report: Path) -> None:
     assert not [tag for tag, _ in page.found if tag in ("link", "iframe", "object") and "data:," not in str(_)]
     sources = [attrs.get("src") or "" for _, attrs in page.found if "src" in attrs]
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"https?://|@import|url\(", "".join(page.scripts))
+    code = "".join(page.scripts).replace("http://www.w3.org/2000/svg", "")  # a name, which nobody visits
+    assert not re.search(r"https?://|@import|url\(|fetch\(|import\(", code)
 
 
 def test_plotted_points_are_those_of_results_csv(report: Path) -> None:
-    page = Elements((report / "index.html").read_text())
-    csv = pd.read_csv(report / "results.csv", dtype=str).set_index("variant")
-    points = page.with_class("point")[: len(csv)]
-    assert {point["data-variant"]: (int(str(point["data-x"])), float(str(point["data-y"]))) for point in points} == {
-        variant: (int(row["kv_bytes_per_token"]), float(row["quality"])) for variant, row in csv.iterrows()
-    }
+    csv = pd.read_csv(report / "results.csv", dtype=str)
+    values = {float(value) for column in csv for value in csv[column] if re.fullmatch(r"[\d.]+", str(value))}
+    marks = data_of(report)["plots"][0]["marks"]
+    assert len(marks) == 9
+    assert {float(number) for mark in marks for number in (mark[6], mark[7])} <= values
 
 
 def test_two_reports_of_the_same_results_are_equal_byte_for_byte(finished: Any, report: Path, tmp_path: Path) -> None:
@@ -105,12 +145,25 @@ def test_two_reports_of_the_same_results_are_equal_byte_for_byte(finished: Any, 
 
 
 def test_links_lead_to_the_steps_files(report: Path) -> None:
-    page = (report / "index.html").read_text()
-    details = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
-    steps = [step for variant in details for step in variant["steps"]]
-    assert len(steps) == 9 * 9 - 2  # the untouched base is neither converted nor trained
-    for step in steps:
-        assert json.loads((report / step["files"] / "done.json").read_text())["id"] == step["id"]
+    data = data_of(report)
+    assert sum(len(variant["steps"]) for variant in data["variants"]) == 9 * 9 - 2  # the base is not converted
+    for id, (state, _, _, files, run) in data["steps"].items():
+        assert (state, run) == ("DONE", "")
+        assert json.loads((report / files / "done.json").read_text())["id"] == id
+        assert (report / files / "attempts").is_dir()
+
+
+def test_runs_on_a_wandb_server_are_linked(filler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = {"mode": "online", "project": "kv", "entity": "me"}
+    filler.store.save_sweep("online", {**filler.plan, "tracking": tracking}, filler.variants, [])
+    filler.shared()
+    base = filler.variants[0]["steps"]["base"]
+    write_report(filler.store, "online", tmp_path)
+    assert data_of(tmp_path)["steps"][base][4] == f"https://wandb.ai/me/kv/runs/{base}"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab/")
+    write_report(filler.store, "online", tmp_path)
+    assert data_of(tmp_path)["steps"][base][4] == f"https://wandb.lab/me/kv/runs/{base}"
+    assert data_of(tmp_path)["steps"][filler.variants[1]["steps"]["uptrain"]][4] == ""  # was never begun
 
 
 def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Any) -> None:
@@ -127,9 +180,9 @@ def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Any) ->
     assert len([tag for tag, _ in page.found if tag == "script"]) == 2
     assert not [attrs for tag, attrs in page.found if tag == "img" and attrs.get("src") == "x"]
     assert EVIL in "".join(page.text)
-    details = json.loads(re.findall(r'id="data">(.*?)</script>', text)[0])
-    assert details[-1]["variant"] == EVIL
-    assert details[-1]["overrides"] == [f"{EVIL}={EVIL}"]
+    last = data_of(tmp_path / "out")["variants"][-1]
+    assert last["variant"] == EVIL
+    assert last["overrides"] == [f"{EVIL}={EVIL}"]
 
 
 def test_a_half_finished_sweep_has_a_report_that_tells_what_failed(tmp_path: Path, filler: Any) -> None:
@@ -193,29 +246,111 @@ def test_configs_are_told_apart_by_what_they_do_not_share() -> None:
     assert shared_items(configs) == {"a.b": "1", "d": "", "e": "{}"}
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(None, ""), (3.2, "3 s"), (120, "2.0 min"), (7200, "2.0 h")])
-def test_durations(seconds: float | None, text: str) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "—"), (0.4, "0 s"), (99, "99 s"), (160, "2.7 min"), (420, "7 min"), (5399, "90 min"), (9000, "2.5 h")],
+)
+def test_a_time_is_said_in_its_unit(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(96, "96 B"), (512 * 1024, "512 KiB"), (1.5 * 2**30, "1.5 GiB"), (1023, "1 KiB")]
+)
+def test_a_size_is_said_in_its_unit(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_unchanged_figures_keep_their_files_and_changed_ones_do_not(tmp_path: Path, filler: Any) -> None:
+    write_report(filler.store, filler.name, tmp_path)
+    (tmp_path / "layouts.pdf").write_bytes(b"%PDF kept")
+    write_report(filler.store, filler.name, tmp_path)
+    assert (tmp_path / "layouts.pdf").read_bytes() == b"%PDF kept"
+    (tmp_path / "layouts.png").write_bytes(b"another")
+    write_report(filler.store, filler.name, tmp_path)
+    assert len((tmp_path / "layouts.pdf").read_bytes()) > 1000
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_real_browser_runs_the_page(report: Path, tmp_path: Path, theme: str) -> None:
-    page = (report / "index.html").read_text()
-    probed = tmp_path / "probed.html"
-    probed.write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"))
-    dom = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{probed.as_uri()}?theme={theme}",
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
-    seen = json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", dom)[0]))
+    seen = browse((report / "index.html").read_text(), PROBE, tmp_path, theme)
     assert seen["theme"] == theme
-    assert seen["first"] == "MLKV-1"  # fewest KV bytes per token
-    assert seen["shown"] == 2  # MLKV-1 and MLKV-12
-    assert seen["tip"] == "MLKV-31 ─ 1 ─ 1 ─bits per byte: 2.344 ± 0.004384 KV bytes per token"
-    assert "MLKV-6" in seen["detail"]
+    assert seen["planned"][0] == "untouched"
+    assert seen["sorted"][0] == "MLKV-1"  # fewest KV bytes per token
+    assert seen["sort"] == "ascending"
+    assert seen["shown"] == [["MLKV-1", "MLKV-12"], "2 of 9 variants"]
+    assert seen["tip"][:3] == ["MLKV-3", "1 ─ 1 ─ 1 ─", "bits per byte: 2.344 ± 0.004"]
+    assert any(line.startswith("384 KV bytes per token, ") for line in seen["tip"])
+    assert "on the front with 100 %" in seen["tip"]
     assert "2.330 ± 0.004" in seen["detail"]
+    assert seen["links"] == ["files", "logs"] * 9
+    assert seen["focused"] == seen["entered"] == "MLKV-3"  # the next cheaper one
+    assert seen["other"] == ["mean of 3 against KV cache, bytes per token", 9]
+    assert seen["row"] == "MLKV-1"
+    assert set(seen["chosen"]) == {"TR", "g"}
+
+
+CROWD_PROBE = """{
+  const id = (name) => document.getElementById(name);
+  const rows = () => [...document.querySelectorAll("#table tbody tr")];
+  const type = (text) => { id("filter").value = text; id("filter").dispatchEvent(new Event("input")); };
+  const timed = (act) => {
+    const start = performance.now();
+    act();
+    document.body.offsetHeight;
+    return performance.now() - start;
+  };
+  const seen = { rows: rows().length, where: id("where").textContent };
+  seen.points = document.querySelectorAll(".point").length;
+  id("after").click();
+  seen.second = [rows()[0].dataset.variant, id("where").textContent];
+  seen.filter = timed(() => type("mlkv-2 =00"));
+  seen.found = [rows().length, id("count").textContent];
+  type("");
+  seen.sort = timed(() => document.querySelectorAll("#table th button")[4].click());
+  seen.cheapest = rows()[0].dataset.variant;
+  seen.states = [...id("state").options].map((option) => option.textContent);
+  seen.loaded = performance.now();
+  document.title = JSON.stringify(seen);
+}"""
+
+
+class Imagined(Steps):
+    """A store's steps without files: every step is done but some evaluations. `tasks` is what each of those scores."""
+
+    def __init__(self, store: Store, plan: dict[str, Any], tasks: dict[str, str]) -> None:
+        super().__init__(store, plan)
+        self.tasks = tasks
+
+    def _read_record(self, step_id: str) -> dict[str, Any] | None:
+        chance = zlib.crc32(self._planned[step_id]["variants"][0].encode()) % 1000 / 1000
+        cells: dict[str, Any] = {"bits_per_byte": {"metric": "bits_per_byte", "value": 2 + chance, "stderr": 0.004}}
+        accuracy = {"metric": "acc", "value": chance, "stderr": 0.02}
+        task = self.tasks.get(step_id)
+        if task and zlib.crc32(step_id.encode()) % 11 == 0:
+            return None
+        metrics = [{**cells.get(task, accuracy), "n": 250}] if task else []
+        return {"metrics": metrics, "wall_seconds": 10.0, "device_seconds": 10.0}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary")
+@pytest.mark.parametrize("count", [450, pytest.param(5000, marks=pytest.mark.long)])
+def test_thousands_of_rows_are_shown_a_page_at_a_time(filler: Any, tmp_path: Path, count: int) -> None:
+    layouts = [label for label in filler.figures if label != "untouched"]
+    labels = [f"{layouts[i % 8]} uptrain.lr={i:04d}" for i in range(count)]
+    crowd = type(filler)(tmp_path / "crowd", {label: filler.figures[label.split()[0]] for label in labels})
+    sweep = crowd.store.sweep(crowd.name)
+    tasks = {id: task for variant in sweep.variants for task, id in variant["steps"]["evaluate"].items()}
+    steps = Imagined(crowd.store, sweep.plan, tasks)
+    source = Source(crowd.name, of_sweep(sweep, steps), sweep, steps)
+    text = render(page(crowd.store, source, tmp_path), {})
+    seen = browse(text, CROWD_PROBE, tmp_path)
+    print({key: seen[key] for key in ("loaded", "filter", "sort")}, f"{len(text) / 1e6:.1f} MB")
+    assert (seen["rows"], seen["where"]) == (200, "1–200")
+    assert seen["points"] > 0.8 * count
+    assert seen["second"] == [labels[200], "201–400"]
+    found = [label for label in labels if label.startswith("MLKV-2 ") and "=00" in label]
+    assert seen["found"] == [len(found), f"{len(found)} of {count:,} variants"]
+    assert seen["cheapest"] == next(label for label in labels if label.startswith("MLKV-1 "))
+    assert sum(int(re.findall(r"\d+", state)[0]) for state in seen["states"][1:]) == count

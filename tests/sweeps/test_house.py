@@ -21,7 +21,9 @@ MAY_IMPORT = {
 ALSO = {
     "sweeps.gathering": {"analysis"},
     "sweeps.writing": {"analysis"},
+    "sweeps.view": {"analysis.units"},
     "sweeps.sync": {"analysis"},
+    "sweeps.mirroring": {"analysis"},
     "sweeps.dispatch": {"slurm"},
     "sweeps.queued": {"slurm"},
     "sweeps.config": {"slurm.profile"},

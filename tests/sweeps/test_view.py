@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pytest
 from rich.console import Console
 
 from sweeps.plan import Plan
 from sweeps.reconcile import Costs
 from sweeps.steps import Step
 from sweeps.store import State
-from sweeps.view import expected_left, plan_tables, seconds, summary
+from sweeps.view import expected_left, plan_tables, summary
 
 COSTS = Costs({"base": 2.0, "evaluate": 0.5})
 
 
 def step(kind: str, work: float) -> Step:
     return Step(kind, {"work": work}, how={"work": work})
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [(None, "—"), (0.4, "0 s"), (99, "99 s"), (420, "7 min"), (5399, "90 min"), (9000, "2.5 h")]
-)
-def test_a_time_is_said_in_its_unit(value: float | None, said: str) -> None:
-    assert seconds(value) == said
 
 
 def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
@@ -47,7 +39,7 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
     text = console.export_text()
     assert "shown: 3 variants" in text
     assert "1 ─ 1 ─ 1 ─" in text
-    assert "5 jobs: at most 5.0 hours by their time limits, 66 MB of checkpoints" in text
+    assert "5 jobs: at most 5.0 hours by their time limits, 63 MiB of checkpoints" in text
     assert "corpus      1     1    0" in text
 
 
