@@ -50,11 +50,23 @@ class StepDir:
     def __init__(self, root: Path, step_id: str) -> None:
         self._root, self.id = root, step_id
         self.kind = step_id.rsplit("-", 1)[0]
-        self.path = root / "steps" / self.kind / step_id
-        self.out = self.path / "out"
-        self.work = self.path / "work"
-        self.claim_file = self.path / "claim.json"
-        self._record_file = self.path / "done.json"
+        self.path = Path(f"{root}/steps/{self.kind}/{step_id}")
+
+    @property
+    def out(self) -> Path:
+        return self.path / "out"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def claim_file(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def _record_file(self) -> Path:
+        return self.path / "done.json"
 
     # What it is
     def write_spec(self, spec: Json, how: Json) -> None:
