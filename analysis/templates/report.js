@@ -224,7 +224,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 function buildHead() {
   const row = make("tr");
   for (const title of [data.headers[0], "state", ...data.headers.slice(1)]) {
-    const button = make("button", "", title.replace(/ ([↑↓])/, "\u00a0$1").replace("Δ ", "Δ\u00a0"));
+    const button = make("button", "", title.replace(/ ([↑↓])/, "\u00a0$1").replace("Δ ", "Δ\u00a0").replace("/", "/\u200b"));
     button.type = "button";
     const heading = make("th", "", button);
     heading.scope = "col";
