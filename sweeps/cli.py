@@ -108,9 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     mirrored.add_argument("what", help="a sweep's name, or a directory that W&B wrote", metavar="NAME|DIR")
     mirrored.add_argument("--project", help="default: the sweep's tracking.project")
     mirrored.add_argument("--entity", help="default: the sweep's tracking.entity")
-    _of_sweep(
-        commands, "dashboard", mirroring.dashboard, "a sweep's runs in W&B's terminal dashboard, without a server"
-    )
+    board = _of_sweep(commands, "dashboard", mirroring.dashboard, "a sweep in W&B's dashboard in this terminal")
+    board.add_argument("--online", action="store_true", help="make, or renew, the sweep's saved view in W&B instead")
     return parser
 
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from sweeps.errors import NOT_DONE, OK, UserError
 from sweeps.looking import existing, make_console
+from sweeps.writing import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeps.store import SavedSweep, Store
     from sweeps.sync import Synced
-    from sweeps.tracking.target import Target
+    from sweeps.tracking.target import Target, TrackingConfig
 
 SECONDS_PER_RUN = 0.5
 """What the end of a sweep allows for each run, beside the configured timeout."""
@@ -91,14 +92,30 @@ def _show(console: Console, results: Iterable[Synced], verb: str) -> int:
 
 
 def dashboard(options: argparse.Namespace) -> int:
-    """W&B's own terminal dashboard over a sweep's offline files; online, where to look."""
+    """W&B's own terminal dashboard over a sweep's offline files; online, a saved view of the project's workspace."""
     from sweeps.tracking.target import saved_target
 
     store = existing(options.store)
     saved = store.sweep(options.name)
     config, directory = saved_target(saved).config, store.tracking(saved.name).runs
-    if config.mode == "online":
-        make_console().print(f"project {config.project}, group {saved.name}: see docs/wandb.md", highlight=False)
-    if not directory.is_dir():
-        raise UserError(f"{saved.name}: no W&B files in {directory}; run it with tracking=offline")
+    if options.online:
+        make_console().print(_save_view(saved, config), highlight=False)
+        return OK
+    if not any(directory.glob("*run-*/*.wandb")):
+        tip = (
+            "`mlkv dashboard NAME --online` makes its view in W&B"
+            if config.mode == "online"
+            else "run it with tracking=offline"
+        )
+        raise UserError(f"{saved.name}: no W&B files in {directory}; {tip}")
     return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)])
+
+
+def _save_view(saved: SavedSweep, config: TrackingConfig) -> str:
+    from analysis.metrics import metric
+    from sweeps.tracking import workspace
+
+    axis = saved.plan.get("axis")
+    with one_line():
+        better = metric(axis[1] if axis else "accuracy").higher_is_better
+    return workspace.save(saved, config, better)

@@ -105,6 +105,7 @@ class Backend:
         self.lock = threading.RLock()
         self.runs: dict[tuple[str, str, str], StoredRun] = {}
         self.artifacts: dict[str, Json] = {}
+        self.views: dict[str, Json] = {}
         self.operations: list[str] = []
 
     def run(self, name: str, project: str = "mlkv") -> StoredRun:
@@ -184,6 +185,19 @@ class Backend:
                 self.artifacts[project]["files"][name] = content
             else:
                 self.runs[entity, project, run].files[name] = content
+
+    # Saved views of a project's workspace
+    def _UpsertView2(self, variables: Json) -> Json:
+        known = self.views.get(variables.get("id") or "")
+        id = known["id"] if known else f"view-{len(self.views)}"
+        self.views[id] = {**variables, "id": id}
+        return {"upsertView": {"view": {"id": id, "name": variables["name"]}, "inserted": known is None}}
+
+    def _View(self, variables: Json) -> Json:
+        found = [view for view in self.views.values() if view["name"] == variables["viewName"]]
+        exists = any((e, p) == (variables["entityName"], variables["name"]) for e, p, _ in self.runs)
+        edges = [{"node": {key: view[key] for key in ("id", "displayName", "spec")}} for view in found]
+        return {"project": {"allViews": {"edges": edges}} if exists else None}
 
     # Reading
     def _find(self, variables: Json) -> StoredRun | None:
