@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ PUBLISHED = "is_published"
 ROW = "row"
 """What a row is called in its own pivot."""
 NOT_PUBLISHED = "not published"
+_LAYOUT = ("pattern", "kv_layers", "kv_heads")
 _SCORED = ("", "_stderr", "_low", "_high", "_tied")
 
 
@@ -24,31 +26,38 @@ def lines(pivot: pd.DataFrame, theirs: pd.DataFrame | None = None) -> list[Row]:
     if theirs is None:
         return ours
     left = [_translated(row, ours) for row in frame.records(theirs)]
+    scale = _scale(ours, left)
     found: list[Row] = []
     for row in ours:
         found.append(row)
-        if match := _match(row, left):
+        if match := _match(row, left, scale):
             left.remove(match)
             called = "" if match["variant"] == row["variant"] else f" {match['variant']}"
             found.append({**match, "variant": f"  published{called}"})
     return [*found, *({**row, "variant": f"{row['variant']} (published)"} for row in left)]
 
 
-def _match(ours: Row, theirs: Sequence[Row]) -> Row | None:
-    """By role, by name, else by shape where only one has it."""
+def _match(ours: Row, theirs: Sequence[Row], scale: float) -> Row | None:
+    """By role, by name, else by layout and size; where only one has it."""
     if ours["baseline"] == "untouched":
         return _only(theirs, lambda row: row["baseline"] == "untouched")
-    named = _only(theirs, lambda row: row["variant"] == ours["variant"] and row["baseline"] != "untouched")
-    shape = [ours[key] for key in ("kv_layers", "kv_heads", "kv_bytes_per_token")]
-    alike = _only(
-        theirs,
-        lambda row: (
-            [row[key] for key in ("kv_layers", "kv_heads", "kv_bytes_per_token")] == shape
-            and row["pattern"] == ours["pattern"]
-            and row["baseline"] != "untouched"
-        ),
-    )
-    return named or alike
+    contenders = [row for row in theirs if row["baseline"] != "untouched"]
+    named = _only(contenders, lambda row: row["variant"] == ours["variant"])
+    return named or _only(contenders, lambda row: _ratio(ours, row) == scale)
+
+
+def _scale(ours: Sequence[Row], theirs: Sequence[Row]) -> float:
+    """How many times our bytes theirs are: 1, or for a small twin of an experiment what fits most of its rows."""
+    ratios = Counter(ratio for row in ours for ratio in {_ratio(row, other) for other in theirs} if ratio)
+    return max(ratios, key=lambda ratio: (ratios[ratio], ratio == 1, -ratio), default=1.0)
+
+
+def _ratio(ours: Row, theirs: Row) -> float | None:
+    """Of two rows of one layout."""
+    if any(ours[key] is None or ours[key] != theirs[key] for key in _LAYOUT):
+        return None
+    own, other = ours["kv_bytes_per_token"], theirs["kv_bytes_per_token"]
+    return round(other / own, 6) if own and other else None
 
 
 def _only(rows: Sequence[Row], wanted: Callable[[Row], bool]) -> Row | None:

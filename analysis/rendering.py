@@ -63,9 +63,8 @@ _LATEX = {
 def latex(printed: Sheet) -> str:
     """A booktabs `tabular`; needs \\usepackage{booktabs} and nothing else. Leading baselines stand above a rule."""
     body = [_latex_line([_latex_cell(cell) for cell in row]) for row in printed.rows]
-    after = printed.baselines.count(None) and next(i for i, b in enumerate(printed.baselines) if b is None)
-    if after and None not in printed.baselines[:after]:
-        body.insert(after, r"\midrule")
+    if printed.leading:
+        body.insert(printed.leading, r"\midrule")
     return "\n".join(
         [
             r"\begin{tabular}{l" + "r" * (len(printed.headers) - 1) + "}",

@@ -106,6 +106,12 @@ def shown_scores(pivot: pd.DataFrame) -> list[Shown]:
     return [*own_axis, *mean, *map(_shown, columns)]
 
 
+def named_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """The same without the mean, each in the column of its own name: as another table may have them too."""
+    named = [score for score in shown_scores(pivot) if score.metric != ACCURACY]
+    return [_shown(str(pivot["quality_score"].iloc[0])) if score.column == "quality" else score for score in named]
+
+
 def other_scores(pivot: pd.DataFrame) -> list[Shown]:
     """Every other recorded score: further metrics of the tasks, training losses."""
     names = [name.removesuffix("_missing") for name in map(str, pivot) if name.endswith("_missing") and "." in name]

@@ -43,6 +43,12 @@ class Sheet:
     footnotes: list[str] = field(default_factory=list)
 
     @property
+    def leading(self) -> int:
+        """How many rows the baselines take at the top, with the published ones beside them; 0 where nothing follows."""
+        pairs = enumerate(zip(self.baselines, self.published, strict=True))
+        return next((i for i, (baseline, others) in pairs if baseline is None and not others), 0)
+
+    @property
     def notes(self) -> list[str]:
         """Every reason for an empty cell, with the variants that it empties."""
         reasons: dict[str, dict[str, None]] = {}

@@ -18,7 +18,7 @@ from analysis import rendering
 from analysis.beside import PUBLISHED, lines
 from analysis.frame import Row
 from analysis.metrics import METRICS, Metric
-from analysis.results import NOT_PLANNED, Shown, shown_scores
+from analysis.results import NOT_PLANNED, Shown, named_scores, shown_scores
 from analysis.sheet import Cell, Column, Sheet, assemble
 from analysis.statistics import ALPHA
 
@@ -45,8 +45,8 @@ def sheet(pivot: pd.DataFrame, published: pd.DataFrame | None = None) -> Sheet:
     for score in shown:
         columns += score_columns(rows, score)
     known = {score.label for score in shown}
-    for score in shown_scores(published) if published is not None else []:
-        if score.label not in known and score.column not in ("quality", "accuracy"):
+    for score in named_scores(published) if published is not None else []:
+        if score.label not in known:
             columns += score_columns(rows, score)
     columns.append(Column("P(front)", "chance", [_chance(row) for row in rows]))
     return sheet_of(rows, columns, _footnotes(pivot, columns))

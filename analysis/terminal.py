@@ -53,20 +53,14 @@ class FittingTable:
         table = Table(title=self._title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for i in shown:
             table.add_column(_broken(printed.headers[i]), justify="right" if i else "left", no_wrap=True)
-        for row, style, ends in zip(printed.rows, _styles(printed), _section_ends(printed), strict=True):
-            table.add_row(*(_text(row[i], style, errors) for i in shown), end_section=ends)
+        for number, (row, style) in enumerate(zip(printed.rows, _styles(printed), strict=True), start=1):
+            table.add_row(*(_text(row[i], style, errors) for i in shown), end_section=number == printed.leading)
         return table, [*left_out, *([] if errors else ["standard errors"])]
 
 
 def _broken(header: str) -> str:
     """Long headings on two lines: columns are as wide as their numbers."""
     return header.replace(" ", "\n", 1) if len(header) > 8 else header
-
-
-def _section_ends(printed: Sheet) -> list[bool]:
-    """Whether a rule follows the row: after the leading baselines."""
-    following = [*printed.baselines[1:], None]
-    return [this is not None and after is None for this, after in zip(printed.baselines, following, strict=True)]
 
 
 def _styles(printed: Sheet) -> list[str]:

@@ -1,11 +1,12 @@
 """How long the tables of a large sweep take from its files, and how much memory: 10,000 finished steps.
 
-    python benchmarks/gather.py
+    python benchmarks/gather.py [DIR]
 
-Fills a store through its own interface: layouts × learning rates × seeds, four tasks of 500 samples each with every
-sample's outcome. Then, each in a process of its own: `mlkv gather` and `mlkv table` (all kinds in Markdown, with paired
-bootstrap), and what one would write instead (every record through pandas.json_normalize, then a pivot), which
-has no reasons, no statistics and no layouts. The last line is one JSON object.
+Fills a store (in DIR, where it stays for the next time, or in a temporary directory) through its own interface:
+layouts × learning rates × seeds, four tasks of 500 samples each with every sample's outcome. Then, each in a process of
+its own: `mlkv gather` and `mlkv table` (all kinds in Markdown, with paired bootstrap), and what one would write instead
+(every record through pandas.json_normalize, then a pivot), which has no reasons, no statistics and no layouts. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def fill(root: Path) -> int:
         for id in steps:
             entry = {"kind": id.rsplit("-", 1)[0], "label": id, "parents": {}, "variants": []}
             ids.setdefault(id, entry)["variants"].append(row["variant"])
-    store.save_sweep(NAME, {"accuracy": [[task, "acc"] for task in TASKS], "axis": None, "steps": ids}, rows, [])
     hardness = np.random.default_rng(0).random((len(TASKS), SAMPLES))
     for number, id in enumerate(ids):
         finish(store, id, hardness, number)
+    store.save_sweep(NAME, {"accuracy": [[task, "acc"] for task in TASKS], "axis": None, "steps": ids}, rows, [])
     return len(ids)
 
 
@@ -153,12 +154,14 @@ def cost(script: str, *words: str) -> dict[str, float]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as place:
-        root, out = Path(place) / "store", Path(place) / "out"
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        root, out = place / "store", Path(temporary) / "out"
         out.mkdir()
-        start = time.perf_counter()
-        count = fill(root)
-        print(f"{count} finished steps in {time.perf_counter() - start:.0f} s")
+        if not Store(root).sweep_names():
+            start = time.perf_counter()
+            print(f"{fill(root)} finished steps in {time.perf_counter() - start:.0f} s")
+        count = len(Store(root).sweep(NAME).plan["steps"])
         ours = cost(OURS.format(name=NAME, out=out), str(root))
         print(f"gather and tables: {ours}")
         naive = cost(NAIVE, str(root), str(out))

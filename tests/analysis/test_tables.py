@@ -275,3 +275,22 @@ def test_seeds_are_told_with_their_interval() -> None:
     assert column(made, "variant") == ["A (n=3)"]
     assert column(made, "mean of 1 ↑") == ["42.00 ± 4.97"]  # 4.303 · 2 / √3
     assert any("Student" in note for note in made.footnotes)
+
+
+def test_a_small_twin_finds_its_published_rows_at_its_own_scale() -> None:
+    theirs = published_source("cla-1b")
+    rows = theirs.table[theirs.table["variant"].isin(["H128-MQA", "H128-MQA-CLA2", "H128-MQA-CLA4"])]
+    small = rows.assign(
+        variant=rows["variant"].map({"H128-MQA": "MQA-20", "H128-MQA-CLA2": "CLA-10", "H128-MQA-CLA4": "CLA-5"}),
+        kv_bytes_per_token=rows["kv_bytes_per_token"] // 8,
+    )
+    names = column(paper_sheets(Source("twin", small), ["benchmarks"], theirs)["benchmarks"], "variant")
+    assert names[:6] == [
+        "MQA-20",
+        "  published H128-MQA",
+        "CLA-10",
+        "  published H128-MQA-CLA2",
+        "CLA-5",
+        "  published H128-MQA-CLA4",
+    ]
+    assert len(names) == 3 + 20
