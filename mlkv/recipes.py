@@ -138,8 +138,8 @@ class MeasureRecipe:
     contexts: tuple[Positive, ...] = (256,)
     new_tokens: Positive = 16
     protocol: Literal["prefill", "filled"] = added("prefill")
-    """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `filled`: a cache that is handed
-    `contexts` random keys and values and grows with every token (arXiv 2406.09297's code)."""
+    """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `filled`: a cache that begins
+    with `contexts` random keys and values and grows with every token (arXiv 2406.09297's code)."""
     repeats: Positive = 3
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"

@@ -37,10 +37,10 @@ class Shell:
             start_new_session=True,
         )
 
-    def __call__(self, *arguments: str, status: int = 0) -> str:
+    def __call__(self, *arguments: str, status: int = 0, timeout: float = 300) -> str:
         """What it printed, after checking its exit status."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=timeout)
         assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
         return out if status == 0 else out + err
 

@@ -63,6 +63,24 @@ def test_every_cell_has_every_metric_and_is_reported():
     assert result["facts"]["parameters"] == DEEPER.parameters(LAYOUTS[3])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_prefilled(layout):
+    result = go(layout, protocol="filled")
+    measured = {(r["batch"], r["context"]): r["value"] for r in result["metrics"] if r["metric"] == "cache_bytes"}
+    per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 4)
+    assert measured == {(b, c): per_token * b * (c + 4) for b in (1, 3) for c in (8, 20)}
+    assert "prefill_seconds" not in {row["metric"] for row in result["metrics"]}
+
+
+def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged():
+    """MLKV-1 of Pythia-160M at batch 8: 7.99609375 MiB after 2,000 handed in and 47 steps (measurements.csv)."""
+    shape = DecoderShape(vocab_size=61, width=24, layers=12, heads=12, head_dim=64, mlp_width=8, context=64)
+    published = {"protocol": "filled", "batch_sizes": (8,), "contexts": (2000,), "new_tokens": 47, "repeats": 1}
+    result = go(make("even", 12, 12, 1, 1), shape, **published)
+    [kept] = [row["value"] for row in result["metrics"] if row["metric"] == "cache_bytes"]
+    assert kept / 2**20 == 7.99609375
+
+
 def test_a_larger_cache_is_a_higher_peak():
     shape = DecoderShape(vocab_size=97, width=64, layers=4, heads=4, head_dim=64, mlp_width=64, context=64)
     result = go(mha(4, 4), shape, batch_sizes=(1, 16), contexts=(1024,), new_tokens=1, repeats=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweeps.resolve import Resolver
 from sweeps.store import Store
 
 NAMES = [name for name in Composer().options("experiment") if name != "quickstart"]
+DOCS = ROOT / "docs" / "experiments.md"
 PUBLISHED = list(csv.DictReader((ROOT / "analysis" / "reference" / "layouts.csv").open()))
 
 
@@ -183,6 +185,18 @@ def test_native_and_uptrained_have_the_same_parameters(planned: Callable[..., Pl
     assert tokens == {("convert", 133120), ("scratch", 133120), ("scratch", 133120 + seen)}
 
 
+DOCUMENTED = re.compile(r"^\| `(\w+)` \|[^|]*\| (\d+) \| (\d+) \|[^|]*\|[^|]*\| (\d+), (\d+) \|", re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_documented_table_is_the_plans(reachable: None, planned: Callable[..., Plan]) -> None:
+    table = {name: tuple(map(int, counts)) for name, *counts in DOCUMENTED.findall(DOCS.read_text())}
+    assert sorted(table) == NAMES
+    for name, counts in table.items():
+        full, small = planned(f"experiment={name}"), planned(f"experiment={name}", "scale=small")
+        assert (len(full.variants), len(full.steps), len(small.variants), len(small.steps)) == counts, name
+
+
 REDUCED = [
     "corpus=pocket",
     "corpus.sequence_length=64",
@@ -232,7 +246,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Iter
     def run(name: str) -> tuple[Shell, str]:
         if name not in done:
             files = f"corpus.files=[{text_files}/*.txt]"
-            shell("sweep", f"experiment={name}", "scale=small", files, *REDUCED, *FEW[name])
+            shell("sweep", f"experiment={name}", "scale=small", files, *REDUCED, *FEW[name], timeout=1200)
             done.add(name)
         return shell, f"{name}-small"
 
@@ -249,3 +263,24 @@ def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
         ids = [*variant["steps"].pop("evaluate").values(), *filter(None, variant["steps"].values())]
         assert ids
         assert all(shell.store.step(id).state().name == "DONE" for id in ids)
+
+
+KINDS = ("configuration", "losses", "benchmarks", "memory")
+MEASURED_ALONE = {"mlkv_memory", "context"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_its_tables_have_every_variant_in_every_format(name: str, finished: Finished) -> None:
+    shell, sweep = finished(name)
+    expected = {"configuration", "memory"} if name in MEASURED_ALONE else set(KINDS)
+    for suffix in ("md", "tex", "csv"):
+        shell("table", sweep, "--format", suffix, "-o", f"tables-{name}")
+        written = {path.stem: path.read_text() for path in (shell.folder / f"tables-{name}").glob(f"*.{suffix}")}
+        assert set(written) == expected
+        for kind, text in written.items():
+            rows = [line for line in text.splitlines() if re.search(r"^\||\\\\$|,", line)]
+            assert len(rows) >= 1 + len(shell.store.sweep(sweep).variants), (kind, suffix)
+    printed = shell("table", sweep)
+    assert all(variant["variant"] in printed for variant in shell.store.sweep(sweep).variants)
+    assert "pending" not in printed

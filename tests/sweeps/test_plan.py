@@ -112,6 +112,32 @@ def test_measure_knows_no_weights(planner: Planner) -> None:
     assert [step.parents for step in measures] == [{}, {}]
 
 
+def test_measuring_alone_makes_no_checkpoint(planner: Planner) -> None:
+    bare = ["layout=mqa", "convert=none", "evaluate=none"]
+    assert {step.kind for step in planner(bare).steps.values()} == {"measure"}
+    assert added(planner, ["layout=mqa"], bare) == {}, "its steps are those of a sweep that makes checkpoints"
+    assert added(planner, bare, [*bare, "measure.protocol=filled"]) == {"measure": 2}
+    with pytest.raises(UserError, match=r"convert = none: makes no checkpoint that evaluate\.tasks could score"):
+        planner(bare[:2])
+
+
+@pytest.mark.parametrize("widening", ["copy", "split"])
+def test_a_decoder_from_scratch_is_as_wide_as_a_converted_one(planner: Planner, widening: str) -> None:
+    line = ["layout=mqa", f"convert.widening={widening}", "sweep.baselines=[]"]
+    [converted], [native] = planner(line).variants, planner([*line, "convert.start=scratch"]).variants
+    assert native.shape == converted.shape
+    assert native.shape.mlp_width > native.model.shape.mlp_width
+    assert native.convert
+    assert native.convert.slice["shape"]["mlp_width"] == native.shape.mlp_width
+    assert native.measure == converted.measure
+
+
+def test_norms_of_their_own_are_identity_only_where_they_are_asked_for(planner: Planner) -> None:
+    line = ["convert=scratch", "evaluate=none", "measure=none", "sweep.baselines=[]", "layout=cla"]
+    assert added(planner, line, [*line, "model.decoder.kv_norm=false"]) == {}
+    assert added(planner, line, [*line, "model.decoder.kv_norm=true"]) == {"convert": 1, "uptrain": 1}
+
+
 def test_steps_come_parents_first(planner: Planner) -> None:
     seen: set[str] = set()
     for id, step in planner(["experiment=quickstart"]).steps.items():
