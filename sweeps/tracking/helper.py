@@ -14,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
 
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 300.0
+"""After what could not be mirrored: a long step is taken up again when W&B is back."""
 
 
 class Follower:
@@ -71,6 +74,7 @@ class Helper:
         self._follower: Follower | None = None
         self._follow: Callable[[], Follower] | None = None
         self._attempt: Attempt | None = None
+        self._again_at = 0.0
         self._variants = VariantRuns(store, target)
 
     def listen(self, lines: IO[str]) -> None:
@@ -115,6 +119,8 @@ class Helper:
     def _pump(self) -> None:
         if self._follower:
             self._follower.pump()
+        elif self._follow and time.monotonic() >= self._again_at:
+            self._follower = self._follow()
 
     def _finish(self) -> None:
         if self._follower:
@@ -125,14 +131,14 @@ class Helper:
             self._variants.write_next()
 
     def _try(self, do: Callable[[], None]) -> None:
-        """W&B's failures and a full disk end the mirroring of this attempt and of what waits, and nothing else."""
+        """W&B's failures and a full disk end the mirroring of this attempt for a while, and nothing else."""
         try:
             try:
                 do()
             except ServiceEndedError:
                 self._start_over(do)
         except (MirrorError, StoreError, OSError) as error:
-            self._follower = None
+            self._follower, self._again_at = None, time.monotonic() + RETRY_SECONDS
             self._variants.forget()
             self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
 

@@ -1,4 +1,4 @@
-"""Writes runs to W&B. The only module that imports wandb, and only in a process that mirrors.
+"""Writes runs to W&B, in a process that mirrors and does nothing else.
 
 Nothing has to remember what has arrived. Online the server is asked when a run is taken up again, and rows it has are
 left out; offline, where W&B ignores `resume`, every fragment holds the run from its first row.
@@ -22,8 +22,6 @@ from sweeps.tracking.target import TrackingConfig
 
 _QUERIES: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
 """Give up soon: what does not arrive now is sent by the next attempt or `mlkv sync`."""
-
-
 _GOES_ON = ("INTERRUPTED", "RUNNING", "PENDING")
 """W&B calls these runs preempted, others that are not done failed."""
 
@@ -41,7 +39,6 @@ class OpenRun:
 
     def __init__(self, run: Run, config: TrackingConfig, directory: TrackingDir, pid: int | None = None) -> None:
         """`pid`: the process whose CPU, memory and GPU are to be shown; None for no system metrics."""
-        self._id, self._next = run.id, 0
         _make(directory)
         try:
             self._run = wandb.init(
@@ -58,10 +55,10 @@ class OpenRun:
                 reinit="create_new",
                 settings=_settings(config, pid),
             )
+            self._describe(run)
         except Exception as error:  # whatever W&B raises, the step goes on
             raise _told(error) from None
         self._next = self._run.starting_step
-        self._describe(run)
 
     @property
     def folder(self) -> str:

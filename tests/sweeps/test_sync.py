@@ -120,6 +120,7 @@ def test_half_of_it_arrived_and_the_rest_follows_without_a_row_twice(sent: Sent)
     assert positions(server, step) == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_killed_is_taken_up_again(stage: Stage, server: WandbServer) -> None:
     target = Target(replace(stage.config, mode="online"), stage.saved.name)
     assert [each.done for each in synced(stage.store, target, timeout=3.0)][-1:] == ["failed"]
@@ -128,12 +129,14 @@ def test_a_sync_that_is_killed_is_taken_up_again(stage: Stage, server: WandbServ
     assert set(rows) == {tuple(range(1, 13))}
 
 
+@pytest.mark.long
 def test_a_server_that_says_wait_gets_everything_all_the_same(stage: Stage, server: WandbServer) -> None:
     waited = server.fail(status=429, retry_after=0.1, every=6, times=40)
     assert stage.sync()[0] == 0
     assert waited.done > 3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_is_told_for_every_run(stage: Stage, server: WandbServer) -> None:
     server.stop()
     failed, done = stage.sync()
@@ -144,6 +147,7 @@ def test_what_cannot_be_sent_is_told_for_every_run(stage: Stage, server: WandbSe
 # Directories
 
 
+@pytest.mark.slow
 def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: WandbServer, tmp_path: Path) -> None:
     code = """if True:
         import wandb
@@ -165,6 +169,7 @@ def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: Wandb
     assert (run.summary["best"], run.state, run.shown["displayName"]) == (4, "finished", "their run")
 
 
+@pytest.mark.long
 def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, server: WandbServer) -> None:
     assert not [e for e in synced(stage.store, Target(stage.config, "tiny")) if e.done != "written"]
     assert {e.done for e in synced(stage.store, Target(stage.config, "tiny"))} == {"already there"}
@@ -177,6 +182,7 @@ def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, se
 # Offline
 
 
+@pytest.mark.long
 def test_offline_all_is_written_where_no_internet_socket_can_be_had(stage: Stage, server: WandbServer) -> None:
     """The kernel gives none out, to whatever process; everything is written all the same."""
     environment = {**os.environ, **Target(stage.config, "tiny").environment()}

@@ -58,6 +58,7 @@ def test_a_steps_run_says_what_it_is_and_how_it_went(stage: Stage, server: Wandb
     assert axes, "train/* is drawn against our own step"
 
 
+@pytest.mark.slow
 def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: WandbServer) -> None:
     step = stage.id("uptrain")
     stage.act(step, training(1, 20), "interrupted")
@@ -70,6 +71,7 @@ def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: Wan
     assert [id for id in server.runs if not id.startswith("variant-")] == [step]
 
 
+@pytest.mark.long
 def test_killed_outright_at_most_two_seconds_are_missing_and_sync_brings_them(
     stage: Stage, server: WandbServer
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,9 @@ from tracked import Planner, Stage, arrives, make_stage, positions, training, us
 from wandb_server import WandbServer
 
 from analysis.wandb_files import read_directory
+from sweeps.tracking import helper
 from sweeps.tracking.supervisor import Mirror
-from sweeps.tracking.target import VARIABLE
+from sweeps.tracking.target import VARIABLE, Target
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def ends_all_the_same(stage: Stage, step: str, rows: int = 20) -> None:
     assert stage.store.step(step).state().name == "DONE"
 
 
+@pytest.mark.slow
 def test_no_server_does_not_fail_or_delay_and_sync_mends_it(
     planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
 ) -> None:
@@ -72,6 +75,7 @@ def test_a_bad_key_is_logged_without_the_key(
     assert not written
 
 
+@pytest.mark.long
 def test_a_server_that_goes_away_and_comes_back_in_mid_training(stage: Stage, server: WandbServer) -> None:
     step, mirror = stage.id("base"), stage.mirror()
     acted = stage.begin(mirror, step)
@@ -127,6 +131,37 @@ def test_the_clients_own_process_is_killed_and_another_goes_on(
     else:
         (run,) = (run for run in read_directory(runs) if run.id == step)
         assert [row["train/global_step"] for row in run.rows] == list(range(1, 41))
+
+
+def test_a_long_step_is_taken_up_again_when_the_server_is_back(
+    planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The helper's part of it, in this process."""
+    stage = make_stage(planner, tiny, tmp_path, mode="online")
+    step, tried = stage.id("base"), []
+    claim = stage.store.step(step).claim()
+    assert claim
+
+    class Follower:
+        def __init__(self, *_: object) -> None:
+            tried.append(1)
+            if len(tried) < 3:
+                raise helper.MirrorError("no server")
+
+        def pump(self) -> None:
+            tried.append(2)
+
+    monkeypatch.setattr(helper, "Follower", Follower)
+    acted = helper.Helper(stage.store, Target(stage.config, "tiny"))
+    acted._try(partial(acted._begin, {"step": step, "attempt": 1, "pid": 1}))
+    acted._try(acted._pump)
+    assert tried == [1], "not at once"
+    monkeypatch.setattr(helper, "RETRY_SECONDS", 0.0)
+    acted._again_at = 0.0
+    for _ in range(3):
+        acted._try(acted._pump)
+    assert tried == [1, 1, 1, 2]
+    assert stage.log_of(step).count("no server") == 2
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
     assert {each.done for each in stage.sync()[1].values()} == {"already there"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offline_one_copy_of_a_variant_is_kept_and_it_is_the_newest(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
 ) -> None:
@@ -75,7 +75,7 @@ def test_offline_one_copy_of_a_variant_is_kept_and_it_is_the_newest(
     assert not server.requests
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_that_end_steps_at_once_leave_one_whole_run(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
 ) -> None:
