@@ -1,4 +1,4 @@
-"""The memory figure: bytes of KV cache against batch size, the formula as lines, what was measured as points.
+"""The memory figure: bytes of KV cache against batch size or context, the formula as lines, measurements as points.
 
 A cell that ran out of memory is a cross where the formula would have put it. Variants of one size share a line.
 """
@@ -26,26 +26,32 @@ CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_byte
 
 
 Cells = dict[int, float]
-"""Bytes by batch size."""
+"""Bytes by what was swept: batch size or context."""
+_ALIKE = 0.99
+"""Contexts count as the longest from this share of it on (the published runs end at 2,047 or 2,045 tokens)."""
+AXES = {"batch": "batch size", "context": "context, tokens"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """Layouts whose caches have one size: what was measured for each family, and the batch sizes that ran out."""
+    """Layouts whose caches have one size: what was measured for each family, and what ran out of memory.
+
+    The cache takes `unit` bytes for each of x + `extra`, where x is the batch size or the context.
+    """
 
     layouts: tuple[str, ...]
-    bytes_per_token: float
-    tokens: int
+    unit: float
+    extra: int
     caches: dict[str, Cells]
     peaks: dict[str, Cells]
     failed: set[int]
 
-    def formula(self, batch: float) -> float:
-        """Bytes of the cache at a batch size: bytes per token · tokens · batch."""
-        return self.bytes_per_token * self.tokens * batch
+    def formula(self, x: float) -> float:
+        """Bytes of the cache."""
+        return self.unit * (x + self.extra)
 
     @property
-    def batches(self) -> set[int]:
+    def swept(self) -> set[int]:
         return self.failed.union(*self.caches.values())
 
     @property
@@ -58,56 +64,76 @@ class Line:
         return look(next(iter(self.caches))).colour
 
 
+def measured(table: pd.DataFrame) -> tuple[str, list[Row]]:
+    """What was swept, `batch` or, at a single batch size, `context`; and the numbers of it, at the longest context."""
+    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
+    if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
+        return "context", rows
+    longest = max((row["context"] for row in rows), default=0)
+    return "batch", [row for row in rows if row["context"] >= _ALIKE * longest]
+
+
 def lines(table: pd.DataFrame) -> list[Line]:
-    """Lines of a long table at the longest context measured, the largest cache first; empty without measurements."""
-    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["kv_bytes_per_token"]]
-    longest = max((row["context"] for row in rows if row["metric"] == CACHE), default=None)
-    rows = [row for row in rows if row["context"] == longest and row["value"] is not None]
-    tokens = _tokens(rows)
-    by_size: dict[int, list[Row]] = {}
+    """Lines of a long table, the largest cache first; empty without measurements."""
+    axis, rows = measured(table)
+    by_variant: dict[str, list[Row]] = {}
     for row in rows:
-        by_size.setdefault(row["kv_bytes_per_token"], []).append(row)
-    wider = _wider(rows, tokens)
-    return [_line(size * wider, tokens, by_size[size]) for size in sorted(by_size, reverse=True)]
+        if row["kv_bytes_per_token"]:
+            by_variant.setdefault(row["variant"], []).append(row)
+    by_size: dict[tuple[float, int, float], list[Row]] = {}
+    for own in by_variant.values():
+        tokens, factor = _tokens(own), _wider(own)
+        if tokens:
+            by_size.setdefault((own[0]["kv_bytes_per_token"] * factor, tokens, factor), []).extend(own)
+    return [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
 
 
-def _wider(rows: list[Row], tokens: int) -> float:
-    """How many times the formula's bytes all caches had: 2 where a cache that is counted at 16 bits was measured at 32
-    (as published for MLKV). 1 unless all agree on one such factor."""
+def _tokens(rows: list[Row]) -> int:
+    """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
+    nothing was measured. What was decoded after the context counts where the step recorded bytes per token."""
+    caches = {(row["batch"], row["context"]): row["value"] for row in rows if row["metric"] == CACHE}
+    for row in rows:
+        if row["metric"] == PER_TOKEN and (cache := caches.get((row["batch"], row["context"]))):
+            return round(cache / (row["value"] * row["batch"])) - int(row["context"]) + _first(rows)
+    return _first(rows)
+
+
+def _first(rows: list[Row]) -> int:
+    return int(rows[0]["context"]) if rows else 0
+
+
+def _wider(rows: list[Row]) -> float:
+    """How many times the formula's bytes a variant's caches had: 2 where keys that are counted at 16 bits were kept at
+    32 (as published for MLKV). 1 unless all its cells agree on one such factor."""
+    extra = _tokens(rows) - _first(rows)
     ratios = [
-        row["value"] / (row["kv_bytes_per_token"] * tokens * row["batch"]) for row in rows if row["metric"] == CACHE
+        row["value"] / (row["kv_bytes_per_token"] * (row["context"] + extra) * row["batch"])
+        for row in rows
+        if row["metric"] == CACHE
     ]
     agreed = {factor for ratio in ratios for factor in (0.5, 1.0, 2.0) if abs(ratio / factor - 1) < 0.02}
     return agreed.pop() if len(agreed) == 1 else 1.0
 
 
-def _tokens(rows: list[Row]) -> int:
-    """Tokens in a full cache: the context and what was decoded after it, where the step recorded bytes per token."""
-    caches = {(row["variant"], row["batch"]): row["value"] for row in rows if row["metric"] == CACHE}
-    for row in rows:
-        if row["metric"] == PER_TOKEN and (cache := caches.get((row["variant"], row["batch"]))):
-            tokens: float = cache / (row["value"] * row["batch"])
-            return round(tokens)
-    return int(rows[0]["context"]) if rows else 0
-
-
-def _line(size: float, tokens: int, rows: list[Row]) -> Line:
+def _line(axis: str, size: float, tokens: int, factor: float, rows: list[Row]) -> Line:
+    told = "" if factor == 1 else f" ×{factor:g}"
+    of_batch = axis == "batch"
     return Line(
-        layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}" for row in rows)),
-        bytes_per_token=size,
-        tokens=tokens,
-        caches=_cells(rows, CACHE),
-        peaks=_cells(rows, PEAK),
-        failed={row["batch"] for row in rows if row["metric"] == OUT_OF_MEMORY},
+        layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}{told}" for row in rows)),
+        unit=size * (tokens if of_batch else rows[0]["batch"]),
+        extra=0 if of_batch else tokens - _first(rows),
+        caches=_cells(rows, axis, CACHE),
+        peaks=_cells(rows, axis, PEAK),
+        failed={row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY},
     )
 
 
-def _cells(rows: list[Row], metric: str) -> dict[str, Cells]:
+def _cells(rows: list[Row], axis: str, metric: str) -> dict[str, Cells]:
     """By family: variants of one family and size have one cache, so the last measurement stands for all of them."""
     found: dict[str, Cells] = {row["family"] or "": {} for row in rows}
     for row in rows:
         if row["metric"] == metric:
-            found[row["family"] or ""][row["batch"]] = row["value"]
+            found[row["family"] or ""][row[axis]] = row["value"]
     return found
 
 
@@ -118,12 +144,12 @@ def memory_figure(table: pd.DataFrame) -> Figure | None:
     if not drawn:
         return None
     figure, axes = new_figure()
-    batches = sorted(set().union(*(line.batches for line in drawn)))
-    _draw_frame(axes, drawn, batches)
+    swept = sorted(set().union(*(line.swept for line in drawn)))
+    _draw_frame(axes, drawn, measured(table), swept)
     for line in drawn:
-        _draw_line(axes, line, (batches[0], batches[-1]))
+        _draw_line(axes, line, (swept[0], swept[-1]))
     note(axes, _legend(drawn))
-    name_ends(figure, axes, [EndName(line.label, line.formula(batches[-1]), line.colour) for line in drawn])
+    name_ends(figure, axes, [EndName(line.label, line.formula(swept[-1]), line.colour) for line in drawn])
     return figure
 
 
@@ -135,24 +161,26 @@ def _legend(drawn: list[Line]) -> str:
     return "   ".join(parts)
 
 
-def batch_axis(axes: Axes, batches: list[int]) -> None:
-    """A horizontal axis of batch sizes, in octaves."""
+def swept_axis(axes: Axes, axis: str, values: list[int]) -> None:
+    """A horizontal axis of batch sizes or contexts, in octaves."""
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("batch size")
+    axes.set_xlabel(AXES[axis])
     axes.grid(True)
-    low, high = batches[0], batches[-1]
+    low, high = values[0], values[-1]
     ticks = byte_ticks(low / 1.01, high * 1.01, most=6)
-    ticks = ticks if len(ticks) > 1 else evenly(batches, 6)
+    ticks = ticks if len(ticks) > 1 else evenly(values, 6)
     axes.set_xlim(low / 1.25, high * 1.25)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
 
-def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
-    batch_axis(axes, batches)
+def _draw_frame(axes: Axes, drawn: list[Line], found: tuple[str, list[Row]], swept: list[int]) -> None:
+    axis, rows = found
+    swept_axis(axes, axis, swept)
     axes.set_yscale("log", base=2)
-    axes.set_ylabel(f"KV cache of {drawn[0].tokens:,} tokens")
+    fixed = f"{_tokens(rows):,} tokens" if axis == "batch" else f"{rows[0]['batch']:,} sequence(s)"
+    axes.set_ylabel(f"KV cache of {fixed}")
     sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
-    sizes += [line.formula(batch) for line in drawn for batch in (batches[0], batches[-1])]
+    sizes += [line.formula(x) for line in drawn for x in (swept[0], swept[-1])]
     marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
     axes.set_yticks(marks, [size_text(mark) for mark in marks])
     axes.minorticks_off()
@@ -160,7 +188,7 @@ def _draw_frame(axes: Axes, drawn: list[Line], batches: list[int]) -> None:
 
 def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
     """The formula, the first family's points filled, further families' as rings around them, peaks and crosses."""
-    axes.plot(span, [line.formula(batch) for batch in span], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
+    axes.plot(span, [line.formula(x) for x in span], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
     for ring, (family, cells) in enumerate(line.caches.items()):
         shape = look(family)
         axes.plot(
@@ -176,4 +204,4 @@ def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
         peaks = line.peaks[family]
         axes.plot(list(peaks), list(peaks.values()), "_", color=shape.colour, markersize=5, alpha=0.6)
     failed = sorted(line.failed)
-    axes.plot(failed, [line.formula(batch) for batch in failed], "x", color=ALARM, markersize=5, zorder=9)
+    axes.plot(failed, [line.formula(x) for x in failed], "x", color=ALARM, markersize=5, zorder=9)

@@ -1,17 +1,17 @@
-"""The speed figure: decoded tokens per second against batch size, one line for each layout that was measured."""
+"""The speed figure: decoded tokens per second against batch size or context, a line for each layout measured."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import frame
 from analysis.canvas import ALARM, SMALLEST, EndName, evenly, name_ends, new_figure, note, short, styled
 from analysis.frame import Row
-from analysis.memory import OUT_OF_MEMORY, batch_axis
+from analysis.memory import OUT_OF_MEMORY, measured, swept_axis
 from analysis.naming import Name, write_names
 from analysis.style import look, shades
 from analysis.ticks import round_ticks
@@ -26,7 +26,7 @@ MOST_NAMES = 16
 
 @dataclass(frozen=True)
 class Pace:
-    """Tokens per second by batch size of one layout, and the batch sizes that ran out of memory."""
+    """Tokens per second of one layout by batch size (or context), and where memory ran out."""
 
     name: str
     family: str | None
@@ -40,24 +40,28 @@ class Pace:
 
 
 def paces(table: pd.DataFrame) -> list[Pace]:
-    """The speeds in a long table at the longest context of each layout, the largest budget first. Variants that share
-    a measurement are one line, named by family and budget."""
-    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
-    by_layout: dict[tuple[str, str], list[Row]] = {}
+    """The speeds in a long table, the largest budget first. Variants that share a measurement are one line, named by
+    family and budget unless layouts were measured in several ways."""
+    axis, rows = measured(table)
+    by_step: dict[str, list[Row]] = {}
     for row in rows:
-        name = f"{row['family']}-{row['budget']}" if row["step"] else row["variant"]
-        by_layout.setdefault((name, row["step"] or row["variant"]), []).append(row)
-    found = [_pace(name, rows) for (name, _), rows in by_layout.items()]
+        by_step.setdefault(row["step"] or row["variant"], []).append(row)
+    names = Counter(_layout_name(own[0]) for own in by_step.values())
+    found = [
+        _pace(_layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0]["variant"], axis, own)
+        for own in by_step.values()
+    ]
     return sorted((pace for pace in found if pace.cells), key=lambda pace: -pace.budget)
 
 
-def _pace(name: str, rows: list[Row]) -> Pace:
-    longest: dict[int, Row] = {}
-    for row in rows:
-        if row["metric"] == SPEED and row["context"] >= longest.get(row["batch"], row)["context"]:
-            longest[row["batch"]] = row
-    cells = {batch: longest[batch]["value"] for batch in sorted(longest)}
-    failed = {row["batch"] for row in rows if row["metric"] == OUT_OF_MEMORY} - cells.keys()
+def _layout_name(row: Row) -> str:
+    return f"{row['family']}-{row['budget']}" if row["step"] else str(row["variant"])
+
+
+def _pace(name: str, axis: str, rows: list[Row]) -> Pace:
+    speeds = {row[axis]: row["value"] for row in rows if row["metric"] == SPEED}
+    cells = {x: speeds[x] for x in sorted(speeds)}
+    failed = {row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY} - cells.keys()
     return Pace(name, rows[0]["family"], rows[0]["budget"] or 0, cells, failed)
 
 
@@ -68,7 +72,7 @@ def throughput_figure(table: pd.DataFrame) -> Figure | None:
     if not drawn:
         return None
     figure, axes = new_figure()
-    batch_axis(axes, sorted({batch for pace in drawn for batch in [*pace.cells, *pace.failed]}))
+    swept_axis(axes, measured(table)[0], sorted({x for pace in drawn for x in [*pace.cells, *pace.failed]}))
     _speed_axis(axes, [speed for pace in drawn for speed in pace.cells.values()])
     colours = shaded([(pace.name, pace.family) for pace in drawn])
     for pace in drawn:

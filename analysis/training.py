@@ -133,7 +133,8 @@ def _frame(axes: Axes, drawn: list[Curve], told_only: bool) -> None:
         axes.set_yticks(ticks, [f"{tick:.{digits}f}" for tick in ticks])
         last = max(curve.steps[-1] for curve in drawn)
         axes.set_xlim(0, last)
-        axes.set_xticks(steps := nice_ticks(0, last, 4)[0], [f"{step:,.0f}" for step in steps])
+        whole = [step for step in nice_ticks(0, last, 4)[0] if abs(step - round(step)) < 1e-6]
+        axes.set_xticks(whole, [f"{step:,.0f}" for step in whole])
     axes.set_ylim(low, high)
     axes.minorticks_off()
 

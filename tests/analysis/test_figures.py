@@ -143,7 +143,7 @@ def test_memory_lines_are_the_formula_and_points_what_was_measured(finished: Any
     found = lines(gather(finished.store, finished.name))
     assert [line.label for line in found][:2] == ["MHA-36", "GQA-12, MLKV-12"]
     for line in found:
-        assert line.tokens == 272
+        assert (line.unit % 272, line.extra) == (0, 0)
         for cells in line.caches.values():
             assert cells == {1: line.formula(1), 8: line.formula(8)}
 
@@ -423,6 +423,7 @@ def test_speeds_are_the_measured_ones_and_end_where_memory_did() -> None:
     found = {pace.name: pace for pace in paces(published_source("mlkv").table)}
     assert found["MHA-144"].cells == {8: 46.06, 24: 79.71, 48: 31.29}
     assert found["MHA-144"].last == (48, 31.29)
+    assert max(found["MLKV-1"].cells) == 1100
 
 
 def test_a_batch_that_did_not_fit_is_marked_in_the_speeds(filler: Any) -> None:
@@ -468,3 +469,27 @@ def test_round_ticks_are_inside_and_few(low: float, ratio: float, most: int) -> 
     ticks = round_ticks(low, low * ratio, most)
     assert 1 <= len(ticks) <= most + 1
     assert all(low * (1 - 1e-6) <= tick <= low * ratio * (1 + 1e-6) for tick in ticks)
+
+
+def test_at_one_batch_size_the_context_is_the_axis(filler: Any) -> None:
+    for label in ("GQA-12", "MLKV-1"):
+        size = filler.layout(label).kv_bytes_per_token(32)
+        cells = [
+            {"metric": metric, "batch": 1, "context": context, "value": value, "stderr": None, "n": 1}
+            for context in (1024, 4096)
+            for metric, value in (
+                ("cache_bytes", 2.0 * size * (context + 16)),  # kept at 32 bits
+                ("cache_bytes_per_token", 2.0 * size),
+                ("tokens_per_second", 1e5 / context),
+            )
+        ]
+        filler.done(filler.variant(label)["steps"]["measure"], cells)
+    table = load(filler.store, filler.name).table
+    for line in lines(table):
+        (cells,) = line.caches.values()
+        assert cells == {context: line.formula(context) for context in (1024, 4096)}
+    assert [line.label for line in lines(table)] == ["GQA-12 ×2", "MLKV-1 ×2"]
+    assert [pace.cells for pace in paces(table)] == [{1024: 1e5 / 1024, 4096: 1e5 / 4096}] * 2
+    for figure in (memory_figure(table), throughput_figure(table)):
+        assert figure.axes[0].get_xlabel() == "context, tokens"
+        assert_readable(figure)
