@@ -66,7 +66,7 @@ def _write(axes: Axes, name: Name, box: labels.Box) -> None:
     )
     text.set_in_layout(False)
     end = labels.nearest(box, (0.0, 0.0))
-    if math.hypot(*end) > 2 * GAP:
+    if math.hypot(*end) > 1.6 * GAP:
         line = {"arrowstyle": "-", "linewidth": 0.4, "color": name.style["color"], "shrinkA": 0, "shrinkB": 2.5}
         axes.annotate("", (name.x, name.y), end, textcoords="offset points", arrowprops=line).set_in_layout(False)
 
