@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.kinds import FIGURES
 from sweeps import acting, gathering, looking, mirroring, writing
 from sweeps.errors import UserError
 
@@ -91,9 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--cache", type=Path, help="source=api: where histories are kept (default: XDG_CACHE_HOME)")
     _table_options(_of_results(commands, "table", writing.table, "the tables of a paper, finished or not"))
     drawn = _of_results(commands, "figure", writing.figure, "the figures of a paper, finished or not")
-    drawn.add_argument(
-        "kinds", nargs="*", help="which; default: all that there is something to draw for", metavar="KIND"
-    )
+    which = f"{', '.join(FIGURES)} (default: all that there is something to draw for)"
+    drawn.add_argument("kinds", nargs="*", help=which, metavar="KIND")
     _add_published(drawn)
     drawn.add_argument("-o", "--out", type=Path, help="directory (default: reports/NAME/figures)")
     written = _of_results(

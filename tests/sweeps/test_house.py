@@ -21,6 +21,7 @@ MAY_IMPORT = {
 ALSO = {
     "sweeps.gathering": {"analysis"},
     "sweeps.writing": {"analysis"},
+    "sweeps.cli": {"analysis.kinds"},
     "sweeps.view": {"analysis.units"},
     "sweeps.sync": {"analysis"},
     "sweeps.mirroring": {"analysis"},
