@@ -97,7 +97,8 @@ class Composer:
 
     def _scaled(self, lines: tuple[str, ...]) -> list[str]:
         """`experiment=NAME scale=small` is `experiment=small/NAME`: a size of its own for every experiment."""
-        chosen = {o.key_or_group: str(o.value()) for o in parse_overrides(lines) if o.type is OverrideType.CHANGE}
+        overrides = parse_overrides(lines)
+        chosen = {o.key_or_group: str(o.value()) for o in overrides if o.type is OverrideType.CHANGE}
         scale = chosen.get("scale", FULL)
         if scale == FULL or scale not in self.options("scale"):
             return list(lines)
@@ -105,7 +106,8 @@ class Composer:
         if name not in twins:
             said = f"experiment {name} has none of that size" if name else "needs an experiment"
             raise UserError(f"scale = {scale}: {said}; valid: {', '.join(twins)}")
-        return [f"experiment={scale}/{name}" if line == f"experiment={name}" else line for line in lines]
+        kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group != "experiment"]
+        return [f"experiment={scale}/{name}", *kept]
 
     def _missing(self, error: MissingConfigException) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")

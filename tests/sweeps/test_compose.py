@@ -83,6 +83,7 @@ def test_a_mistake_is_one_line(line: str, message: str) -> None:
 def test_a_scale_is_the_experiment_of_that_size() -> None:
     small = composer()(["experiment=mlkv_table", "scale=small", "uptrain.lr=1"])
     assert small == composer()(["experiment=small/mlkv_table", "uptrain.lr=1"])
+    assert small == composer()(["uptrain.lr=1", "scale=small", "experiment='mlkv_table'"])
     assert small["name"] == "mlkv_table-small"
     assert composer()(["experiment=mlkv_table", "scale=full"]) == composer()(["experiment=mlkv_table"])
     assert composer()(["experiment=mlkv_table"])["sweep"] == small["sweep"]
