@@ -24,6 +24,7 @@ _TRAINING_KINDS = ("base", "uptrain")
 
 ACCURACY = "accuracy"
 """Of a cell: the mean itself, as somebody published it beside its parts."""
+_SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
 _JUDGED = ("quality", "accuracy")
 
 Score = tuple[float | None, float | None, str | None]
@@ -74,7 +75,7 @@ def _parts(rows: list[Row]) -> list[str]:
 
 def _scored(table: pd.DataFrame) -> dict[tuple[str, str], uncertainty.Scored]:
     """The scores that make up the main axis and the accuracy."""
-    wanted = table[(table["in_axis"] | table["in_accuracy"]) & table["value"].notna()]
+    wanted = table.loc[(table["in_axis"] | table["in_accuracy"]) & table["value"].notna(), list(_SCORED)]
     return {
         (row["variant"], _column(row)): uncertainty.Scored(
             row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"]

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from sweeps.store import Store
 
+_ROW = np.dtype([("unit", "<i8"), ("part", "<f8"), ("weight", "<f8")])
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -35,25 +37,22 @@ class Samples(Protocol):
 
 
 class StoredSamples:
-    """From `scores.npz` among the outputs of the store's evaluations (mlkv.outcomes writes it)."""
+    """From `scores/` among the outputs of the store's evaluations (mlkv.outcomes writes it)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def outcomes(self, step: str, task: str, metric: str) -> Outcomes | None:
-        path = self._store.step(step).out / "scores.npz"
-        return read(path, "/".join([*task.split("/")[1:], metric])) if path.exists() else None
+        return read(self._store.step(step).out / "scores" / "/".join([*task.split("/")[1:], f"{metric}.samples"]))
 
 
-def read(path: Path, name: str) -> Outcomes | None:
-    """`name` is a metric, or for a member of a task group `MEMBER/METRIC`."""
-    with np.load(path) as found:
-        if name not in found:
-            return None
-        rows = found[name]
-    parts = np.ascontiguousarray(rows["part"])
-    weights = rows["weight"] if "weight" in rows.dtype.names else np.ones(len(parts))
-    return Outcomes(np.ascontiguousarray(rows["unit"]), parts, weights)
+def read(path: Path) -> Outcomes | None:
+    """The outcomes in a file; None where there is no such file."""
+    try:
+        rows = np.frombuffer(path.read_bytes(), _ROW)
+    except FileNotFoundError:
+        return None
+    return Outcomes(*(np.ascontiguousarray(rows[name]) for name in ("unit", "part", "weight")))
 
 
 def stacked(found: Iterable[Outcomes]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mlkv.layout import KVLayout, make
-from mlkv.outcomes import FILE, Outcomes, save
+from mlkv.outcomes import Outcomes, save
 from sweeps.store import Store
 
 STEPS = 10_000
@@ -125,7 +125,7 @@ def finish(store: Store, id: str, hardness: np.ndarray, number: int) -> None:
         task = next(i for i, task in enumerate(TASKS) if id.endswith(task))
         right = (hardness[task] + 0.1 * random.standard_normal(SAMPLES) < 0.5).astype(float)
         outcomes = Outcomes(np.arange(SAMPLES), right, np.ones(SAMPLES))
-        save({"acc": outcomes}, claim.attempt.out / FILE)
+        save({"acc": outcomes}, claim.attempt.out)
         share = float(right.mean())
         error = (share * (1 - share) / SAMPLES) ** 0.5
         metrics = [{"metric": name, "value": share, "stderr": error, "n": SAMPLES} for name in ("acc", "acc_norm")]

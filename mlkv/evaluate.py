@@ -31,7 +31,7 @@ def run(
     corpus: Path | None,
     tasks: Path = TASKS_FOLDER,
 ) -> dict[str, Any]:
-    """Score `checkpoint`; leaves in `out` results.json, scores.npz (each sample's part in the scores), and of lm-eval's
+    """Score `checkpoint`; leaves in `out` results.json, scores/ (each sample's part in the scores), and of lm-eval's
     tasks samples.jsonl (the answers).
 
     `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, one whose data cannot be had,
@@ -58,7 +58,7 @@ def run(
         found = outcomes.of_samples(results, recipe.task, metrics)
         _write_lines(out / "samples.jsonl", harness.samples(results))
     _check(recipe.task, metrics)
-    outcomes.save(found, out / outcomes.FILE)
+    outcomes.save(found, out)
     (out / "results.json").write_text(json.dumps({"task": recipe.task, "metrics": metrics}, indent=2) + "\n", "utf-8")
     return {"metrics": metrics, "facts": {"precision": precision, "device": model.device.type}}
 

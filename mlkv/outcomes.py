@@ -1,8 +1,8 @@
 """What an evaluation found for every sample, compact: what comparing two checkpoints on the same samples needs.
 
-`scores.npz` holds an array for each metric that is Σ parts / Σ weights over samples: a row per sample, with the fields
-`unit` (which one it is, as a digest of its content), `part` and, unless all are 1, `weight`. A metric of another kind
-(perplexity) is not in it.
+`scores/METRIC.samples` holds a metric that is Σ parts / Σ weights over samples: for each sample three little-endian
+numbers of eight bytes, `unit` (an integer: which one it is, as a digest of its content), `part` and `weight`. Reading
+thousands of them takes no time. A metric of another kind (perplexity) has none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FILE = "scores.npz"
+FOLDER, SUFFIX = "scores", ".samples"
+ROW = np.dtype([("unit", "<i8"), ("part", "<f8"), ("weight", "<f8")])
 Json = dict[str, Any]
 
 
@@ -39,19 +40,14 @@ def digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
-def save(outcomes: Mapping[str, Outcomes], path: Path) -> None:
-    arrays: dict[str, Any] = {metric: _rows(found) for metric, found in outcomes.items()}
-    np.savez(path, **arrays)
-
-
-def _rows(found: Outcomes) -> NDArray[Any]:
-    columns: dict[str, NDArray[Any]] = {"unit": found.units, "part": found.parts}
-    if (found.weights != 1).any():
-        columns["weight"] = found.weights
-    rows = np.empty(len(found.units), [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        rows[name] = column
-    return rows
+def save(outcomes: Mapping[str, Outcomes], out: Path) -> None:
+    """Into a step's output; a member of a task group has a folder of its own."""
+    for metric, found in outcomes.items():
+        rows = np.empty(len(found.units), ROW)
+        rows["unit"], rows["part"], rows["weight"] = found.units, found.parts, found.weights
+        path = out / FOLDER / f"{metric}{SUFFIX}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rows.tobytes())
 
 
 def of_samples(results: Json, task: str, rows: Iterable[Json]) -> dict[str, Outcomes]:

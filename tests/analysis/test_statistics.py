@@ -141,3 +141,9 @@ def test_hypervolumes_are_those_of_every_repetition(
     found = statistics.hypervolumes(costs, draws, reference, higher_is_better=higher)
     expected = [pareto.hypervolume(costs, row, reference, higher_is_better=higher) for row in draws]
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_same_outcomes_differ_by_nothing() -> None:
+    sample = np.random.default_rng(4).random(300)
+    draws = statistics.bootstrap(np.stack([sample] * 9), np.ones((9, 300)), "task")
+    assert list(statistics.p_values(draws - draws[:, :1])) == [1.0] * 9

@@ -14,6 +14,7 @@ from analysis.gather import gather
 from analysis.replicates import groups
 from analysis.results import by_layout, results
 from analysis.sources import load
+from mlkv.outcomes import Outcomes, save
 
 TASK = "four_way"
 UNITS = 400
@@ -23,9 +24,8 @@ def keep(shares: np.ndarray, units: np.ndarray | None = None) -> Any:
     """Leaves the outcomes of a task's samples."""
 
     def leave(out: Path) -> None:
-        rows = np.empty(UNITS, [("unit", "i8"), ("part", "f8")])
-        rows["unit"], rows["part"] = np.arange(UNITS) if units is None else units, shares
-        np.savez(out / "scores.npz", acc=rows)
+        own = np.arange(UNITS) if units is None else units
+        save({"acc": Outcomes(own, shares, np.ones(UNITS))}, out)
 
     return leave
 

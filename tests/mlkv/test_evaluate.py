@@ -109,29 +109,30 @@ def test_every_number_of_lm_eval_is_a_row_and_samples_are_kept(corpus, checkpoin
     assert math.exp(likelihood) == pytest.approx(result["metrics"]["perplexity"]["value"])
 
 
-def arrays(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "out" / outcomes.FILE) as found:
-        return dict(found)
+def kept(folder: Path) -> dict[str, np.ndarray]:
+    """The outcomes that were left, by metric."""
+    files = (folder / "out" / outcomes.FOLDER).rglob(f"*{outcomes.SUFFIX}")
+    return {path.stem: np.frombuffer(path.read_bytes(), outcomes.ROW) for path in files}
 
 
 def test_outcomes_of_samples_give_the_score_and_what_is_no_mean_has_none(corpus, checkpoint, tmp_path):
     result = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
-    found = arrays(tmp_path)
-    assert {metric: rows.dtype.names for metric, rows in found.items()} == {"acc": ("unit", "part")}
+    found = kept(tmp_path)
+    assert set(found) == {"acc"}
     assert found["acc"]["part"].mean() == pytest.approx(result["metrics"]["acc"]["value"])
+    assert set(found["acc"]["weight"]) == {1.0}
     assert len(set(found["acc"]["unit"])) == 20
 
 
 def test_outcomes_of_windows_give_bits_per_byte_and_say_which_window_they_are_about(corpus, checkpoint, tmp_path):
     whole = score(EvaluateRecipe(task="bits_per_byte", limit=9), tmp_path, checkpoint, corpus)["metrics"]
-    found = arrays(tmp_path)["bits_per_byte"]
-    bits_per_byte = found["part"].sum() / found["weight"].sum()
-    assert bits_per_byte == pytest.approx(whole["bits_per_byte"]["value"])
+    found = kept(tmp_path)["bits_per_byte"]
+    assert found["part"].sum() / found["weight"].sum() == pytest.approx(whole["bits_per_byte"]["value"])
     score(EvaluateRecipe(task="bits_per_byte", limit=3), tmp_path, checkpoint, corpus)
-    assert set(arrays(tmp_path)["bits_per_byte"]["unit"]) < set(found["unit"])
+    assert set(kept(tmp_path)["bits_per_byte"]["unit"]) < set(found["unit"])
 
 
-def test_a_groups_members_have_their_own_outcomes():
+def test_a_groups_members_have_their_own_outcomes(tmp_path):
     def sample(at: int, score: float) -> dict[str, Any]:
         return {"doc_id": at, "doc_hash": f"{at}", "filter": "none", "metrics": ["acc"], "acc": score}
 
@@ -144,6 +145,8 @@ def test_a_groups_members_have_their_own_outcomes():
     found = outcomes.of_samples(results, "group", rows)
     assert set(found) == {"acc", "a/acc"}  # what b reports is no mean of its samples
     assert list(found["a/acc"].parts) == [1.0, 0.0]
+    outcomes.save(found, tmp_path)
+    assert (tmp_path / "scores" / "a" / "acc.samples").stat().st_size == 2 * 24
 
 
 def test_a_likelihood_is_the_models_own(corpus, checkpoint, tmp_path):
