@@ -67,7 +67,8 @@ class Project:
             found = [(run, pool.submit(self._history, each)) for run, each in wanted]
             for done, (run, rows) in enumerate(found, 1):
                 run.rows, fetched = self._asked(rows.result, tries=1)
-                self.fetched, self.kept = self.fetched + fetched, self.kept + (not fetched)
+                self.fetched += fetched
+                self.kept += bool(run.rows) and not fetched
                 self._report("histories", done, len(found))
         return runs
 

@@ -157,10 +157,12 @@ def _project(path: str, options: argparse.Namespace) -> Iterator[Any]:
     from analysis.wandb_cache import usual_place
 
     console = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bars:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         project = Project(path, cache=options.cache or usual_place(), report=_bar(bars))
         yield project
-    console.print(f"W&B {path}: {project.fetched} histories fetched, {project.kept} as they were", highlight=False)
+    histories = project.fetched + project.kept
+    console.print(f"W&B {path}: fetched {project.fetched} of {histories} histories", highlight=False)
 
 
 def _bar(bars: Any) -> Callable[[str, int, int], None]:

@@ -161,7 +161,7 @@ def _attempt(run: Run, config: TrackingConfig, directory: TrackingDir) -> str:
 
 
 def _expected(run: Run) -> tuple[str, int]:
-    return (run.fingerprint if run.finished else "", len(run.rows))
+    return (run.fingerprint if run.settled else "", len(run.rows))
 
 
 def _arrived(run: Run, after: dict[str, tuple[str, int]], reason: str, report: Report) -> bool:

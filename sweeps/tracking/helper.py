@@ -63,7 +63,7 @@ class Follower:
     def finish(self) -> None:
         run = step_run(self._step, self._sweep)
         self._run.finish(run)
-        if self._target.config.mode == "offline" and run.finished:
+        if self._target.config.mode == "offline" and run.settled:
             self._directory.mark_written(run.id, run.fingerprint)
 
 

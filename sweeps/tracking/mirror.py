@@ -86,7 +86,7 @@ class OpenRun:
         """Write the summary and wait until W&B has everything, or has given up."""
         self.log(run.rows)
         try:
-            whole = {MARK: run.fingerprint} if run.finished else {}
+            whole = {MARK: run.fingerprint} if run.settled else {}
             self._run.summary.update({**run.summary, **whole})
             if run.state in _GOES_ON:
                 self._run.mark_preempting()
@@ -108,7 +108,7 @@ def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
     opened.finish(run)
     if config.mode == "offline":
         directory.drop_before(opened.folder, run.id)
-        if run.finished:
+        if run.settled:
             directory.mark_written(run.id, run.fingerprint)
 
 

@@ -44,6 +44,11 @@ class Run:
         return self.state not in ("RUNNING", "PENDING", "LOST")
 
     @property
+    def settled(self) -> bool:
+        """Whether its mark stands for all of it; not while a step's rows may still come."""
+        return self.finished or self.job_type == "variant"
+
+    @property
     def fingerprint(self) -> str:
         """Of what is shown, but for the name: a step that two sweeps share goes by the label of either."""
         if self.mark:

@@ -139,7 +139,7 @@ def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
     line = ["gather", PATH, "source=api", "map.budget=config.kv_budget", "map.a.loss=summary.val/loss"]
     line += ["--store", str(tmp_path), "-o", str(tmp_path / "cells.csv"), "--curves", str(tmp_path / "curves.csv")]
     assert command(*line) == 0
-    assert "1000 histories fetched, 0 as they were" in capsys.readouterr().err
+    assert "fetched 1000 of 1000 histories" in capsys.readouterr().err
     assert operations(server)["Runs"] == 1000 / PAGE
     assert len(server.requests) <= 3 * 1000 + 20
     assert len(pd.read_csv(tmp_path / "curves.csv")) == 50_000
@@ -147,7 +147,7 @@ def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
     server.runs["theirs-7"].updated = "2030-01-01T00:00:00Z"
     assert command(*line) == 0
     assert len(pd.read_csv(tmp_path / "cells.csv")) == 1000
-    assert "1 histories fetched, 999 as they were" in capsys.readouterr().err
+    assert "fetched 1 of 1000 histories" in capsys.readouterr().err
     assert len(server.requests) <= 1000 / PAGE + 2 + 10
 
 

@@ -75,6 +75,18 @@ def test_offline_one_copy_of_a_variant_is_kept_and_it_is_the_newest(
     assert not server.requests
 
 
+@pytest.mark.slow
+def test_sync_renews_a_variant_that_is_not_done_and_then_leaves_it(
+    planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
+) -> None:
+    stage = small_stage(planner, text_files, tmp_path, "online")
+    stage.act(stage.id("corpus"), [])
+    server.runs[MQA].summary = {"state": "PENDING", "steps_done": 0}
+    assert stage.sync()[1][MQA].done == "sent"
+    assert server.runs[MQA].summary["steps_done"] == 1
+    assert stage.sync()[1][MQA].done == "already there"
+
+
 @pytest.mark.long
 def test_workers_that_end_steps_at_once_leave_one_whole_run(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
