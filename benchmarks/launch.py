@@ -1,12 +1,18 @@
-"""Seconds until N trivial jobs are queued on SLURM: ours beside hydra-submitit-launcher, each from its process's start.
+"""Seconds until N variants are queued on SLURM: ours beside hydra-submitit-launcher, each from its process's start.
 
     eval "$(python -m slurm.local_cluster up)"
-    python benchmarks/launch.py [--jobs 200] [--other PYTHON]
+    python benchmarks/launch.py [--variants 200] [--other PYTHON]
 
 PYTHON is an interpreter with hydra-submitit-launcher (an environment of its own: it is no dependency of ours). Jobs
-are submitted held, so that running them costs nothing, and cancelled afterwards. Hydra composes a config per job on its
-side of the clock; ours for that is timed by benchmarks/plan.py. Ours also checks limits, asks `sbatch --test-only`, and
-queues a parent and a child of every job, as a sweep has. The last line is one JSON object.
+are submitted held, so that running them costs nothing, and cancelled afterwards.
+
+- `sweep_seconds`: `mlkv sweep` of N uptrainings with their conversion, their base, their corpus and four evaluations of
+  each, from the shell and back: composed, planned, frozen, checked against the site's limits, queued with dependencies.
+- `again_seconds`: the same line again, which queues nothing.
+- `executor_seconds`: the part that talks to SLURM alone: 2 N + 1 trivial jobs, a parent and a child of each.
+- `hydra_submitit_launcher_seconds`: until its N jobs are in the queue; it then waits for them, ours has gone.
+
+The last line is one JSON object, with the load of the machine before (`loadavg`).
 """
 
 from __future__ import annotations
@@ -21,6 +27,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OURS = """
 import sys
@@ -53,7 +62,7 @@ def seconds_until_queued(argv: Sequence[str], folder: Path, count: int) -> float
     before = queued()
     start = time.perf_counter()
     with (folder / "log").open("wb") as log:
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
         launcher = subprocess.Popen(argv, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         while len(queued()) - len(before) < count:
@@ -67,7 +76,28 @@ def seconds_until_queued(argv: Sequence[str], folder: Path, count: int) -> float
         subprocess.run(["scancel", "--quiet", *set(queued()) - set(before)], check=False)
 
 
-def ours(count: int, folder: Path) -> float:
+def sweep(count: int, folder: Path) -> dict[str, Any]:
+    """Our command, twice."""
+    rates = ",".join(f"{i}e-6" for i in range(1, count + 1))
+    line = ["sweep", "name=launch", "layout=mqa", "sweep.baselines=[]", "measure=none", f"uptrain.lr={rates}"]
+    line += ["cluster=slurm_local", "+cluster.extra={hold:true}"]
+    argv = [sys.executable, "-m", "sweeps.cli", *line]
+    before, env = queued(), os.environ | {"PYTHONPATH": str(ROOT), "MLKV_STORE": str(folder / "store")}
+    try:
+        took, said = [], []
+        for _ in range(2):
+            start = time.perf_counter()
+            done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=True)
+            took.append(round(time.perf_counter() - start, 2))
+            said.append(done.stdout.splitlines()[-1].split(" jobs submitted")[0])
+        steps = len(list((folder / "store" / "steps").glob("*/*")))
+    finally:
+        subprocess.run(["scancel", "--quiet", *set(queued()) - set(before)], check=False)
+    jobs = dict(zip(("sweep_jobs", "again_jobs"), map(int, said), strict=True))
+    return {"steps": steps, **dict(zip(("sweep_seconds", "again_seconds"), took, strict=True)), **jobs}
+
+
+def executor(count: int, folder: Path) -> float:
     return seconds_until_queued([sys.executable, "-c", OURS, str(count)], folder, 2 * count + 1)
 
 
@@ -79,17 +109,22 @@ def theirs(python: str, count: int, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--variants", type=int, default=200)
     parser.add_argument("--other", metavar="PYTHON")
     arguments = parser.parse_args()
-    result: dict[str, object] = {"jobs": arguments.jobs, "cores": os.cpu_count(), "machine": platform.machine()}
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        result["ours_seconds"] = round(ours(arguments.jobs, Path(one)), 2)
-        print(f"ours: {2 * arguments.jobs + 1} jobs queued after {result['ours_seconds']} s")
-        if arguments.other:
-            result["hydra_submitit_launcher_seconds"] = round(theirs(arguments.other, arguments.jobs, Path(two)), 2)
-            took = result["hydra_submitit_launcher_seconds"]
-            print(f"hydra-submitit-launcher: {arguments.jobs} jobs queued after {took} s")
+    count = arguments.variants
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    load = [round(value, 1) for value in os.getloadavg()]
+    result: dict[str, Any] = {"benchmark": "launch", "machine": machine, "variants": count, "loadavg": load}
+    with tempfile.TemporaryDirectory() as folder:
+        result |= sweep(count, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        result["executor_seconds"] = round(executor(count, Path(folder)), 2)
+    if arguments.other:
+        with tempfile.TemporaryDirectory() as folder:
+            took = theirs(arguments.other, count, Path(folder))
+        result |= {"hydra_submitit_launcher_jobs": count, "hydra_submitit_launcher_seconds": round(took, 2)}
+        result["ratio_to_hydra_submitit_launcher"] = round(result["sweep_seconds"] / took, 3)
     print(json.dumps(result))
 
 

@@ -34,13 +34,15 @@ class QueuedJob:
 Queued = dict[str, QueuedJob]
 """Step id → its latest job."""
 
+CANCELLED = JobState(Phase.CANCELLED, "by mlkv cancel")
 NEVER = QueuedJob(None, JobState(Phase.UNKNOWN, "not submitted"))
 
 
 def jobs_of(steps: Iterable[str], store: Store) -> Queued:
     """The latest job of each of these steps that ever had one; one question to SLURM. Raises QueueError."""
     wanted = set(steps)
-    latest = {step: str(row["name"]) for row in store.noted_jobs() for step in row["steps"] if step in wanted}
+    noted = store.noted_jobs()
+    latest = {step: str(row["name"]) for row in noted for step in row.get("steps", ()) if step in wanted}
     if not latest:
         return {}
     known = {
@@ -49,6 +51,9 @@ def jobs_of(steps: Iterable[str], store: Store) -> Queued:
         for name, id in record.ids().items()
     }
     states = queue.states(known[name][0] for name in set(latest.values()) if name in known)
+    for id in {id for row in noted for id in row.get("cancelled", ())} & states.keys():
+        # Of a task that never started SLURM may keep no trace.
+        states[id] = CANCELLED if states[id].phase is Phase.UNKNOWN else states[id]
     found = {name: QueuedJob(id, states[id], output) for name, (id, output) in known.items() if id in states}
     return {step: found.get(name, NEVER) for step, name in latest.items()}
 
@@ -90,6 +95,7 @@ def cancel(steps: Iterable[str], store: Store) -> int:
     """End the live jobs that would run any of these steps; how many. Raises QueueError."""
     ids = {job.id for job in jobs_of(steps, store).values() if job.live and job.id}
     SlurmExecutor(store.queue).cancel(ids)
+    store.note_jobs([{"cancelled": sorted(ids)}])
     return len(ids)
 
 

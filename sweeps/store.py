@@ -187,7 +187,7 @@ class Store:
         return self.root / "queue"
 
     def note_jobs(self, rows: Iterable[Json]) -> None:
-        """Write down which steps each job runs, before it is submitted."""
+        """Write down which steps each job runs, before it is submitted, and which jobs were cancelled."""
         self.queue.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         with (self.queue / "jobs.jsonl").open("a", encoding="utf-8") as file:

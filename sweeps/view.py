@@ -121,7 +121,7 @@ def reason_of(id: str, graph: Graph, states: Standing) -> str:
 def _progress_text(state: State) -> str:
     row = state.progress or {}
     parts = [f"{row['step']}/{row['steps']}"] if "steps" in row else []
-    if "loss" in row:
+    if row.get("loss") is not None:  # it is None where training diverged
         parts.append(f"loss {row['loss']:.3f}")
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")

@@ -32,7 +32,8 @@ def plain_cluster(installed: None, tmp_path_factory: pytest.TempPathFactory) -> 
     """Without accounting, and with arrays of at most 64 tasks."""
     cluster = LocalCluster(tmp_path_factory.mktemp("slurm"))
     try:
-        cluster.up(options={"MaxArraySize": "64", "MinJobAge": "300"})
+        # KillWait: time to save a checkpoint, on a busy machine too.
+        cluster.up(options={"MaxArraySize": "64", "MinJobAge": "300", "KillWait": "20"})
         yield cluster
     finally:
         cluster.down()

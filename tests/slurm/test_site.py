@@ -172,3 +172,13 @@ def test_the_manual_explains_every_field_of_a_profile() -> None:
     first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     explained = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
     assert explained == {field.name for field in fields(Profile)}
+
+
+def test_the_manual_names_tests_that_exist() -> None:
+    root = Path(__file__).resolve().parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "slurm.md").read_text()))
+    written = {
+        name for path in root.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert named <= written

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from faults import SMALL, UPTRAIN
 from tests_support import TEST_CONF, Shell
 
 from sweeps.compose import Composer
@@ -50,6 +52,21 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]
     store = Store(tmp_path_factory.mktemp("planned"))
     composer = Composer(TEST_CONF)
     return lambda arguments: make_plan(composer, Resolver(store), list(arguments))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Shell:
+    """The uptraining of the fault tests, run on this machine."""
+    shell = Shell(tmp_path_factory.mktemp("undisturbed"))
+    shell("sweep", "experiment=tiny", f"corpus.files=[{text_files}/*.txt]", *SMALL, *UPTRAIN, "cluster.slots=1")
+    return shell
+
+
+@pytest.fixture
+def disturbed(undisturbed: Shell, tmp_path: Path) -> Shell:
+    """A store of one's own in which all of that is done."""
+    shutil.copytree(undisturbed.folder, tmp_path, dirs_exist_ok=True)
+    return Shell(tmp_path)
 
 
 @pytest.fixture
