@@ -44,23 +44,28 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """A task with the baseline's score, to which its bars are relative."""
+    """A task with the score and the name of its baseline, to which its bars are relative."""
 
     title: str
     baseline: str
+    name: str
     bars: list[Bar]
 
 
 def panels(pivot: pd.DataFrame) -> list[Panel]:
     """One for each score that has a baseline's value; with a single score that one, else the parts of the accuracy.
 
-    The baseline is the base trained on equally where the sweep has it, else the untouched one.
+    The baseline is the base trained on equally where the sweep has it, else the untouched one, else (from scratch) the
+    variant with the largest cache.
     """
-    rows = frame.records(pivot)
-    name = next((kind for kind in ("mha", "untouched") if any(row["baseline"] == kind for row in rows)), None)
-    if name is None:
-        return []
-    found = [_panel(rows, score, name) for score in _task_scores(pivot)[:MOST_TASKS]]
+    rows = [row for row in frame.records(pivot) if row["kv_bytes_per_token"]]
+    kinds = {row["baseline"] for row in rows}
+    name = next((kind for kind in ("mha", "untouched") if kind in kinds), None)
+    if name is None and rows:
+        name = "largest"
+        largest = max(rows, key=lambda row: row["kv_bytes_per_token"])
+        rows = [{**row, name: largest["variant"], "baseline": name if row is largest else None} for row in rows]
+    found = [_panel(rows, score, name) for score in _task_scores(pivot)[:MOST_TASKS] if name]
     return [panel for panel in found if panel and any(bar.difference is not None for bar in panel.bars)]
 
 
@@ -77,10 +82,10 @@ def _panel(rows: list[Row], score: Shown, baseline: str) -> Panel | None:
     if base is None:
         return None
     metric = METRICS[score.metric]
-    contenders = [row for row in rows if row["baseline"] is None and row["kv_bytes_per_token"]]
+    contenders = [row for row in rows if row["baseline"] is None]
     own = [by_name.get(row[baseline] or base["variant"], base) for row in contenders]
     bars = [_bar(row, base, score, metric.scale, baseline) for row, base in zip(contenders, own, strict=True)]
-    return Panel(score.label, metric.text(base[score.column]), bars)
+    return Panel(score.label, metric.text(base[score.column]), base["variant"], bars)
 
 
 def _bar(row: Row, base: Row, score: Shown, scale: float, baseline: str) -> Bar:
@@ -118,7 +123,7 @@ def tasks_figure(pivot: pd.DataFrame) -> Figure | None:
         else:
             place.set_visible(False)
     some = f"\n{count} of {whole} variants" if count < whole else ""
-    note(axes[0], f"difference from the baseline (its score above); full bars: beyond 95 % noise{some}")
+    note(axes[0], f"difference from {short(drawn[0].name)} (its score above); full bars: beyond 95 % noise{some}")
     return figure
 
 

@@ -493,3 +493,15 @@ def test_at_one_batch_size_the_context_is_the_axis(filler: Any) -> None:
     for figure in (memory_figure(table), throughput_figure(table)):
         assert figure.axes[0].get_xlabel() == "context, tokens"
         assert_readable(figure)
+
+
+def test_from_scratch_bars_are_differences_from_the_largest_cache() -> None:
+    rows = [("A", 512, 0.40), ("B", 1024, 0.52), ("C", 2048, 0.50)]
+    same = {"kind": "evaluate", "task": "t", "metric": "acc", "state": "DONE", "in_accuracy": True, "stderr": 0.01}
+    cells = [{**same, "variant": name, "kv_bytes_per_token": size, "value": value} for name, size, value in rows]
+    (panel,) = panels(results(frame.make(cells)))
+    assert (panel.name, panel.baseline) == ("C", "50.00")
+    assert [(bar.variant, bar.difference, bar.beyond_noise) for bar in panel.bars] == [
+        ("A", pytest.approx(-10), True),
+        ("B", pytest.approx(2), False),
+    ]
