@@ -142,12 +142,17 @@ def front_probabilities(
 
 
 def hypervolumes(
-    costs: ArrayLike, draws: Floats, reference: tuple[float, float], *, higher_is_better: bool = True
+    costs: ArrayLike, draws: Floats, reference: tuple[float, ArrayLike], *, higher_is_better: bool = True
 ) -> Floats:
-    """`[R]`: analysis.pareto.hypervolume of every repetition in draws `[R, V]`."""
+    """`[R]`: analysis.pareto.hypervolume of every repetition in draws `[R, V]`.
+
+    The score of the `reference` (cost, score) may be one for each repetition: a variant's own draws, say, so that what
+    all variants have in common does not count as noise.
+    """
     sign = 1.0 if higher_is_better else -1.0
     cost_V = np.minimum(np.asarray(costs, float), reference[0])
+    floor_R = np.broadcast_to(sign * np.asarray(reference[1], float), draws.shape[:1])
     order = np.argsort(cost_V, kind="stable")
     reached_RV = np.maximum.accumulate(sign * draws[:, order], axis=1)
-    heights_RV = np.maximum(reached_RV - sign * reference[1], 0.0)
+    heights_RV = np.maximum(reached_RV - floor_R[:, None], 0.0)
     return np.asarray(heights_RV @ np.diff([*cost_V[order], reference[0]]))

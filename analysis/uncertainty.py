@@ -221,8 +221,9 @@ def _add_front(rows: list[Row], draws: Mapping[str, Floats], metric: Metric | No
         for row, share in zip(contenders, shares, strict=True):
             row["front_probability"] = float(share)
     scores = [row["quality"] for row in contenders]
-    reference = (max(costs), (min if metric.higher_is_better else max)(scores))
-    options: dict[str, Any] = {"higher_is_better": metric.higher_is_better}
-    (value,) = statistics.hypervolumes(costs, np.array([scores]), reference, **options)
-    low, high = statistics.interval(statistics.hypervolumes(costs, draws_RV, reference, **options))
+    worst = scores.index((min if metric.higher_is_better else max)(scores))
+    better: dict[str, Any] = {"higher_is_better": metric.higher_is_better}
+    (value,) = statistics.hypervolumes(costs, np.array([scores]), (max(costs), scores[worst]), **better)
+    volumes = statistics.hypervolumes(costs, draws_RV, (max(costs), draws_RV[:, worst]), **better)
+    low, high = statistics.interval(volumes)
     return tuple(metric.scale * float(number) for number in (value, low, high))
