@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis import frame
-from analysis.canvas import EndName, evenly, name_ends, new_figure, note, styled
+from analysis.canvas import QUIET, EndName, evenly, name_ends, new_figure, note, styled
 from analysis.cloud import main_cloud
 from analysis.style import look
 from analysis.throughput import shaded
@@ -90,27 +90,34 @@ def _finite(value: object) -> bool:
 
 @styled
 def curves_figure(source: Source, beside: Source | None = None) -> Figure | None:
-    """Loss against optimizer steps, or None where nothing was trained. Published runs are dashed."""
+    """Loss against optimizer steps, or None where nothing was trained. Published runs are grey and dashed."""
     own, others = curves_of(source), curves_of(beside) if beside else []
-    drawn = own + others
     if not own:
         return None
     figure, axes = new_figure()
-    told_only = any(len(curve.steps) < 8 and curve.steps[-1] > 1000 for curve in drawn)
-    _frame(axes, drawn, told_only)
-    colours = shaded([(curve.variant, curve.family) for curve in drawn])
-    for curve in drawn:
-        _draw(axes, curve, colours[curve.variant], "--" if curve in others else "-")
-    trained = source.table[source.table["kind"] == "uptrain"]["variant"].nunique()
-    if len(own) < trained:
-        note(axes, f"{len(own)} of {trained} variants")
-    name_ends(figure, axes, [_end_name(curve) for curve in drawn])
+    told_only = any(len(curve.steps) < 8 and curve.steps[-1] > 1000 for curve in own + others)
+    _frame(axes, own + others, told_only)
+    colours = shaded([(curve.variant, curve.family) for curve in own])
+    for curve in own:
+        _draw(axes, curve, colours[curve.variant], "-")
+    for curve in others:
+        _draw(axes, curve, QUIET, "--")
+    if told := _remarks(source, own, others):
+        note(axes, told)
+    names = [_end_name(curve, look(curve.family).colour) for curve in own]
+    name_ends(figure, axes, names + [_end_name(curve, QUIET) for curve in others])
     return figure
 
 
-def _end_name(curve: Curve) -> EndName:
+def _remarks(source: Source, own: list[Curve], others: list[Curve]) -> str:
+    trained = source.table[source.table["kind"] == "uptrain"]["variant"].nunique()
+    some = [f"{len(own)} of {trained} variants"] if len(own) < trained else []
+    return "   ".join([*some, *(["grey: published"] if others else [])])
+
+
+def _end_name(curve: Curve, colour: str) -> EndName:
     text = curve.variant if curve.ended else f"{curve.variant} at {curve.steps[-1]:,}"
-    return EndName(text, curve.smoothed()[-1], look(curve.family).colour)
+    return EndName(text, curve.smoothed()[-1], colour)
 
 
 def _frame(axes: Axes, drawn: list[Curve], told_only: bool) -> None:

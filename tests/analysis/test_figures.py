@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import frame, labels
-from analysis.canvas import SMALLEST, WIDTH, evenly, spread, within
+from analysis.canvas import QUIET, SMALLEST, WIDTH, evenly, spread, within
 from analysis.cloud import clouds, main_cloud
 from analysis.drawing import CannotDraw, draw_all, write_figures
 from analysis.figures import READING, cloud_figure, pareto_figure
@@ -26,7 +26,7 @@ from analysis.published import SETS, published
 from analysis.results import results
 from analysis.sources import Source, load, published_source
 from analysis.spectrum import series, told_apart
-from analysis.style import LOOKS, shades
+from analysis.style import LOOKS, look, shades
 from analysis.tasks import panels, tasks_figure
 from analysis.throughput import paces, throughput_figure
 from analysis.ticks import byte_ticks, nice_ticks, round_ticks
@@ -402,6 +402,16 @@ def test_curves_are_what_steps_logged_and_stop_where_they_are(filler: Any) -> No
     names = [text.get_text() for text in names_of(curves_figure(source))]
     assert names == ["GQA-12 at 40"]
     assert LOSS == "train/loss"
+
+
+def test_published_losses_are_grey_beside_ours(filler: Any) -> None:
+    log(filler, "GQA-12", [5.0, 4.5, 4.4])
+    figure = curves_figure(load(filler.store, filler.name), published_source("mlkv"))
+    colours = {text.get_text(): text.get_color() for text in names_of(figure)}
+    assert colours == {"GQA-12 at 30": look("GQA").colour} | dict.fromkeys(
+        ("GQA-48", "MQA-12", "MLKV-48", "MLKV-12", "MLKV-2"), QUIET
+    )
+    assert_readable(figure)
 
 
 def test_smoothing_is_a_mean_over_neighbours_and_keeps_a_constant() -> None:
