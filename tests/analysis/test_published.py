@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,9 @@ from analysis import frame, tables
 from analysis.importer import import_results, variant_name
 from analysis.published import SETS, published, read
 from analysis.results import results
+from analysis.sources import load
 from mlkv.layout import PATTERNS, KVLayout, make
+from sweeps.store import Store, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = Path(os.environ.get("MLKV_PUBLISHED", ROOT.parent / "shared" / "data" / "pythia-mlkv"))
@@ -155,45 +156,55 @@ def command(*words: str) -> str:
     return run.stdout
 
 
-@pytest.fixture(scope="module")
-def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that took the authors' files in."""
-    store = tmp_path_factory.mktemp("store")
-    assert "438 results of 10 variants" in command(
-        "import-results", str(RAW), "--name", "theirs", "--store", str(store)
-    )
-    return store
-
-
 @raw_files
-@pytest.mark.parametrize("kind", ["configuration", "benchmarks", "memory"])
-def test_the_commands_table_of_the_raw_files_is_the_published_one(kind: str, regenerated: Path) -> None:
-    """But for what follows from figures that are not rounded: chances, and KV layers, which results do not tell."""
-    ours = command("table", "theirs", kind, "--format", "md", "--store", str(regenerated))
-    theirs = command("table", "published/mlkv", kind, "--format", "md")
-    left_out = {"P(front)", "KV layers (0-based)", "LAMBADA perplexity ↓"}
-    assert read_markdown(ours, left_out) == read_markdown(theirs, left_out)
-    assert read_markdown(ours, left_out)
+def test_the_commands_tables_of_the_raw_files_are_the_published_ones(tmp_path: Path) -> None:
+    """But for what follows from figures that are not rounded, and KV layers, which results do not tell."""
+    store = ["--store", str(tmp_path / "store")]
+    told = command("import-results", str(RAW), "--name", "theirs", *store)
+    assert "438 results of 10 variants" in told
+    for name, folder in (("theirs", "ours"), ("published/mlkv", "printed")):
+        command("table", name, "configuration", "benchmarks", "memory", "-o", str(tmp_path / folder), *store)
+    for kind in ("configuration", "benchmarks", "memory"):
+        ours, theirs = (read_markdown((tmp_path / folder / f"{kind}.md").read_text()) for folder in ("ours", "printed"))
+        assert ours == theirs
+        assert len(ours) == 2 + 10
 
 
-def read_markdown(text: str, left_out: set[str]) -> list[tuple[str, ...]]:
+LEFT_OUT = {"P(front)", "KV layers (0-based)"}
+
+
+def read_markdown(text: str) -> list[tuple[str, ...]]:
     """The cells of a Markdown table; values as they are printed, without the standard errors, which were rounded."""
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
     ]
-    kept = [i for i, header in enumerate(lines[0]) if header not in left_out]
+    kept = [i for i, header in enumerate(lines[0]) if header not in LEFT_OUT]
     return [tuple(re.sub(r" ± [\d.]+", "", line[i]) for i in kept) for line in lines]
 
 
-@raw_files
 def test_taking_in_again_replaces_the_whole(tmp_path: Path) -> None:
-    less, store = tmp_path / "less", tmp_path / "store"
-    less.mkdir()
-    shutil.copy(RAW / "mlkv_6_results.json", less)
-    for directory in (RAW, less):
-        command("import-results", str(directory), "--name", "theirs", "--store", str(store))
-    text = command("table", "theirs", "benchmarks", "--format", "csv", "--store", str(store))
-    assert [line.partition(",")[0] for line in text.splitlines()] == ["variant", "MLKV-6"]
+    store = Store.open(tmp_path / "store")
+    for scores in ({"arc_easy": 0.5, "piqa": 0.6}, {"arc_easy": 0.4}):
+        lm_eval_file(tmp_path / "in" / "results.json", "me/llama", scores)
+        store.save_import("mine", frame.write_csv(import_results(tmp_path / "in", "mine")))
+    table = load(store, "mine").table
+    assert list(zip(table["task"], table["value"], strict=True)) == [("arc_easy", 0.4)]
+    assert {str(dtype) for dtype in table.dtypes} == set(frame.COLUMNS.values())
+
+
+@pytest.mark.parametrize(("name", "told"), [("a/b", "make a name"), (".x", "make a name"), ("sweep", "is a sweep's")])
+def test_an_import_has_a_name_of_its_own(name: str, told: str, tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.save_sweep("sweep", {"steps": {}}, [], [])
+    with pytest.raises(StoreError, match=told):
+        store.save_import(name, "")
+
+
+def test_a_name_that_is_nowhere_lists_those_there_are(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.save_import("theirs", frame.write_csv(frame.make([])))
+    with pytest.raises(StoreError, match="imports: theirs; published: published/mlkv, published/cla-1b"):
+        load(store, "thiers")
 
 
 def lm_eval_file(path: Path, model: str, scores: dict[str, float], date: float = 0.0) -> None:
