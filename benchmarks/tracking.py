@@ -23,29 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from tracked import Stage, training  # noqa: E402
+from tracked import independent_steps, training  # noqa: E402
 from wandb_graphql import ENTITY, HISTORY, StoredRun  # noqa: E402
 from wandb_server import WandbServer  # noqa: E402
-
-from sweeps.store import Store  # noqa: E402
-from sweeps.tracking.target import TrackingConfig  # noqa: E402
 
 RUNS, AT_ONCE, ROWS = 360, 24, 40
 STEP_SECONDS = 30.0
 
 
-def planned(folder: Path, steps: int, **config: Any) -> Stage:
-    """A sweep of `steps` training steps that depend on nothing."""
-    store = Store.open(folder)
-    told = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
-    for id in told:
-        store.step(id).write_spec({"kind": "uptrain", "schema": 1, "slice": {}, "parents": {}, "pinned": {}}, {})
-    return Stage(store, store.save_sweep("bench", {"steps": told}, [], []), TrackingConfig(**config))
-
-
 def arrive(folder: Path, server: WandbServer) -> dict[str, Any]:
     """As many workers as fit at once, each with its share of the steps."""
-    stage = planned(folder, RUNS, mode="online", timeout=60.0)
+    stage = independent_steps(folder, RUNS, mode="online", timeout=60.0)
     refused = server.fail(status=429, retry_after=0.2, every=20, times=10_000)
     steps = list(stage.saved.plan["steps"])
 
@@ -72,7 +60,7 @@ def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:
     """Wall seconds of one worker with one step, from its start to its exit."""
 
     def seconds(name: str, mode: str) -> float:
-        stage = planned(folder / name, 1, mode=mode)
+        stage = independent_steps(folder / name, 1, mode=mode)
         (step,) = stage.saved.plan["steps"]
         began = time.monotonic()
         mirror = stage.mirror()
@@ -86,7 +74,7 @@ def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:
     server.stop()
     down = seconds("down", "online")
     server.start()
-    mended = planned(folder / "down", 1, mode="online").sync()[0] == 0
+    mended = independent_steps(folder / "down", 1, mode="online").sync()[0] == 0
     times = {"off": round(off, 2), "online": round(online, 2), "server_down": round(down, 2)}
     return {**times, "online_ratio": round(online / off, 3), "down_ratio": round(down / off, 3), "sync_mends": mended}
 

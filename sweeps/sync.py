@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from analysis.wandb_runs import LoggedRun
 
 PAGE = 200
+PATIENCE = 30.0
+"""Seconds for one answer, whatever jobs are told: somebody waits for this command, and nothing computes meanwhile."""
 _DEFAULT = TrackingConfig()
 
 
@@ -89,7 +91,7 @@ def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, re
     """Upload what the server does not have; how many runs it did not get. `directory` is W&B's scratch space."""
     from sweeps.tracking.mirror import connect_briefly, redacted
 
-    online = replace(config, mode="online")
+    online = replace(config, mode="online", timeout=max(config.timeout, PATIENCE))
     connect_briefly()
     pending = list(runs)
     try:

@@ -117,15 +117,24 @@ def make_stage(planner: Planner, arguments: list[str], folder: Path, **config: A
     plan = planner(arguments)
     store = Store.open(folder / "store")
     return Stage(
-        store, freeze(plan, store, arguments), TrackingConfig(**{"timeout": 20.0, "system_seconds": 0.2, **config})
+        store, freeze(plan, store, arguments), TrackingConfig(**{"timeout": 60.0, "system_seconds": 0.2, **config})
     )
+
+
+def independent_steps(folder: Path, steps: int, **config: Any) -> Stage:
+    """A sweep of `steps` training steps that depend on nothing."""
+    store = Store.open(folder)
+    told = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
+    for id in told:
+        store.step(id).write_spec({"kind": "uptrain", "schema": 1, "slice": {}, "parents": {}, "pinned": {}}, {})
+    return Stage(store, store.save_sweep("many", {"steps": told}, [], []), TrackingConfig(**config))
 
 
 def positions(server: WandbServer, run: str) -> list[int]:
     return [row["train/global_step"] for row in server.runs[run].history]
 
 
-def arrives(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def arrives(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     assert eventually(condition, seconds), "it did not arrive in time"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from mirrored import Mirrored
+from tracked import use
 from wandb_graphql import ENTITY, HISTORY, StoredRun
 from wandb_server import WandbServer
 
@@ -27,11 +28,6 @@ from sweeps.gathering import SOURCES
 from sweeps.store import Store
 
 PATH = f"{ENTITY}/mlkv"
-
-
-def use(server: WandbServer, patch: pytest.MonkeyPatch) -> None:
-    for name, value in server.environment().items():
-        patch.setenv(name, value)
 
 
 @pytest.fixture

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from faults import SMALL, UPTRAIN
 from tests_support import TEST_CONF, Shell
+from tracked import use
+from wandb_server import WandbServer
 
 from sweeps.compose import Composer
 from sweeps.plan import Plan, make_plan
 from sweeps.resolve import Resolver
 from sweeps.store import Store
+from sweeps.tracking.target import VARIABLE
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +75,12 @@ def disturbed(undisturbed: Shell, tmp_path: Path) -> Shell:
 @pytest.fixture
 def mlkv(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server on this machine, which clients started from here find; what a test's workers mirror, it says."""
+    monkeypatch.setenv(VARIABLE, "")
+    with WandbServer() as server:
+        use(server, monkeypatch)
+        yield server

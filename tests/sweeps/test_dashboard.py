@@ -6,27 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import eventually
 from tests_support import Shell
-from tracked import Planner, Stage, make_stage, training, use
+from tracked import Planner, Stage, make_stage, training
 from wandb_graphql import ENTITY, StoredRun
 from wandb_server import WandbServer
 
 from sweeps.errors import UserError
 from sweeps.tracking import workspace
-from sweeps.tracking.target import VARIABLE
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv(VARIABLE, "")
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
 
 
 @pytest.fixture

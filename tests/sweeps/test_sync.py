@@ -18,17 +18,9 @@ from wandb_server import WandbServer
 
 from sweeps.sync import Synced, synced, synced_files
 from sweeps.tracking.runs import variant_id
-from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
+from sweeps.tracking.target import Target, TrackingConfig
 
 SMALL = ["layout=mqa", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv(VARIABLE, "")
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
 
 
 def done_stage(planner: Planner, text_files: Path, folder: Path) -> Stage:

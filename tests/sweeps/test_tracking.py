@@ -7,23 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests_support import ROOT
-from tracked import Planner, Stage, arrives, make_stage, positions, training, use
+from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import KEY, WandbServer
 
 from sweeps.config import HASHED
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
 
 
 @pytest.fixture
@@ -105,7 +97,7 @@ def test_a_worker_that_is_killed_leaves_a_helper_that_sends_the_rest(stage: Stag
     assert mirror._process
     assert mirror._process.stdin
     mirror._process.stdin.close()  # what the kernel does for a dead worker
-    mirror._process.wait(20)
+    mirror._process.wait(90)
     assert positions(server, step) == list(range(1, 51))
     assert server.runs[step].state == "preempted"
 

@@ -13,21 +13,13 @@ import psutil
 import pytest
 from refusing import without_internet
 from tests_support import TEST_CONF, Shell
-from tracked import Planner, Stage, arrives, make_stage, positions, training, use
+from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import WandbServer
 
 from analysis.wandb_files import read_directory
 from sweeps.tracking import helper
 from sweeps.tracking.supervisor import Mirror
-from sweeps.tracking.target import VARIABLE, Target
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv(VARIABLE, "")
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
+from sweeps.tracking.target import Target
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,13 +12,12 @@ import psutil
 import pytest
 from processes import eventually
 from tests_support import Shell
-from tracked import Stage, arrives, positions, training, use
+from tracked import arrives, independent_steps, positions, training
 from wandb_server import KEY, WandbServer
 
 from sweeps.stepdir import StepDir
 from sweeps.store import Store
 from sweeps.tracking.runs import variant_id
-from sweeps.tracking.target import VARIABLE, TrackingConfig
 
 pytestmark = pytest.mark.long
 
@@ -27,14 +25,6 @@ QUICK = ["experiment=quickstart", "layout.kv_layers=6,1", "layout.kv_heads=6,1",
 QUICK += ["base.steps=80", "base.batch_size=2", "base.save_every=10", "base.log_every=1", "base.threads=1"]
 QUICK += ["uptrain.steps=6", "uptrain.log_every=1", "evaluate.limit=8", "measure.batch_sizes=[1]", "cluster.slots=1"]
 QUICK += ["measure.contexts=[32]", "measure.new_tokens=4", "tracking.system_seconds=1"]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv(VARIABLE, "")
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
 
 
 def base_of(store: Store) -> StepDir:
@@ -97,21 +87,11 @@ def test_quickstart_requeued_twice_and_killed_has_every_row_once(mlkv: Shell, se
     assert not left, "the key is in no log, record, spec, report or table"
 
 
-def planned(folder: Path, steps: int) -> Stage:
-    """A sweep of training steps that depend on nothing, to be acted out."""
-    store = Store.open(folder)
-    told = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
-    for id in told:
-        store.step(id).write_spec({"kind": "uptrain", "schema": 1, "slice": {}, "parents": {}, "pinned": {}}, {})
-    config = TrackingConfig(mode="online", timeout=60)
-    return Stage(store, store.save_sweep("many", {"steps": told}, [], []), config)
-
-
 def test_hundreds_of_runs_of_two_dozen_workers_all_arrive_though_the_server_says_wait(
     server: WandbServer, tmp_path: Path
 ) -> None:
     """The steps are acted out: nothing trains."""
-    stage = planned(tmp_path, 360)
+    stage = independent_steps(tmp_path, 360, mode="online", timeout=60.0)
     waited = server.fail(status=429, retry_after=0.2, every=20, times=10_000)
     steps = list(stage.saved.plan["steps"])
 

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests_support import Shell
-from tracked import Planner, Stage, arrives, make_stage, positions, training, use
+from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import WandbServer
 
 from analysis.wandb_files import read_directory
 from slurm.local_cluster.cluster import LocalCluster
 from sweeps.tracking import variants
 from sweeps.tracking.runs import variant_id
-from sweeps.tracking.target import VARIABLE, Target
+from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
 
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 SMALL += ["evaluate.axis=null", "measure.batch_sizes=[]"]
 MQA = variant_id("tiny", "MQA-2")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv(VARIABLE, "")
-    with WandbServer() as server:
-        use(server, monkeypatch)
-        yield server
 
 
 def small_stage(planner: Planner, text_files: Path, folder: Path, mode: str) -> Stage:
