@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -243,7 +243,7 @@ Finished = Callable[[str], tuple[Shell, str]]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Finished:
     """From an experiment's name to a shell in a folder where its reduced twin has run, and the sweep's name there.
 
     All share one store, which is fresh when the first of them runs.
