@@ -175,3 +175,13 @@ def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
     assert missing["MHA-36"] == "OUT OF MEMORY in every cell"
     assert missing["MQA-6"] == "FAILED: no such device"
     assert missing["MLKV-1"] == "PENDING"
+
+
+def test_a_table_survives_its_csv_to_the_last_bit(filler: Any, tmp_path: Path) -> None:
+    filler.shared()
+    filler.train("MQA-6")
+    filler.evaluate("MQA-6", "cloze")
+    filler.fail(filler.variant("MLKV-6")["steps"]["convert"], 'commas, "quotes"')
+    table = gather(filler.store, filler.name)
+    (tmp_path / "t.csv").write_text(frame.write_csv(table), encoding="utf-8")
+    pd.testing.assert_frame_equal(frame.read_csv(tmp_path / "t.csv"), table, check_exact=True)
