@@ -223,9 +223,9 @@ def test_a_thousand_variants_are_reported(tmp_path: Path, finished: Any) -> None
 
 
 def test_published_figures_make_the_same_files(tmp_path: Path) -> None:
-    files = write_results(published_source("mlkv"), tmp_path)
+    files = write_results(published_source("cla-3b-tuned"), tmp_path)
     assert {path.name for path in files} == {path.name for path in tmp_path.iterdir()}
-    assert {"pareto.pdf", "memory.pdf", "results.tex"} <= {path.name for path in files}
+    assert {"pareto.pdf", "pareto_loss.pdf", "results.tex"} <= {path.name for path in files}
 
 
 def test_an_unknown_sweep_is_refused_and_nothing_written(finished: Any, tmp_path: Path) -> None:
