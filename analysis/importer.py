@@ -165,19 +165,33 @@ def measurement_cells(path: Path, authors: bool = False) -> Cells:
 
 def _authors_cells(row: dict[str, str]) -> list[Row]:
     """Steps done = speed · time / batch. A cache of 2,000 tokens was handed in, so the context is 2,000 + steps."""
-    batch, speed, seconds = int(row["batch_size"]), float(row["inference_speed"]), float(row["inference_time"])
+    batch, speed, seconds = _whole(row, "batch_size"), _number(row, "inference_speed"), _number(row, "inference_time")
     common = {"batch": batch, "context": 2000 + round(speed * seconds / batch)}
     scores = {
-        "cache_bytes": float(row["kv_cache_mem"]) * 2**20,
-        "memory_bytes": float(row["memory_usage"]) * 2**20,
+        "cache_bytes": _number(row, "kv_cache_mem") * 2**20,
+        "memory_bytes": _number(row, "memory_usage") * 2**20,
         "tokens_per_second": speed,
     }
     return [{**common, "metric": metric, "value": value} for metric, value in scores.items()]
 
 
 def _own_cells(row: dict[str, str]) -> list[Row]:
-    context = int(row["context"]) if row.get("context") else None
-    return [{"batch": int(row["batch"]), "context": context, "metric": row["metric"], "value": float(row["value"])}]
+    context = _whole(row, "context") if row.get("context") else None
+    cell = {"batch": _whole(row, "batch"), "context": context, "metric": row["metric"], "value": _number(row, "value")}
+    return [cell]
+
+
+def _number(row: dict[str, str], name: str) -> float:
+    try:
+        return float(row[name])
+    except ValueError:
+        raise ValueError(f"{name} = {row[name]}: is no number") from None
+
+
+def _whole(row: dict[str, str], name: str) -> int:
+    if not (number := _number(row, name)).is_integer():
+        raise ValueError(f"{name} = {row[name]}: is no whole number")
+    return int(number)
 
 
 def _read_csv(path: Path, wanted: set[str] | None) -> Iterable[tuple[int, dict[str, str]]]:

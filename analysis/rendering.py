@@ -99,7 +99,8 @@ def csv(printed: Sheet) -> str:
     """Numbers at full precision in the printed table's columns, each followed by its standard errors and by why one is
     missing, where any row has them; `published` marks rows of others."""
     columns = {"published": [str(int(told)) for told in printed.published]} if any(printed.published) else {}
-    for header, cells in zip(printed.headers, zip(*printed.rows, strict=True), strict=True):
+    headers = [header.rstrip(" ↑↓") for header in printed.headers]
+    for header, cells in zip(headers, zip(*printed.rows, strict=True), strict=True):
         columns[header] = [_csv_cell(cell) for cell in cells]
         if any(cell.stderr is not None for cell in cells):
             columns[f"{header} stderr"] = ["" if cell.stderr is None else repr(cell.stderr) for cell in cells]

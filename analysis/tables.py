@@ -199,7 +199,7 @@ def _measured(row: Row) -> Cell:
 
 
 def _heads(text: str | None) -> Cell:
-    return Cell(text or "", float(text) if text and text.isdigit() else None)
+    return Cell(text or "", int(text) if text and text.isdigit() else None)
 
 
 def csv(pivot: pd.DataFrame) -> str:

@@ -234,7 +234,7 @@ def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: 
     ("name", "text", "told"),
     [
         ("results.json", "{not json", "results.json: is not JSON"),
-        ("speed.csv", "variant,batch,metric,value\nx,eight,loss,1\n", "speed.csv, line 2: invalid literal for int"),
+        ("speed.csv", "variant,batch,metric,value\nx,eight,loss,1\n", "speed.csv, line 2: batch = eight: is no number"),
         ("speed.csv", "a,b\n1,2\n", "speed.csv: columns a, b: wanted batch, metric, value, variant or batch_size"),
         ("layouts.csv", "a\n1\n", "has neither"),
     ],
