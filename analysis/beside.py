@@ -70,7 +70,7 @@ def _translated(row: Row, ours: Sequence[Row]) -> Row:
     told: Row = {**row, PUBLISHED: True, ROW: row["variant"], "seeds": None}
     if ours and row["quality_score"] != (axis := ours[0]["quality_score"]):
         told |= {f"quality{end}": row.get(f"{axis}{end}") for end in _SCORED}
-        told |= _without_drops("quality")
+        told |= {**_without_drops("quality"), "front_probability": None}
     if ours and row["accuracy_parts"] != ours[0]["accuracy_parts"]:
         told |= {f"accuracy{end}": None for end in _SCORED} | _without_drops("accuracy")
     return told

@@ -253,6 +253,7 @@ def test_a_published_score_of_other_tasks_is_not_put_under_ours(source: Source) 
     told = [row for row, others in zip(made.rows, made.published, strict=True) if others]
     at = [made.headers.index(header) for header in ("bits per byte ↓", "mean of 3 ↑")]
     assert {row[i].text for row in told for i in at} == {"–"}
+    assert {row[made.headers.index("P(front)")].text for row in told} == {""}
     assert "43.94 ± 1.02" in column(made, "ARC-e ↑")
 
 
