@@ -44,6 +44,7 @@ class StoredRun:
     lines: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
+    _keys: tuple[int, Json] | None = None
 
     @property
     def history(self) -> list[Json]:
@@ -52,6 +53,15 @@ class StoredRun:
     @property
     def events(self) -> list[Json]:
         return [json.loads(line) for line in self.lines.get(EVENTS, [])]
+
+    def _history_keys(self) -> Json:
+        """Worked out anew when there are other lines than before: listings ask for it of every run."""
+        count = len(self.lines.get(HISTORY, []))
+        if self._keys is None or self._keys[0] != count:
+            rows = self.history
+            last = max((row["_step"] for row in rows), default=-1)
+            self._keys = (count, {"lastStep": last, "keys": {key: {} for row in rows for key in row}})
+        return self._keys[1]
 
     def value(self, key: str) -> Json:
         """A configuration value."""
@@ -84,10 +94,7 @@ class StoredRun:
             "eventsTail": json.dumps(self.lines.get(EVENTS, [])[-1:]),
             "wandbConfig": json.dumps({"t": 1}),
             "user": {"name": ENTITY, "username": ENTITY},
-            "historyKeys": {
-                "lastStep": max((row["_step"] for row in self.history), default=-1),
-                "keys": {key: {} for row in self.history for key in row},
-            },
+            "historyKeys": self._history_keys(),
             "fileCount": len(self.files),
             "project": _project(self.entity, self.project),
         }
