@@ -52,7 +52,7 @@ def test_a_store_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 @pytest.mark.parametrize("command", ["status", "gather", "report", "retry", "cancel"])
 def test_a_sweep_that_is_not_there(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "steps").mkdir()
-    assert "sweep nope: not in" in refused([command, "--store", str(tmp_path), "nope"], capsys)
+    assert "nope: not in" in refused([command, "--store", str(tmp_path), "nope"], capsys)
 
 
 def test_a_store_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
