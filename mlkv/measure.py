@@ -3,14 +3,15 @@
 Weights are random. One run is: prefill `context` tokens into a cache allocated at its full length, then decode
 `new_tokens` one by one; by the protocol `filled`: hand over a cache of `context` random keys and values and decode as
 many, the cache growing by each. `peak_bytes` is what the runs of a cell added at their highest: on CUDA the allocator's
-peak over what was allocated before; on a CPU the growth of the process's resident size, which counts whole pages, and
-not what earlier cells left behind for reuse, so it is coarser (None where the system does not tell).
+peak over what was allocated before; on a CPU the growth of the process's resident size, which counts whole pages and is
+coarser (None where the system does not tell). What only a first run needs is over before: each model has a warm-up.
 
 Legend: `B` batch, `T` tokens, `G` KV heads, `S` cached tokens, `K` head width.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from dataclasses import dataclass
@@ -79,9 +80,11 @@ class Bench:
 
     def _measure(self, batch: int, context: int) -> dict[str, float | None]:
         self._refuse_what_cannot_fit(batch, context)
-        model = self._model = self._model or self._make_model()
-        peak = Peak(self.device)
         kind = Run if self.recipe.protocol == "prefill" else FilledRun
+        if self._model is None:
+            self._model = self._make_model()
+            kind(self._model, 1, 1, 1, self.device).go()
+        model, peak = self._model, Peak(self.device)
         runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
         for decoding in runs:
             decoding.go()
@@ -184,6 +187,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before: int | None = torch.cuda.memory_allocated()
         else:
+            _return_free_memory()
             self.before = _resident("VmRSS") if _forget_peak() else None
 
     def grown(self) -> float | None:
@@ -191,6 +195,13 @@ class Peak:
             return None
         peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
         return float(max(0, (peak or 0) - self.before))
+
+
+def _return_free_memory() -> None:
+    """Give back to the system what earlier work left for reuse, as far as the C library can."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _forget_peak() -> bool:
