@@ -90,6 +90,7 @@ class TrainRecipe:
     """Compute threads on a CPU: part of the recipe, because they change the bits."""
     seed: int = 42
     micro_batch: Positive | None = how(None)
+    """At most so many sequences at a time on a device; unset: its whole share of the batch."""
     strategy: Literal["ddp", "fsdp"] = how("ddp")
     """Of several processes that train together each has all weights (`ddp`) or a share of them (`fsdp`)."""
     gradient_checkpointing: bool = how(False)
@@ -103,6 +104,17 @@ class TrainRecipe:
             raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
+
+    def at_a_time(self, processes: int) -> int:
+        """Sequences that each of the processes computes at once. Raises ValueError where they cannot share a batch."""
+        share = self.batch_size // processes
+        size = min(self.micro_batch or share, share)
+        if not size or self.batch_size % (size * processes):
+            micro = self.micro_batch or "unset"
+            raise ValueError(
+                f"batch_size = {self.batch_size}: {processes} processes with micro_batch {micro} cannot share it evenly"
+            )
+        return size
 
 
 @dataclass(frozen=True)

@@ -158,11 +158,10 @@ class BlockTrainer(Trainer):
 def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArguments:
     recipe = schedule.recipe
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    micro_batch = recipe.micro_batch or max(1, recipe.batch_size // devices)
-    if recipe.batch_size % (micro_batch * devices):
-        raise StepFailed(
-            f"batch_size = {recipe.batch_size}: {devices} devices with micro_batch {micro_batch} cannot share it evenly"
-        )
+    try:
+        micro_batch = recipe.at_a_time(devices)
+    except ValueError as error:
+        raise StepFailed(str(error)) from None
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,

@@ -221,12 +221,12 @@ class Config:
     def __post_init__(self) -> None:
         for kind in TRAINED:
             recipe, asked = getattr(self, kind), self.cluster.resources.get(kind, Resources())
-            processes = asked.nodes * asked.processes_per_node
-            if recipe.steps != 0 and recipe.batch_size % (processes * (recipe.micro_batch or 1)):
-                raise ValueError(
-                    f"{kind}.batch_size = {recipe.batch_size}: {processes} processes (cluster.resources.{kind}) "
-                    f"with micro_batch {recipe.micro_batch or 'unset'} cannot share it evenly"
-                )
+            if recipe.steps == 0:
+                continue
+            try:
+                recipe.at_a_time(asked.nodes * asked.processes_per_node)
+            except ValueError as error:
+                raise ValueError(f"{kind}.{error} (cluster.resources.{kind})") from None
 
     def with_resources(self) -> Config:
         """What `resources` says, said of each kind of step that trains."""

@@ -396,3 +396,18 @@ def test_two_processes_share_the_batch_and_only_the_first_logs_and_saves(padded,
     one = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "0").items():
         assert torch.allclose(value, one[name], atol=2e-5), name
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 16))
+def test_a_batch_is_shared_evenly_in_parts_no_larger_than_asked_or_not_at_all(batch: int, micro: int, processes: int):
+    if batch % micro:
+        micro = batch
+    recipe = TrainRecipe(steps=1, batch_size=batch, micro_batch=micro)
+    try:
+        size = recipe.at_a_time(processes)
+    except ValueError:
+        share, rest = divmod(batch, processes)
+        assert rest or not share or share % min(micro, share)
+    else:
+        assert 1 <= size <= micro
+        assert batch % (size * processes) == 0

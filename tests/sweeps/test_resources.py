@@ -42,10 +42,10 @@ def test_one_line_says_what_training_asks_for_and_no_step_becomes_another(planne
         (["resources.gpu=4"], r"resources\.gpu: unknown key; did you mean gpus"),
         (["resources.gpus=-1"], r"resources\.gpus = -1: must be greater than or equal to 0"),
         (["resources.nodes=2"], r"resources\.base\.nodes = 2: cluster local is one machine"),
-        (["cluster=slurm", "resources.gpus=3"], r"base\.batch_size = 16: 3 processes .* cannot share it evenly"),
+        (["cluster=slurm", "resources.gpus=3"], r"base\.batch_size = 16: 3 processes .* cannot share it"),
         (
-            ["cluster=slurm", *WIDE, "uptrain.micro_batch=2"],
-            r"4 processes .* with micro_batch 2 cannot share it evenly",
+            ["cluster=slurm", *WIDE, "uptrain.batch_size=12", "uptrain.micro_batch=2"],
+            r"uptrain\.batch_size = 12: 4 processes with micro_batch 2 cannot share it evenly",
         ),
         (["uptrain.strategy=zero"], r"uptrain\.strategy = zero: must be 'ddp' or 'fsdp'"),
     ],
