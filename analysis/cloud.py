@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -70,6 +70,8 @@ class Cloud:
     missing: dict[str, str]
     metric_name: str = ""
     cost: Cost = MEMORY
+    paired: bool = False
+    """Whether chances come from comparing variants on the same samples, more sharply than standard errors tell."""
 
     @property
     def front(self) -> list[Point]:
@@ -110,8 +112,7 @@ class Cloud:
 
 def clouds(pivot: pd.DataFrame) -> list[Cloud]:
     """A cloud for each score that is shown, the main axis first. Raises ValueError for an unknown direction."""
-    rows = frame.records(pivot)
-    return [_cloud(rows, score, MEMORY) for score in shown_scores(pivot)]
+    return [cloud(pivot, score) for score in shown_scores(pivot)]
 
 
 def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
@@ -122,7 +123,8 @@ def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
 
 def cloud(pivot: pd.DataFrame, score: Shown, cost: Cost = MEMORY) -> Cloud:
     """The cloud of one score. Raises ValueError for an unknown direction."""
-    return _cloud(frame.records(pivot), score, cost)
+    judged = _is_judged(score, cost) and pivot.attrs.get("judged", {}).get("paired", False)
+    return replace(_cloud(frame.records(pivot), score, cost), paired=judged)
 
 
 def accuracy_score(pivot: pd.DataFrame) -> Shown | None:
@@ -169,11 +171,16 @@ def _chances(contenders: list[Row], score: Shown, cost: Cost, higher_is_better: 
     stderrs = [row[f"{score.column}_stderr"] for row in contenders]
     if not any(stderrs):
         return [None] * len(contenders)
-    if score.column == "quality" and cost is MEMORY:
+    if _is_judged(score, cost):
         return [row["front_probability"] for row in contenders]
     costs = [cost.charged(row[cost.column]) for row in contenders]
     scores = [row[score.column] for row in contenders]
     return list(front_probabilities(costs, scores, stderrs, higher_is_better=higher_is_better))
+
+
+def _is_judged(score: Shown, cost: Cost) -> bool:
+    """Whether the pivot's own chances are of this score against this cost."""
+    return score.column == "quality" and cost is MEMORY
 
 
 def _point(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_LABELS = 32
 LINE_NAMES = {"untouched": "base, untouched", "mha": "base, trained equally"}
 READING = f"filled: on the front (p ≥ {SURE:g})   hollow: undecided   faint: dominated"
+PAIRED = "bars: one standard error; variants are compared on the same samples"
 _FRONT = "#555b66"
 _LINE_NAME = {"color": QUIET, "fontsize": SMALLEST, "fontstyle": "italic"}
 
@@ -50,6 +51,7 @@ def cloud_figure(cloud: Cloud, beside: Cloud | None = None) -> Figure:
     _draw_front(axes, cloud)
     _draw_references(axes, cloud)
     told = [READING] if any(point.chance is not None for point in cloud.points) else []
+    told += [PAIRED] if cloud.paired else []
     if told or beside:
         note(axes, "\n".join([*told, *(["grey: published"] if beside else [])]))
     _write_names(figure, axes, cloud, others)

@@ -16,7 +16,7 @@ from analysis import frame, labels
 from analysis.canvas import QUIET, SMALLEST, WIDTH, evenly, spread, within
 from analysis.cloud import clouds, main_cloud
 from analysis.drawing import CannotDraw, draw_all, write_figures
-from analysis.figures import READING, cloud_figure, pareto_figure
+from analysis.figures import PAIRED, READING, cloud_figure, pareto_figure
 from analysis.gather import gather
 from analysis.kinds import FIGURES
 from analysis.layouts import layouts_of
@@ -56,6 +56,14 @@ def test_plotted_points_are_the_pivots_and_the_records_numbers(finished: Any, pi
         (score,) = finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record()["metrics"]
         from_records.add((float(variant["kv_bytes_per_token"]), score["value"]))
     assert plotted == from_pivot == from_records
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_chances_from_the_same_samples_are_said_to_be_sharper_than_the_bars(pivot: Any, paired: bool) -> None:
+    pivot.attrs["judged"] = {"paired": paired}
+    said = pareto_figure(pivot).get_supxlabel()
+    assert READING in said
+    assert (PAIRED in said) == paired
 
 
 def test_a_variant_without_its_score_is_not_plotted(filler: Any) -> None:
