@@ -14,7 +14,6 @@ from analysis.frame import Row
 PUBLISHED = "is_published"
 ROW = "row"
 """What a row is called in its own pivot."""
-NOT_PUBLISHED = "not published"
 _LAYOUT = ("pattern", "kv_layers", "kv_heads")
 _SCORED = ("", "_stderr", "_low", "_high", "_tied")
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from analysis.canvas import QUIET, SMALLEST, new_figure, note, score_axis, short, styled
-from analysis.cloud import MEMORY, SURE, Cloud, Point, main_cloud
+from analysis.cloud import MEMORY, SURE, Cloud, Point
 from analysis.naming import Name, Segment, write_names
 from analysis.style import look
 from analysis.ticks import byte_ticks, round_ticks
@@ -27,15 +25,6 @@ READING = f"filled: on the front (p ≥ {SURE:g})   hollow: undecided   faint: d
 PAIRED = "bars: one standard error; variants are compared on the same samples"
 _FRONT = "#555b66"
 _LINE_NAME = {"color": QUIET, "fontsize": SMALLEST, "fontstyle": "italic"}
-
-
-def pareto_figure(pivot: pd.DataFrame) -> Figure | None:
-    """Main quality axis against KV bytes per token of every variant that has it, or None where no score is planned.
-
-    Raises ValueError for a main axis of unknown direction.
-    """
-    cloud = main_cloud(pivot)
-    return None if cloud is None else cloud_figure(cloud)
 
 
 @styled

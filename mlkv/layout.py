@@ -52,11 +52,6 @@ class KVLayout:
         """Total KV heads: the number in a paper's name for the layout (MLKV-6 has 6)."""
         return sum(self.kv_heads)
 
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Layers that attend to each owner, the owner included."""
-        return tuple(self.kv_source_layers.count(owner) for owner in self.owners)
-
     def heads_of(self, layer: int) -> int:
         """`G` of the owner that `layer` attends to."""
         return self.kv_heads[self.owners.index(self.kv_source_layers[layer])]
@@ -64,10 +59,6 @@ class KVLayout:
     def readers(self, owner: int) -> tuple[int, ...]:
         """Layers that attend to `owner`'s keys and values, the owner itself left out."""
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source == owner and i != owner)
-
-    @property
-    def is_mha(self) -> bool:
-        return self.budget == self.layers * self.heads
 
     def kv_bytes_per_token(self, head_dim: int, element_bytes: int = 2) -> int:
         """Bytes of keys and values that one token leaves in the cache: 2 · head_dim · budget · element_bytes."""

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -71,14 +71,6 @@ def recover(folder: Path) -> list[ArrayRecord]:
             write(folder, record)
         records.append(record)
     return records
-
-
-def latest_ids(found: Iterable[ArrayRecord]) -> dict[str, JobId]:
-    """Job name → the id it was last queued under, from records in order of creation."""
-    ids: dict[str, JobId] = {}
-    for record in found:
-        ids |= record.ids()
-    return ids
 
 
 def output(folder: Path, record: ArrayRecord, index: int) -> Path:

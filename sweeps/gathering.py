@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from analysis.wandb_runs import LoggedRun
 
 SOURCES = ("store", "offline", "api")
-SETTINGS = ("source", "group", "sweep", "map")
 
 
 @dataclass

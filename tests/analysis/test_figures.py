@@ -16,7 +16,7 @@ from analysis import frame, labels
 from analysis.canvas import QUIET, SMALLEST, WIDTH, evenly, spread, within
 from analysis.cloud import clouds, main_cloud
 from analysis.drawing import CannotDraw, draw_all, write_figures
-from analysis.figures import PAIRED, READING, cloud_figure, pareto_figure
+from analysis.figures import PAIRED, READING, cloud_figure
 from analysis.gather import gather
 from analysis.kinds import FIGURES
 from analysis.layouts import layouts_of
@@ -36,6 +36,12 @@ from analysis.training import LOSS, Curve, curves_figure, curves_of
 @pytest.fixture
 def pivot(finished: Any) -> Any:
     return results(gather(finished.store, finished.name))
+
+
+def pareto_figure(pivot: Any) -> Any:
+    cloud = main_cloud(pivot)
+    assert cloud is not None
+    return cloud_figure(cloud)
 
 
 def drawn_points(figure: Any) -> set[tuple[float, float]]:

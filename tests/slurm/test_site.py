@@ -12,7 +12,7 @@ import pytest
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.profile import Profile
 from slurm.queue import PHASE_OF, expand, parse_state
-from slurm.records import ArrayRecord, latest_ids, read, write
+from slurm.records import ArrayRecord, read, write
 from slurm.site import UNLIMITED, Nodes, parse_minutes, parse_nodes, problems
 
 NODES = [
@@ -156,14 +156,14 @@ def test_names_that_a_shell_or_a_path_would_misread_are_refused(name: str) -> No
         Job(name, ("true",))
 
 
-def test_the_latest_id_of_a_job_counts(tmp_path: Path) -> None:
+def test_records_are_read_in_order_of_creation_and_one_that_was_not_queued_has_no_ids(tmp_path: Path) -> None:
     for record in (
         ArrayRecord("mlkv-b", {"x": 0, "y": 1}, created=1.0, array_id="10"),
         ArrayRecord("mlkv-a", {"y": 0}, created=2.0, array_id="11"),
         ArrayRecord("mlkv-c", {"x": 0}, created=3.0),
     ):
         write(tmp_path, record)
-    assert latest_ids(read(tmp_path)) == {"x": "10_0", "y": "11_0"}
+    assert [record.ids() for record in read(tmp_path)] == [{"x": "10_0", "y": "10_1"}, {"y": "11_0"}, {}]
 
 
 def test_the_manual_explains_every_field_of_a_profile() -> None:
