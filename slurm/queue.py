@@ -88,7 +88,11 @@ def _from_squeue(ids: list[JobId]) -> dict[JobId, JobState]:
         for line in shown.splitlines():
             id, word, reason = line.split("|", 2)
             found[id] = parse_state(word, reason)
-    # When the last waiting tasks of an array are cancelled one by one, SLURM keeps a single entry without an index.
+    return _of_each(ids, found)
+
+
+def _of_each(ids: list[JobId], found: dict[JobId, JobState]) -> dict[JobId, JobState]:
+    """When the last waiting tasks of an array are cancelled, SLURM may keep a single entry without an index."""
     return {id: found.get(id) or found[id.split("_")[0]] for id in ids if {id, id.split("_")[0]} & found.keys()}
 
 
@@ -106,7 +110,7 @@ def _from_sacct(ids: list[JobId]) -> dict[JobId, JobState]:
                 found[single] = parse_state(
                     word, reason if reason != "None" or code == "0:0" else f"exit status {code}"
                 )
-    return {id: found[id] for id in ids if id in found}
+    return _of_each(ids, found)
 
 
 def _base_ids(ids: list[JobId]) -> Iterator[str]:

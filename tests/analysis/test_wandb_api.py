@@ -82,6 +82,7 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
         assert set(variant.tags) == {"even", "budget-3"}
 
 
+@pytest.mark.long
 def test_many_runs_cost_a_page_for_hundreds_and_a_few_requests_each(server: WandbServer, tmp_path: Path) -> None:
     fill(server, PAGE + 20, 50)
     told: list[tuple[str, int, int]] = []

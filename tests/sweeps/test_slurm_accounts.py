@@ -25,8 +25,8 @@ def test_a_sweep_with_accounts_tells_what_became_of_forgotten_jobs(
     assert "1 jobs submitted" in disturbed("sweep", *line, "name=good")
     assert "done" in disturbed("status", "good", "--watch")
     assert "2 jobs submitted" in disturbed("sweep", *line, HELD, "name=ended", "uptrain.lr=2e-3,3e-3")
-    disturbed("sweep", *line, "name=wild", "uptrain.lr=1e30")
     accounted.run("scancel", "--state=PENDING", "--user=root")
+    disturbed("sweep", *line, "name=wild", "uptrain.lr=1e30")
     told = disturbed("status", "wild", "--watch", status=1)
     assert "training diverged" in told
     step = newest(disturbed.store, "uptrain")
