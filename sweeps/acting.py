@@ -31,7 +31,7 @@ def sweep(options: argparse.Namespace) -> int:
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
     failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
     mirror_sweep(console, store, saved)
-    write_report_of(console, store, saved, Path(planned.config.reports) / planned.name)
+    write_report_of(console, store, saved, Path(planned.config.reports) / planned.name, again=False)
     return NOT_DONE if failed else OK
 
 

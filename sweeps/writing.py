@@ -129,14 +129,28 @@ def report(options: argparse.Namespace) -> int:
     return OK
 
 
-def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path) -> None:
-    from analysis.report import write_report
+def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path, *, again: bool = True) -> None:
+    """Show the results and write the report; without `again`, not where one is newer than all there is to tell."""
     from analysis.sources import load
     from analysis.tables import render_terminal
 
     console.print(render_terminal(load(store, saved.name).pivot))
-    write_report(store, saved.name, out)
+    if again or not _is_current(out / "index.html", store, saved):
+        from analysis.report import write_report
+
+        write_report(store, saved.name, out)
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
+    """Whether the page was written after the plan, and after the last of its steps was done."""
+    import time
+
+    if not page.is_file():
+        return False
+    written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
+    records = [store.step(id).record() for id in saved.plan["steps"]]
+    return saved.plan["created"] < written and all(record and record["finished"] < written for record in records)
 
 
 def import_results(options: argparse.Namespace) -> int:
