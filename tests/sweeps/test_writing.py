@@ -1,0 +1,61 @@
+"""When `mlkv sweep` may leave the page of an earlier run as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sweeps.store import Store
+from sweeps.writing import _is_current
+
+STEP = "corpus-0123456789abcdef"
+CREATED, FINISHED = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+BEFORE, AT, AFTER = 1_767_270_000, 1_767_312_000, 1_767_312_001
+"""Between plan and record; in the record's second; a second later."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr("sweeps.store.utc_now", lambda: CREATED)
+    store = Store.open(tmp_path / "store")
+    store.save_sweep("s", {"steps": {STEP: {}}}, [], [])
+    return store
+
+
+def finish(store: Store) -> None:
+    claim = store.step(STEP).claim()
+    assert claim
+    assert claim.step.publish(claim, {"finished": FINISHED})
+    claim.release()
+
+
+def page(folder: Path, written: int) -> Path:
+    path = folder / "index.html"
+    path.write_text("a page")
+    os.utime(path, (written, written))
+    return path
+
+
+@pytest.mark.parametrize(("written", "current"), [(BEFORE, False), (AT, False), (AFTER, True)])
+def test_a_page_is_current_once_it_is_newer_than_the_last_record(
+    store: Store, tmp_path: Path, written: int, current: bool
+) -> None:
+    finish(store)
+    assert _is_current(page(tmp_path, written), store, store.sweep("s")) is current
+
+
+def test_no_page_or_a_step_that_is_not_done_is_never_current(store: Store, tmp_path: Path) -> None:
+    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    finish(store)
+    assert not _is_current(tmp_path / "none.html", store, store.sweep("s"))
+
+
+def test_a_page_older_than_the_plan_is_not_current(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(store)
+    monkeypatch.setattr("sweeps.store.utc_now", lambda: "2026-02-01T00:00:00Z")
+    store.save_sweep("s", {"steps": {STEP: {}}, "axis": ["x", "y"]}, [], [])
+    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
