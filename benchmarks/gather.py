@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from mlkv.evaluate.outcomes import Outcomes, save
 from mlkv.layout import KVLayout, make
-from mlkv.outcomes import Outcomes, save
-from sweeps.store import Store
+from sweeps.store.store import Store
 
 STEPS = 10_000
 LAYERS, HEADS, HEAD_DIM = 24, 16, 64

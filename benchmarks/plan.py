@@ -17,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sweeps.compose import Composer
-from sweeps.grammar import points
-from sweeps.launch import freeze
-from sweeps.plan import Plan, make_plan
-from sweeps.reconcile import standing, to_run
-from sweeps.resolve import Resolver
-from sweeps.store import Store
+from sweeps.planning.compose import Composer
+from sweeps.planning.freeze import freeze
+from sweeps.planning.grammar import points
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.reconcile import standing, to_run
+from sweeps.planning.resolve import Resolver
+from sweeps.store.store import Store
 
 LINE = [
     "layout.pattern=even,pizza,sandwich",

@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from sweeps.store import Store
+from sweeps.store.store import Store
 
 TOLERATED_NATS = 0.01
 LEAST_GAIN_NATS = 0.3

@@ -80,7 +80,7 @@ def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:
 
 
 def read(folder: Path, server: WandbServer) -> dict[str, Any]:
-    from analysis.wandb_api import Project
+    from sweeps.tracking.read.api import Project
 
     lines = [json.dumps({"_step": k, "train/global_step": k, "train/loss": 4 + 1 / (k + 1)}) for k in range(200)]
     for i in range(1000):

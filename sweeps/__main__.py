@@ -6,8 +6,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sweeps.code import CONF
-from sweeps.plain_hydra import sweep
+from sweeps.cli.plain_hydra import sweep
+from sweeps.store.code import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -17,8 +17,8 @@ from tests_support import ROOT, Shell
 
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.local_cluster.daemons import end, listeners
-from sweeps.stepdir import StepDir
-from sweeps.store import Store
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import Store
 
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 SMALL += ["evaluate.axis=null", "measure.batch_sizes=[]"]
@@ -92,7 +92,7 @@ class Fault:
 
     def child(self) -> psutil.Process:
         """The process that computes."""
-        (child,) = (p for p in self.supervisor().children() if "sweeps.child" in p.cmdline())
+        (child,) = (p for p in self.supervisor().children() if "sweeps.worker.child_main" in p.cmdline())
         return child
 
     @contextmanager

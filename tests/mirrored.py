@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 from wandb_server import WandbServer
 
-from sweeps.store import Store
-from sweeps.sync import synced
+from sweeps.store.store import Store
+from sweeps.tracking.sync import synced
 from sweeps.tracking.target import Target, TrackingConfig
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import _parse, _parser
-from sweeps.compose import Composer
-from sweeps.config import parse
+from sweeps.planning.compose import Composer
+from sweeps.planning.config import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -48,6 +48,6 @@ def test_every_documented_command_is_understood(line: str, capsys: pytest.Captur
     options = _parse(_parser(), words)
     assert callable(options.run)
     if getattr(options, "overrides", None):
-        from sweeps.grammar import points
+        from sweeps.planning.grammar import points
 
         next(iter(points(Composer(), [word for word in options.overrides if "=" in word])))

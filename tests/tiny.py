@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlkv import corpus
 from mlkv.context import Context, Row
+from mlkv.corpus import step as corpus
 from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 

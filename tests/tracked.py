@@ -13,11 +13,12 @@ import pytest
 from processes import eventually
 from wandb_server import WandbServer
 
-from sweeps.launch import freeze
-from sweeps.plan import Plan
-from sweeps.store import Claim, SavedSweep, Store
-from sweeps.sync import Synced, synced
+from sweeps.planning.freeze import freeze
+from sweeps.planning.plan import Plan
+from sweeps.store.stepdir import Claim
+from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.supervisor import Mirror
+from sweeps.tracking.sync import Synced, synced
 from sweeps.tracking.target import Target, TrackingConfig
 
 Planner = Callable[[Sequence[str]], Plan]

@@ -20,6 +20,6 @@ class MlkvSweeper(Sweeper):
         self._config = config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sweeps.plain_hydra import sweep
+        from sweeps.cli.plain_hydra import sweep
 
         sweep(self._config.hydra, arguments)

@@ -20,10 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from sweeps.attempt import Attempt
-from sweeps.axis import Axis, Json
-from sweeps.files import utc_now
-from sweeps.store import StepDir, Store, StoreError
+from sweeps.store.attempt import Attempt
+from sweeps.store.axis import Axis, Json
+from sweeps.store.files import utc_now
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import Store, StoreError
 from sweeps.tracking.mirror import MirrorError, OpenRun, ServiceEndedError, redacted, restart_service
 from sweeps.tracking.runs import step_run
 from sweeps.tracking.target import Target

@@ -15,8 +15,8 @@ from typing import Any
 import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from sweeps.axis import Json
-from sweeps.store import TrackingDir
+from sweeps.store.axis import Json
+from sweeps.store.store import TrackingDir
 from sweeps.tracking.runs import MARK, Run
 from sweeps.tracking.target import TrackingConfig
 

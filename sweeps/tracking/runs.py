@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sweeps.axis import TRAINING, Axis, Json, Rows
-from sweeps.store import SavedSweep, StepDir, Store
+from sweeps.store.axis import TRAINING, Axis, Json, Rows
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import SavedSweep, Store
 
 MARK = "mlkv_fingerprint"
 """Summary key that says what a run was made from; the same mark means the server has all of it."""

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 
-from sweeps.store import Claim, Store
+from sweeps.store.stepdir import Claim
+from sweeps.store.store import Store
 from sweeps.tracking.target import Target
 
 

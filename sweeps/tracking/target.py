@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
-from sweeps.store import SavedSweep
+from sweeps.store.store import SavedSweep
 
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")

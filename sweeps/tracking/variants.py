@@ -6,7 +6,7 @@ last has seen the last step end, and what stands in the end is what the store sa
 
 from __future__ import annotations
 
-from sweeps.store import SavedSweep, Store
+from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.runs import Run, SweepRuns, standing
 from sweeps.tracking.target import Target
 

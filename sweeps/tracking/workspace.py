@@ -10,13 +10,13 @@ import hashlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from sweeps.errors import UserError
+from sweeps.store.errors import UserError
 from sweeps.tracking.mirror import redacted
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-    from sweeps.store import SavedSweep
+    from sweeps.store.store import SavedSweep
     from sweeps.tracking.target import TrackingConfig
 
 PACKAGE = "wandb_workspaces"

@@ -11,7 +11,7 @@ from mirrored import Mirrored, mirror
 from wandb_server import WandbServer
 
 from mlkv.layout import KVLayout, make
-from sweeps.store import Store
+from sweeps.store.store import Store
 
 HEADS, LAYERS, HEAD_DIM = 6, 6, 32
 ACCURACY = [["cloze", "acc"], ["four_way", "acc"], ["two_way", "acc"]]

@@ -12,25 +12,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import frame, labels
-from analysis.canvas import QUIET, SMALLEST, WIDTH, evenly, spread, within
-from analysis.cloud import clouds, main_cloud
-from analysis.drawing import CannotDraw, draw_all, write_figures
-from analysis.figures import PAIRED, READING, cloud_figure
-from analysis.gather import gather
-from analysis.kinds import FIGURES
-from analysis.layouts import layouts_of
-from analysis.memory import lines, memory_figure
-from analysis.plot import lay_out
-from analysis.published import SETS, published
-from analysis.results import results
-from analysis.sources import Source, load, published_source
-from analysis.spectrum import series, told_apart
-from analysis.style import LOOKS, look, shades
-from analysis.tasks import panels, tasks_figure
-from analysis.throughput import paces, throughput_figure
-from analysis.ticks import byte_ticks, nice_ticks, round_ticks
-from analysis.training import LOSS, Curve, curves_figure, curves_of
+from analysis.data import frame
+from analysis.data.gather import gather
+from analysis.data.published import SETS, published
+from analysis.figures import labels
+from analysis.figures.canvas import QUIET, SMALLEST, WIDTH, evenly, spread, within
+from analysis.figures.cloud import clouds, main_cloud
+from analysis.figures.drawing import CannotDraw, draw_all, write_figures
+from analysis.figures.kinds import FIGURES
+from analysis.figures.layouts import layouts_of
+from analysis.figures.memory import lines, memory_figure
+from analysis.figures.pareto import PAIRED, READING, cloud_figure
+from analysis.figures.spectrum import series, told_apart
+from analysis.figures.style import LOOKS, look, shades
+from analysis.figures.tasks import panels, tasks_figure
+from analysis.figures.throughput import paces, throughput_figure
+from analysis.figures.ticks import byte_ticks, nice_ticks, round_ticks
+from analysis.figures.training import LOSS, Curve, curves_figure, curves_of
+from analysis.page.plot import lay_out
+from analysis.statistics.results import results
+from analysis.statistics.sources import Source, load, published_source
 
 
 @pytest.fixture

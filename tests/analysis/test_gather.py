@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import frame
-from analysis.gather import gather
-from analysis.results import results
-from sweeps.store import StoreError
+from analysis.data import frame
+from analysis.data.gather import gather
+from analysis.statistics.results import results
+from sweeps.store.store import StoreError
 
 
 def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
 
 
 def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: Path) -> None:
-    from analysis.gather import _own_baseline
+    from analysis.data.gather import _own_baseline
 
     def variant(name: str, lr: str) -> dict[str, Any]:
         return {"variant": name, "overrides": {"uptrain.lr": lr}, "steps": {"corpus": "corpus-1", "base": "base-1"}}

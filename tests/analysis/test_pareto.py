@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.pareto import dominated_by, front, hypervolume
+from analysis.statistics.pareto import dominated_by, front, hypervolume
 
 Points = list[tuple[int, int]]
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)

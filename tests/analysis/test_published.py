@@ -10,13 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import frame, tables
-from analysis.importer import import_results, variant_name
-from analysis.published import SETS, published, read
-from analysis.results import results
-from analysis.sources import load
+from analysis.data import frame
+from analysis.data.importer import import_results, variant_name
+from analysis.data.published import SETS, published, read
+from analysis.statistics.results import results
+from analysis.statistics.sources import load
+from analysis.tables import results_table as tables
 from mlkv.layout import PATTERNS, KVLayout, make
-from sweeps.store import Store, StoreError
+from sweeps.store.store import Store, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = Path(os.environ.get("MLKV_PUBLISHED", ROOT.parent / "shared" / "data" / "pythia-mlkv"))

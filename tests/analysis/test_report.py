@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.gather import Steps, gather, of_sweep
-from analysis.page import flatten, page, shared_items
-from analysis.report import render, script_json, write_report, write_results
-from analysis.results import results
-from analysis.sources import Source, published_source
-from analysis.units import duration, size
-from sweeps.store import Store, StoreError
+from analysis.data.gather import Steps, gather, of_sweep
+from analysis.data.units import duration, size
+from analysis.page.page import flatten, page, shared_items
+from analysis.page.report import render, script_json, write_report, write_results
+from analysis.statistics.results import results
+from analysis.statistics.sources import Source, published_source
+from sweeps.store.store import Store, StoreError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import pareto, statistics
+from analysis.statistics import bootstrap as statistics
+from analysis.statistics import pareto
 
 COSTS = st.integers(1, 6).map(float)
 POINTS = st.lists(st.tuples(COSTS, st.floats(-3, 3)), min_size=1, max_size=8)

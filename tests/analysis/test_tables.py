@@ -8,15 +8,17 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import frame, rendering, tables
-from analysis.gather import gather
-from analysis.metrics import METRICS, metric
-from analysis.paper import TITLES, paper_sheets
-from analysis.published import SETS
-from analysis.results import by_layout, results
-from analysis.sheet import Sheet
-from analysis.sources import Source, load, published_source
-from analysis.terminal import CellsTable
+from analysis.data import frame
+from analysis.data.gather import gather
+from analysis.data.metrics import METRICS, metric
+from analysis.data.published import SETS
+from analysis.statistics.results import by_layout, results
+from analysis.statistics.sources import Source, load, published_source
+from analysis.tables import rendering
+from analysis.tables import results_table as tables
+from analysis.tables.paper import TITLES, paper_sheets
+from analysis.tables.sheet import Sheet
+from analysis.tables.terminal import CellsTable
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import frame
-from analysis.gather import gather
-from analysis.replicates import groups
-from analysis.results import by_layout, results
-from analysis.sources import load
-from mlkv.outcomes import Outcomes, save
+from analysis.data import frame
+from analysis.data.gather import gather
+from analysis.data.replicates import groups
+from analysis.statistics.results import by_layout, results
+from analysis.statistics.sources import load
+from mlkv.evaluate.outcomes import Outcomes, save
 
 TASK = "four_way"
 UNITS = 400

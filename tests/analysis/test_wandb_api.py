@@ -16,16 +16,17 @@ from tracked import use
 from wandb_graphql import ENTITY, HISTORY, StoredRun
 from wandb_server import WandbServer
 
-from analysis import curves
-from analysis.foreign import MappingError, foreign_table
-from analysis.gather import gather
-from analysis.wandb_api import PAGE, Project, WandbReadError
-from analysis.wandb_cache import HistoryCache
-from analysis.wandb_files import read_directory
-from analysis.wandb_runs import LoggedRun, planned, table
+from analysis.data import curves
+from analysis.data.foreign import MappingError, foreign_table
+from analysis.data.gather import gather
+from analysis.data.logged import table
 from sweeps.cli import main
-from sweeps.gathering import SOURCES
-from sweeps.store import Store
+from sweeps.cli.gather import SOURCES
+from sweeps.store.store import Store
+from sweeps.tracking.read.api import PAGE, Project, WandbReadError
+from sweeps.tracking.read.cache import HistoryCache
+from sweeps.tracking.read.files import read_directory
+from sweeps.tracking.read.runs import LoggedRun, planned
 
 PATH = f"{ENTITY}/mlkv"
 

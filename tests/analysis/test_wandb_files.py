@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mirrored import Mirrored
 
-from analysis import curves
-from analysis.gather import gather
-from analysis.wandb_files import BLOCK, HEADER, WandbFileWarning, read_directory, read_file
-from analysis.wandb_runs import table
-from sweeps.store import StoreError
+from analysis.data import curves
+from analysis.data.gather import gather
+from analysis.data.logged import table
+from sweeps.store.store import StoreError
+from sweeps.tracking.read.files import BLOCK, HEADER, WandbFileWarning, read_directory, read_file
 
 
 def test_the_table_is_the_stores_cell_by_cell(mirrored: Mirrored) -> None:

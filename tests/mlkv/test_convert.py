@@ -13,8 +13,8 @@ from matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from torch import Tensor
 
 from mlkv.context import Context, StepFailed
-from mlkv.convert import Merge, Widening, convert, converted_shape, run, widen_mlps
-from mlkv.families import layout_of, shape_of
+from mlkv.convert.step import Merge, Widening, convert, converted_shape, run, widen_mlps
+from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, make, mha
 from mlkv.recipes import ConvertRecipe

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import context, corpus_recipe, make_corpus, run_python, text_files
 
-from mlkv import blocks, corpus, documents, tokenizer
-from mlkv.blocks import DocumentPacker, StreamPacker, open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
-from mlkv.items import CONTINUATION_TOKENS
+from mlkv.corpus import blocks, documents, tokenizer
+from mlkv.corpus import step as corpus
+from mlkv.corpus.blocks import DocumentPacker, StreamPacker, open_blocks, read_manifest
+from mlkv.corpus.items import CONTINUATION_TOKENS
+from mlkv.evaluate.task_names import ITEM_TASKS, own_tasks
 from mlkv.recipes import CorpusRecipe
-from mlkv.task_names import ITEM_TASKS, own_tasks
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,15 @@ from lm_eval.api.model import LM
 from tiny import SHAPE, context, make_corpus
 from torch.nn import functional
 
-from mlkv import bits, evaluate, harness, outcomes
-from mlkv.blocks import open_blocks, read_manifest
 from mlkv.context import Interrupted, StepFailed
-from mlkv.harness_model import HarnessLM
+from mlkv.corpus.blocks import open_blocks, read_manifest
+from mlkv.evaluate import bits, harness, outcomes
+from mlkv.evaluate import step as evaluate
+from mlkv.evaluate.harness_model import HarnessLM
+from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha
 from mlkv.recipes import EvaluateRecipe
-from mlkv.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 
 CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
 

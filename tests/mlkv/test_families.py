@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mlkv.context import Context, StepFailed
-from mlkv.families import config_of, export_pretrained, import_pretrained, layout_of, read_config, shape_of, to_family
+from mlkv.corpus.tokenizer import load, train
+from mlkv.families.config import config_of, layout_of, read_config, shape_of
+from mlkv.families.load import import_pretrained
+from mlkv.families.save import export_pretrained, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import make, mha
-from mlkv.tokenizer import load, train
 
 EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))

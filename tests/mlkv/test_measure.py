@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import context, run_python
 
-from mlkv import measure
 from mlkv.context import Interrupted, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
 from mlkv.layout import KVLayout, make, mha
+from mlkv.measure import step as measure
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import SHAPE, context, make_corpus, start_python
 
-from mlkv import train
 from mlkv.context import Interrupted
 from mlkv.recipes import TrainRecipe
+from mlkv.train import step as train
 
 pytestmark = [
     pytest.mark.long,

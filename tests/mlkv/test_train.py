@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from tiny import SHAPE, context, make_corpus, start_python
 from transformers import TrainerControl, TrainerState
 
-from mlkv import train
-from mlkv.blocks import open_blocks
 from mlkv.context import Interrupted, StepFailed
+from mlkv.corpus.blocks import open_blocks
 from mlkv.hf import load_checked
 from mlkv.recipes import TrainRecipe
-from mlkv.schedule import SPIKE, Schedule, final_loss, spikes
-from mlkv.trainer import IGNORED, BlockDataset, Watcher
+from mlkv.train import step as train
+from mlkv.train.schedule import SPIKE, Schedule, final_loss, spikes
+from mlkv.train.trainer import IGNORED, BlockDataset, Watcher
 
 RECIPE = TrainRecipe(steps=12, batch_size=4, lr=3e-3, precision="fp32", log_every=2, save_every=4)
 

@@ -12,10 +12,10 @@ from tests_support import TEST_CONF, Shell
 from tracked import use
 from wandb_server import WandbServer
 
-from sweeps.compose import Composer
-from sweeps.plan import Plan, make_plan
-from sweeps.resolve import Resolver
-from sweeps.store import Store
+from sweeps.planning.compose import Composer
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.resolve import Resolver
+from sweeps.store.store import Store
 from sweeps.tracking.target import VARIABLE
 
 

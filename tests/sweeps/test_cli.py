@@ -10,7 +10,7 @@ import pytest
 from tests_support import ROOT, Shell
 
 from sweeps.cli import main
-from sweeps.completion import complete_override, complete_sweep
+from sweeps.cli.completion import complete_override, complete_sweep
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.compose import Composer
-from sweeps.config import parse
-from sweeps.errors import UserError
+from sweeps.planning.compose import Composer
+from sweeps.planning.config import parse
+from sweeps.store.errors import UserError
 
 GROUPS = {
     "layout": ["mha", "mqa", "cla", "explicit"],

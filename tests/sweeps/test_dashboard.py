@@ -15,7 +15,7 @@ from tracked import Planner, Stage, make_stage, training
 from wandb_graphql import ENTITY, StoredRun
 from wandb_server import WandbServer
 
-from sweeps.errors import UserError
+from sweeps.store.errors import UserError
 from sweeps.tracking import workspace
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests_support import TEST_CONF, Shell
 
-from sweeps.store import Store
+from sweeps.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ import pytest
 from tests_support import ROOT, Shell
 
 from mlkv.layout import cla
-from sweeps import hub
-from sweeps.compose import Composer
-from sweeps.errors import UserError
-from sweeps.plan import Plan, Variant, make_plan
-from sweeps.resolve import Resolver
-from sweeps.store import Store
+from sweeps.planning import hub
+from sweeps.planning.compose import Composer
+from sweeps.planning.plan import Plan, Variant, make_plan
+from sweeps.planning.resolve import Resolver
+from sweeps.store.errors import UserError
+from sweeps.store.store import Store
 
 NAMES = [name for name in Composer().options("experiment") if name != "quickstart"]
 DOCS = ROOT / "docs" / "experiments.md"

@@ -37,7 +37,7 @@ corpus = corpus_step(recipe, {"text": "0"}, source)
 step = loaded_base_step({"model": "acme/pocket"}, source, "pocket") if sys.argv[3] == "model" else corpus
 assert fetch_inputs({step.id: step}, Store(Path(sys.argv[2])), Console())
 """
-USE = "import sys; from sweeps.hub import fetch_model; print(fetch_model('acme/pocket', sys.argv[1]))"
+USE = "import sys; from sweeps.steps.model_files import fetch_model; print(fetch_model('acme/pocket', sys.argv[1]))"
 
 
 def etag(content: bytes) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sweeps.errors import UserError
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
+from sweeps.store.errors import UserError
 
 Planner = Callable[[Sequence[str]], Plan]
 BARE = ["sweep.baselines=[]", "measure=none"]

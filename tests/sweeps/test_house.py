@@ -12,23 +12,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
+ROOMS = {
+    "sweeps": ("store", "steps", "tracking", "planning", "worker", "dispatch", "cli"),
+    "analysis": ("data", "statistics", "tables", "figures", "page"),
+}
+"""The floors of a package from the ground up: a room imports from its own floor and from those below it."""
 MAY_IMPORT = {
     "mlkv": set(),
     "slurm": set(),
     "sweeps": {"mlkv"},
-    "analysis": {"sweeps.store", "sweeps.config", "mlkv.layout"},
+    "sweeps.planning": {"mlkv", "slurm.profile"},
+    "sweeps.dispatch": {"mlkv", "slurm"},
+    "sweeps.cli": {"mlkv", "analysis"},
+    "analysis": {"sweeps.store", "sweeps.steps.registry", "sweeps.tracking.read", "mlkv.layout"},
 }
-ALSO = {
-    "sweeps.gathering": {"analysis"},
-    "sweeps.writing": {"analysis"},
-    "sweeps.cli": {"analysis.kinds"},
-    "sweeps.view": {"analysis.units"},
-    "sweeps.sync": {"analysis"},
-    "sweeps.mirroring": {"analysis"},
-    "sweeps.dispatch": {"slurm"},
-    "sweeps.queued": {"slurm"},
-    "sweeps.config": {"slurm.profile"},
-}
+"""What a package, or one of its rooms, takes from other packages."""
 HEAVY = {"torch", "transformers", "wandb", "pandas", "hydra", "matplotlib", "lm_eval", "datasets"}
 
 
@@ -52,19 +50,41 @@ def imported(module: str, path: Path) -> set[str]:
     return found
 
 
+def room_of(module: str) -> str:
+    package, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    return f"{package}.{room}" if room in ROOMS.get(package, ()) else package
+
+
+def is_within(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.") or allowed.startswith(f"{name}.")
+
+
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name for name, _ in modules()])
 def test_nobody_imports_what_is_not_theirs(module: str, path: Path) -> None:
-    package = module.split(".")[0]
-    allowed = MAY_IMPORT[package] | (ALSO.get(module, set()))
-    ours = {name for name in imported(module, path) if name.split(".")[0] in set(PACKAGES) - {package}}
-    strangers = {
-        name
-        for name in ours
-        if not any(name == a or name.startswith(f"{a}.") or a.startswith(f"{name}.") for a in allowed)
-    }
-    assert not strangers
+    package, names = module.split(".")[0], imported(module, path)
+    allowed = MAY_IMPORT.get(room_of(module), MAY_IMPORT[package])
+    ours = {name for name in names if name.split(".")[0] in set(PACKAGES) - {package}}
+    assert not {name for name in ours if not any(is_within(name, a) for a in allowed)}
     if package == "analysis":
-        assert not {name for name in imported(module, path) if name.split(".")[0] in ("torch", "transformers")}
+        assert not {name for name in names if name.split(".")[0] in ("torch", "transformers")}
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_a_room_imports_from_no_floor_above_it(module: str, path: Path) -> None:
+    package, room = module.split(".")[0], room_of(module).rpartition(".")[2]
+    floors = ROOMS.get(package, ())
+    if room not in floors:
+        return
+    above = {f"{package}.{higher}" for higher in floors[floors.index(room) + 1 :]}
+    assert not {name for name in imported(module, path) if room_of(name) in above}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_file_is_in_a_room(package: str) -> None:
+    outside = {path.stem for path in (ROOT / package).glob("*.py")}
+    assert outside <= {"__init__", "__main__"}
+    assert {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()} == set(ROOMS[package])
 
 
 def test_the_packages_themselves_are_empty() -> None:
@@ -85,9 +105,11 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_planning_loads_neither_torch_nor_pandas() -> None:
-    assert not loaded("import sweeps.plan, sweeps.launch, sweeps.view, sweeps.worker") & (HEAVY - {"hydra"})
+    assert not loaded(
+        "import sweeps.planning.plan, sweeps.dispatch.local_loop, sweeps.cli.view, sweeps.worker.supervisor"
+    ) & (HEAVY - {"hydra"})
 
 
 def test_analysis_loads_no_torch() -> None:
-    code = "import analysis.gather, analysis.report, analysis.figures, analysis.tables"
+    code = "import analysis.data.gather, analysis.page.report, analysis.figures.drawing, analysis.tables.paper"
     assert not loaded(code) & {"torch", "transformers"}

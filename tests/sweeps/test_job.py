@@ -14,12 +14,12 @@ import pytest
 from processes import eventually
 from tests_support import ROOT
 
-from sweeps.attempt import Attempt
-from sweeps.frozen import CODE
-from sweeps.job import QueueJob, out_of_memory_kills
-from sweeps.steps import Step
-from sweeps.store import Store
-from sweeps.worker import BLOCKED, FAILED, fruitless
+from sweeps.steps.step import Step
+from sweeps.store.attempt import Attempt
+from sweeps.store.store import Store
+from sweeps.worker.frozen import CODE
+from sweeps.worker.job_context import QueueJob, out_of_memory_kills
+from sweeps.worker.supervisor import BLOCKED, FAILED, fruitless
 
 TASK = {
     "MLKV_QUEUED": "1",

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.config import ClusterConfig, Resources
-from sweeps.jobs import PlannedJob, planned_jobs
-from sweeps.plan import Plan
-from sweeps.steps import Step
+from sweeps.dispatch.grouping import PlannedJob, planned_jobs
+from sweeps.planning.config import ClusterConfig, Resources
+from sweeps.planning.plan import Plan
+from sweeps.steps.step import Step
 
 CLUSTER = ClusterConfig(resources={"measure": Resources(exclusive=True), "base": Resources(cpus=2)})
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import sweeps.plan
-import sweeps.resolve
-from sweeps.compose import Composer
-from sweeps.errors import UserError
-from sweeps.plan import Plan, make_plan
-from sweeps.resolve import Resolver
-from sweeps.steps import Step, canonical
-from sweeps.store import Store
+from sweeps.planning import plan as plan_module
+from sweeps.planning import resolve
+from sweeps.planning.compose import Composer
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.resolve import Resolver
+from sweeps.steps.step import Step, canonical
+from sweeps.store.errors import UserError
+from sweeps.store.store import Store
 
 Planner = Callable[[Sequence[str]], Plan]
 GOLDEN = Path(__file__).with_name("golden_ids.json")
@@ -242,8 +242,8 @@ class FixedFacts(Resolver):
 
 
 def golden_ids(folder: Path) -> dict[str, str]:
-    sweeps.plan.package_version = sweeps.resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
-    sweeps.resolve.task_pins.cache_clear()
+    plan_module.package_version = resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
+    resolve.task_pins.cache_clear()
     resolver = FixedFacts(Store(folder))
     lines = [["experiment=quickstart"], ["layout=cla", "convert=scratch"], ["layout.budget=6", "convert=published"]]
     plans = [make_plan(Composer(), resolver, line) for line in lines]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tests_support import Shell
 
-from sweeps.prune import prunable
-from sweeps.store import Claim, Store
+from sweeps.store.prune import prunable
+from sweeps.store.stepdir import Claim
+from sweeps.store.store import Store
 
 NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
 

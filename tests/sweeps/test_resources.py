@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from tests_support import Shell
 
-from sweeps.dispatch import _resources
-from sweeps.errors import UserError
-from sweeps.jobs import planned_jobs
-from sweeps.plan import Plan
-from sweeps.store import StepDir
+from sweeps.dispatch.grouping import planned_jobs
+from sweeps.dispatch.submit import _resources
+from sweeps.planning.plan import Plan
+from sweeps.store.errors import UserError
+from sweeps.store.stepdir import StepDir
 
 Planner = Callable[[Sequence[str]], Plan]
 WIDE = ["resources.gpus=2", "resources.nodes=2"]

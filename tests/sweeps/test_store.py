@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import binary, dictionaries, text
 
-from sweeps import stepdir
-from sweeps.files import last_line, read_json, write_atomic, write_json, write_once
-from sweeps.store import Claim, Store, StoreError
+from sweeps.store import stepdir
+from sweeps.store.files import last_line, read_json, write_atomic, write_json, write_once
+from sweeps.store.stepdir import Claim
+from sweeps.store.store import Store, StoreError
 
 ID = "corpus-0123456789abcdef"
 
@@ -60,9 +61,8 @@ def test_one_of_many_gets_the_claim(tmp_path: Path) -> None:
 
 def test_the_claim_of_a_dead_process_is_taken_over_once(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    code = (
-        f"from pathlib import Path; from sweeps.store import Store; Store(Path({str(tmp_path)!r})).step({ID!r}).claim()"
-    )
+    imports = "from pathlib import Path; from sweeps.store.store import Store"
+    code = f"{imports}; Store(Path({str(tmp_path)!r})).step({ID!r}).claim()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert store.step(ID).state().name == "LOST"
     with ThreadPoolExecutor(16) as pool:

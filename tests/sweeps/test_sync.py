@@ -16,8 +16,8 @@ from tests_support import ROOT, Shell
 from tracked import Planner, Stage, make_stage, positions, record, training, use
 from wandb_server import WandbServer
 
-from sweeps.sync import Synced, synced, synced_files
 from sweeps.tracking.runs import variant_id
+from sweeps.tracking.sync import Synced, synced, synced_files
 from sweeps.tracking.target import Target, TrackingConfig
 
 SMALL = ["layout=mqa", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
@@ -178,7 +178,7 @@ def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, se
 def test_offline_all_is_written_where_no_internet_socket_can_be_had(stage: Stage, server: WandbServer) -> None:
     """The kernel gives none out, to whatever process; everything is written all the same."""
     environment = {**os.environ, **Target(stage.config, "tiny").environment()}
-    command = [*without_internet(), "-m", "sweeps.sync", "--store", str(stage.store.root)]
+    command = [*without_internet(), "-m", "sweeps.tracking.sync", "--store", str(stage.store.root)]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count('"written"') == len(stage.saved.plan["steps"]) + len(stage.saved.variants)

@@ -14,7 +14,7 @@ from tests_support import ROOT
 from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import KEY, WandbServer
 
-from sweeps.config import HASHED
+from sweeps.planning.config import HASHED
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
 
 

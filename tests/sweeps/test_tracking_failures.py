@@ -16,8 +16,8 @@ from tests_support import TEST_CONF, Shell
 from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import WandbServer
 
-from analysis.wandb_files import read_directory
 from sweeps.tracking import helper
+from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.target import Target
 

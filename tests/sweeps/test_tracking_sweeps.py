@@ -15,8 +15,8 @@ from tests_support import Shell
 from tracked import arrives, independent_steps, positions, training
 from wandb_server import KEY, WandbServer
 
-from sweeps.stepdir import StepDir
-from sweeps.store import Store
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import Store
 from sweeps.tracking.runs import variant_id
 
 pytestmark = pytest.mark.long

@@ -10,9 +10,9 @@ from tests_support import Shell
 from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import WandbServer
 
-from analysis.wandb_files import read_directory
 from slurm.local_cluster.cluster import LocalCluster
 from sweeps.tracking import variants
+from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns

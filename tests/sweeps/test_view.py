@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from sweeps.plan import Plan
-from sweeps.reconcile import Costs
-from sweeps.steps import Step
-from sweeps.store import State
-from sweeps.view import expected_left, plan_tables, summary
+from sweeps.cli.view import expected_left, plan_tables, summary
+from sweeps.planning.plan import Plan
+from sweeps.planning.reconcile import Costs
+from sweeps.steps.step import Step
+from sweeps.store.stepdir import State
 
 COSTS = Costs({"base": 2.0, "evaluate": 0.5})
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
-from sweeps.writing import _is_current
+from sweeps.cli.results import _is_current
+from sweeps.store.store import Store
 
 STEP = "corpus-0123456789abcdef"
 CREATED, FINISHED = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -18,7 +18,7 @@ BEFORE, AT, AFTER = 1_767_270_000, 1_767_312_000, 1_767_312_001
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr("sweeps.store.utc_now", lambda: CREATED)
+    monkeypatch.setattr("sweeps.store.store.utc_now", lambda: CREATED)
     store = Store.open(tmp_path / "store")
     store.save_sweep("s", {"steps": {STEP: {}}}, [], [])
     return store
@@ -56,6 +56,6 @@ def test_a_page_older_than_the_plan_is_not_current(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(store)
-    monkeypatch.setattr("sweeps.store.utc_now", lambda: "2026-02-01T00:00:00Z")
+    monkeypatch.setattr("sweeps.store.store.utc_now", lambda: "2026-02-01T00:00:00Z")
     store.save_sweep("s", {"steps": {STEP: {}}, "axis": ["x", "y"]}, [], [])
     assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))

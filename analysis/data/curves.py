@@ -1,0 +1,50 @@
+"""What steps logged while they ran, as one long table, from the store or from W&B alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.data import frame
+from sweeps.store.store import SavedSweep, Store
+from sweeps.tracking.read.runs import LoggedRun, number
+
+Json = dict[str, Any]
+COLUMNS = {"step": "string", "kind": "string", "global_step": "Int64", "metric": "string", "value": "Float64"}
+_WORDS = ("NaN", "Infinity", "-Infinity")
+"""How W&B spells what JSON cannot."""
+
+
+def of_store(store: Store, sweep: SavedSweep) -> pd.DataFrame:
+    """A row per step, position on the step's own axis, and number logged there. What is not finite is NA."""
+    steps = [store.step(id) for id in sorted(sweep.plan["steps"])]
+    return _table(cell for step in steps for at, row in step.history() for cell in _cells(step.id, step.kind, at, row))
+
+
+def of_runs(runs: Iterable[LoggedRun]) -> pd.DataFrame:
+    """The same from W&B; a variant's run repeats its steps' rows and is left out."""
+    steps = sorted((run for run in runs if run.job_type != "variant"), key=lambda run: run.id)
+    return _table(cell for run in steps for cell in _of_run(run))
+
+
+def _of_run(run: LoggedRun) -> Iterator[Json]:
+    axis = next(iter(run.axes.values()), "_step")
+    for row in run.rows:
+        yield from _cells(run.id, run.job_type, int(row[axis] if axis in row else row.get("_step", 0)), row)
+
+
+def _cells(step: str, kind: str, position: int, row: Json) -> Iterator[Json]:
+    place = {"step": step, "kind": kind, "global_step": position}
+    for key in sorted(row):
+        if not key.startswith("_") and _is_number(row[key]):
+            yield {**place, "metric": key, "value": number(row[key])}
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, int | float) and not isinstance(value, bool)) or value in _WORDS
+
+
+def _table(cells: Iterable[Json]) -> pd.DataFrame:
+    return frame.make(cells, COLUMNS)

@@ -1,0 +1,91 @@
+"""Published figures (reference/*.csv) in the schema of our own results, so that one table or figure can hold both.
+
+A published number has state PUBLISHED and its source as the reason; a cell that nobody published is empty and says so.
+The CSV files keep the printed digits in the printed unit; `layouts.csv` has (L, H, M, G, head width) of every variant.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+
+import pandas as pd
+
+from analysis.data import frame
+from analysis.data.frame import Row
+
+SETS = {
+    "mlkv": "MLKV (arXiv 2406.09297): Pythia-160M, benchmarks, uptraining loss, memory and throughput",
+    "cla-1b": "CLA (arXiv 2405.12981) Table 1: 1B design space at a fixed learning rate",
+    "cla-1b-tuned": "CLA Tables 3 and 4: 1B, learning rate tuned per model",
+    "cla-3b-tuned": "CLA Tables 5 and 6: 3B, learning rate tuned per model",
+    "cla-3b-second": "CLA Tables 7 and 8: 3B, second set (other stack and data order)",
+    "study-1b": "Systematic study (arXiv 2410.14442) Table 4: 1.1B",
+}
+_OF_EXPERIMENT = {
+    "mlkv_table": "mlkv",
+    "mlkv_memory": "mlkv",
+    "m_spectrum": "mlkv",
+    "uptrain_fraction": "mlkv",
+    "from_scratch": "mlkv",
+    "cla_1b": "cla-1b",
+    "cla_patterns": "cla-1b",
+    "cla_factors": "cla-1b",
+    "cla_lr": "cla-1b-tuned",
+    "cla_3b": "cla-3b-tuned",
+    "systematic": "study-1b",
+}
+"""Which set has the figures that an experiment is to be compared with; the others have none published."""
+_UNITS = {"": 1.0, "%": 100.0, "MiB": 2.0**-20}
+"""Printed value per stored value."""
+
+
+def published(name: str) -> pd.DataFrame:
+    """One set of published figures as a long table. Raises ValueError listing the sets there are."""
+    if name not in SETS:
+        raise ValueError(f"published set = {name}: choose from {', '.join(SETS)}")
+    layouts = layout_rows(name)
+    rows = [row for row in read("figures") if row["set"] == name]
+    return frame.make({**layouts[row["variant"]], **_cell(row)} for row in rows)
+
+
+def set_for(experiment: str) -> str:
+    """The set to lay beside an experiment. Raises ValueError for one that has none."""
+    if experiment not in _OF_EXPERIMENT:
+        raise ValueError(f"published: nothing is chosen for {experiment}; name a set: {', '.join(SETS)}")
+    return _OF_EXPERIMENT[experiment]
+
+
+def layout_rows(name: str) -> dict[str, Row]:
+    """Identity columns of a set's variants, by variant; baselines named as gather names them."""
+    rows = [row for row in read("layouts") if row["set"] == name]
+    baselines = {row["baseline"]: row["variant"] for row in rows if row["baseline"]}
+    return {row["variant"]: identity(row) | {"sweep": name} | baselines for row in rows}
+
+
+def identity(row: dict[str, str]) -> Row:
+    """Identity columns of a line of a file of layouts; what it leaves empty is not known."""
+    told = {key: value or None for key, value in row.items()}
+    texts = {key: told.get(key) for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
+    numbers = {key: int(told.get(key) or 0) or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")}
+    heads = sum(map(int, (texts["kv_heads"] or "").split()))
+    shared = " " not in (texts["kv_heads"] or "")
+    return {**texts, **numbers, "budget": (heads * (numbers["kv_layers"] or 0) if shared else heads) or None}
+
+
+def _cell(row: dict[str, str]) -> Row:
+    unit = _UNITS[row["unit"]]
+    return {
+        **{key: row[key] or None for key in ("kind", "task", "metric")},
+        **{key: int(row[key]) if row[key] else None for key in ("batch", "context")},
+        **{key: float(row[key]) / unit if row[key] else None for key in ("value", "stderr")},
+        **{key: row[key] == "1" for key in ("in_axis", "in_accuracy")},
+        "state": "PUBLISHED",
+        "reason": row["source"],
+    }
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a reference file as they are printed."""
+    with (files("analysis") / "reference" / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))

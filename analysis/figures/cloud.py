@@ -1,0 +1,207 @@
+"""The points of the quality/cost figures, worked out once for the paper's figures and the report's interactive one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.data import frame
+from analysis.data.frame import Row
+from analysis.data.metrics import METRICS, Metric, metric
+from analysis.statistics import pareto
+from analysis.statistics.bootstrap import front_probabilities
+from analysis.statistics.results import Shown, other_scores, shown_scores
+
+SURE = 0.95
+"""A point is drawn as one of the front from this probability on, and as none of it from one minus this on."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a variant is charged: a column of the pivot, on a logarithmic axis."""
+
+    column: str
+    label: str
+    missing: str
+    higher_is_better: bool = False
+
+    def charged(self, x: float) -> float:
+        """The cost as a number that is better when lower, in octaves."""
+        return -math.log2(x) if self.higher_is_better else math.log2(x)
+
+
+MEMORY = Cost("kv_bytes_per_token", "KV cache, bytes per token", "no KV bytes")
+SPEED = Cost("tokens_per_second", "fastest decode, tokens per second", "no decode speed", higher_is_better=True)
+
+
+@dataclass(frozen=True)
+class Point:
+    """`x` is the cost; `y` and `stderr` are the recorded score in the metric's printed unit. `chance` is the
+    probability of being on the front, None where no point has a standard error to tell it from."""
+
+    variant: str
+    family: str | None
+    baseline: str | None
+    x: float
+    y: float
+    stderr: float | None
+    on_front: bool
+    dominated_by: str | None
+    chance: float | None = None
+
+    @property
+    def standing(self) -> str:
+        """`front`, `dominated`, or `undecided` where noise allows both. By the figures alone without errors."""
+        if self.chance is None:
+            return "front" if self.on_front else "dominated"
+        return "front" if self.chance >= SURE else "undecided" if self.chance > 1 - SURE else "dominated"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Every variant that has the score. The untouched base is a reference, not a contender: it was trained on less, so
+    it neither stands on the front nor dominates. `missing` names the variants without a score, with the reason."""
+
+    score: str
+    label: str
+    metric: Metric
+    points: list[Point]
+    missing: dict[str, str]
+    metric_name: str = ""
+    cost: Cost = MEMORY
+    paired: bool = False
+    """Whether chances come from comparing variants on the same samples, more sharply than standard errors tell."""
+
+    @property
+    def front(self) -> list[Point]:
+        """Front points, cheapest first; equal ones together."""
+        return sorted((p for p in self.points if p.on_front), key=lambda p: (self.cost.charged(p.x), p.y))
+
+    @property
+    def contenders(self) -> list[Point]:
+        return [point for point in self.points if point.baseline != "untouched"]
+
+    def coverage(self, family: str) -> float:
+        """Share of the contenders' box (cost in octaves by score) that a family's points dominate: 0 to 1.
+
+        One number to compare families or patterns over all budgets; what stands at the box's worst edges adds nothing.
+        """
+        own = [point for point in self.contenders if point.family == family]
+        costs = [self.cost.charged(point.x) for point in self.contenders]
+        scores = [point.y for point in self.contenders]
+        if not own or (box := (max(costs) - min(costs)) * (max(scores) - min(scores))) == 0:
+            return 0.0
+        worst = (min if self.metric.higher_is_better else max)(scores)
+        return (
+            pareto.hypervolume(
+                [self.cost.charged(point.x) for point in own],
+                [point.y for point in own],
+                (max(costs), worst),
+                higher_is_better=self.metric.higher_is_better,
+            )
+            / box
+        )
+
+    @property
+    def axis_label(self) -> str:
+        better = "higher" if self.metric.higher_is_better else "lower"
+        unit = "%, " if self.metric.scale == 100 else ""
+        return f"{self.label} ({unit}{better} is better)"
+
+
+def clouds(pivot: pd.DataFrame) -> list[Cloud]:
+    """A cloud for each score that is shown, the main axis first. Raises ValueError for an unknown direction."""
+    return [cloud(pivot, score) for score in shown_scores(pivot)]
+
+
+def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
+    """The cloud of the sweep's main quality axis, or None where the plan names no score. Raises ValueError."""
+    shown = shown_scores(pivot)
+    return cloud(pivot, shown[0]) if shown else None
+
+
+def cloud(pivot: pd.DataFrame, score: Shown, cost: Cost = MEMORY) -> Cloud:
+    """The cloud of one score. Raises ValueError for an unknown direction."""
+    judged = _is_judged(score, cost) and pivot.attrs.get("judged", {}).get("paired", False)
+    return replace(_cloud(frame.records(pivot), score, cost), paired=judged)
+
+
+def accuracy_score(pivot: pd.DataFrame) -> Shown | None:
+    """The mean accuracy where the plan has one, else the main axis."""
+    shown = shown_scores(pivot)
+    return next((score for score in shown if score.metric == "accuracy"), shown[0] if shown else None)
+
+
+def loss_score(pivot: pd.DataFrame) -> Shown | None:
+    """The main axis where lower is better, else bits per byte, else the loss at the end of training, else another."""
+    shown = shown_scores(pivot)
+    falling = [score for score in [*shown, *other_scores(pivot)] if _falls(score)]
+    order = {"bits_per_byte": 1, "loss": 2}
+    return min(falling, key=lambda s: 0 if s in shown[:1] else order.get(s.metric, 3), default=None)
+
+
+def _falls(score: Shown) -> bool:
+    known = METRICS.get(score.metric)
+    return known is not None and not known.higher_is_better
+
+
+def _cloud(rows: list[Row], score: Shown, cost: Cost) -> Cloud:
+    scored, column = metric(score.metric), score.column
+    drawn = [row for row in rows if row[column] is not None and row[cost.column]]
+    contenders = [row for row in drawn if row["baseline"] != "untouched"]
+    costs = [cost.charged(row[cost.column]) for row in contenders]
+    scores = [row[column] for row in contenders]
+    on_front = pareto.front(costs, scores, higher_is_better=scored.higher_is_better)
+    chances = _chances(contenders, score, cost, scored.higher_is_better)
+    leaders = pareto.dominated_by(costs, scores, higher_is_better=scored.higher_is_better)
+    standing = {
+        row["variant"]: (on, None if leader is None else contenders[leader]["variant"], chance)
+        for row, on, leader, chance in zip(contenders, on_front, leaders, chances, strict=True)
+    }
+    points = [_point(row, column, scored, cost, *standing.get(row["variant"], (False, None, None))) for row in drawn]
+    there = {row["variant"] for row in drawn}
+    missing = {r["variant"]: r[f"{column}_missing"] or cost.missing for r in rows if r["variant"] not in there}
+    return Cloud(column, score.label, scored, points, missing, score.metric, cost)
+
+
+def _chances(contenders: list[Row], score: Shown, cost: Cost, higher_is_better: bool) -> list[float | None]:
+    """The probabilities of being on the front: of the main axis against memory those of the pivot, which compare on the
+    same samples; of others by the standard errors, as independent. None where there are none."""
+    stderrs = [row[f"{score.column}_stderr"] for row in contenders]
+    if not any(stderrs):
+        return [None] * len(contenders)
+    if _is_judged(score, cost):
+        return [row["front_probability"] for row in contenders]
+    costs = [cost.charged(row[cost.column]) for row in contenders]
+    scores = [row[score.column] for row in contenders]
+    return list(front_probabilities(costs, scores, stderrs, higher_is_better=higher_is_better))
+
+
+def _is_judged(score: Shown, cost: Cost) -> bool:
+    """Whether the pivot's own chances are of this score against this cost."""
+    return score.column == "quality" and cost is MEMORY
+
+
+def _point(
+    row: Row,
+    score: str,
+    scored: Metric,
+    cost: Cost,
+    on_front: bool,
+    dominated_by: str | None,
+    chance: float | None,
+) -> Point:
+    stderr = row[f"{score}_stderr"]
+    return Point(
+        variant=row["variant"],
+        family=row["family"],
+        baseline=row["baseline"],
+        x=row[cost.column],
+        y=row[score] * scored.scale,
+        stderr=None if stderr is None else stderr * scored.scale,
+        on_front=on_front,
+        dominated_by=dominated_by,
+        chance=chance,
+    )

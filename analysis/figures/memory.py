@@ -1,0 +1,207 @@
+"""The memory figure: bytes of KV cache against batch size or context, the formula as lines, measurements as points.
+
+A cell that ran out of memory is a cross where the formula would have put it. Variants of one size share a line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.data import frame
+from analysis.data.frame import Row
+from analysis.data.units import size as size_text
+from analysis.figures.canvas import ALARM, EndName, evenly, name_ends, new_figure, note, styled
+from analysis.figures.style import look
+from analysis.figures.ticks import byte_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_bytes_per_token", "oom"
+"""What a measure step records: the cache, what the whole run added, the cache per token, and cells that ran out."""
+
+
+Cells = dict[int, float]
+"""Bytes by what was swept: batch size or context."""
+_ALIKE = 0.99
+"""Contexts count as the longest from this share of it on (the published runs end at 2,047 or 2,045 tokens)."""
+AXES = {"batch": "batch size", "context": "context, tokens"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Layouts whose caches have one size: what was measured for each family, and what ran out of memory.
+
+    The cache takes `unit` bytes for each of x + `extra`, where x is the batch size or the context.
+    """
+
+    layouts: tuple[str, ...]
+    unit: float
+    extra: int
+    caches: dict[str, Cells]
+    peaks: dict[str, Cells]
+    failed: set[int]
+
+    def formula(self, x: float) -> float:
+        """Bytes of the cache."""
+        return self.unit * (x + self.extra)
+
+    @property
+    def swept(self) -> set[int]:
+        return self.failed.union(*self.caches.values())
+
+    @property
+    def label(self) -> str:
+        names = ", ".join(self.layouts[:2])
+        return names if len(self.layouts) <= 2 else f"{names}, +{len(self.layouts) - 2}"
+
+    @property
+    def colour(self) -> str:
+        return look(next(iter(self.caches))).colour
+
+
+def measured(table: pd.DataFrame) -> tuple[str, list[Row]]:
+    """What was swept, `batch` or, at a single batch size, `context`; and the numbers of it, at the longest context."""
+    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
+    if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
+        return "context", rows
+    longest = max((row["context"] for row in rows), default=0)
+    return "batch", [row for row in rows if row["context"] >= _ALIKE * longest]
+
+
+def lines(table: pd.DataFrame) -> list[Line]:
+    """Lines of a long table, the largest cache first; empty without measurements."""
+    axis, rows = measured(table)
+    by_variant: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["kv_bytes_per_token"]:
+            by_variant.setdefault(row["variant"], []).append(row)
+    by_size: dict[tuple[float, int, float], list[Row]] = {}
+    for own in by_variant.values():
+        tokens, factor = _tokens(own), _wider(own)
+        if tokens:
+            by_size.setdefault((own[0]["kv_bytes_per_token"] * factor, tokens, factor), []).extend(own)
+    return [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
+
+
+def _tokens(rows: list[Row]) -> int:
+    """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
+    nothing was measured. What was decoded after the context counts where the step recorded bytes per token."""
+    caches = {(row["batch"], row["context"]): row["value"] for row in rows if row["metric"] == CACHE}
+    for row in rows:
+        if row["metric"] == PER_TOKEN and (cache := caches.get((row["batch"], row["context"]))):
+            return round(cache / (row["value"] * row["batch"])) - int(row["context"]) + _first(rows)
+    return _first(rows)
+
+
+def _first(rows: list[Row]) -> int:
+    return int(rows[0]["context"]) if rows else 0
+
+
+def _wider(rows: list[Row]) -> float:
+    """How many times the formula's bytes a variant's caches had: 2 where keys that are counted at 16 bits were kept at
+    32 (as published for MLKV). 1 unless all its cells agree on one such factor."""
+    extra = _tokens(rows) - _first(rows)
+    ratios = [
+        row["value"] / (row["kv_bytes_per_token"] * (row["context"] + extra) * row["batch"])
+        for row in rows
+        if row["metric"] == CACHE
+    ]
+    agreed = {factor for ratio in ratios for factor in (0.5, 1.0, 2.0) if abs(ratio / factor - 1) < 0.02}
+    return agreed.pop() if len(agreed) == 1 else 1.0
+
+
+def _line(axis: str, size: float, tokens: int, factor: float, rows: list[Row]) -> Line:
+    told = "" if factor == 1 else f" ×{factor:g}"
+    of_batch = axis == "batch"
+    return Line(
+        layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}{told}" for row in rows)),
+        unit=size * (tokens if of_batch else rows[0]["batch"]),
+        extra=0 if of_batch else tokens - _first(rows),
+        caches=_cells(rows, axis, CACHE),
+        peaks=_cells(rows, axis, PEAK),
+        failed={row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY},
+    )
+
+
+def _cells(rows: list[Row], axis: str, metric: str) -> dict[str, Cells]:
+    """By family: variants of one family and size have one cache, so the last measurement stands for all of them."""
+    found: dict[str, Cells] = {row["family"] or "": {} for row in rows}
+    for row in rows:
+        if row["metric"] == metric:
+            found[row["family"] or ""][row[axis]] = row["value"]
+    return found
+
+
+@styled
+def memory_figure(table: pd.DataFrame) -> Figure | None:
+    """KV cache against batch size of every measured variant, or None where nothing is measured."""
+    drawn = lines(table)
+    if not drawn:
+        return None
+    figure, axes = new_figure()
+    swept = sorted(set().union(*(line.swept for line in drawn)))
+    _draw_frame(axes, drawn, measured(table), swept)
+    for line in drawn:
+        _draw_line(axes, line, (swept[0], swept[-1]))
+    note(axes, _legend(drawn))
+    name_ends(figure, axes, [EndName(line.label, line.formula(swept[-1]), line.colour) for line in drawn])
+    return figure
+
+
+def _legend(drawn: list[Line]) -> str:
+    """What the marks mean that are there."""
+    parts = ["line: formula", "marker: measured cache"]
+    parts += ["dash: peak of the run"] if any(cells for line in drawn for cells in line.peaks.values()) else []
+    parts += ["×: out of memory"] if any(line.failed for line in drawn) else []
+    return "   ".join(parts)
+
+
+def swept_axis(axes: Axes, axis: str, values: list[int]) -> None:
+    """A horizontal axis of batch sizes or contexts, in octaves."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(AXES[axis])
+    axes.grid(True)
+    low, high = values[0], values[-1]
+    ticks = byte_ticks(low / 1.01, high * 1.01, most=6)
+    ticks = ticks if len(ticks) > 1 else evenly(values, 6)
+    axes.set_xlim(low / 1.25, high * 1.25)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+
+
+def _draw_frame(axes: Axes, drawn: list[Line], found: tuple[str, list[Row]], swept: list[int]) -> None:
+    axis, rows = found
+    swept_axis(axes, axis, swept)
+    axes.set_yscale("log", base=2)
+    fixed = f"{_tokens(rows):,} tokens" if axis == "batch" else f"{rows[0]['batch']:,} sequence(s)"
+    axes.set_ylabel(f"KV cache of {fixed}")
+    sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
+    sizes += [line.formula(x) for line in drawn for x in (swept[0], swept[-1])]
+    marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
+    axes.set_yticks(marks, [size_text(mark) for mark in marks])
+    axes.minorticks_off()
+
+
+def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
+    """The formula, the first family's points filled, further families' as rings around them, peaks and crosses."""
+    axes.plot(span, [line.formula(x) for x in span], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
+    for ring, (family, cells) in enumerate(line.caches.items()):
+        shape = look(family)
+        axes.plot(
+            list(cells),
+            list(cells.values()),
+            shape.marker,
+            markersize=3.4 + 1.8 * ring,
+            markerfacecolor="none" if ring else shape.colour,
+            markeredgecolor=shape.colour if ring else "white",
+            markeredgewidth=0.7 if ring else 0.3,
+            zorder=3 + ring,
+        )
+        peaks = line.peaks[family]
+        axes.plot(list(peaks), list(peaks.values()), "_", color=shape.colour, markersize=5, alpha=0.6)
+    failed = sorted(line.failed)
+    axes.plot(failed, [line.formula(x) for x in failed], "x", color=ALARM, markersize=5, zorder=9)

@@ -1,0 +1,174 @@
+"""The task figure: what each variant loses on each task against its baseline. Full bars are beyond noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from analysis.data import frame
+from analysis.data.frame import Row
+from analysis.data.metrics import METRICS
+from analysis.figures.canvas import QUIET, SMALLEST, WIDTH, evenly, new_panels, note, short, styled
+from analysis.figures.style import look
+from analysis.figures.ticks import nice_ticks
+from analysis.statistics.results import Shown, shown_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_TASKS, ACROSS = 12, 4
+_LETTER, _LEAST_WIDTH = 3.7, 46.0
+"""Points: a letter of a name or title, and the narrowest panel whose marks stay apart."""
+Z = 1.96
+"""A bar is full where the difference is this many standard errors from zero."""
+_ROW, _PANEL, _TALLEST = 0.13, 0.52, 8.5
+"""Inches of a bar, of what stands above and below a panel's bars, and of the whole."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A variant's difference from its baseline in printed units; `error` is its standard error, None if not known."""
+
+    variant: str
+    family: str | None
+    difference: float | None
+    error: float | None
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.difference is not None and self.error is not None and abs(self.difference) > Z * self.error
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A task with the score and the name of its baseline, to which its bars are relative."""
+
+    title: str
+    baseline: str
+    name: str
+    bars: list[Bar]
+
+
+def panels(pivot: pd.DataFrame) -> list[Panel]:
+    """One for each score that has a baseline's value; with a single score that one, else the parts of the accuracy.
+
+    The baseline is the base trained on equally where the sweep has it, else the untouched one, else (from scratch) the
+    variant with the largest cache.
+    """
+    rows = [row for row in frame.records(pivot) if row["kv_bytes_per_token"]]
+    kinds = {row["baseline"] for row in rows}
+    name = next((kind for kind in ("mha", "untouched") if kind in kinds), None)
+    if name is None and rows:
+        name = "largest"
+        largest = max(rows, key=lambda row: row["kv_bytes_per_token"])
+        rows = [{**row, name: largest["variant"], "baseline": name if row is largest else None} for row in rows]
+    found = [_panel(rows, score, name) for score in _task_scores(pivot)[:MOST_TASKS] if name]
+    return [panel for panel in found if panel and any(bar.difference is not None for bar in panel.bars)]
+
+
+def _task_scores(pivot: pd.DataFrame) -> list[Shown]:
+    shown = [score for score in shown_scores(pivot) if score.metric in METRICS]
+    parts = [score for score in shown if score.column not in ("quality", "accuracy")]
+    lead = [score for score in shown if score.column == "quality" and score.metric != "accuracy"]
+    return [*lead, *parts]
+
+
+def _panel(rows: list[Row], score: Shown, baseline: str) -> Panel | None:
+    by_name = {row["variant"]: row for row in rows}
+    base = next((row for row in rows if row["baseline"] == baseline and row[score.column] is not None), None)
+    if base is None:
+        return None
+    metric = METRICS[score.metric]
+    contenders = [row for row in rows if row["baseline"] is None]
+    own = [by_name.get(row[baseline] or base["variant"], base) for row in contenders]
+    bars = [_bar(row, base, score, metric.scale, baseline) for row, base in zip(contenders, own, strict=True)]
+    return Panel(score.label, metric.text(base[score.column]), base["variant"], bars)
+
+
+def _bar(row: Row, base: Row, score: Shown, scale: float, baseline: str) -> Bar:
+    ours, theirs = row[score.column], base[score.column]
+    if ours is None or theirs is None:
+        return Bar(row["variant"], row["family"], None, None)
+    error = _error(row, base, score.column, baseline)
+    return Bar(row["variant"], row["family"], (ours - theirs) * scale, None if error is None else error * scale)
+
+
+def _error(row: Row, base: Row, column: str, baseline: str) -> float | None:
+    """Standard error of the difference: from its interval on the same samples where the pivot has one, else as of
+    independent scores."""
+    if (low := row.get(f"{column}_vs_{baseline}_low")) is not None:
+        return float(row[f"{column}_vs_{baseline}_high"] - low) / (2 * Z)
+    own, other = row[f"{column}_stderr"], base[f"{column}_stderr"]
+    return None if own is None or other is None else math.hypot(own, other)
+
+
+@styled
+def tasks_figure(pivot: pd.DataFrame) -> Figure | None:
+    """Bars of the differences from the baseline by task, or None where no task has a baseline and another score."""
+    drawn = panels(pivot)
+    if not drawn:
+        return None
+    across = _across(drawn)
+    down = -(-len(drawn) // across)
+    whole = len(drawn[0].bars)
+    count = min(whole, int((_TALLEST / down - _PANEL) / _ROW))
+    drawn = [replace(panel, bars=evenly(panel.bars, count)) for panel in drawn]
+    figure, axes = new_panels(down, across, down * (count * _ROW + _PANEL) + 0.3)
+    for i, place in enumerate(axes):
+        if i < len(drawn):
+            _draw(place, drawn[i], named=i % across == 0)
+        else:
+            place.set_visible(False)
+    some = f"\n{count} of {whole} variants" if count < whole else ""
+    note(axes[0], f"difference from {short(drawn[0].name)} (its score above); full bars: beyond 95 % noise{some}")
+    return figure
+
+
+def _across(drawn: list[Panel]) -> int:
+    """How many panels stand side by side beside the variants' names."""
+    names = max(len(short(bar.variant)) for bar in drawn[0].bars) * _LETTER
+    wanted = max(_LEAST_WIDTH, *(len(panel.title) * _LETTER for panel in drawn))
+    return max(1, min(ACROSS, len(drawn), int((WIDTH * 72 - names) / wanted)))
+
+
+def _draw(axes: Axes, panel: Panel, *, named: bool) -> None:
+    axes.axvline(0, color=QUIET, linewidth=0.7, zorder=3)
+    for row, bar in enumerate(panel.bars):
+        if bar.difference is None:
+            axes.annotate("–", (0, row), (3, 0), textcoords="offset points", va="center", fontsize=6, color=QUIET)
+        else:
+            _draw_bar(axes, row, bar.difference, bar)
+    axes.set_title(f"{panel.title}\n{panel.baseline}", fontsize=6.5, linespacing=1.15)
+    axes.set_ylim(len(panel.bars) - 0.4, -0.6)
+    axes.set_yticks(range(len(panel.bars)), [short(bar.variant) for bar in panel.bars])
+    axes.tick_params(axis="y", length=0, labelleft=named)
+    axes.tick_params(axis="x", labelsize=SMALLEST)
+    _few_ticks(axes)
+    axes.grid(True, axis="x")
+    axes.spines["left"].set_visible(False)
+
+
+def _few_ticks(axes: Axes) -> None:
+    """Zero, and a round number far from it on either side where the bars reach so far."""
+    low, high = axes.get_xlim()
+    ticks, digits = nice_ticks(low, high, 2)
+    shown = [tick for tick in ticks if round(tick, 9) == 0 or abs(tick) >= 0.4 * (high - low)]
+    axes.set_xticks(shown, [f"{tick:.{digits}f}".replace("-", "−") if round(tick, 9) else "0" for tick in shown])
+
+
+def _draw_bar(axes: Axes, row: int, difference: float, bar: Bar) -> None:
+    colour = look(bar.family).colour
+    axes.barh(
+        row,
+        difference,
+        height=0.72,
+        facecolor=colour if bar.beyond_noise else "white",
+        edgecolor=colour,
+        linewidth=0.6,
+        zorder=2,
+    )
+    if bar.error:
+        axes.errorbar(difference, row, xerr=bar.error, color="#222222", elinewidth=0.6, capsize=1.2, capthick=0.6)

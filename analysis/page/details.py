@@ -1,0 +1,188 @@
+"""What the report page's script is handed: the table's rows, the plots' points and all about each variant, as JSON.
+
+The script builds what is looked at from it, so that a page of thousands of variants opens as fast as one of nine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from analysis.data import frame
+from analysis.data.gather import Steps
+from analysis.data.metrics import METRICS
+from analysis.data.units import duration
+from analysis.figures.cloud import MEMORY, clouds
+from analysis.page.plot import Mark, Plot, lay_out
+from analysis.statistics.results import Shown, other_scores, shown_scores
+from analysis.tables.sheet import Cell, Sheet
+from mlkv.layout import KVLayout
+from sweeps.store.store import SavedSweep, Store
+
+Json = dict[str, Any]
+KINDS = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
+LOG_LINES = 12
+NOTES = {"untouched": "the base as it was", "mha": "the base, trained on equally"}
+_NEVER_BEGUN = ("PENDING", "BLOCKED")
+
+
+class Links:
+    """Where steps keep their files, seen from the report's directory, and where W&B shows their runs."""
+
+    def __init__(self, store: Store, sweep: SavedSweep, out_dir: Path) -> None:
+        self._store = store
+        self._root = str(store.root)
+        self._from = quote(Path(os.path.relpath(store.root, out_dir.absolute())).as_posix())
+        self._runs = _runs_address(sweep.plan.get("tracking") or {})
+
+    def step(self, step_id: str) -> str:
+        return self._link(self._store.step(step_id).path)
+
+    def run(self, step_id: str) -> str:
+        """The step's run on W&B; empty where the sweep is not mirrored there, or the entity is not told."""
+        return f"{self._runs}/{step_id}" if self._runs else ""
+
+    def log(self, step_id: str) -> tuple[str | None, list[str]]:
+        """The directory of the last attempt's logs and their last lines."""
+        attempt = self._store.step(step_id).attempt()
+        if attempt is None:
+            return None, []
+        return self._link(attempt.path), attempt.log_tail(LOG_LINES)
+
+    def _link(self, path: Path) -> str:
+        return self._from + quote(path.as_posix().removeprefix(self._root))
+
+
+def _runs_address(tracking: Mapping[str, Any]) -> str:
+    if tracking.get("mode") != "online" or not tracking.get("entity"):
+        return ""
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("://api.wandb.ai", "://wandb.ai")
+    return f"{server.rstrip('/')}/{quote(tracking['entity'])}/{quote(tracking['project'])}/runs"
+
+
+def data(
+    sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, printed: Sheet, configs: list[list[str]], links: Links
+) -> Json:
+    """Everything; `configs` are the lines of each variant's configuration that not all variants share."""
+    planned = {id for variant in sweep.variants for _, _, id in variant_steps(variant)}
+    return {
+        "headers": printed.headers,
+        "rows": [[_cell(cell) for cell in row] for row in printed.rows],
+        "states": printed.states,
+        "baselines": printed.baselines,
+        "plots": [_plot(plot) for cloud in clouds(pivot) if (plot := lay_out(cloud))],
+        "variants": _variants(sweep, pivot, configs),
+        "steps": {id: _step(id, steps, links) for id in sorted(planned)},
+    }
+
+
+def _cell(cell: Cell) -> str | list[Any]:
+    """The text alone, or with the number that it is sorted by, whether it is the best, and why there is none."""
+    if cell.number is None and not cell.missing and not cell.best:
+        return cell.text
+    return [cell.text, cell.number, int(cell.best), cell.missing or ""]
+
+
+def _plot(plot: Plot) -> Json:
+    return {
+        "label": plot.cloud.label,
+        "axis": plot.cloud.axis_label,
+        "cost": MEMORY.label,
+        "x": [[round(x, 1), text] for x, text in plot.x_ticks],
+        "y": [[round(y, 1), text] for y, text in plot.y_ticks],
+        "front": [[*(round(at, 1) for at in line), int(undecided)] for *line, undecided in plot.front],
+        "levels": [[round(mark.y, 1), mark.point.baseline] for mark in plot.marks if mark.point.baseline],
+        "families": [[f.name, f.colour, f.dark, f.shape, round(100 * f.coverage)] for f in plot.families],
+        "marks": [_mark(mark) for mark in plot.marks],
+    }
+
+
+def _mark(mark: Mark) -> list[Any]:
+    """Variant, place, error bar, family, standing, value and cost, who dominates it, chance, and its label's place."""
+    point, label = mark.point, mark.label
+    return [
+        point.variant,
+        round(mark.x, 1),
+        round(mark.y, 1),
+        [round(end, 1) for end in mark.bar] if mark.bar else None,
+        point.family or "?",
+        "untouched" if point.baseline == "untouched" else point.standing,
+        point.x,
+        point.y,
+        point.dominated_by or "",
+        None if point.chance is None else round(point.chance, 3),
+        [round(label.x, 1), round(label.y, 1), label.anchor] if label else None,
+    ]
+
+
+def _variants(sweep: SavedSweep, pivot: pd.DataFrame, configs: list[list[str]]) -> list[Json]:
+    rows = {row["variant"]: row for row in frame.records(pivot)}
+    scores = [*shown_scores(pivot), *other_scores(pivot)]
+    return [
+        {
+            "variant": variant["variant"],
+            "note": NOTES.get(variant["baseline"], ""),
+            "family": variant["family"],
+            "layout": _layout(variant).draw(),
+            "facts": _facts(variant, rows[variant["variant"]]),
+            "scores": [_score(rows[variant["variant"]], score) for score in scores],
+            "overrides": [f"{key}={value}" for key, value in variant["overrides"].items()],
+            "config": config,
+            "steps": [[f"{kind} {task}" if task else kind, id] for kind, task, id in variant_steps(variant)],
+        }
+        for variant, config in zip(sweep.variants, configs, strict=True)
+    ]
+
+
+def _layout(variant: Json) -> KVLayout:
+    layout = variant["layout"]
+    return KVLayout(tuple(layout["kv_source_layers"]), tuple(layout["kv_heads"]), layout["heads"])
+
+
+def _score(row: Json, score: Shown) -> list[str]:
+    """Label, printed value, and why there is none."""
+    value, metric = row[score.column], METRICS.get(score.metric)
+    if value is None:
+        return [score.label, "", row[f"{score.column}_missing"]]
+    return [score.label, metric.text(value, row[f"{score.column}_stderr"]) if metric else f"{value:.4g}", ""]
+
+
+def _facts(variant: Json, row: Json) -> list[list[str]]:
+    chance = row["front_probability"]
+    facts = [
+        ["KV heads in all", f"{variant['budget']:,}"],
+        ["KV bytes per token", f"{variant['kv_bytes_per_token']:,}"],
+        ["as measured", _number(row["measured_bytes_per_token"])],
+        ["fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""],
+        ["parameters", f"{variant['parameters']:,}" if variant["parameters"] else ""],
+        ["device time", duration(row["device_seconds"])],
+        ["on the front", "" if chance is None else f"{100 * chance:.0f} %"],
+    ]
+    return [fact for fact in facts if fact[1]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def variant_steps(variant: Json) -> Iterator[tuple[str, str | None, str]]:
+    """(kind, task, step id) of every step of a variant."""
+    for kind in KINDS:
+        step = variant["steps"].get(kind)
+        if kind == "evaluate":
+            yield from ((kind, task, id) for task, id in (step or {}).items())
+        elif step:
+            yield kind, None, step
+
+
+def _step(id: str, steps: Steps, links: Links) -> list[str]:
+    """State, reason, time, and the links to its files and to its run."""
+    state, reason = steps.standing(id)
+    begun = state not in _NEVER_BEGUN
+    time = duration((steps.record(id) or {}).get("wall_seconds"))
+    return [state, reason or "", time, links.step(id) if begun else "", links.run(id) if begun else ""]

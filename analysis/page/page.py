@@ -1,0 +1,173 @@
+"""What the report page says, worked out from the store; templates/report.html only sets it.
+
+Everything here is plain data. Names, reasons and log lines come from users and are escaped by the template.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.data.gather import Steps
+from analysis.page.details import KINDS, Links, data
+from analysis.statistics.sources import Source
+from analysis.tables.results_table import sheet
+from analysis.tables.sheet import Sheet
+from sweeps.store.store import Store
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    step: str
+    label: str
+    state: str
+    reason: str
+    variants: list[str]
+    log: list[str]
+    log_link: str | None
+
+
+@dataclass(frozen=True)
+class KindProgress:
+    kind: str
+    states: dict[str, int]
+    device_seconds: float
+    wall_seconds: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def done(self) -> int:
+        return self.states.get("DONE", 0)
+
+
+@dataclass(frozen=True)
+class Page:
+    name: str
+    number: int
+    created: str
+    command: str
+    sheet: Sheet
+    variants: list[str]
+    progress: list[KindProgress]
+    failures: list[Failure]
+    common: list[tuple[str, str]]
+    provenance: list[tuple[str, list[tuple[str, int]]]]
+    data: Json
+
+    @property
+    def steps(self) -> int:
+        return sum(kind.total for kind in self.progress)
+
+    @property
+    def done(self) -> int:
+        return sum(kind.done for kind in self.progress)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many distinct steps stand in each state."""
+        return dict(sum((Counter(kind.states) for kind in self.progress), Counter[str]()))
+
+    @property
+    def device_hours(self) -> float:
+        return sum(kind.device_seconds for kind in self.progress) / 3600
+
+    @property
+    def hours_of(self) -> str:
+        """`GPU-hours`, unless all that finished was computed on processors."""
+        devices = [device for name, values in self.provenance if name == "device" for device, _ in values]
+        return "GPU-hours" if not devices or any(device.startswith("cuda") for device in devices) else "CPU-hours"
+
+    @property
+    def finished(self) -> int:
+        return sum(state == "DONE" for state in self.sheet.states)
+
+
+def page(store: Store, source: Source, out_dir: Path) -> Page:
+    """The page of a sweep; links lead from `out_dir` to the store's log files. Raises ValueError for what is none."""
+    sweep, steps, pivot = source.sweep, source.steps, _each_seed(source)
+    if sweep is None or steps is None:
+        raise ValueError(f"{source.name}: only a sweep has a page")
+    plan, printed = sweep.plan, sheet(pivot)
+    configs = [flatten(variant["config"]) for variant in sweep.variants]
+    common = shared_items(configs)
+    own = [sorted(f"{key} = {value}" for key, value in config.items() - common.items()) for config in configs]
+    links = Links(store, sweep, out_dir)
+    return Page(
+        name=sweep.name,
+        number=sweep.number,
+        created=plan["created"],
+        command=" ".join(plan.get("command", [])),
+        sheet=printed,
+        variants=[variant["variant"] for variant in sweep.variants],
+        progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],
+        failures=list(_failures(plan["steps"], steps, links)),
+        common=sorted(common.items()),
+        provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
+        data=data(sweep, steps, pivot, printed, own, links),
+    )
+
+
+def _each_seed(source: Source) -> pd.DataFrame:
+    """A row per variant; without repetitions that is the pivot that tables and figures have made already."""
+    return source.pivot if source.table["replicate_of"].isna().all() else source.variants
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """A nested config as dotted keys and printed values: `uptrain.lr` → `0.001`."""
+    if not isinstance(config, Mapping) or not config:
+        return {prefix: "" if config is None else str(config)} if prefix else {}
+    return {
+        key: value
+        for name, inner in config.items()
+        for key, value in flatten(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def shared_items(configs: list[dict[str, str]]) -> dict[str, str]:
+    """What all configs agree on."""
+    if not configs:
+        return {}
+    shared = set(configs[0].items())
+    for config in configs[1:]:
+        shared &= config.items()
+    return dict(shared)
+
+
+def _progress(kind: str, planned: Json, steps: Steps) -> KindProgress:
+    ids = [step for step, plan in planned.items() if plan["kind"] == kind]
+    records = [record for step in ids if (record := steps.record(step))]
+    return KindProgress(
+        kind=kind,
+        states=dict(Counter(steps.standing(step)[0] for step in ids)),
+        device_seconds=sum(record.get("device_seconds") or 0.0 for record in records),
+        wall_seconds=sum(record.get("wall_seconds") or 0.0 for record in records),
+    )
+
+
+def _failures(planned: Json, steps: Steps, links: Links) -> Iterator[Failure]:
+    for step, plan in planned.items():
+        state, reason = steps.standing(step)
+        if state in ("FAILED", "LOST"):
+            link, log = links.log(step)
+            yield Failure(step, plan["label"], state, reason or "", plan["variants"], log, link)
+
+
+def provenance(records: Iterable[Json]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What made the finished steps: for each fact its values, the commonest first, with how many steps have it."""
+    counts: dict[str, Counter[str]] = {}
+    for record in records:
+        facts = {"code": record.get("code"), "host": record.get("host"), "device": record.get("device")}
+        for name, value in {**facts, **(record.get("versions") or {})}.items():
+            if value:
+                counts.setdefault(name, Counter())[str(value)] += 1
+    return [(name, values.most_common()) for name, values in counts.items()]

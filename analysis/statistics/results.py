@@ -1,0 +1,293 @@
+"""The long table pivoted to a row per variant: what results.csv holds and what every table and figure is drawn from.
+
+Each score `x` has three columns: `x` (the value as recorded), `x_stderr`, and `x_missing`: why there is no value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.data import frame, replicates
+from analysis.data.frame import Row
+from analysis.data.metrics import score_label
+from analysis.data.samples import Samples
+from analysis.statistics import compare
+
+NOT_PLANNED = "not planned"
+_TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
+_URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
+_TRAINING_KINDS = ("base", "uptrain")
+
+ACCURACY = "accuracy"
+"""Of a cell: the mean itself, as somebody published it beside its parts."""
+_SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
+_JUDGED = ("quality", "accuracy")
+
+Score = tuple[float | None, float | None, str | None]
+"""Value, standard error, and why there is no value."""
+
+
+def results(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFrame:
+    """A row per variant in plan order. `quality` is the sweep's main axis (`quality_score` names its column),
+    `accuracy` the mean over `accuracy_parts` with stderr √(Σse²)/n; either is empty unless all of it is there.
+
+    The columns of analysis.uncertainty come from `samples` where there are any, else from standard errors;
+    `attrs["judged"]` says how.
+    """
+    rows, scores = _variant_rows(table)
+    for row in rows:
+        row |= {"seeds": int(row["quality"] is not None), "seeds_planned": 1}
+    return _judged(rows, {row["variant"]: [row] for row in rows}, table, scores, samples)
+
+
+def by_layout(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFrame:
+    """The same with one row for all seeds of a layout: their mean and its standard error; `seeds` says of how many."""
+    rows, scores = _variant_rows(table)
+    merged, members = replicates.merge(rows, ["quality", "accuracy", *scores])
+    return _judged(merged, members, table, scores, samples)
+
+
+def _variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
+    by_variant: dict[str, list[Row]] = {}
+    for row in frame.records(table):
+        by_variant.setdefault(row["variant"], []).append(row)
+    scores = _score_names(table)
+    return [_variant_row(rows, scores) for rows in by_variant.values()], list(scores)
+
+
+def _judged(
+    rows: list[Row], members: replicates.Members, table: pd.DataFrame, scores: list[str], samples: Samples | None
+) -> pd.DataFrame:
+    _add_drops(rows)
+    judged = compare.judge(rows, members, _scored(table), samples)
+    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, _parts(rows))})
+    pivot.attrs["judged"] = judged
+    return pivot
+
+
+def _parts(rows: list[Row]) -> list[str]:
+    return (rows[0]["accuracy_parts"] or "").split() if rows else []
+
+
+def _scored(table: pd.DataFrame) -> dict[tuple[str, str], compare.Scored]:
+    """The scores that make up the main axis and the accuracy."""
+    wanted = table.loc[(table["in_axis"] | table["in_accuracy"]) & table["value"].notna(), list(_SCORED)]
+    return {
+        (row["variant"], _column(row)): compare.Scored(
+            row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"]
+        )
+        for row in frame.records(wanted)
+        if _trusted(row)
+    }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A score that readers are shown: its column in the pivot, its metric, and its heading."""
+
+    column: str
+    metric: str
+    label: str
+
+
+def shown_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """The main axis, the accuracy and its parts, as the plan names them; empty where it names none."""
+    if pivot.empty:
+        return []
+    axis, parts = pivot["quality_score"].iloc[0], pivot["accuracy_parts"].iloc[0]
+    columns = [] if parts is pd.NA else str(parts).split()
+    mean = [Shown("accuracy", "accuracy", f"mean of {len(columns)}")] if columns else []
+    own_axis = [] if axis == "accuracy" else [_shown(str(axis), "quality")]
+    if mean and not own_axis:
+        mean = [Shown("quality", "accuracy", mean[0].label)]
+    return [*own_axis, *mean, *map(_shown, columns)]
+
+
+def named_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """The same without the mean, each in the column of its own name: as another table may have them too."""
+    named = [score for score in shown_scores(pivot) if score.metric != ACCURACY]
+    return [_shown(str(pivot["quality_score"].iloc[0])) if score.column == "quality" else score for score in named]
+
+
+def other_scores(pivot: pd.DataFrame) -> list[Shown]:
+    """Every other recorded score: further metrics of the tasks, training losses."""
+    names = [name.removesuffix("_missing") for name in map(str, pivot) if name.endswith("_missing") and "." in name]
+    shown = {score.label for score in shown_scores(pivot)}
+    return [score for score in map(_shown, names) if score.label not in shown]
+
+
+def _shown(name: str, column: str | None = None) -> Shown:
+    source, metric = name.rsplit(".", 1)
+    return Shown(column or name, metric, score_label(source, metric))
+
+
+def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
+    """Column name → (kind, task, metric), evaluations first."""
+    scored = table["metric"].notna() & (table["metric"] != ACCURACY)
+    rows = table[scored & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
+    keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
+    found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
+    found.sort(key=lambda key: ("evaluate", "uptrain", "base").index(key[0]))
+    return {f"{task or kind}.{metric}": (kind, task, metric) for kind, task, metric in found}
+
+
+_LEADING = {
+    **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
+    "quality_score": "string",
+    "quality": "Float64",
+    "quality_stderr": "Float64",
+    "quality_missing": "string",
+    "quality_vs_untouched": "Float64",
+    "quality_vs_mha": "Float64",
+    "accuracy_parts": "string",
+    "accuracy": "Float64",
+    "accuracy_stderr": "Float64",
+    "accuracy_missing": "string",
+    "accuracy_vs_untouched": "Float64",
+    "accuracy_vs_mha": "Float64",
+}
+_TRAILING = {
+    "seeds": "Int64",
+    "seeds_planned": "Int64",
+    "measured_bytes_per_token": "Float64",
+    "measured_bytes_per_token_missing": "string",
+    "tokens_per_second": "Float64",
+    "state": "string",
+    "reason": "string",
+    "wall_seconds": "Float64",
+    "device_seconds": "Float64",
+    "peak_memory_bytes": "Int64",
+}
+
+
+def _columns(scores: Iterable[str], parts: Iterable[str]) -> list[str]:
+    recorded = [f"{name}{end}" for name in scores for end in ("", "_stderr", "_missing")]
+    return [*_LEADING, *recorded, *_TRAILING, *compare.columns([*_JUDGED, *parts])]
+
+
+def _dtype(column: str) -> str:
+    known = {**_LEADING, **_TRAILING, **compare.columns([*_JUDGED, column.removesuffix("_tied")])}
+    return known.get(column) or ("string" if column.endswith("_missing") else "Float64")
+
+
+def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]) -> Row:
+    row: Row = {name: rows[0][name] for name in frame.IDENTITY}
+    parts = [r for r in rows if r["in_accuracy"]]
+    axis = [r for r in rows if r["in_axis"]]
+    row["accuracy_parts"] = " ".join(_column(r) for r in parts) or None
+    printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY]
+    row |= _score("accuracy", _printed(printed[0], _mean(parts)) if printed else _mean(parts))
+    row["quality_score"] = _column(axis[0]) if axis else "accuracy"
+    row |= _score(
+        "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
+    )
+    for name, key in scores.items():
+        row |= _score(name, _single(_rows_of(rows, *key)))
+    row["state"], row["reason"] = _overall(rows)
+    return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
+
+
+def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[Row]:
+    """Those of one score; while its step has recorded nothing, the one that says how far the step is."""
+    of_step = [row for row in rows if row["kind"] == kind and row["task"] == task]
+    unfinished = [row for row in of_step if row["metric"] is None or not _trusted(row)]
+    return [row for row in of_step if row["metric"] == metric] or unfinished
+
+
+def _column(row: Row) -> str:
+    return f"{row['task'] or row['kind']}.{row['metric']}"
+
+
+def _measured(rows: list[Row]) -> Row:
+    """The cache's bytes per token as allocated, beside the formula's, and the decode speed of the fastest cell."""
+    caches, _, missing = _single([row for row in rows if row["metric"] == "cache_bytes_per_token"])
+    if rows and missing == NOT_PLANNED:
+        ran_out = any(row["metric"] == "oom" for row in rows)
+        missing = (
+            "OUT OF MEMORY in every cell" if ran_out else NOT_PLANNED if _trusted(rows[0]) else why_missing(rows[0])
+        )
+    speeds = [row["value"] for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    return {
+        "measured_bytes_per_token": caches,
+        "measured_bytes_per_token_missing": missing,
+        "tokens_per_second": max(speeds, default=None),
+    }
+
+
+def _score(name: str, score: Score) -> Row:
+    return dict(zip((name, f"{name}_stderr", f"{name}_missing"), score, strict=True))
+
+
+def _trusted(row: Row) -> bool:
+    return row["state"] in _TRUSTED
+
+
+def _single(rows: list[Row]) -> Score:
+    if not rows:
+        return None, None, NOT_PLANNED
+    row = rows[0]
+    if row["value"] is None or not _trusted(row):
+        return None, None, why_missing(row)
+    return row["value"], row["stderr"], None
+
+
+def _mean(rows: list[Row]) -> Score:
+    """Mean over the parts, stderr √(Σse²)/n; nothing if a part is missing, no stderr if a part has none."""
+    parts = [_single([row]) for row in rows]
+    missing = [why for _, _, why in parts if why]
+    if missing or not parts:
+        return None, None, missing[0] if missing else NOT_PLANNED
+    values, errors = [part[0] for part in parts], [part[1] for part in parts]
+    known = [error for error in errors if error is not None]
+    stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
+    return math.fsum(v for v in values if v is not None) / len(parts), stderr, None
+
+
+def _printed(row: Row, recomputed: Score) -> Score:
+    """A mean that was published itself, made of parts that were not rounded before; its error is that of the parts."""
+    value, _, missing = _single([row])
+    return value, recomputed[1], missing
+
+
+def why_missing(row: Row) -> str:
+    """`RUNNING step 40 of 300`, `FAILED: loss is not finite`, `BLOCKED by base-… (out of memory)`."""
+    if _trusted(row):
+        return row["reason"] or "no value"
+    joiner = " " if row["state"] in ("RUNNING", "BLOCKED") else ": "
+    return f"{row['state']}{joiner}{row['reason']}" if row["reason"] else row["state"]
+
+
+def _overall(rows: list[Row]) -> tuple[str, str | None]:
+    """The state of the variant's worst step, with its reason."""
+    unfinished = [row for row in rows if row["state"] not in _TRUSTED and row["state"] != "UNPLANNED"]
+    if not unfinished:
+        return rows[0]["state"] if rows[0]["state"] in _TRUSTED else "PENDING", None
+    worst = min(unfinished, key=lambda row: _URGENCY.index(row["state"]))
+    return worst["state"], f"{worst['step']}: {worst['reason']}" if worst["reason"] else worst["step"]
+
+
+def _cost(rows: list[Row]) -> Row:
+    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each."""
+    steps = {row["step"]: row for row in rows if row["step"] is not None}.values()
+    cost: dict[str, Any] = {}
+    for name in ("wall_seconds", "device_seconds"):
+        known = [row[name] for row in steps if row[name] is not None]
+        cost[name] = math.fsum(known) if known else None
+    peaks = [row["peak_memory_bytes"] for row in steps if row["peak_memory_bytes"] is not None]
+    return {**cost, "peak_memory_bytes": max(peaks, default=None)}
+
+
+def _add_drops(rows: list[Row]) -> None:
+    """`x_vs_untouched`, `x_vs_mha`: the difference from the variant's own baselines, where both numbers are there."""
+    by_name = {row["variant"]: row for row in rows}
+    for row in rows:
+        for baseline in ("untouched", "mha"):
+            reference = by_name.get(row[baseline], {})
+            for name in ("quality", "accuracy"):
+                ours, theirs = row[name], reference.get(name)
+                row[f"{name}_vs_{baseline}"] = None if ours is None or theirs is None else ours - theirs

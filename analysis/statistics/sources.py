@@ -1,0 +1,78 @@
+"""From a name to results: a sweep in the store, a published set (`published/mlkv`), or what was imported.
+
+All three give the same long table, so every table and figure takes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from analysis.data import frame
+from analysis.data.gather import Steps, of_sweep
+from analysis.data.published import SETS, published
+from analysis.data.samples import Samples, StoredSamples
+from analysis.statistics.results import by_layout, results
+from sweeps.store.store import SavedSweep, Store, StoreError
+
+PUBLISHED = "published/"
+
+
+@dataclass(frozen=True)
+class Source:
+    """`table` is the long table. `sweep` and `steps`, which a page needs, are there for a sweep of the store alone."""
+
+    name: str
+    table: pd.DataFrame
+    sweep: SavedSweep | None = None
+    steps: Steps | None = None
+    samples: Samples | None = None
+
+    @property
+    def experiment(self) -> str:
+        """Which of conf/experiment/ it is a run of; a sweep of none, or something else, goes by its own name."""
+        words = self.sweep.plan.get("command", []) if self.sweep else []
+        chosen = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
+        return chosen[-1] if chosen else self.name
+
+    @cached_property
+    def pivot(self) -> pd.DataFrame:
+        """A row per layout, seeds in one (analysis.results.by_layout), judged on samples where there are any."""
+        return by_layout(self.table, self.samples)
+
+    @cached_property
+    def variants(self) -> pd.DataFrame:
+        """A row per variant, each seed by itself."""
+        return results(self.table, self.samples)
+
+
+def load(store: Store, name: str, number: int | None = None) -> Source:
+    """What `name` stands for; `number` is a plan of a sweep (default: its latest). A published set needs no store.
+
+    Raises StoreError for a name that is nowhere, listing those there are.
+    """
+    if name.startswith(PUBLISHED):
+        return published_source(name)
+    if name in store.import_names():
+        return Source(name, frame.read_csv(store.imported(name)))
+    if name not in store.sweep_names():
+        raise StoreError(f"{name}: {_known(store)}")
+    sweep = store.sweep(name, number)
+    steps = Steps(store, sweep.plan)
+    return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store))
+
+
+def published_source(name: str) -> Source:
+    """A published set, with or without the `published/` before its name. Raises StoreError listing those there are."""
+    if (wanted := name.removeprefix(PUBLISHED)) not in SETS:
+        raise StoreError(f"{name}: no such published set (there are {', '.join(PUBLISHED + known for known in SETS)})")
+    return Source(PUBLISHED + wanted, published(wanted))
+
+
+def _known(store: Store) -> str:
+    kinds: dict[str, Callable[[], list[str]]] = {"sweeps": store.sweep_names, "imports": store.import_names}
+    there = [f"{kind}: {', '.join(names())}" for kind, names in kinds.items() if names()]
+    return "; ".join([f"not in {store.root}", *there, f"published: {', '.join(PUBLISHED + known for known in SETS)}"])

@@ -1,0 +1,33 @@
+"""Which layers own keys and values, in words: `0, 3, 6, 9`."""
+
+from __future__ import annotations
+
+from analysis.data import replicates
+from analysis.data.published import read
+from analysis.statistics.sources import PUBLISHED, Source
+from mlkv.layout import PATTERNS, make
+
+_MOST = 8
+"""Layers that are listed one by one."""
+
+
+def owners_of(source: Source) -> dict[str, str]:
+    """By variant (seeds of a layout by what they are called together); none where the layouts are not known."""
+    if source.sweep:
+        called = replicates.groups(source.sweep.variants)
+        sources = {v["variant"]: v["layout"]["kv_source_layers"] for v in source.sweep.variants}
+        return {called.get(name, name): _text(layers) for name, layers in sources.items()}
+    rows = [row for row in read("layouts") if PUBLISHED + row["set"] == source.name and row["pattern"] in PATTERNS]
+    return {row["variant"]: _text(_sources(row)) for row in rows}
+
+
+def _sources(row: dict[str, str]) -> tuple[int, ...]:
+    layers, heads, kv_layers, kv_heads = (int(row[key]) for key in ("layers", "heads", "kv_layers", "kv_heads"))
+    return make(row["pattern"], layers, heads, kv_layers, kv_heads).kv_source_layers
+
+
+def _text(sources: list[int] | tuple[int, ...]) -> str:
+    owners = sorted(set(sources))
+    if len(owners) == len(sources):
+        return "all"
+    return ", ".join(map(str, owners)) if len(owners) <= _MOST else f"{len(owners)} of {len(sources)}"

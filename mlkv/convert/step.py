@@ -1,0 +1,172 @@
+"""A base checkpoint → one with fewer KV heads: merge the heads, hand the saved parameters to the MLPs.
+
+Legend: `D` width, `F` MLP width, `G` KV heads of an owner, `K` head width, `R` base heads that become one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..context import Context, Outcome, StepFailed
+from ..families.load import copy_companions
+from ..layout import KVLayout
+from ..recipes import ConvertRecipe
+from ..shape import DecoderShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..hf import MLKVForCausalLM
+
+    State = dict[str, Tensor]
+
+Merge = Literal["mean", "pairwise", "first", "random"]
+Widening = Literal["none", "copy", "split"]
+
+
+def run(
+    recipe: ConvertRecipe,
+    out: Path,
+    ctx: Context,
+    *,
+    layout: KVLayout,
+    base: Path | None,
+    shape: DecoderShape | None = None,
+    tokenizer: Path | None = None,
+) -> Outcome:
+    """Write to `out` the checkpoint `base` converted to `layout`, or without one (`scratch`) a random one of `shape`.
+
+    Raises StepFailed where the base cannot become `layout`.
+    """
+    ctx.log({"step": 0, "steps": 1})
+    try:
+        model = _scratch(recipe, layout, shape) if base is None else _converted(recipe, layout, base)
+    except ValueError as error:
+        raise StepFailed(str(error)) from error
+    model.save_pretrained(out)
+    for source in (base, tokenizer):
+        if source is not None:
+            copy_companions(source, out)
+    ctx.log({"step": 1, "steps": 1})
+    return {"metrics": [], "facts": {"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width}}
+
+
+def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None) -> MLKVForCausalLM:
+    from ..hf import MLKVForCausalLM
+
+    if shape is None:
+        raise ValueError("start = scratch: needs the shape of a decoder")
+    return MLKVForCausalLM.from_shape(converted_shape(shape, layout, recipe.widening), layout, seed=recipe.seed)
+
+
+def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCausalLM:
+    from ..hf import load_checked
+
+    return convert(load_checked(base), layout, recipe)
+
+
+def converted_shape(
+    shape: DecoderShape, layout: KVLayout, widening: Widening, source: KVLayout | None = None
+) -> DecoderShape:
+    """The shape after conversion from `source` (MHA unless given): only the MLP width can change."""
+    return shape if widening == "none" else replace(shape, mlp_width=shape.widened_mlp(layout, source))
+
+
+def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> MLKVForCausalLM:
+    """A new model with `base`'s weights merged into `layout`; `base` is left as it is.
+
+    KV heads that need no merging are kept bit for bit, whatever the merge: with the base's own layout this is the
+    identity. Raises ValueError where an owner's head count does not divide those it is made from, or heads would be
+    added.
+    """
+    import torch
+
+    from ..hf import MLKVForCausalLM
+
+    if layout.budget > base.layout.budget:
+        raise ValueError(f"layout {layout.name}: the base has {base.layout.budget} KV heads, conversion cannot add any")
+    shape = converted_shape(base.shape, layout, recipe.widening, base.layout)
+    model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
+    old, new = base.model.state_dict(), model.model.state_dict()
+    new |= {name: tensor for name, tensor in old.items() if name in new and not _is_kv(name)}
+    new |= _split_norms(old, new)
+    with torch.no_grad():
+        new |= merge_kv(old, new, base.layout, layout, recipe.merge)
+        new |= widen_mlps(old, shape.mlp_width, recipe.widening)
+    model.model.load_state_dict(new)
+    model.generation_config = base.generation_config
+    return model
+
+
+def _split_norms(old: State, new: State) -> State:
+    """An owner's norm of its own for keys and values starts as the norm that they had with the queries."""
+    added = (name for name in new if ".kv_norm." in name and name not in old)
+    return {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added}
+
+
+def _is_kv(name: str) -> bool:
+    return ".attention.k." in name or ".attention.v." in name
+
+
+def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: Merge) -> State:
+    """Key and value projections of `layout`'s owners from those of `source`'s; `fresh` is what `random` starts from."""
+    merged: State = {}
+    for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
+        for kind in ("k.weight", "k.bias", "v.weight", "v.bias"):
+            name = f"blocks.{owner}.attention.{kind}"
+            if name in fresh:
+                merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, merge, fresh[name])
+    return merged
+
+
+def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayout) -> list[Tensor]:
+    """What the layers of an owner's group attend to in the base, lowest first, as `[G_base, K, …]`."""
+    layers = dict.fromkeys(source.kv_source_layers[layer] for layer in (owner, *layout.readers(owner)))
+    kept = layout.heads_of(owner)
+    for layer in layers:
+        if source.heads_of(layer) % kept:
+            raise ValueError(
+                f"kv_heads = {kept} at layer {owner}: must divide the {source.heads_of(layer)} of the base"
+            )
+    return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
+
+
+def _merge(inputs: list[Tensor], kv_heads: int, merge: Merge, fresh: Tensor) -> Tensor:
+    """Heads within a layer first, then over layers: `[G·K, …]`."""
+    own = inputs[0]
+    if len(inputs) == 1 and own.shape[0] == kv_heads:
+        return own.flatten(0, 1)
+    if merge == "random":
+        return fresh
+    runs = [layer.float().unflatten(0, (kv_heads, -1)) for layer in inputs]
+    if merge == "first":
+        chosen = runs[0][:, 0]
+    elif merge == "mean":
+        chosen = sum(run.mean(1) for run in runs) / len(runs)
+    else:
+        # The published code walks upward and halves at every layer, so the topmost layer weighs most.
+        chosen = reduce(lambda running, run: (run + running) / 2, (run.mean(1) for run in runs))
+    return chosen.flatten(0, 1).to(fresh.dtype)
+
+
+def widen_mlps(old: State, width: int, widening: Widening) -> State:
+    """MLPs of `width` units: the new ones are copies of the first ones, in turn if there are more new than old.
+
+    `copy` (arXiv 2406.09297) leaves the outgoing weights as they are, so the function changes; `split` divides each
+    unit's outgoing weights among its copies, so it does not.
+    """
+    import torch
+
+    widened: State = {}
+    for name, tensor in old.items():
+        if ".mlp.down.weight" in name:
+            units = tensor.shape[1]
+            chosen_F = torch.arange(width, device=tensor.device) % units
+            copies_F = (width - 1 - chosen_F) // units + 1 if widening == "split" else torch.ones_like(chosen_F)
+            widened[name] = (tensor[:, chosen_F] / copies_F).to(tensor.dtype)
+        elif ".mlp.up." in name or ".mlp.gate." in name:
+            widened[name] = tensor[torch.arange(width, device=tensor.device) % tensor.shape[0]]
+    return widened

@@ -1,0 +1,226 @@
+"""The corpus step: text → tokenizer → packed token blocks, held-out text and task items.
+
+A corpus directory holds tokenizer/, train.bin and heldout.bin (see blocks.py), heldout_bytes.bin (for each held-out
+token, the bytes of text it stands for), tasks/<task>.jsonl and manifest.json. Held-out text is always packed as one
+stream that begins with the end-of-text token, so that every one of its tokens can be predicted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..context import Context, Interrupted, StepFailed
+from ..recipes import CorpusRecipe
+from . import tokenizer as tokenizers
+from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
+from .documents import Document, documents
+from .items import Item, make_items
+from .tokenizer import Encoder
+
+TOKENIZER_TEXT = 200_000_000
+"""Characters a tokenizer is trained on at most: more would not change the merges, and memory grows with new words."""
+TASK_TEXT = 8_000_000
+"""Characters of held-out text that task items are made from at most."""
+REPORT_SECONDS = 1.0
+BATCH_TEXT = 2_000_000
+"""Characters tokenised at a time."""
+
+
+def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Make a corpus directory in `out`. `tokenizer` is the model's folder, needed for `tokenizer: model`.
+
+    Memory holds one batch of documents, never the corpus. Raises StepFailed, naming the field, where the source cannot
+    be read or is too small.
+    """
+    try:
+        return _run(recipe, out, Progress(ctx, recipe.take), tokenizer)
+    except ValueError as error:
+        raise StepFailed(str(error)) from error
+
+
+def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | None) -> dict[str, Any]:
+    tokenizer = _tokenizer(recipe, progress, folder)
+    tokenizer.save_pretrained(out / "tokenizer")
+    encoder = tokenizers.Encoder(tokenizer)
+    counts, held_out_texts = _write_blocks(recipe, out, progress, encoder)
+    tasks = make_items(
+        held_out_texts, encoder, sequence_length=recipe.sequence_length, items=recipe.task_items, seed=recipe.seed
+    )
+    _write_tasks(out / "tasks", tasks, recipe.task_items)
+    manifest = _manifest(recipe, out, encoder, counts, tasks)
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return {"metrics": _metrics(counts), "facts": manifest}
+
+
+def _manifest(
+    recipe: CorpusRecipe, out: Path, encoder: Encoder, counts: dict[str, Any], tasks: dict[str, list[Item]]
+) -> dict[str, Any]:
+    manifest = {
+        "source": recipe.source,
+        "sequence_length": recipe.sequence_length,
+        "packing": recipe.packing,
+        "seed": recipe.seed,
+        "held_out": recipe.held_out,
+        "dtype": token_dtype(encoder.vocab_size).str,
+        "vocab_size": encoder.vocab_size,
+        "end_of_text": encoder.end,
+        **counts,
+        "tasks": {task: len(items) for task, items in tasks.items()},
+        "tasks_sha256": {task: _sha256(out / "tasks" / f"{task}.jsonl") for task in tasks},
+        "tokenizer_sha256": _sha256(out / "tokenizer" / "tokenizer.json"),
+    }
+    return manifest | {"digest": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
+
+
+def _metrics(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"metric": f"{split}_{unit}", "value": float(counts[split][unit]), "stderr": None, "n": None}
+        for split in ("train", "heldout")
+        for unit in ("documents", "tokens", "bytes")
+    ]
+
+
+@dataclass
+class Progress:
+    """Reports documents read, every REPORT_SECONDS at most, and stops the step when it is asked to."""
+
+    ctx: Context
+    expected: int | None
+    stage: str = "tokenizer"
+    read: int = 0
+    _reported: float = 0.0
+
+    def count(self, stage: str, stream: Iterable[Document]) -> Iterator[Document]:
+        self.stage, self.read = stage, 0
+        for document in stream:
+            yield document
+            self.read += 1
+            if time.monotonic() - self._reported > REPORT_SECONDS:
+                self._report()
+        self.expected = self.read
+
+    def _report(self) -> None:
+        if self.ctx.should_stop():
+            raise Interrupted(f"stopped after {self.read} documents; a corpus is made in one go")
+        steps = {"steps": self.expected} if self.expected else {}
+        self.ctx.log({"stage": self.stage, "step": self.read, **steps})
+        self._reported = time.monotonic()
+
+
+def _tokenizer(recipe: CorpusRecipe, progress: Progress, folder: Path | None) -> Any:
+    if recipe.tokenizer == "train":
+        texts = (d.text for d in progress.count("tokenizer", documents(recipe)) if not d.held_out)
+        return tokenizers.train(_up_to(texts, TOKENIZER_TEXT), recipe.vocab_size)
+    if folder is None:
+        raise StepFailed("tokenizer = model: the corpus has no model to take it from; choose train")
+    return tokenizers.load(folder)
+
+
+def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _write_blocks(
+    recipe: CorpusRecipe, out: Path, progress: Progress, encoder: Encoder
+) -> tuple[dict[str, Any], list[str]]:
+    """Write both splits; returns their counts and held-out texts of about TASK_TEXT characters at most."""
+    length = recipe.sequence_length
+    with (
+        TrainWriter(out, PACKERS[recipe.packing](length), length, encoder) as train,
+        HeldOutWriter(out, length, encoder) as held_out,
+    ):
+        for batch in _batches(progress.count("tokens", documents(recipe))):
+            train.add_texts([d.text for d in batch if not d.held_out])
+            held_out.add_texts([d.text for d in batch if d.held_out])
+    counts = {"train": train.counts(), "heldout": held_out.counts()}
+    for split in counts:
+        if counts[split]["tokens"] < length:
+            raise StepFailed(
+                f"{split} text has {counts[split]['tokens']} tokens, less than one sequence_length ({length}): "
+                f"give more text, or change held_out = {recipe.held_out}"
+            )
+    return counts, held_out.texts
+
+
+def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in stream:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= BATCH_TEXT:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+class TrainWriter(BlockWriter):
+    """Training documents, the end-of-text token behind each."""
+
+    def __init__(self, out: Path, packer: Packer, length: int, encoder: Encoder) -> None:
+        super().__init__(out / "train.bin", packer, length, token_dtype(encoder.vocab_size))
+        self.encoder, self.bytes = encoder, 0
+
+    def add_texts(self, texts: list[str]) -> None:
+        self.bytes += sum(len(text.encode()) for text in texts)
+        for ids_T in self.encoder.ids(texts):
+            self.add(np.append(ids_T, self.encoder.end))
+
+    def counts(self) -> dict[str, Any]:
+        return super().counts() | {"bytes": self.bytes}
+
+
+class HeldOutWriter(BlockWriter):
+    """Held-out documents in one stream, the end-of-text token before each, and the bytes of each token beside it."""
+
+    def __init__(self, out: Path, length: int, encoder: Encoder) -> None:
+        super().__init__(out / "heldout.bin", StreamPacker(length), length, token_dtype(encoder.vocab_size))
+        self.token_bytes = BlockWriter(out / "heldout_bytes.bin", StreamPacker(length), length, np.dtype("<u2"))
+        self.encoder, self.bytes = encoder, 0
+        self.texts: list[str] = []
+        self._kept = 0
+
+    def add_texts(self, texts: list[str]) -> None:
+        for text in texts:
+            encoded = self.encoder.encode(text)
+            self.add(np.concatenate([[self.encoder.end], encoded.ids]))
+            self.token_bytes.add(np.concatenate([[0], encoded.token_bytes]))
+            self.bytes += int(encoded.token_bytes.sum())
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        if self._kept < TASK_TEXT:
+            self.texts.append(text)
+            self._kept += len(text)
+
+    def __exit__(self, *failure: object) -> None:
+        super().__exit__(*failure)
+        self.token_bytes.__exit__(*failure)
+
+    def counts(self) -> dict[str, Any]:
+        return super().counts() | {"bytes": self.bytes}
+
+
+def _write_tasks(folder: Path, tasks: dict[str, list[Item]], wanted: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for task, items in tasks.items():
+        if wanted and not items:
+            raise StepFailed(f"held-out text is too short for an item of {task}: give more text, or task_items = 0")
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+        (folder / f"{task}.jsonl").write_text("".join(lines), "utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,110 @@
+"""The evaluate step: one task on one checkpoint, through lm-eval or, for `bits_per_byte`, over held-out windows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..context import Context, Interrupted, StepFailed
+from ..corpus.blocks import read_manifest
+from ..corpus.tokenizer import load as load_tokenizer
+from ..device import default_device, resolve_precision
+from ..hf import MLKVForCausalLM, load_checked
+from ..recipes import EvaluateRecipe
+from . import bits, outcomes
+from .task_names import BITS_PER_BYTE, TASKS_FOLDER, check_task
+
+
+def run(
+    recipe: EvaluateRecipe,
+    out: Path,
+    ctx: Context,
+    *,
+    checkpoint: Path,
+    corpus: Path | None,
+    tasks: Path = TASKS_FOLDER,
+) -> dict[str, Any]:
+    """Score `checkpoint`; leaves in `out` results.json, scores/ (each sample's part in the scores), and of lm-eval's
+    tasks samples.jsonl (the answers).
+
+    `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, one whose data cannot be had,
+    or one that needs a corpus the checkpoint does not fit; Interrupted when stopped on request.
+    """
+    try:
+        check_task(recipe.task, tasks)
+    except ValueError as error:
+        raise StepFailed(str(error)) from error
+    torch.set_num_threads(recipe.threads)
+    model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
+    precision = resolve_precision(recipe.precision, model.device)
+    if recipe.task == BITS_PER_BYTE:
+        metrics, found = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
+    else:
+        from . import harness, harness_model  # take seconds to import, and bits per byte needs none of it
+
+        tokenizer = load_tokenizer(checkpoint)
+        lm = harness_model.HarnessLM(
+            model, tokenizer, batch_size=recipe.batch_size, precision=precision, progress=Progress(ctx)
+        )
+        results = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")
+        metrics = harness.rows(results, recipe.task)
+        found = outcomes.of_samples(results, recipe.task, metrics)
+        _write_lines(out / "samples.jsonl", harness.samples(results))
+    _check(recipe.task, metrics)
+    outcomes.save(found, out)
+    (out / "results.json").write_text(json.dumps({"task": recipe.task, "metrics": metrics}, indent=2) + "\n", "utf-8")
+    return {"metrics": metrics, "facts": {"precision": precision, "device": model.device.type}}
+
+
+@lru_cache(maxsize=1)
+def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
+    """The checkpoint's model, kept for the next task on it; `written` tells apart what replaced it in its place."""
+    return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
+
+
+@dataclass
+class Progress:
+    """Reports work done at most once a second, and stops the step when it is asked to."""
+
+    ctx: Context
+    _reported: float = 0.0
+
+    def __call__(self, done: int, of: int) -> None:
+        if self.ctx.should_stop():
+            raise Interrupted(f"stopped after {done} of {of}; an evaluation is made in one go")
+        if done == of or time.monotonic() - self._reported > 1:
+            self.ctx.log({"step": done, "steps": of})
+            self._reported = time.monotonic()
+
+
+def _bits_per_byte(
+    recipe: EvaluateRecipe, model: MLKVForCausalLM, corpus: Path | None, precision: str, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, outcomes.Outcomes]]:
+    if corpus is None:
+        raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
+    vocabulary = read_manifest(corpus)["vocab_size"]
+    if vocabulary > model.shape.vocab_size:
+        raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {model.shape.vocab_size} at most")
+    windows = bits.windows(corpus, recipe.limit)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        nats_N = bits.nats(model, windows, recipe.batch_size, progress)
+    found = bits.outcomes(windows, nats_N)
+    return bits.metrics(found), found
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+
+
+def _check(task: str, metrics: list[dict[str, Any]]) -> None:
+    lost = [row["metric"] for row in metrics if row["value"] is None]
+    if lost or not metrics:
+        raise StepFailed(f"task = {task}: {', '.join(lost) or 'it'} has no finite value")

@@ -1,0 +1,51 @@
+"""Which evaluation tasks there are, told from their definition files alone: a plan asks this before anything runs."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+TASKS_FOLDER = Path(__file__).parents[2] / "conf" / "tasks"
+"""Where our task definitions lie: conf ships beside mlkv."""
+ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
+"""Tasks whose items a corpus makes from its held-out documents."""
+BITS_PER_BYTE = "bits_per_byte"
+
+_SUFFIXES = {".yaml", ".yml", ""}
+"""Definitions include files without a suffix, and a tag may stand only there."""
+_NAME = re.compile(r"""^["']?(?:task|group|tag)["']?\s*:[ \t]*["']?([^\s"'#\[]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+_LIST = re.compile(r"""^["']?(?:group|tag)["']?\s*:[ \t]*((?:\n[ \t]*-[^\n]*)+|\[[^\]]*\])""", re.MULTILINE)
+_ITEM = re.compile(r"[\w.:+-]*\w[\w.:+-]*")
+
+
+def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
+    """Names and definition files of the tasks in `folder`."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
+    """Raises ValueError, naming the nearest, for what is neither `bits_per_byte` nor a task of `folder` or lm-eval."""
+    if name == BITS_PER_BYTE or name in own_tasks(folder):
+        return
+    known = lm_eval_tasks()
+    if name not in known:
+        near = get_close_matches(name, [BITS_PER_BYTE, *own_tasks(folder), *known], n=5, cutoff=0.5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"task = {name}: neither lm-eval nor {folder} has it{hint}")
+
+
+@lru_cache(maxsize=1)
+def lm_eval_tasks() -> tuple[str, ...]:
+    """Names of the tasks, groups and tags that the installed lm-eval defines, without importing it (about a second)."""
+    spec = find_spec("lm_eval")
+    folders = [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
+    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    return tuple(sorted({name for path in files for name in _names(path.read_text("utf-8", "replace"))}))
+
+
+def _names(definition: str) -> set[str]:
+    listed = {name for found in _LIST.findall(definition) for name in _ITEM.findall(found)}
+    return listed | set(_NAME.findall(definition))

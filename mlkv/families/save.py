@@ -1,0 +1,37 @@
+"""Our checkpoint → a model of a family's own, as transformers has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import config_of
+from .load import SPECIAL_TOKENS, copy_companions
+from .tables import FAMILIES
+from .weights import dress, to_family_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..hf import MLKVForCausalLM
+
+
+def to_family(model: MLKVForCausalLM, name: str) -> PreTrainedModel:
+    """The same weights as transformers' own model of family `name`. Raises ValueError if that has no such layout."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = config_of(model.shape, model.layout, name)
+    config |= {token: getattr(model.generation_config, token) for token in SPECIAL_TOKENS}
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=model.dtype)
+    written = to_family_state(model.model.state_dict(), FAMILIES[name], model.shape.heads)
+    theirs.load_state_dict(dress(written, FAMILIES[name], set(theirs.state_dict())))
+    theirs.generation_config = model.generation_config
+    return theirs
+
+
+def export_pretrained(checkpoint: Path, out: Path, name: str) -> None:
+    """Write our checkpoint as a Hugging Face directory of family `name`. Raises ValueError like `to_family`."""
+    from ..hf import load_checked
+
+    to_family(load_checked(checkpoint), name).save_pretrained(out)
+    copy_companions(checkpoint, out)

@@ -1,0 +1,105 @@
+"""A family's named weights ↔ the decoder's, both ways, from the tables.
+
+Legend: `D` width, `H` query heads, `K` head width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .tables import Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..hf import MLKVForCausalLM
+
+    State = dict[str, Tensor]
+
+
+BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_emb\.\w+$")
+"""Masks and rotary tables that older files hold beside the weights."""
+
+
+def strip(state: State, family: Family, *, tied: bool) -> State:
+    """Drop prefixes and buffers, and call the output head `head`. A tied head's copy in the file is dropped too."""
+    heads = {f"{name}.weight" for name in family.heads}
+    stripped: State = {}
+    for key, tensor in state.items():
+        if key in heads:
+            stripped |= {} if tied else {"head.weight": tensor}
+        elif not BUFFERS.search(key):
+            prefix = next((p for p in family.prefixes if key.startswith(p)), "")
+            stripped[key.removeprefix(prefix)] = tensor
+    return stripped
+
+
+def dress(state: State, family: Family, keys: set[str]) -> State:
+    """`strip` backwards, with the head called as `keys` has it."""
+    head = next(f"{name}.weight" for name in family.heads if f"{name}.weight" in keys)
+    return {head if key == "head.weight" else family.prefixes[0] + key: tensor for key, tensor in state.items()}
+
+
+def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
+    """Our decoder's state from stripped family weights. Raises ValueError if any is missing, unknown or misshapen."""
+    ours, used = model.model.state_dict(), set()
+    for key, tensor in ours.items():
+        if key == "head.weight" and model.shape.tied:
+            ours[key] = theirs[f"{family.names['embed']}.weight"]
+            continue
+        name, part = _their_name(key, family)
+        if name not in theirs:
+            raise ValueError(f"missing weight: {name} (for {key})")
+        used.add(name)
+        ours[key] = _unpack(_turn(theirs[name], name, family), family, model.shape.heads, part)
+        if ours[key].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {list(ours[key].shape)}, the config says {list(tensor.shape)}")
+    if unknown := sorted(set(theirs) - used):
+        raise ValueError(f"unknown weights: {', '.join(unknown)}")
+    return ours
+
+
+def to_family_state(ours: State, family: Family, heads: int) -> State:
+    parts: dict[str, list[Tensor]] = {}
+    for key, tensor in ours.items():
+        # State dicts list q, k and v in this order, so their parts gather in it.
+        parts.setdefault(_their_name(key, family)[0], []).append(tensor)
+    return {name: _turn(_pack(tensors, family, heads), name, family) for name, tensors in parts.items()}
+
+
+def _their_name(key: str, family: Family) -> tuple[str, str | None]:
+    """`blocks.3.attention.q.bias` → the weight that holds it and, where that is fused, which part (`q`) of it."""
+    if not key.startswith("blocks."):
+        module, kind = key.rsplit(".", 1)
+        return f"{family.names.get(module, module)}.{kind}", None
+    _, layer, module_kind = key.split(".", 2)
+    module, kind = module_kind.rsplit(".", 1)
+    part = module[-1] if family.fused and module in ("attention.q", "attention.k", "attention.v") else None
+    theirs = family.names[".attention.qkv" if part else f".{module}"]
+    return f"{family.names['blocks']}.{layer}.{theirs}.{kind}", part
+
+
+def _turn(tensor: Tensor, name: str, family: Family) -> Tensor:
+    """Transpose the matrices that the family stores as `[in, out]`; its own inverse."""
+    in_layer = name.startswith(f"{family.names['blocks']}.")
+    return tensor.t().contiguous() if family.transposed and in_layer and tensor.dim() == 2 else tensor
+
+
+def _unpack(tensor: Tensor, family: Family, heads: int, part: str | None) -> Tensor:
+    if part is None:
+        return tensor
+    index = "qkv".index(part)
+    if family.fused == "stacked":
+        return tensor.chunk(3)[index]
+    return tensor.unflatten(0, (heads, 3, -1))[:, index].flatten(0, 1)
+
+
+def _pack(tensors: list[Tensor], family: Family, heads: int) -> Tensor:
+    import torch
+
+    if len(tensors) == 1:
+        return tensors[0]
+    if family.fused == "stacked":
+        return torch.cat(tensors)
+    return torch.stack([part.unflatten(0, (heads, -1)) for part in tensors], dim=1).flatten(0, 2)

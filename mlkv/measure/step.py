@@ -1,0 +1,220 @@
+"""The measure step: decode memory and speed of a shape with a layout, at given batch sizes and contexts.
+
+Weights are random. One run is: prefill `context` tokens into a cache allocated at its full length, then decode
+`new_tokens` one by one; by the protocol `filled`: hand over a cache of `context` random keys and values and decode as
+many, the cache growing by each. `peak_bytes` is what the runs of a cell added at their highest: on CUDA the allocator's
+peak over what was allocated before; on a CPU the growth of the process's resident size, which counts whole pages and is
+coarser (None where the system does not tell). What only a first run needs is over before: each model has a warm-up.
+
+Legend: `B` batch, `T` tokens, `G` KV heads, `S` cached tokens, `K` head width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
+
+from ..context import Context, Interrupted, StepFailed
+from ..device import DTYPES, available_memory, is_out_of_memory, require_device
+from ..hf import MLKVForCausalLM
+from ..layout import KVLayout
+from ..recipes import MeasureRecipe
+from ..shape import DecoderShape
+
+
+def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, layout: KVLayout) -> dict[str, Any]:
+    """Measure every batch size at every context; a cell that runs out of memory has the one row `oom`.
+
+    Raises StepFailed where the device is missing or learned positions end before the longest context.
+    """
+    device = require_device(recipe.device)
+    longest = max(recipe.contexts) + recipe.new_tokens
+    if shape.positions == "learned" and longest > shape.context:
+        raise StepFailed(f"contexts = {max(recipe.contexts)}: with new_tokens it passes the {shape.context} positions")
+    torch.set_num_threads(recipe.threads)
+    bench = Bench(recipe, shape, layout, device)
+    metrics: list[dict[str, Any]] = []
+    cells = list(product(recipe.batch_sizes, recipe.contexts))
+    for done, (batch, context) in enumerate(cells, start=1):
+        if ctx.should_stop():
+            raise Interrupted(f"stopped after {done - 1} of {len(cells)} cells; a measurement is made in one go")
+        values = bench.measure(batch, context)
+        ctx.log({"step": done, "steps": len(cells), "batch": batch, "context": context, **values})
+        metrics += [
+            {"metric": name, "value": value, "stderr": None, "n": None, "batch": batch, "context": context}
+            for name, value in values.items()
+        ]
+    return {"metrics": metrics, "facts": bench.facts()}
+
+
+@dataclass
+class Bench:
+    recipe: MeasureRecipe
+    shape: DecoderShape
+    layout: KVLayout
+    device: torch.device
+    _model: MLKVForCausalLM | None = None
+
+    def measure(self, batch: int, context: int) -> dict[str, float | None]:
+        """The cell's metrics, or `{"oom": 1.0}`."""
+        try:
+            return self._measure(batch, context)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {"oom": 1.0}
+
+    def _measure(self, batch: int, context: int) -> dict[str, float | None]:
+        self._refuse_what_cannot_fit(batch, context)
+        kind = Run if self.recipe.protocol == "prefill" else FilledRun
+        if self._model is None:
+            self._model = self._make_model()
+            kind(self._model, 1, 1, 1, self.device).go()
+        model, peak = self._model, Peak(self.device)
+        runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
+        for decoding in runs:
+            decoding.go()
+        prefills = [decoding.prefill for decoding in runs if decoding.prefill is not None]
+        step = median(seconds for decoding in runs for seconds in decoding.steps)
+        cache_bytes = runs[0].cache_bytes
+        return {
+            "cache_bytes": float(cache_bytes),
+            "cache_bytes_per_token": cache_bytes / (batch * (context + self.recipe.new_tokens)),
+            "peak_bytes": peak.grown(),
+            **({"prefill_seconds": median(prefills)} if prefills else {}),
+            "step_seconds": step,
+            "tokens_per_second": batch / step,
+        }
+
+    def _refuse_what_cannot_fit(self, batch: int, context: int) -> None:
+        # Linux promises memory that it has not got, and kills the process that uses it: ask first.
+        element = DTYPES[self.recipe.dtype].itemsize
+        per_token = self.layout.kv_bytes_per_token(self.shape.head_dim, element)
+        needed = per_token * batch * (context + self.recipe.new_tokens)
+        if self.device.type == "cpu" and needed > available_memory():
+            raise MemoryError(f"the cache alone needs {needed} bytes")
+
+    def _make_model(self) -> MLKVForCausalLM:
+        dtype = DTYPES[self.recipe.dtype]
+        return MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype).to(self.device).eval()
+
+    def facts(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "parameters": sum(p.numel() for p in self._model.parameters()) if self._model else None,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "dtype": self.recipe.dtype,
+            "threads": self.recipe.threads,
+        }
+
+
+class Run:
+    """One prefill and decode on a cache of its own, which is dropped once its size is known."""
+
+    def __init__(self, model: MLKVForCausalLM, batch: int, context: int, new_tokens: int, device: torch.device) -> None:
+        self.model, self.batch, self.context, self.new_tokens, self.device = model, batch, context, new_tokens, device
+        self.prefill: float | None = None
+        self.cache_bytes = 0
+        self.steps: list[float] = []
+
+    @torch.inference_mode()
+    def go(self) -> None:
+        cache, next_B1 = self._begin(torch.Generator().manual_seed(0))
+        for _ in range(self.new_tokens):
+            next_B1, seconds = self._step(next_B1, cache)
+            self.steps.append(seconds)
+        self.cache_bytes = sum(
+            part.numel() * part.element_size()
+            for layer in cache.layers
+            for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if part is not None
+        )
+
+    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
+        """A cache of `context` tokens and the token that comes next."""
+        cache = StaticCache(config=self.model.config, max_cache_len=self.context + self.new_tokens)
+        next_B1, self.prefill = self._step(self._ids(self.context, generator), cache)
+        return cache, next_B1
+
+    def _ids(self, tokens: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.model.shape.vocab_size, (self.batch, tokens), generator=generator).to(self.device)
+
+    def _step(self, ids_BT: Tensor, cache: Cache) -> tuple[Tensor, float]:
+        self._wait()
+        started = time.perf_counter()
+        logits = self.model(ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        next_B1 = logits[:, -1:].argmax(-1)
+        self._wait()
+        return next_B1, time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class FilledRun(Run):
+    """Decoding alone: nothing is prefilled, and each new token makes every owner's cache anew, one token longer."""
+
+    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
+        cache, layout = DynamicCache(), self.model.layout
+        for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
+            size_BGSK = (self.batch, kv_heads, self.context, self.model.shape.head_dim)
+            keys, values = (torch.randn(size_BGSK, dtype=self.model.dtype, device=self.device) for _ in range(2))
+            cache.update(keys, values, owner)
+        return cache, self._ids(1, generator)
+
+
+class Peak:
+    """How far memory grew at its highest since this was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before: int | None = torch.cuda.memory_allocated()
+        else:
+            _return_free_memory()
+            self.before = _resident("VmRSS") if _forget_peak() else None
+
+    def grown(self) -> float | None:
+        if self.before is None:
+            return None
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        return float(max(0, (peak or 0) - self.before))
+
+
+def _return_free_memory() -> None:
+    """Give back to the system what earlier work left for reuse, as far as the C library can."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def _forget_peak() -> bool:
+    """Start Linux's high-water mark of this process's resident size anew; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,76 @@
+"""The arithmetic of a training run: how many steps, what learning rate at each, and whether the losses are in order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from ..recipes import TrainRecipe
+
+SPIKE = 1.0
+"""Nats above the running median of the logged losses that count as a spike."""
+MEDIAN_ROWS = 25
+FEWEST_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` optimiser steps of `tokens_per_step` tokens (the corpus's mean, padding left out)."""
+
+    recipe: TrainRecipe
+    steps: int
+    tokens_per_step: float
+
+    @classmethod
+    def of(cls, recipe: TrainRecipe, rows: int, tokens: int) -> Schedule:
+        """The schedule of `recipe` over a corpus of `rows` rows with `tokens` tokens in all."""
+        per_step = recipe.batch_size * tokens / rows
+        if recipe.steps is not None:
+            return cls(recipe, recipe.steps, per_step)
+        if recipe.tokens is not None:
+            return cls(recipe, math.ceil(recipe.tokens / per_step), per_step)
+        assert recipe.epochs is not None
+        return cls(recipe, math.ceil(recipe.epochs * rows / recipe.batch_size), per_step)
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.recipe.warmup * self.steps)
+
+    def tokens_by(self, step: int) -> int:
+        return round(step * self.tokens_per_step)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the peak learning rate that step number `step` (from 0) uses: a linear warmup whose last step is at
+        the peak, then the schedule, down to `min_lr_ratio` just after the last step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        floor = self.recipe.min_lr_ratio
+        return floor + (1 - floor) * shape[self.recipe.schedule]
+
+
+def spikes(losses: list[tuple[int, float]], warmup_steps: int) -> list[dict[str, Any]]:
+    """The (step, loss) rows after warmup that lie SPIKE or more above the median of the MEDIAN_ROWS rows before them.
+
+    A run that starts high and comes down has none: what came before was higher.
+    """
+    every = (spike_of_last(losses[max(0, i - MEDIAN_ROWS) : i + 1], warmup_steps) for i in range(len(losses)))
+    return [spike for spike in every if spike]
+
+
+def spike_of_last(losses: list[tuple[int, float]], warmup_steps: int) -> dict[str, Any] | None:
+    """The last row, if it is a spike over the MEDIAN_ROWS before it."""
+    step, loss = losses[-1]
+    before = [earlier for _, earlier in losses[-1 - MEDIAN_ROWS : -1]]
+    if step <= warmup_steps or len(before) < FEWEST_ROWS or loss < median(before) + SPIKE:
+        return None
+    return {"step": step, "loss": loss, "median": median(before)}
+
+
+def final_loss(losses: list[tuple[int, float]]) -> float | None:
+    """Mean loss of the last tenth of the logged rows (one at least); None if nothing was logged."""
+    last = [loss for _, loss in losses[-max(1, len(losses) // 10) :]]
+    return sum(last) / len(last) if last else None

@@ -1,0 +1,100 @@
+"""Base training and uptraining: one function for both, on a corpus directory, from random weights or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..context import Context, Interrupted, StepFailed
+from ..corpus.blocks import Blocks, open_blocks, read_manifest
+from ..corpus.tokenizer import copy_tokenizer
+from ..device import default_device, resolve_precision
+from ..hf import MLKVForCausalLM, load_checked
+from ..layout import mha
+from ..recipes import TrainRecipe
+from ..shape import DecoderShape
+from .schedule import Schedule, final_loss
+from .trainer import BlockTrainer
+
+
+def run(
+    recipe: TrainRecipe,
+    out: Path,
+    ctx: Context,
+    *,
+    corpus: Path,
+    start: Path | None,
+    shape: DecoderShape | None = None,
+) -> dict[str, Any]:
+    """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and leave the checkpoint in `out`.
+
+    Goes on from the checkpoint in `ctx.work` if there is one. Under torch.distributed's environment the processes share
+    `recipe.batch_size`; the first of them logs and saves. Raises StepFailed where corpus and model do not fit, where a
+    loss is not finite, or on a spike with `on_spike: fail`; Interrupted once stopped on request.
+    """
+    torch.set_num_threads(recipe.threads)
+    model = _model(recipe, start, shape)
+    blocks = _blocks(corpus, model.shape)
+    schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
+    precision = resolve_precision(recipe.precision, default_device())
+    trainer = _train(model, schedule, blocks, ctx, precision)
+    whole = trainer.whole_model()
+    if trainer.is_world_process_zero():
+        whole.save_pretrained(out)
+        copy_tokenizer([corpus / "tokenizer"] if start is None else [start, corpus / "tokenizer"], out)
+    return _outcome(trainer, precision)
+
+
+def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) -> MLKVForCausalLM:
+    if start is not None:
+        return load_checked(start, dtype=torch.float32)
+    if shape is None:
+        raise ValueError("train needs a start checkpoint or a shape")
+    return MLKVForCausalLM.from_shape(shape, mha(shape.layers, shape.heads), seed=recipe.seed)
+
+
+def _blocks(corpus: Path, shape: DecoderShape) -> Blocks:
+    manifest = read_manifest(corpus)
+    for field, limit in (("sequence_length", shape.context), ("vocab_size", shape.vocab_size)):
+        if manifest[field] > limit:
+            raise StepFailed(f"corpus {field} = {manifest[field]}: the model takes {limit} at most")
+    return open_blocks(corpus, "train")
+
+
+def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str) -> BlockTrainer:
+    ctx.work.mkdir(parents=True, exist_ok=True)
+    model.loss_only = True
+    model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
+    trainer = BlockTrainer(model, schedule, blocks, ctx, precision)
+    checkpoint = trainer.watcher.latest()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < schedule.steps:
+        raise Interrupted(f"stopped after step {trainer.state.global_step} of {schedule.steps}")
+    return trainer
+
+
+def _outcome(trainer: BlockTrainer, precision: str) -> dict[str, Any]:
+    watcher, schedule = trainer.watcher, trainer.schedule
+    found = watcher.spikes()
+    tokens = schedule.tokens_by(schedule.steps)
+    values = {
+        "train_loss": final_loss(watcher.losses),
+        "tokens": float(tokens),
+        "tokens_per_second": watcher.tokens_per_second(),
+    }
+    return {
+        "metrics": [{"metric": name, "value": value, "stderr": None, "n": None} for name, value in values.items()],
+        "facts": {
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "steps": schedule.steps,
+            "tokens": tokens,
+            "precision": precision,
+            "device": str(trainer.args.device.type),
+            "devices": trainer.args.world_size,
+            "threads": schedule.recipe.threads,
+            "unstable": bool(found),
+            "spikes": found,
+        },
+    }

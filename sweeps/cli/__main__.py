@@ -1,0 +1,5 @@
+"""`python -m sweeps.cli` is `mlkv`."""
+
+from sweeps.cli import main
+
+main()

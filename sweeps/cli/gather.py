@@ -1,0 +1,177 @@
+"""The subcommand gather: results as one long table, from the store or from W&B, ours or somebody else's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.cli.console import make_console
+from sweeps.cli.results import one_line, source_of
+from sweeps.cli.selection import existing
+from sweeps.store.errors import OK, UserError, choices
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sweeps.tracking.read.runs import LoggedRun
+
+SOURCES = ("store", "offline", "api")
+
+
+@dataclass
+class Asked:
+    """The settings of the command line. A `mapping` is for runs that somebody else logged; `only` says which."""
+
+    source: str = "store"
+    mapping: dict[str, str] = field(default_factory=dict)
+    only: dict[str, str] = field(default_factory=dict)
+
+
+def gather(options: argparse.Namespace) -> int:
+    asked = _asked(options.settings)
+    with one_line():
+        cells = _cells(options, asked)
+    if options.out:
+        cells.to_csv(options.out, index=False)
+    elif sys.stdout.isatty():
+        from analysis.tables.terminal import CellsTable
+
+        make_console().print(CellsTable(cells))
+    else:
+        print(cells.to_string())
+    return OK
+
+
+def _asked(words: list[str]) -> Asked:
+    asked = Asked()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "source" and value in SOURCES:
+            asked.source = value
+        elif key == "source":
+            raise UserError(f"source = {value}: {choices(value, SOURCES)}")
+        elif key in ("group", "sweep") and value:
+            asked.only[key] = value
+        elif key.startswith("map.") and value:
+            asked.mapping[key.removeprefix("map.")] = value
+        else:
+            raise UserError(f"{word}: must be KEY=VALUE with source, group, sweep or map.COLUMN as its key")
+    if asked.mapping and asked.source == "store":
+        raise UserError("map.COLUMN is for runs in W&B that somebody else logged: add source=api or source=offline")
+    if asked.only and not asked.mapping:
+        raise UserError(f"{next(iter(asked.only))}= picks among runs that somebody else logged: add map.COLUMN=…")
+    return asked
+
+
+def _cells(options: argparse.Namespace, asked: Asked) -> pd.DataFrame:
+    """The same table from wherever the results are."""
+    if asked.source == "store":
+        if options.curves:
+            _write_curves(options, None)
+        return source_of(options).table
+    if asked.mapping:
+        from analysis.data.foreign import foreign_table
+
+        runs = _theirs(options, asked)
+        _write_curves(options, runs)
+        return foreign_table(runs, asked.mapping)
+    from analysis.data.logged import table
+
+    runs = _from_api(options) if asked.source == "api" else _from_files(options)
+    _write_curves(options, runs)
+    return table(runs, options.name)
+
+
+def _write_curves(options: argparse.Namespace, runs: list[LoggedRun] | None) -> None:
+    """Every number that was logged on the way; from the store where there are no runs."""
+    if options.curves:
+        from analysis.data import curves
+
+        store = existing(options.store) if runs is None else None
+        found = curves.of_store(store, store.sweep(options.name)) if store else curves.of_runs(runs or [])
+        found.to_csv(options.curves, index=False)
+
+
+# Ours
+
+
+def _from_files(options: argparse.Namespace) -> list[LoggedRun]:
+    from sweeps.tracking.read.files import read_directory
+
+    return read_directory(options.dir or existing(options.store).tracking(options.name).runs)
+
+
+def _from_api(options: argparse.Namespace) -> list[LoggedRun]:
+    from sweeps.tracking.read.api import every, unfinished
+
+    with _project(options.project or _tracked_to(options), options) as project:
+        return project.sweep(options.name, every if options.curves else unfinished)
+
+
+def _tracked_to(options: argparse.Namespace) -> str:
+    """The project that the sweep is mirrored to, where the store knows it."""
+    from sweeps.store.store import Store
+    from sweeps.tracking.target import TrackingConfig, saved_target
+
+    store = Store(options.store)
+    known = options.name in store.sweep_names()
+    config = saved_target(store.sweep(options.name)).config if known else TrackingConfig()
+    return config.path
+
+
+# Somebody else's
+
+
+def _theirs(options: argparse.Namespace, asked: Asked) -> list[LoggedRun]:
+    if asked.source == "api":
+        from sweeps.tracking.read.api import every, none
+
+        with _project(options.name, options) as project:
+            runs = project.runs(asked.only, every if options.curves else none)
+    else:
+        from sweeps.tracking.read.files import read_directory
+
+        runs = [run for run in read_directory(Path(options.name)) if _is(run, asked.only)]
+    if not runs:
+        which = "".join(f" with {key} = {value}" for key, value in asked.only.items())
+        raise UserError(f"{options.name}: no W&B runs there{which}")
+    return runs
+
+
+def _is(run: LoggedRun, only: Mapping[str, str]) -> bool:
+    return all(getattr(run, key) == value for key, value in only.items())
+
+
+@contextmanager
+def _project(path: str, options: argparse.Namespace) -> Iterator[Any]:
+    """A project to read, with a bar on a terminal's stderr, and in the end a line on what it cost."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    from sweeps.tracking.read.api import Project
+    from sweeps.tracking.read.cache import usual_place
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        project = Project(path, cache=options.cache or usual_place(), report=_bar(bars))
+        yield project
+    histories = project.fetched + project.kept
+    console.print(f"W&B {path}: fetched {project.fetched} of {histories} histories", highlight=False)
+
+
+def _bar(bars: Any) -> Callable[[str, int, int], None]:
+    """Shows what is read as a bar of its own for each kind."""
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, of: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(f"reading {what}")
+        bars.update(tasks[what], completed=done, total=of)
+
+    return report

@@ -1,0 +1,175 @@
+"""The subcommands that write results: table, figure, report, import-results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.cli.console import make_console
+from sweeps.cli.selection import existing
+from sweeps.store.errors import OK, UserError, choices
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analysis.statistics.sources import Source
+    from analysis.tables.sheet import Sheet
+    from sweeps.store.store import SavedSweep, Store
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What `analysis` refuses with a ValueError is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """A sweep, a published set or an import, by its name."""
+    from analysis.statistics.sources import PUBLISHED, load
+    from sweeps.store.store import Store
+
+    store = Store(options.store) if options.name.startswith(PUBLISHED) else existing(options.store)
+    return load(store, options.name)
+
+
+FORMATS = ("terminal", "md", "tex", "csv")
+
+
+def table(options: argparse.Namespace) -> int:
+    """The tables asked for, on the terminal, or written: into a file, or of each kind its own into a directory."""
+    from analysis.tables.paper import TITLES, paper_sheets
+    from analysis.tables.terminal import FittingTable
+
+    source, form = source_of(options), _format(options)
+    with one_line():
+        sheets = paper_sheets(source, options.kinds, _beside(options, source))
+    if form == "terminal":
+        for kind, sheet in sheets.items():
+            make_console().print(FittingTable(sheet, f"{source.name}: {TITLES[kind]}"))
+        return OK
+    texts = {kind: _rendered(sheet, form, TITLES[kind] if len(sheets) > 1 else None) for kind, sheet in sheets.items()}
+    _put(texts, form, options.out)
+    return OK
+
+
+def _format(options: argparse.Namespace) -> str:
+    """As asked, else by the file's suffix; Markdown into a directory."""
+    given = options.format or (options.out and (options.out.suffix.lstrip(".") or "md")) or "terminal"
+    if given not in FORMATS:
+        raise UserError(f"format = {given}: {choices(given, FORMATS)}")
+    if given == "terminal" and options.out:
+        raise UserError("format = terminal: is printed; with -o choose md, tex or csv")
+    return str(given)
+
+
+def _rendered(sheet: Sheet, form: str, title: str | None) -> str:
+    from analysis.tables import rendering
+
+    if form == "md":
+        return rendering.markdown(sheet, title)
+    return rendering.latex(sheet) if form == "tex" else rendering.csv(sheet)
+
+
+def _put(texts: dict[str, str], form: str, out: Path | None) -> None:
+    from sweeps.store.files import write_atomic
+
+    if out is None or out.suffix:
+        if form == "csv" and len(texts) > 1:
+            raise UserError(
+                f"format = csv: one table to a file; name one of {', '.join(texts)}, or a directory with -o"
+            )
+        text = "\n".join(texts.values())
+        print(text, end="") if out is None else write_atomic(out, text)
+        return
+    for kind, text in texts.items():
+        write_atomic(out / f"{kind}.{form}", text)
+        print(out / f"{kind}.{form}")
+
+
+def _beside(options: argparse.Namespace, source: Source) -> Source | None:
+    """The published set that was asked for: by its name, or the one that the experiment reproduces."""
+    from analysis.data.published import set_for
+    from analysis.statistics.sources import published_source
+
+    if options.published is None:
+        return None
+    return published_source(options.published or set_for(source.experiment))
+
+
+def figure(options: argparse.Namespace) -> int:
+    from analysis.figures.drawing import write_figures
+
+    source = source_of(options)
+    with one_line():
+        beside = _beside(options, source)
+        out = options.out or Path("reports") / source.name / "figures"
+        files = write_figures(source, options.kinds, out, beside)
+    for path in files:
+        print(path)
+    return OK
+
+
+def report(options: argparse.Namespace) -> int:
+    from analysis.page.report import write_results
+
+    source = source_of(options)
+    out = options.out or Path("reports") / source.name
+    if source.sweep:
+        write_report_of(make_console(), existing(options.store), source.sweep, out)
+        return OK
+    with one_line():
+        files = write_results(source, out)
+    for path in files:
+        print(path)
+    return OK
+
+
+def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path, *, again: bool = True) -> None:
+    """Show the results and write the report; without `again`, not where one is newer than all there is to tell."""
+    from analysis.statistics.sources import load
+    from analysis.tables.results_table import render_terminal
+
+    console.print(render_terminal(load(store, saved.name).pivot))
+    if again or not _is_current(out / "index.html", store, saved):
+        from analysis.page.report import write_report
+
+        write_report(store, saved.name, out)
+    console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
+    """Whether the page was written after the plan, and after the last of its steps was done."""
+    import time
+
+    if not page.is_file():
+        return False
+    written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
+    records = [store.step(id).record() for id in saved.plan["steps"]]
+    return saved.plan["created"] < written and all(record and record["finished"] < written for record in records)
+
+
+def import_results(options: argparse.Namespace) -> int:
+    from analysis.data import frame, importer
+    from sweeps.store.store import Store
+
+    name = options.name or options.directory.resolve().name
+    accuracy = [_pair(word) for word in options.accuracy] if options.accuracy else None
+    with one_line():
+        found = importer.import_results(options.directory, name, accuracy)
+    Store.open(options.store).save_import(name, frame.write_csv(found))
+    variants = found["variant"].nunique()
+    print(f"{name}: {len(found)} results of {variants} variants; `mlkv table {name}` shows them")
+    return OK
+
+
+def _pair(word: str) -> tuple[str, str]:
+    task, dot, metric = word.rpartition(".")
+    if not dot:
+        raise UserError(f"accuracy = {word}: wanted TASK.METRIC, as in arc_easy.acc")
+    return task, metric

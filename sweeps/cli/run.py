@@ -1,0 +1,195 @@
+"""The subcommands that act: sweep, plan, fetch, run, retry, cancel, prune."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.cli.console import make_console
+from sweeps.cli.results import write_report_of
+from sweeps.cli.selection import existing, queue_answers, selected
+from sweeps.cli.wandb import mirror_sweep, track
+from sweeps.store.errors import NOT_DONE, OK, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.planning.config import ClusterConfig
+    from sweeps.planning.plan import Plan
+    from sweeps.planning.reconcile import Graph
+    from sweeps.store.store import SavedSweep, Store
+
+
+def sweep(options: argparse.Namespace) -> int:
+    from sweeps.planning.freeze import freeze
+
+    console = make_console()
+    planned, store = _plan(options)
+    saved = freeze(planned, store, options.overrides)
+    _show_plan(console, planned, store)
+    if planned.config.cluster.name == "slurm":
+        return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
+    failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
+    mirror_sweep(console, store, saved)
+    write_report_of(console, store, saved, Path(planned.config.reports) / planned.name, again=False)
+    return NOT_DONE if failed else OK
+
+
+def plan(options: argparse.Namespace) -> int:
+    planned, store = _plan(options, write=False)
+    console = make_console()
+    _show_plan(console, planned, store)
+    if planned.config.cluster.name == "slurm":
+        _show_forecast(console, planned, store)
+    return OK
+
+
+def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
+    from sweeps.cli.view import forecast_lines
+    from sweeps.dispatch import submit
+    from sweeps.planning.reconcile import standing, to_run
+
+    missing = to_run(planned.steps, standing(planned.steps, store))
+    for line in forecast_lines(submit.forecast(missing, planned.config.cluster, store)):
+        console.print(line, highlight=False)
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from sweeps.planning.freeze import freeze
+    from sweeps.worker.fetch import fetch_inputs
+
+    planned, store = _plan(options)
+    freeze(planned, store, options.overrides)
+    return OK if fetch_inputs(planned.steps, store, make_console()) else NOT_DONE
+
+
+def run(options: argparse.Namespace) -> int:
+    from sweeps.planning.freeze import freeze
+    from sweeps.worker.supervisor import Worker
+
+    if "-" in options.target:
+        store = existing(options.store)
+        step = store.find(options.target).id
+        track(store.planning(step))
+        return Worker(store).run([step])
+    planned, store = _plan(options)
+    missing = [id for id, step in planned.steps.items() if step.kind == options.target and not store.step(id).record()]
+    if len(missing) != 1:
+        known = ", ".join(dict.fromkeys(step.kind for step in planned.steps.values()))
+        raise UserError(
+            f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
+        )
+    track(freeze(planned, store, options.overrides))
+    return Worker(store).run(missing)
+
+
+def retry(options: argparse.Namespace) -> int:
+    from sweeps.planning.config import parse_cluster
+    from sweeps.planning.reconcile import saved_graph
+
+    store, console = existing(options.store), make_console()
+    saved = store.sweep(options.name)
+    cluster, graph = parse_cluster(saved.plan["cluster"]), saved_graph(store, saved)
+    if cluster.name == "slurm":
+        return _queue_up(console, graph, cluster, store, saved, retry=True)
+    failed = _run_graph(console, graph, cluster, store, saved, retry=True)
+    mirror_sweep(console, store, saved)
+    return NOT_DONE if failed else OK
+
+
+def cancel(options: argparse.Namespace) -> int:
+    from sweeps.planning.config import parse_cluster
+
+    store, console = existing(options.store), make_console()
+    saved = store.sweep(options.name)
+    if parse_cluster(saved.plan["cluster"]).name == "slurm":
+        return _cancel_jobs(console, selected(saved, options.variants, alone=True), store, saved)
+    if options.variants:
+        raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
+    saved.request_cancel()
+    console.print(f"asked the launcher of {saved.name} to stop")
+    return OK
+
+
+def prune(options: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from sweeps.cli.view import prune_table
+    from sweeps.store.prune import prunable
+
+    store, console = existing(options.store), make_console()
+    found = list(prunable(store))
+    if not found:
+        console.print("nothing to drop: some sweep needs every output")
+        return OK
+    console.print(prune_table(found))
+    if not options.yes:
+        console.print("nothing was dropped; --yes does it")
+        return OK
+    for each in track(found, "dropping", console=console, transient=True):
+        each.drop()
+    return OK
+
+
+def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedSweep) -> int:
+    from sweeps.dispatch import queue_status
+
+    with queue_answers():
+        count = queue_status.cancel(steps, store)
+    console.print(f"cancelled {count} jobs of {saved.name}", highlight=False)
+    return OK
+
+
+def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]:
+    from sweeps.planning.compose import Composer
+    from sweeps.planning.plan import make_plan
+    from sweeps.planning.resolve import Resolver
+    from sweeps.store.store import Store
+
+    composer = Composer(options.config_dir)
+    store = Store.open(options.store) if write else Store(options.store)
+    planned = make_plan(composer, Resolver(store), options.overrides)
+    return planned, store
+
+
+def _show_plan(console: Console, planned: Plan, store: Store) -> None:
+    from sweeps.cli.view import plan_tables
+    from sweeps.planning.reconcile import Costs, other_code, standing
+
+    console.print(plan_tables(planned, standing(planned.steps, store), Costs.of_store(store)))
+    if foreign := other_code(planned.steps, store):
+        console.print(f"{len(foreign)} finished steps were made by other code than the one here", style="dim")
+
+
+def _run_graph(
+    console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
+) -> bool:
+    """Run what is missing with a live view; true if something is not done in the end."""
+    from sweeps.cli.view import Progress, counts, summary
+    from sweeps.dispatch import local_loop, submit
+    from sweeps.planning.reconcile import standing
+
+    with Progress(console, graph, store, cluster.slots or 1) as progress:
+        local_loop.run(
+            graph, cluster, store, saved, lambda jobs: submit.start_here(jobs, cluster, store, saved), progress, retry
+        )
+    counted = counts(graph, standing(graph, store))
+    console.print(summary(counted), highlight=False)
+    return set(counted) != {"DONE"}
+
+
+def _queue_up(
+    console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
+) -> int:
+    """Submit what is missing to SLURM and leave."""
+    from sweeps.dispatch import submit
+    from sweeps.planning.reconcile import standing, to_run
+    from sweeps.worker.fetch import fetch_inputs
+
+    if cluster.offline and not fetch_inputs(graph, store, console):
+        return NOT_DONE
+    jobs = submit.queue_up(to_run(graph, standing(graph, store), retry=retry), cluster, store, saved)
+    mirror_sweep(console, store, saved, done=True)
+    console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    return OK

@@ -1,0 +1,153 @@
+"""The subcommands that look: status, why, logs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.cli.console import make_console
+from sweeps.cli.selection import existing, selected
+from sweeps.store.errors import NOT_DONE, OK, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.dispatch.queue_status import Queued, QueuedJob
+    from sweeps.planning.reconcile import Graph, Standing
+    from sweeps.store.stepdir import StepDir
+    from sweeps.store.store import SavedSweep, Store
+
+WATCH_SECONDS = 2.0
+JOB_LINES = 5
+"""Of a job's output, in `why`."""
+
+
+def status(options: argparse.Namespace) -> int:
+    from sweeps.cli.view import counts, status_table, summary
+    from sweeps.planning.reconcile import saved_graph, standing
+
+    store, console = existing(options.store), make_console()
+    if options.name is None:
+        for name in store.sweep_names():
+            graph = saved_graph(store, store.sweep(name))
+            console.print(f"{name}: {summary(counts(graph, standing(graph, store)))}", highlight=False)
+        return OK
+    saved = store.sweep(options.name)
+    graph = saved_graph(store, saved)
+    bad = _verify(console, graph, store) if options.verify else 0
+    states = _watch(console, graph, saved, store) if options.watch else _standing(console, graph, saved, store)[0]
+    console.print(status_table(graph, states))
+    console.print(summary(counts(graph, states)), highlight=False)
+    return NOT_DONE if bad or any(state.name == "FAILED" for state in states.values()) else OK
+
+
+def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> Standing:
+    """Show where steps stand until none runs or waits in the queue; on a pipe, a line whenever something changed."""
+    import time
+
+    from rich.live import Live
+
+    from sweeps.cli.view import counts, status_table, summary
+
+    before = ""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            states, jobs = _standing(console, graph, saved, store)
+            shown = summary(counts(graph, states))
+            if console.is_terminal:
+                live.update(status_table(graph, states), refresh=True)
+            elif shown != before:
+                console.print(shown, highlight=False)
+            before = shown
+            if not any(state.name == "RUNNING" for state in states.values()) and not any(j.live for j in jobs.values()):
+                return states
+            time.sleep(WATCH_SECONDS)
+
+
+def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Standing, Queued]:
+    """Where steps stand by the store and, on SLURM, by the queue; without the queue's word where it does not answer."""
+    from sweeps.planning.config import parse_cluster
+    from sweeps.planning.reconcile import standing
+
+    states = standing(graph, store)
+    if parse_cluster(saved.plan["cluster"]).name != "slurm":
+        return states, {}
+    from sweeps.dispatch.queue_status import QueueError, with_queue
+
+    try:
+        return with_queue(states, store)
+    except QueueError as error:
+        console.print(f"the queue does not answer ({error}): what waits or is lost is not known", highlight=False)
+        return states, {}
+
+
+def _verify(console: Console, graph: Graph, store: Store) -> int:
+    from rich.progress import track
+
+    bad = 0
+    for id in track(list(graph), "reading outputs", console=console, transient=True):
+        if wrong := store.step(id).corrupted():
+            store.step(id).set_aside(wrong)
+            console.print(f"[red]corrupt[/] {id}: {wrong}; set aside, `mlkv sweep` runs it again", highlight=False)
+            bad += 1
+    return bad
+
+
+def why(options: argparse.Namespace) -> int:
+    from sweeps.cli.view import reason_of
+    from sweeps.planning.reconcile import blockers, saved_graph
+
+    store, console = existing(options.store), make_console()
+    saved = store.sweep(options.name)
+    chosen = selected(saved, [options.variant])
+    graph = saved_graph(store, saved)
+    states, jobs = _standing(console, graph, saved, store)
+    blocked = blockers(graph, states)
+    for id in chosen:
+        if (state := states[id]).name == "DONE":
+            continue
+        told = f"waits for {blocked[id]}, which failed" if id in blocked else reason_of(id, graph, states)
+        console.print(f"{id} {graph[id].label}: {'BLOCKED' if id in blocked else state.name} {told}", highlight=False)
+        if state.name in ("FAILED", "LOST", "INTERRUPTED", "CANCELLED"):
+            _print_tail(console, store.step(id), jobs.get(id))
+    if all(states[id].name == "DONE" for id in chosen):
+        console.print("all done")
+    return OK
+
+
+def _print_tail(console: Console, step: StepDir, job: QueuedJob | None) -> None:
+    """The last lines of the attempt, and where SLURM's own words on the job are."""
+    attempt = step.attempt()
+    for line in attempt.log_tail() if attempt else []:
+        console.print(f"    {line}", style="dim", highlight=False, markup=False)
+    if job and job.output and job.output.exists():
+        lines = job.output.read_text(encoding="utf-8", errors="replace").splitlines()[-JOB_LINES:]
+        for line in [f"{job.output}:", *lines]:
+            console.print(f"    {line}", style="dim", highlight=False, markup=False)
+
+
+def logs(options: argparse.Namespace) -> int:
+    import time
+
+    step = existing(options.store).find(options.step)
+    shown: dict[Path, int] = {}
+    while True:
+        for path in _logs_of(step):
+            if path.exists():
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    file.seek(shown.get(path, 0))
+                    sys.stdout.write(file.read())
+                    shown[path] = file.tell()
+        sys.stdout.flush()
+        if not options.follow or step.state().name not in ("RUNNING", "PENDING", "INTERRUPTED"):
+            return OK
+        time.sleep(0.5)
+
+
+def _logs_of(step: StepDir) -> list[Path]:
+    """What the latest attempt writes. Raises UserError where there was none."""
+    if attempt := step.attempt():
+        return [attempt.stdout, attempt.stderr, attempt.metrics_file]
+    raise UserError(f"step {step.id}: was never started")

@@ -1,0 +1,122 @@
+"""The subcommands about W&B: sync and dashboard; and what a sweep does for it when it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.cli.console import make_console
+from sweeps.cli.results import one_line
+from sweeps.cli.selection import existing
+from sweeps.store.errors import NOT_DONE, OK, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.store.store import SavedSweep, Store
+    from sweeps.tracking.sync import Synced
+    from sweeps.tracking.target import Target, TrackingConfig
+
+SECONDS_PER_RUN = 0.5
+"""What the end of a sweep allows for each run, beside the configured timeout."""
+
+
+def sync(options: argparse.Namespace) -> int:
+    """Send what W&B does not have: of a sweep in the store, or of directories that W&B wrote."""
+    from sweeps.tracking.sync import synced
+    from sweeps.tracking.target import saved_target
+
+    path = Path(options.what)
+    if path.is_dir():
+        return _show(make_console(), _sync_files(path, options), "sent")
+    store = existing(options.store)
+    target = _online(saved_target(store.sweep(options.what)), options)
+    return _show(make_console(), synced(store, target), "sent")
+
+
+def _online(target: Target, options: argparse.Namespace) -> Target:
+    given = {key: value for key in ("project", "entity") if (value := getattr(options, key))}
+    return replace(target, config=replace(target.config, mode="online", **given))
+
+
+def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[Synced]:
+    from sweeps.tracking.sync import synced_files
+    from sweeps.tracking.target import Target, TrackingConfig
+
+    return synced_files(path, _online(Target(TrackingConfig()), options))
+
+
+def track(saved: SavedSweep | None) -> None:
+    """Have a worker in this very process mirror what it does, as those of the sweep do."""
+    from sweeps.tracking.target import saved_target
+
+    if saved:
+        os.environ.update(saved_target(saved).environment())
+
+
+def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool = False) -> None:
+    """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error.
+    `done`: only of the variants that are; the workers write the others as their steps end."""
+    from sweeps.tracking.sync import runs_of, synced
+    from sweeps.tracking.target import saved_target
+
+    target = saved_target(saved)
+    if target.config.mode == "off":
+        return
+    count = sum(1 for _ in runs_of(store, saved, done)) if done else len(saved.plan["steps"]) + len(saved.variants)
+    if not count:
+        return
+    allowed = target.config.timeout + SECONDS_PER_RUN * count
+    counted = Counter(each.done for each in synced(store, target, allowed, done))
+    told = ", ".join(f"{count} {done}" for done, count in counted.items())
+    after = f"; `mlkv sync {saved.name}` sends the rest" if counted["failed"] else ""
+    console.print(f"W&B ({target.config.mode}): {told}{after}", highlight=False)
+
+
+def _show(console: Console, results: Iterable[Synced], verb: str) -> int:
+    """A line per run; what was there already only in the count."""
+    counted: Counter[str] = Counter()
+    for each in results:
+        counted[each.done] += 1
+        if each.done != "already there":
+            line = f"{each.done}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
+            console.print(line, style="red" if each.done == "failed" else None, highlight=False, markup=False)
+    console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or f"nothing to be {verb}")
+    return NOT_DONE if counted["failed"] else OK
+
+
+def dashboard(options: argparse.Namespace) -> int:
+    """W&B's own terminal dashboard over a sweep's offline files; online, a saved view of the project's workspace."""
+    from sweeps.tracking.target import saved_target
+
+    store = existing(options.store)
+    saved = store.sweep(options.name)
+    config, directory = saved_target(saved).config, store.tracking(saved.name).runs
+    if options.online:
+        make_console().print(_save_view(saved, config), highlight=False)
+        return OK
+    if not any(directory.glob("*run-*/*.wandb")):
+        tip = (
+            "`mlkv dashboard NAME --online` makes its view in W&B"
+            if config.mode == "online"
+            else "run it with tracking=offline"
+        )
+        raise UserError(f"{saved.name}: no W&B files in {directory}; {tip}")
+    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)])
+
+
+def _save_view(saved: SavedSweep, config: TrackingConfig) -> str:
+    from analysis.data.metrics import metric
+    from sweeps.tracking import workspace
+
+    axis = saved.plan.get("axis")
+    with one_line():
+        better = metric(axis[1] if axis else "accuracy").higher_is_better
+    return workspace.save(saved, config, better)

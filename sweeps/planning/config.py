@@ -1,0 +1,293 @@
+"""The typed schema that conf/ fills: one frozen value per composed configuration.
+
+The recipes of single steps live beside the code they configure (mlkv/recipes.py, mlkv/shape.py); here they are put
+together with what only a sweep needs. `parse` is the one way from YAML to a `Config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
+from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.shape import DecoderShape, Positive
+from slurm.profile import Profile
+from sweeps.store.errors import UserError, choices
+from sweeps.tracking.target import TrackingConfig
+
+Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
+Baseline = Literal["untouched", "mha"]
+Kind = Literal["corpus", "base", "convert", "uptrain", "evaluate", "measure"]
+TRAINED: tuple[Kind, ...] = ("base", "uptrain")
+"""What several processes can do together."""
+HASHED = ("model", "layout", "corpus", "base", "convert", "uptrain", "evaluate", "measure")
+"""Groups that decide what a step is; the others say where and how it runs."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A base model: `decoder` to train one here, or `hub` / `path` for a published checkpoint."""
+
+    name: str
+    decoder: DecoderShape | None = None
+    hub: str | None = None
+    revision: str = "main"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder and self.pretrained:
+            raise ValueError("decoder and hub or path are both set: a base is trained here or loaded")
+        if not self.decoder and not self.pretrained:
+            raise ValueError("set decoder (to train a base here), hub or path (to load one)")
+
+    @property
+    def pretrained(self) -> bool:
+        return bool(self.hub or self.path)
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """A rule that makes layouts. Unset `kv_layers` means all layers, unset `kv_heads` all heads; a `budget` means every
+    (M, G) with that many KV heads in all."""
+
+    pattern: Pattern = "even"
+    kv_layers: Positive | None = None
+    kv_heads: Positive | tuple[Positive, ...] | None = None
+    budget: Positive | None = None
+    factor: Positive | None = None
+    kv_source_layers: tuple[int, ...] | None = None
+
+    def layouts(self, layers: int, heads: int) -> list[KVLayout]:
+        """The layouts this rule makes on `layers` layers of `heads` query heads. Raises ValueError naming the field."""
+        if self.pattern == "explicit":
+            return [self._explicit(heads)]
+        if self.budget is not None:
+            return [layout for layout in of_budget(self.pattern, self.budget, layers, heads) if self._admits(layout)]
+        sources = cla(layers, self.factor) if self.factor else PATTERNS[self.pattern](layers, self.kv_layers or layers)
+        return [KVLayout(sources, self._heads_of_owners(sources, heads), heads)]
+
+    def __post_init__(self) -> None:
+        if self.pattern == "explicit" and not self.kv_source_layers:
+            raise ValueError("kv_source_layers is empty: pattern explicit needs one entry per layer")
+        if self.factor is not None and self.pattern != "cla":
+            raise ValueError(f"factor = {self.factor}: only pattern cla has a factor (pattern = {self.pattern})")
+
+    def _explicit(self, heads: int) -> KVLayout:
+        sources = cast(tuple[int, ...], self.kv_source_layers)
+        return KVLayout(sources, self._heads_of_owners(sources, heads), heads)
+
+    def _heads_of_owners(self, sources: tuple[int, ...], heads: int) -> tuple[int, ...]:
+        owners = sum(source == i for i, source in enumerate(sources))
+        return self.kv_heads if isinstance(self.kv_heads, tuple) else (self.kv_heads or heads,) * owners
+
+    def _admits(self, layout: KVLayout) -> bool:
+        return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in (None, layout.kv_heads[0])
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Tasks that every checkpoint is scored on, and which of the scores a paper would average."""
+
+    tasks: tuple[str, ...] = ()
+    accuracy: tuple[tuple[str, str], ...] = ()
+    """(task, metric) pairs; accuracy is their mean."""
+    axis: tuple[str, str] | None = None
+    """The (task, metric) of the main figure; unset: accuracy."""
+    few_shot: Annotated[int, Ge(0)] = 0
+    limit: Positive | None = None
+    seed: int = 1234
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: Positive = 32
+    threads: Positive = 1
+
+    def recipe(self, task: str) -> EvaluateRecipe:
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name != "task"}
+        return EvaluateRecipe(task, **shared)
+
+    def __post_init__(self) -> None:
+        wanted = [*self.accuracy, *([self.axis] if self.axis else [])]
+        for task, _metric in wanted:
+            if task not in self.tasks:
+                raise ValueError(f"{task} is scored (accuracy, axis) but not among tasks ({', '.join(self.tasks)})")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job of a kind asks for."""
+
+    gpus: Annotated[int, Ge(0)] = 0
+    """Per node."""
+    nodes: Positive = 1
+    tasks_per_node: Positive | None = None
+    """Processes that train together; unset: one per GPU. Other kinds of step are one process."""
+    cpus: Positive = 1
+    """Per process."""
+    memory_gb: Annotated[float, Gt(0)] | None = None
+    """Per node."""
+    minutes: Positive = 60
+    exclusive: bool = False
+    """Nothing else on the machine meanwhile."""
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.tasks_per_node or max(1, self.gpus)
+
+
+@dataclass(frozen=True)
+class TrainingResources:
+    """A short way to say what base training and uptraining ask for; unset: what cluster.resources says of each."""
+
+    gpus: Annotated[int, Ge(0)] | None = None
+    nodes: Positive | None = None
+    tasks_per_node: Positive | None = None
+    cpus: Positive | None = None
+    memory_gb: Annotated[float, Gt(0)] | None = None
+    minutes: Positive | None = None
+
+    def over(self, asked: Resources) -> Resources:
+        return replace(asked, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Profile):
+    """Where jobs run; on SLURM, a site's profile besides. Nothing in here is part of a step's identity."""
+
+    name: Literal["local", "slurm"] = "local"
+    slots: Positive | None = None
+    """Jobs at a time; unset: one per GPU, else half the cores."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    resources: dict[Kind, Resources] = field(default_factory=dict)
+    offline: bool = False
+    """Jobs see no internet: what they need is fetched before they are started."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_site = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
+        if self.name == "local" and (given := next(of_site, None)):
+            raise ValueError(f"{given} = {getattr(self, given)}: cluster local has none (valid with cluster=slurm)")
+        wide = (kind for kind, asked in self.resources.items() if asked.nodes > 1)
+        if self.name == "local" and (kind := next(wide, None)):
+            raise ValueError(f"resources.{kind}.nodes = {self.resources[kind].nodes}: cluster local is one machine")
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which variants an experiment consists of; the command line overrides `grid` key by key."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    zip: tuple[str | tuple[str, ...], ...] = ()
+    filter: str | None = None
+    baselines: tuple[Baseline, ...] = ("untouched", "mha")
+
+    @property
+    def zipped(self) -> list[tuple[str, ...]]:
+        """Groups of keys that advance together; a flat list of keys is one group."""
+        if all(isinstance(entry, str) for entry in self.zip):
+            return [cast(tuple[str, ...], self.zip)] if self.zip else []
+        return [(entry,) if isinstance(entry, str) else entry for entry in self.zip]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One fully composed configuration."""
+
+    name: str
+    reports: str
+    model: ModelConfig
+    layout: LayoutConfig
+    corpus: CorpusRecipe
+    base: TrainRecipe
+    convert: ConvertRecipe
+    uptrain: TrainRecipe
+    evaluate: EvaluateConfig
+    measure: MeasureRecipe
+    cluster: ClusterConfig
+    sweep: SweepConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resources: TrainingResources = field(default_factory=TrainingResources)
+
+    def __post_init__(self) -> None:
+        for kind in TRAINED:
+            recipe, asked = getattr(self, kind), self.cluster.resources.get(kind, Resources())
+            if recipe.steps == 0:
+                continue
+            try:
+                recipe.at_a_time(asked.nodes * asked.processes_per_node)
+            except ValueError as error:
+                raise ValueError(f"{kind}.{error} (cluster.resources.{kind})") from None
+
+    def with_resources(self) -> Config:
+        """What `resources` says, said of each kind of step that trains."""
+        asked = self.cluster.resources
+        trained = {kind: self.resources.over(asked.get(kind, Resources())) for kind in TRAINED}
+        return replace(self, cluster=replace(self.cluster, resources={**asked, **trained}))
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
+    _refuse_unknown(Config, values, "")
+    try:
+        return _adapter().validate_python(values).with_resources()
+    except ValidationError as error:
+        raise UserError("; ".join(dict.fromkeys(_line(one) for one in error.errors()))) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _refuse_unknown(schema: Any, values: Any, path: str) -> None:
+    """Unknown keys first: they are the likeliest slip, and deserve the list of valid ones."""
+    fields = {f.name for f in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{path}{key}: unknown key; {choices(str(key), fields)}")
+        for name, nested, inner in _nested(schema, key, value):
+            _refuse_unknown(nested, inner, f"{path}{name}.")
+
+
+def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The mappings inside a field that fill dataclasses: the field itself, or the values of a dict of them."""
+    hint = _hints(schema)[key]
+    nested = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    if nested is None or not isinstance(value, Mapping):
+        return
+    inside = value.items() if get_origin(hint) is dict else [("", value)]
+    for name, inner in inside:
+        if isinstance(inner, Mapping):
+            yield f"{key}.{name}".rstrip("."), nested, inner
+
+
+_hints = cache(get_type_hints)
+
+
+def _line(error: ErrorDetails) -> str:
+    where = ".".join(
+        str(part) for part in error["loc"] if not str(part).startswith(("function-", "tuple[", "constrained"))
+    )
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if error["type"] == "missing":
+        return f"{where}: must be set"
+    return f"{where} = {error['input']}: must be {message}"
+
+
+def parse_cluster(values: Mapping[str, Any]) -> ClusterConfig:
+    """The cluster part of a frozen plan."""
+    return TypeAdapter(ClusterConfig).validate_python(values)

@@ -1,0 +1,16 @@
+"""Freezes a plan: what is written down here is what jobs do, whatever is edited later."""
+
+from __future__ import annotations
+
+from sweeps.planning.plan import Plan
+from sweeps.store.store import SavedSweep, Store
+
+
+def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
+    """Write the plan and every step's spec, so that nothing edited later changes what jobs do."""
+    for id, step in plan.steps.items():
+        directory = store.step(id)
+        if directory.record() is None:
+            directory.write_spec(step.spec, step.how)
+    saved = {**plan.saved(), "command": ["mlkv", "sweep", *arguments]}
+    return store.save_sweep(plan.name, saved, [variant.row() for variant in plan.variants], arguments)

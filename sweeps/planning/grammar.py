@@ -1,0 +1,106 @@
+"""The sweep grammar: Hydra's products, ranges and globs, with zipped lists and an experiment's own grid underneath."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from hydra.core.override_parser.types import Glob, Override
+from simpleeval import EvalWithCompoundTypes, InvalidExpression
+
+from sweeps.planning.compose import Composer, Values, parse_overrides
+from sweeps.planning.config import SweepConfig, parse
+from sweeps.store.errors import UserError
+
+Choice = tuple[str, ...]
+"""Override lines that are set together."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A swept key and the override lines it runs through."""
+
+    key: str
+    lines: tuple[str, ...]
+
+
+def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Every point of the sweep: its override lines in all, and those of them that vary."""
+    overrides = parse_overrides(arguments)
+    fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
+    typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
+    if any(axis.key == "scale" for axis in typed):
+        raise UserError("scale: one at a time; every scale of an experiment is a sweep of its own")
+    sweep = parse(composer([line for line in fixed if line])).sweep
+    named = {o.key_or_group for o in overrides}
+    grid = [axis for axis in _grid(composer, sweep) if not _overridden(axis.key, named, sweep)]
+    for combination in itertools.product(*_zip(grid + typed, sweep)):
+        varying = [line for choice in combination for line in choice]
+        yield [*fixed, *varying], varying
+
+
+def swept(composer: Composer, override: Override) -> Line:
+    """One swept override as the plain lines it stands for."""
+    value = override.value()
+    if isinstance(value, Glob):
+        options = composer.options(override.key_or_group)
+        matching = [name for name in options if _globbed(name, value)]
+        return Line(override.key_or_group, tuple(f"{override.key_or_group}={name}" for name in matching))
+    values = override.sweep_string_iterator()
+    return Line(override.key_or_group, tuple(f"{override.get_key_element()}={value}" for value in values))
+
+
+def _globbed(name: str, glob: Glob) -> bool:
+    return any(fnmatch(name, p) for p in glob.include) and not any(fnmatch(name, p) for p in glob.exclude)
+
+
+def _grid(composer: Composer, sweep: SweepConfig) -> list[Line]:
+    """An experiment's `sweep.grid`: values in the grammar of the command line, or YAML lists."""
+    lines = []
+    for key, values in sweep.grid.items():
+        text = ",".join(_encode(value) for value in values) if isinstance(values, list) else str(values)
+        [override] = parse_overrides([f"{key}={text}"])
+        lines.append(swept(composer, override) if override.is_sweep_override() else Line(key, (f"{key}={text}",)))
+    return lines
+
+
+def _encode(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(_encode(v) for v in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
+    """The command line wins over the grid: by the same key, its group, a key zipped with it, or a layout budget."""
+    partners = next((group for group in sweep.zipped if key in group), (key,))
+    replaced = set(partners) | {key.partition(".")[0]}
+    return bool(replaced & named) or (key.startswith("layout.") and "layout.budget" in named)
+
+
+def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:
+    """Axes with the zipped ones merged into one, each a list of choices."""
+    merged: dict[str, list[Choice]] = {axis.key: [(line,) for line in axis.lines] for axis in axes}
+    for group in sweep.zipped:
+        present = [key for key in group if key in merged]
+        lengths = {key: len(merged[key]) for key in present}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise UserError(f"sweep.zip: keys that advance together need equally many values ({said})")
+        if present:
+            columns = [merged.pop(key) for key in present]
+            merged[present[0]] = [tuple(itertools.chain(*row)) for row in zip(*columns, strict=True)]
+    return list(merged.values())
+
+
+def keeps(expression: str | None, names: Values) -> bool:
+    """Whether a variant passes `sweep.filter`. Raises UserError listing the names it may use."""
+    if expression is None:
+        return True
+    try:
+        return bool(EvalWithCompoundTypes(names=names).eval(expression))
+    except (InvalidExpression, SyntaxError, TypeError, AttributeError, KeyError) as error:
+        known = ", ".join(sorted(names))
+        raise UserError(f"sweep.filter = {expression}: {str(error).splitlines()[0]}; names: {known}") from None

@@ -1,0 +1,77 @@
+"""The Hugging Face hub at plan time: which commit a branch is now, and its config.json. Never an invented hash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlkv.context import StepFailed
+from sweeps.store.errors import UserError
+
+
+def model_commit(name: str, revision: str) -> str:
+    """The commit that `revision` is at: asked of the hub, or read from the local cache when the hub is out of reach."""
+    return _commit("model", name, revision, "model.path=DIR")
+
+
+def tokenizer_commit(name: str, revision: str | None) -> str:
+    return _commit("model", name, revision or "main", "corpus.tokenizer_from=DIR")
+
+
+def dataset_commit(name: str, revision: str | None) -> str:
+    return _commit("dataset", name, revision or "main", "corpus.dataset=DIR")
+
+
+def _commit(kind: str, name: str, revision: str, instead: str) -> str:
+    if _is_commit(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UserError(f"{kind} {name} at {revision}: the hub has no such repository or revision") from None
+    except Exception:  # offline mode, and whatever the hub client's transport of the day raises
+        found = _cached_commit(kind, name, revision)
+    if found is None:
+        raise UserError(f"{kind} {name} at {revision}: the hub is out of reach and no copy is cached; set {instead}")
+    return found
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+
+
+def _cached_commit(kind: str, name: str, revision: str) -> str | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def model_config(name: str, commit: str) -> dict[str, Any]:
+    """The published config.json of a commit."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=commit)
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"model {name} at {commit}: the hub is out of reach and no copy is cached; set model.path=DIR"
+        ) from None
+    except EntryNotFoundError:
+        raise UserError(f"model {name} at {commit}: has no config.json") from None
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def fetch_task(task: str) -> None:
+    """Have lm-eval download the data of one of its tasks into the datasets cache."""
+    from mlkv.evaluate.harness import fetch
+
+    try:
+        fetch(task)
+    except StepFailed as error:
+        raise UserError(f"evaluate.tasks: {error}") from None

@@ -1,0 +1,179 @@
+"""Outside references → pinned facts: hub branch → commit, local files → digest, config.json → shape.
+
+The only part of planning that reads anything but conf/ and the store. What it finds enters step identities; where it
+was found does not. File digests are cached by path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlkv.corpus.documents import local_files
+from mlkv.evaluate.task_names import BITS_PER_BYTE, check_task, own_tasks
+from mlkv.families.config import layout_of, shape_of
+from mlkv.layout import KVLayout, mha
+from mlkv.recipes import CorpusRecipe
+from mlkv.shape import DecoderShape
+from sweeps.planning import hub
+from sweeps.planning.config import ModelConfig
+from sweeps.steps.model_files import TOKENIZER, WEIGHTS
+from sweeps.store.errors import UserError
+from sweeps.store.files import read_json, sha256, write_json
+from sweeps.store.store import Store
+
+Pins = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model's facts: `pins` are its identity, `source` where to load it from (None: trained here)."""
+
+    shape: DecoderShape
+    layout: KVLayout
+    pins: Pins
+    source: dict[str, str] | None
+
+
+class Resolver:
+    """Resolves each distinct reference once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._models: dict[ModelConfig, Model] = {}
+        self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
+        self._texts: dict[CorpusRecipe, str] = {}
+        self._digests: dict[str, list[Any]] = read_json(store.cache("digests.json")) or {}
+
+    def model(self, config: ModelConfig) -> Model:
+        if config not in self._models:
+            self._models[config] = self._model(config)
+        return self._models[config]
+
+    def _model(self, config: ModelConfig) -> Model:
+        if config.decoder:
+            return Model(config.decoder, mha(config.decoder.layers, config.decoder.heads), {}, None)
+        if config.path:
+            return self._local(config.path)
+        assert config.hub
+        commit = hub.model_commit(config.hub, config.revision)
+        published = hub.model_config(config.hub, commit)
+        source = {"hub": config.hub, "revision": commit}
+        return Model(*_read_shape(published, config.hub), {"model": f"{config.hub}@{commit}"}, source)
+
+    def _local(self, given: str) -> Model:
+        directory = Path(given).expanduser()
+        if not (directory / "config.json").is_file():
+            raise UserError(f"model.path = {given}: no checkpoint there (a directory with config.json and weights)")
+        weights = [path for pattern in WEIGHTS for path in directory.glob(pattern)]
+        if not any(path.suffix in (".safetensors", ".bin") for path in weights):
+            raise UserError(f"model.path = {given}: no weights there (*.safetensors or *.bin)")
+        pins = {"model": self._digest_of(weights)}
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
+
+    def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
+        """Pins of a corpus, and where its tokenizer comes from unless it is made of the text."""
+        key = (recipe, model)
+        if key not in self._corpora:
+            self._corpora[key] = self._corpus(recipe, model)
+        return self._corpora[key]
+
+    def _corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
+        if recipe not in self._texts:
+            self._texts[recipe] = self._text(recipe)
+        pins = {"text": self._texts[recipe]}
+        if recipe.tokenizer == "train":
+            return pins, {}
+        if recipe.tokenizer == "published":
+            pin, given = self._tokenizer(recipe)
+            return {**pins, "tokenizer": pin}, given
+        source = self.model(model).source
+        if source is None:
+            raise UserError(
+                f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train, published)"
+            )
+        return {**pins, "tokenizer": self.model(model).pins["model"]}, source
+
+    def _tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
+        """The identity of a tokenizer that is given, and where it is."""
+        given = str(recipe.tokenizer_from)
+        directory = Path(given).expanduser()
+        if not directory.is_dir():
+            commit = hub.tokenizer_commit(given, recipe.tokenizer_revision)
+            return f"{given}@{commit}", {"hub": given, "revision": commit}
+        files = {path for pattern in TOKENIZER for path in directory.glob(pattern)}
+        if not any(path.name == "tokenizer.json" for path in files):
+            raise UserError(f"corpus.tokenizer_from = {given}: no tokenizer.json there")
+        return self._digest_of(files), {"path": str(directory.absolute())}
+
+    def _text(self, recipe: CorpusRecipe) -> str:
+        if recipe.source == "hf":
+            assert recipe.dataset
+            if Path(recipe.dataset).is_dir():
+                return self._digest_of(path for path in Path(recipe.dataset).rglob("*") if path.is_file())
+            return f"{recipe.dataset}@{hub.dataset_commit(recipe.dataset, recipe.revision)}"
+        try:
+            return self._digest_of_named(local_files(recipe))
+        except ValueError as error:
+            raise UserError(f"corpus.{error}") from None
+
+    def _digest_of(self, paths: Iterable[Path]) -> str:
+        return self._digest_of_named([(path.name, path) for path in sorted(paths)])
+
+    def _digest_of_named(self, named: Iterable[tuple[str, Path]]) -> str:
+        whole = hashlib.sha256()
+        for name, path in named:
+            whole.update(f"{name} {self._file_digest(path)}\n".encode())
+        return whole.hexdigest()
+
+    def _file_digest(self, path: Path) -> str:
+        facts = path.stat()
+        known = self._digests.get(str(path))
+        if known is None or known[:2] != [facts.st_size, facts.st_mtime_ns]:
+            known = [facts.st_size, facts.st_mtime_ns, sha256(path)]
+            self._digests[str(path)] = known
+        return known[2]
+
+    def save(self) -> None:
+        """Keep the digests for the next plan."""
+        write_json(self._store.cache("digests.json"), self._digests)
+
+
+def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:
+    try:
+        return shape_of(config), layout_of(config)
+    except ValueError as error:
+        raise UserError(f"model {where}: {error}") from None
+
+
+@cache
+def task_pins(task: str) -> Pins:
+    """A task of ours is pinned by its file, any other by the lm-eval that defines it. Raises UserError for no task."""
+    try:
+        check_task(task)
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
+    if task == BITS_PER_BYTE:
+        return {}
+    own = own_tasks().get(task)
+    return {"lm_eval": package_version("lm_eval")} | ({"task": sha256(own)} if own else {})
+
+
+def uses_corpus(task: str) -> bool:
+    """Whether a task is made of the corpus's held-out documents."""
+    return task == BITS_PER_BYTE or task in own_tasks()
+
+
+@cache
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise UserError(f"{name} is not installed: pip install it, or install mlkv from its lock file") from None

@@ -1,0 +1,26 @@
+"""The corpus step: text → tokenizer → packed token blocks (mlkv/corpus)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlkv.context import Context
+from mlkv.recipes import CorpusRecipe
+from sweeps.steps.step import Inputs, Json, Step, recipe_of, what, where
+
+
+def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
+    kept = what(recipe)
+    if recipe.tokenizer != "train":
+        kept.pop("vocab_size")
+    how = where(recipe) | ({"tokenizer_source": tokenizer} if tokenizer else {})
+    return Step("corpus", kept, {}, pins, how, recipe.source)
+
+
+def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
+    from mlkv.corpus.step import run as make_corpus
+    from sweeps.steps.model_files import TOKENIZER, local_copy
+
+    source = how.get("tokenizer_source")
+    tokenizer = local_copy(source, TOKENIZER) if source else None
+    return make_corpus(recipe_of(CorpusRecipe, values, how), out, ctx, tokenizer=tokenizer)

@@ -1,0 +1,29 @@
+"""The step kinds, each with the version of its meaning and the function that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlkv.context import Context
+from sweeps.steps import base, convert, corpus, evaluate, measure, uptrain
+from sweeps.steps.step import Inputs, Json
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """`schema` is the version of what a step of this kind means; `run` makes the output, returns metrics and facts."""
+
+    schema: int
+    run: Callable[[Json, Json, Inputs, Path, Context], Json]
+
+
+KINDS = {
+    "corpus": StepKind(1, corpus.run),
+    "base": StepKind(1, base.run),
+    "convert": StepKind(1, convert.run),
+    "uptrain": StepKind(1, uptrain.run),
+    "evaluate": StepKind(1, evaluate.run),
+    "measure": StepKind(1, measure.run),
+}

@@ -1,0 +1,109 @@
+"""A step: one unit of work, and the id that says what it is.
+
+A step's id is the hash of what it is: kind, schema version, config slice, parents and pinned outside facts. Bump a
+kind's schema version when its code changes what comes out. A recipe field added later declares a neutral value in its
+metadata: at that value it stays out of the hash, so older ids keep their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlkv.layout import KVLayout
+
+Json = dict[str, Any]
+
+
+Inputs = Mapping[str, Path]
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work. `slice`, `parents` (role → id) and `pinned` identify it; `how` and `label` do not."""
+
+    kind: str
+    slice: Json
+    parents: dict[str, str] = field(default_factory=dict)
+    pinned: dict[str, str] = field(default_factory=dict)
+    how: Json = field(default_factory=dict)
+    label: str = ""
+
+    @cached_property
+    def spec(self) -> Json:
+        from sweeps.steps.registry import KINDS  # the registry imports every kind, and every kind this module
+
+        return {
+            "kind": self.kind,
+            "schema": KINDS[self.kind].schema,
+            "slice": self.slice,
+            "parents": self.parents,
+            "pinned": self.pinned,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        return f"{self.kind}-{hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:16]}"
+
+
+def canonical(value: Any) -> str:
+    """The one spelling of a JSON value. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def what(recipe: Any) -> Json:
+    """The fields of a recipe that decide what comes out."""
+    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if _counts(f, recipe)}
+
+
+def _counts(f: dataclasses.Field[Any], recipe: Any) -> bool:
+    if f.metadata.get("how"):
+        return False
+    return "neutral" not in f.metadata or getattr(recipe, f.name) != f.metadata["neutral"]
+
+
+def where(recipe: Any) -> Json:
+    """The fields of a recipe that say where or how fast."""
+    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.metadata.get("how")}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def layout_slice(layout: KVLayout) -> Json:
+    return {
+        "kv_source_layers": list(layout.kv_source_layers),
+        "kv_heads": list(layout.kv_heads),
+        "heads": layout.heads,
+    }
+
+
+def layout_of(values: Json) -> KVLayout:
+    return KVLayout(tuple(values["kv_source_layers"]), tuple(values["kv_heads"]), values["heads"])
+
+
+def recipe_of(schema: type[R], values: Json, how: Json) -> R:
+    """A recipe back from its slice and its `how`; lists are tuples again."""
+    names = {f.name for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    merged = {key: value for key, value in {**values, **how}.items() if key in names}
+    return schema(**{key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()})
+
+
+def trains(spec: Json) -> bool:
+    """Whether a step is training, which several processes can share."""
+    return spec.get("kind") == "uptrain" or "train" in spec.get("slice", {})
+
+
+def with_work(step: Step, work: float) -> Step:
+    """The step with its amount of work, in units of its kind: seconds per unit carry over to steps like it."""
+    return dataclasses.replace(step, how={**step.how, "work": round(work, 6)})

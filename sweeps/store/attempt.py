@@ -1,0 +1,84 @@
+"""One execution of a step: the directory that it alone writes to. Part of the store; see sweeps.store.store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sweeps.store.files import last_line, read_json, utc_now, write_json
+
+Json = dict[str, Any]
+
+
+class Attempt:
+    """One execution of a step; everything in here is private to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.out = path / "out"
+        self.stdout = path / "out.log"
+        self.stderr = path / "err.log"
+        self.metrics_file = path / "metrics.jsonl"
+        self.tracking_log = path / "tracking.log"
+        self._heartbeat = path / "heartbeat"
+
+    def beat(self) -> None:
+        self._heartbeat.touch()
+
+    def last_beat(self) -> float:
+        """Seconds since the epoch by the file server's clock; 0 before the first beat."""
+        try:
+            return self._heartbeat.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def finish(self, state: str, reason: str, returncode: int | None, own: bool = True) -> None:
+        """`own`: it ended by itself, and was not told to."""
+        told = {"state": state, "reason": reason, "returncode": returncode, "own": own, "finished": utc_now()}
+        write_json(self.path / "exit.json", told)
+
+    def log_of_rank(self, rank: int) -> Path:
+        """What a process beside the first printed."""
+        return self.path / f"rank-{rank}.log"
+
+    def exit(self) -> Json | None:
+        return read_json(self.path / "exit.json")
+
+    def write_environment(self, environment: Json) -> None:
+        write_json(self.path / "env.json", environment)
+
+    def environment(self) -> Json | None:
+        return read_json(self.path / "env.json")
+
+    def metrics(self) -> list[Json]:
+        """Complete rows logged so far; a torn last line is left out."""
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line]
+
+    def metrics_from(self, position: int) -> tuple[list[Json], int]:
+        """Complete rows logged since `position` (bytes), and where to go on from."""
+        try:
+            with self.metrics_file.open("rb") as file:
+                file.seek(position)
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return [], position
+        return [json.loads(line) for line in lines if line], position + sum(len(line) + 1 for line in lines)
+
+    def progress(self) -> Json | None:
+        line = last_line(self.metrics_file)
+        return json.loads(line) if line else None
+
+    def log_tail(self, lines: int = 5) -> list[str]:
+        """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty."""
+        for path in (self.stderr, self.stdout):
+            if path.exists():
+                text = path.read_text(encoding="utf-8", errors="replace")
+                if found := [line for line in text.splitlines() if line.strip()]:
+                    return found[-lines:]
+        return []

@@ -1,0 +1,48 @@
+"""What a store holds that no sweep needs: outputs of steps that are in no sweep's latest plan, and what ended attempts
+left behind. Specs, logs and records stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.store.files import tree
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import Store
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """One step's share of what can go. `whole`: no sweep needs the step, and its output goes too."""
+
+    step: StepDir
+    whole: bool
+    bytes: int
+
+    def drop(self) -> None:
+        if self.whole:
+            self.step.prune()
+        else:
+            self.step.drop_leftovers()
+
+
+def needed(store: Store) -> set[str]:
+    """Steps of the latest plan of every sweep."""
+    return {id for name in store.sweep_names() for id in store.sweep(name).plan["steps"]}
+
+
+def prunable(store: Store) -> Iterator[Prunable]:
+    """Steps with something to drop. One that is running is left alone."""
+    kept = needed(store)
+    for step in store.steps():
+        whole = step.id not in kept
+        if step.state().name == "RUNNING":
+            continue
+        paths = step.leftovers() + (step.outputs() if whole else [])
+        if paths:
+            yield Prunable(step, whole, sum(_bytes(path) for path in paths))
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for _, file in tree(path))

@@ -1,0 +1,140 @@
+"""The process in which steps compute. Reads one request per line, answers one line each; its parent is sweeps.worker.
+
+Between the two nothing is shared but the store: this process never writes a record and its parent never imports torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlkv.context import Context, Interrupted, Row, StepFailed
+from sweeps.steps.registry import KINDS
+from sweeps.store.attempt import Attempt
+from sweeps.store.store import Store
+from sweeps.worker import frozen
+
+_stop = False
+
+
+def main() -> None:
+    """Serve until the parent closes our stdin. Answers go to the file descriptor named by the second argument."""
+    store = Store(Path(sys.argv[1]))
+    answers = os.fdopen(int(sys.argv[2]), "w")
+    _die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # SLURM warns of the time limit by SIGUSR2
+        signal.signal(number, _on_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_obey_signals)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with _in_group(request["group"]):
+            answer = _answer(store, request)
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+
+
+def _on_stop(number: int, frame: Any) -> None:
+    global _stop
+    _stop = True
+
+
+def _obey_signals() -> None:
+    """Processes that a library forks (lm-eval's bootstrap pool) are ended by SIGTERM, as their parent expects."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _die_with_parent() -> None:
+    """A supervisor that is killed outright must not leave a process that computes for nobody (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+    """Run one step. Failure is an answer like any other; its traceback goes to the attempt's err.log. Of several
+    processes that train together the first logs the rows."""
+    attempt = next(a for a in store.step(request["step"]).attempts() if a.number == request["attempt"])
+    rank = int((request["group"] or {}).get("RANK", 0))
+    out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
+    with _logging_to(out, err), attempt.metrics_file.open("a", encoding="utf-8") if not rank else _nowhere() as rows:
+        try:
+            return {"state": "done", **_run(store, request["step"], attempt, rows)}
+        except Interrupted as error:
+            return {"state": "interrupted", "reason": str(error) or "asked to stop"}
+        except StepFailed as error:
+            return {"state": "failed", "reason": _one_line(error)}
+        except Exception as error:
+            traceback.print_exc()
+            return {"state": "failed", "reason": f"{_named(error)}: {_one_line(error)}"}
+
+
+def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str, Any]:
+    frozen.check(store, step_id)
+    step = store.step(step_id)
+    spec = step.spec()
+    assert spec is not None
+    inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
+    context = Context(step.work, lambda row: _log(rows, row), lambda: _stop)
+    outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
+    return {"metrics": outcome["metrics"], "facts": outcome["facts"]}
+
+
+def _log(rows: TextIO, row: Row) -> None:
+    rows.write(json.dumps({"time": round(time.time(), 3), **row}) + "\n")
+    rows.flush()
+
+
+@contextmanager
+def _logging_to(stdout: Path, stderr: Path) -> Iterator[None]:
+    """File descriptors 1 and 2, so that libraries' own output lands in the attempt's logs too."""
+    saved = os.dup(1), os.dup(2)
+    with stdout.open("ab") as out, stderr.open("ab") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for saved_descriptor, descriptor in zip(saved, (1, 2), strict=True):
+            os.dup2(saved_descriptor, descriptor)
+            os.close(saved_descriptor)
+
+
+@contextmanager
+def _in_group(group: dict[str, str] | None) -> Iterator[None]:
+    """torch.distributed's environment for as long as a step trains with others."""
+    os.environ.update(group or {})
+    try:
+        yield
+    finally:
+        for name in group or ():
+            os.environ.pop(name, None)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _named(error: Exception) -> str:
+    from mlkv.device import is_out_of_memory
+
+    return "out of memory" if is_out_of_memory(error) else type(error).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:2000]
+
+
+if __name__ == "__main__":
+    main()

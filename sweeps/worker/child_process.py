@@ -1,0 +1,86 @@
+"""The worker's end of the process that computes (sweeps.worker.child_main): start it, ask it, hear from it, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from typing import IO, Any
+
+import psutil
+
+from sweeps.store.store import Store
+
+
+class Child:
+    """The computing process. Started at the first step that is not done, so that a hit costs nothing."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
+        """Have it run a step; `group`: its place in a torch.distributed group, where several train together."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"step": step, "attempt": attempt, "group": group}) + "\n")
+        self._process.stdin.flush()
+
+    def _start(self) -> None:
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "sweeps.worker.child_main", str(self._store.root), str(theirs)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
+        os.close(theirs)
+        self._answers = queue.Queue()
+        threading.Thread(target=_read, args=(os.fdopen(ours), self._answers), daemon=True).start()
+
+    def answer(self, timeout: float) -> dict[str, Any] | None:
+        """The child's word on the step it was asked to run; None while it is at it; `vanished` once it is gone."""
+        assert self._process
+        try:
+            line = self._answers.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return {"state": "vanished", "reason": f"its process was {how}", "returncode": code}
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def resident_bytes(self) -> int:
+        try:
+            return psutil.Process(self._process.pid).memory_info().rss if self._process else 0
+        except psutil.NoSuchProcess:
+            return 0
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+
+    def close(self) -> None:
+        if self._process and self._process.stdin:
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def _read(answers: IO[str], into: queue.Queue[str]) -> None:
+    """Every line, then an empty one at the end of file."""
+    with answers:
+        for line in answers:
+            into.put(line)
+    into.put("")

@@ -1,0 +1,49 @@
+"""What jobs would need the internet for, brought here first: models, hub corpora, data of evaluation tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from sweeps.planning import hub
+from sweeps.steps.model_files import TOKENIZER, WEIGHTS, fetch_model
+from sweeps.steps.step import Step
+from sweeps.store.store import Store
+
+_WHAT = {"source": "model", "tokenizer_source": "tokenizer"}
+
+
+def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> bool:
+    """Fetch for every step that is not done; whether all of it is here.
+
+    Models and task data go to the Hugging Face cache (HF_HOME, which nodes must see). A hub dataset is streamed, not
+    kept, so its corpus is made here, as the step it is.
+    """
+    missing = [step for step in steps.values() if not store.step(step.id).record()]
+    for what, files in (("source", WEIGHTS), ("tokenizer_source", TOKENIZER)):
+        for name, commit in sorted({source for step in missing if (source := _on_hub(step.how.get(what)))}):
+            console.print(f"{_WHAT[what]} {name} at {commit[:12]}", highlight=False)
+            fetch_model(name, commit, files)
+    for task in sorted({task for step in missing if (task := _hub_task(step))}):
+        console.print(f"data of task {task}", highlight=False)
+        hub.fetch_task(task)
+    return _make_corpora([step.id for step in missing if step.kind == "corpus" and step.slice["source"] == "hf"], store)
+
+
+def _on_hub(source: Mapping[str, str] | None) -> tuple[str, str] | None:
+    return (source["hub"], source["revision"]) if source and "hub" in source else None
+
+
+def _hub_task(step: Step) -> str | None:
+    """A task that lm-eval defines; ours are made of the corpus."""
+    from sweeps.planning.resolve import uses_corpus
+
+    task = step.slice.get("task") if step.kind == "evaluate" else None
+    return task if task and not uses_corpus(task) else None
+
+
+def _make_corpora(ids: list[str], store: Store) -> bool:
+    from sweeps.worker.supervisor import DONE, Worker
+
+    return not ids or Worker(store).run(ids) == DONE

@@ -1,0 +1,37 @@
+"""What was frozen at submission is what runs: each job asserts its code and its step's configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlkv.recipes
+from mlkv.context import StepFailed
+from sweeps.steps.step import Step
+from sweeps.store.store import Store
+
+CODE = "MLKV_CODE"
+"""Set by whoever starts jobs: the hash of the code they must run."""
+
+
+def check(store: Store, step_id: str) -> None:
+    """Raises StepFailed where this process runs other code than was submitted, or the step's spec was edited."""
+    _check_code(store)
+    spec = store.step(step_id).spec()
+    if spec is None:
+        raise StepFailed(f"{step_id}: its spec.json is gone; plan the sweep again")
+    described = Step(spec["kind"], spec["slice"], spec["parents"], spec["pinned"]).id
+    if described != step_id:
+        raise StepFailed(f"{step_id}: spec.json was edited (it now describes {described}); plan the sweep again")
+
+
+def _check_code(store: Store) -> None:
+    expected = os.environ.get(CODE)
+    if expected is None:
+        return
+    snapshot = store.code(expected)
+    for file in (__file__, mlkv.recipes.__file__):
+        if not Path(file).is_relative_to(snapshot):
+            raise StepFailed(f"code: {file} was imported, not the snapshot {snapshot}")
+    if store.code_hash != expected:
+        raise StepFailed(f"code: the snapshot {snapshot} was edited; it now has the hash {store.code_hash}")

@@ -1,0 +1,112 @@
+"""The job a worker runs in: who it is in the queue, which of the job's processes, and what the machine did to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+QUEUED = "MLKV_QUEUED"
+"""Set in jobs that SLURM runs: elsewhere its variables belong to somebody else's job."""
+
+TOGETHER = ("MLKV_LOCAL_JOB", "MLKV_LOCAL_RANK", "MLKV_LOCAL_RANKS")
+"""Set in jobs of this machine (slurm/local.py, slurm/guard.py): which, which of its processes, how many there are."""
+
+SIGNALS = {
+    signal.SIGUSR2: "warned by SIGUSR2 (time limit or preemption)",
+    signal.SIGTERM: "asked to end by SIGTERM (cancelled, preempted, or its launcher closed)",
+    signal.SIGINT: "interrupted from the keyboard",
+}
+
+
+@dataclass(frozen=True)
+class QueueJob:
+    """A job's id, which of its runs this is, and which of its processes. Without a queue: no id, one process."""
+
+    id: str = ""
+    run: int = 0
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    local_ranks: int = 1
+
+    @classmethod
+    def current(cls, environment: Mapping[str, str] = os.environ) -> QueueJob:
+        if QUEUED not in environment or "SLURM_PROCID" not in environment:
+            return cls._of_this_machine(environment)
+
+        def number(name: str, default: int) -> int:
+            return int(environment.get(name, default))
+
+        array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+        ranks, nodes = number("SLURM_STEP_NUM_TASKS", 1), number("SLURM_STEP_NUM_NODES", 1)
+        return cls(
+            id=f"{array}_{task}" if array else environment["SLURM_JOB_ID"],
+            run=number("SLURM_RESTART_COUNT", 0),
+            rank=number("SLURM_PROCID", 0),
+            ranks=ranks,
+            local_rank=number("SLURM_LOCALID", 0),
+            local_ranks=max(1, ranks // nodes),
+        )
+
+    @classmethod
+    def _of_this_machine(cls, environment: Mapping[str, str]) -> QueueJob:
+        """A process on its own has no job to tell apart."""
+        job, rank, ranks = (environment.get(name, "") for name in TOGETHER)
+        if ranks in ("", "1"):
+            return cls()
+        return cls(job, rank=int(rank), ranks=int(ranks), local_rank=int(rank), local_ranks=int(ranks))
+
+    @property
+    def nodes(self) -> int:
+        return self.ranks // self.local_ranks
+
+    def same_run(self, environment: Mapping[str, object] | None) -> bool:
+        """Whether an attempt's environment was written by this run of this job."""
+        told = environment or {}
+        return bool(self.id) and (told.get("job"), told.get("run")) == (self.id, self.run)
+
+    def group(self, address: str, port: int) -> dict[str, str]:
+        """torch.distributed's environment of this process."""
+        numbers = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.ranks,
+            "LOCAL_RANK": self.local_rank,
+            "LOCAL_WORLD_SIZE": self.local_ranks,
+            "MASTER_PORT": port,
+        }
+        return {"MASTER_ADDR": address} | {name: str(number) for name, number in numbers.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def out_of_memory_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How often the kernel has killed a process of this job's control group for want of memory; 0 where it does not
+    tell."""
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            name = "memory.events" if not controllers else "memory.oom_control"
+            found = _kills(root / controllers / path.lstrip("/") / name)
+            if found is not None:
+                return found
+    return 0
+
+
+def _kills(file: Path) -> int | None:
+    try:
+        told = dict(line.split(" ", 1) for line in file.read_text().splitlines() if " " in line)
+    except OSError:
+        return None
+    return int(told.get("oom_kill", 0))

@@ -1,0 +1,220 @@
+"""Runs steps in order, around a process that computes.
+
+A supervisor, light and hard to kill, around a child that computes (child_main.py). It claims a step, keeps the claim
+alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sweeps.steps.step import trains
+from sweeps.store.attempt import Attempt
+from sweeps.store.files import utc_now
+from sweeps.store.host import host
+from sweeps.store.stepdir import Claim, StepDir
+from sweeps.store.store import Store
+from sweeps.tracking.supervisor import Mirror
+from sweeps.worker.child_process import Child
+from sweeps.worker.job_context import SIGNALS, QueueJob, free_port, out_of_memory_kills
+
+DONE, FAILED, BLOCKED, INTERRUPTED = 0, 1, 3, 4
+_GRAVITY = (DONE, BLOCKED, FAILED, INTERRUPTED)
+"""Of several outcomes the last one here is the job's: what was interrupted goes on, whatever failed beside it."""
+TRIES = 3
+"""How many attempts in a row may die, or use up their time, without getting further than the one before."""
+OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
+"""What ends an attempt through no fault of its own."""
+BEAT_SECONDS = 1.0
+GRACE_SECONDS = 60.0
+"""How long a child may take to save its state once it was asked to stop."""
+_LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
+
+
+class Worker:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._job = QueueJob.current()
+        self._child = Child(store)
+        self._mirror = Mirror(store)
+        self._stopping_since: float | None = None
+        self._stopped_by = ""
+
+    def run(self, steps: Sequence[str]) -> int:
+        """Run what is not done; go on past failures to steps that do not depend on them."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_stop)
+        worst = DONE
+        for step in steps:
+            status = INTERRUPTED if self._stopping_since else self._step(step)
+            worst = max(worst, status, key=_GRAVITY.index)
+            print(f"{utc_now()} {step} {_WORDS[status]}", flush=True)
+        self._child.close()
+        self._mirror.close()
+        return worst
+
+    def _on_stop(self, number: int, frame: Any) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+        self._stopped_by = SIGNALS[signal.Signals(number)]
+        self._child.stop()
+
+    def _step(self, step_id: str) -> int:
+        step = self._store.step(step_id)
+        while not step.record():
+            if self._stopping_since:
+                return INTERRUPTED
+            if self._failed_before(step):
+                return FAILED
+            if not self._inputs_are_sound(step_id):
+                return BLOCKED
+            if claim := step.claim():
+                try:
+                    status = self._attempt(claim)
+                finally:
+                    claim.release()
+                if status != INTERRUPTED or self._stopping_since:
+                    return status
+            else:
+                time.sleep(BEAT_SECONDS)  # another worker is at it
+        return DONE
+
+    def _failed_before(self, step: StepDir) -> bool:
+        """Whether an earlier run of this very job has found that the step fails."""
+        if not self._job.run or not (last := step.attempt()):
+            return False
+        told, ended = last.environment() or {}, last.exit() or {}
+        return told.get("job") == self._job.id and ended.get("state") == "failed"
+
+    def _inputs_are_sound(self, step_id: str) -> bool:
+        """Every parent done, with the bytes its record names. A parent that is not is set aside to be run again."""
+        spec = self._store.step(step_id).spec()
+        if spec is None:
+            print(f"{step_id}: no such step in {self._store.root}", file=sys.stderr)
+            return False
+        for parent in map(self._store.step, spec["parents"].values()):
+            if parent.record() is None:
+                print(f"{step_id}: waits for {parent.id}, which is not done", file=sys.stderr)
+                return False
+            if wrong := parent.corrupted():
+                parent.set_aside(wrong)
+                print(f"{step_id}: input {parent.id} is corrupt ({wrong}); set aside to be run again", file=sys.stderr)
+                return False
+        return True
+
+    def _attempt(self, claim: Claim) -> int:
+        attempt, started, clock = claim.attempt, utc_now(), time.monotonic()
+        killed_before, group = out_of_memory_kills(), self._group(claim.step)
+        attempt.write_environment(_environment() | self._whose(group))
+        self._child.ask(claim.step.id, attempt.number, group)
+        self._mirror.began(claim, self._child.pid)
+        answer, peak = self._watch(claim)
+        if answer["state"] == "vanished":
+            answer = self._explain(answer, peak, out_of_memory_kills() > killed_before)
+        answer = self._judge(claim, answer)
+        if answer["state"] == "done":
+            wall = time.monotonic() - clock
+            claim.step.publish(claim, self._record(claim, answer, started, wall, peak))
+        attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
+        self._mirror.ended(claim)
+        return {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[answer["state"]]
+
+    def _group(self, step: StepDir) -> dict[str, str] | None:
+        """The first process's place among those that will train this step together."""
+        if self._job.ranks == 1 or not trains(step.spec() or {}):
+            return None
+        address = "127.0.0.1" if self._job.nodes == 1 else socket.gethostname()
+        return self._job.group(address, free_port())
+
+    def _whose(self, group: dict[str, str] | None) -> dict[str, Any]:
+        told: dict[str, Any] = {"job": self._job.id, "run": self._job.run} if self._job.id else {}
+        return told | ({"group": group} if group else {})
+
+    def _explain(self, answer: dict[str, Any], peak: int, memory_ran_out: bool) -> dict[str, Any]:
+        """What the end of a child without an answer means."""
+        if memory_ran_out:
+            asked = "raise cluster.resources.KIND.memory_gb"
+            reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {asked}"
+            return {**answer, "state": "failed", "reason": reason}
+        ended = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR2)
+        return {**answer, "state": "interrupted" if ended or self._stopping_since else "failed"}
+
+    def _judge(self, claim: Claim, answer: dict[str, Any]) -> dict[str, Any]:
+        """Name the signal behind an interruption; a step that only ever gets so far has failed."""
+        if answer["state"] != "interrupted":
+            return answer
+        reason = "; ".join(filter(None, [answer.get("reason"), self._stopped_by]))
+        answer = {**answer, "reason": reason, "own": self._stopped_by not in OTHERS}
+        if answer["own"] and (count := fruitless(claim.step.attempts())) >= TRIES:
+            return {**answer, "state": "failed", "reason": f"{count} attempts in a row got no further: {reason}"}
+        return answer
+
+    def _watch(self, claim: Claim) -> tuple[dict[str, Any], int]:
+        """The child's answer and the most memory it was seen to hold, in bytes; beats while waiting."""
+        peak = 0
+        while True:
+            claim.attempt.beat()
+            peak = max(peak, self._child.resident_bytes())
+            if answer := self._child.answer(timeout=BEAT_SECONDS):
+                return answer, peak
+            if self._stopping_since and time.monotonic() - self._stopping_since > GRACE_SECONDS:
+                self._child.kill()
+
+    def _record(self, claim: Claim, answer: dict[str, Any], started: str, wall: float, peak: int) -> dict[str, Any]:
+        spec = claim.step.spec() or {}
+        parents = [self._store.step(parent).record() or {} for parent in spec["parents"].values()]
+        devices = max(1, len(_visible_gpus())) * self._job.nodes
+        return {
+            "started": started,
+            "finished": utc_now(),
+            "wall_seconds": round(wall, 3),
+            "device_seconds": round(wall * devices, 3),
+            "peak_memory_bytes": peak,
+            **_environment(),
+            "code": self._store.code_hash,
+            "work": claim.step.how().get("work"),
+            "inputs": {parent["id"]: parent["outputs"] for parent in parents},
+            "metrics": answer["metrics"],
+            "facts": answer["facts"],
+        }
+
+
+def fruitless(attempts: Sequence[Attempt]) -> int:
+    """How many attempts in a row, up to the latest, ended by themselves and no further than an earlier one."""
+    reached = [int((attempt.progress() or {}).get("step", 0)) for attempt in attempts]
+    count = 0
+    for i in reversed(range(len(attempts))):
+        ended = attempts[i].exit() if i < len(attempts) - 1 else {"own": True}
+        if not (ended or {}).get("own") or reached[i] > max(reached[:i], default=0):
+            break
+        count += 1
+    return count
+
+
+_WORDS = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted"}
+
+
+def _visible_gpus() -> list[str]:
+    return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return {
+        "host": host(),
+        "device": f"cuda:{','.join(gpus)}" if (gpus := _visible_gpus()) else platform.machine(),
+        "versions": versions,
+    }
