@@ -1,4 +1,4 @@
-"""One real SLURM for all tests that want one, brought up when the first of them runs."""
+"""One real SLURM for all tests that want one, brought up when the first of them runs; how hypothesis tries things."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slurm.local_cluster.cluster import LocalCluster
+
+# Its deadline of 200 ms an example judges the machine, which may be busy, not the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 SBIN = "/usr/sbin:/usr/local/sbin"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from processes import eventually
+from processes import PATIENCE, eventually
 from tests_support import ROOT, Shell
 
 from slurm.local_cluster.cluster import LocalCluster
@@ -174,7 +174,7 @@ def on(node: str) -> str:
     return f"cluster.constraint={node}"
 
 
-def wait(condition: Callable[[], object], *faults: Fault, seconds: float = 180.0) -> None:
+def wait(condition: Callable[[], object], *faults: Fault, seconds: float = PATIENCE) -> None:
     told = {f.name: f.step.state() for f in faults}
     assert eventually(lambda: bool(condition()), seconds, every=0.1), f"before: {told}; now: " + "; ".join(
         f"{f.name}: {f.step.state()}" for f in faults

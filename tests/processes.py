@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+PATIENCE = 600.0
+"""Seconds that a test waits for what must happen: it bounds a failure, and says nothing about a machine's speed."""
+
 
 def alive(pid: int) -> bool:
     """True unless the process is gone or only waits to be reaped by whoever inherited it."""
@@ -15,7 +18,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0, every: float = 0.02) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE, every: float = 0.02) -> bool:
     """Whether the condition came true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

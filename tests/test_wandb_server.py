@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import PATIENCE
 from wandb_server import WandbServer
 
 CODE = """if True:
@@ -30,13 +31,13 @@ def test_files_artifacts_and_wandbs_own_sync(tmp_path: Path) -> None:
         environment = {**os.environ, **server.environment()}
         environment.pop("WANDB_SERVICE", None)
         python = [sys.executable, "-c", CODE]
-        subprocess.run(python, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        subprocess.run(python, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
         run = server.runs["online"]
         assert run.files["f.txt"] == b"hello"
         artifact = server.backend.artifacts[run.artifacts[0]]
         assert (artifact["name"], artifact["state"], artifact["files"]["f.txt"]) == ("thing", "COMMITTED", b"hello")
         assert list(server.runs) == ["online"]
         sync = [sys.executable, "-m", "wandb", "sync", *map(str, tmp_path.glob("wandb/offline-run-*-later"))]
-        subprocess.run(sync, env=environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(sync, env=environment, check=True, capture_output=True, timeout=PATIENCE)
         assert [row["a"] for row in server.runs["later"].history] == [1]
         assert not server.refused

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from processes import PATIENCE
+
 from mlkv.context import Context, Row
 from mlkv.corpus import step as corpus
 from mlkv.recipes import CorpusRecipe
@@ -79,6 +81,6 @@ def start_python(code: str, *arguments: object, **environment: str) -> subproces
 def run_python(code: str, *arguments: object, **environment: str) -> str:
     """What `code` prints; fails with it if it does not exit 0."""
     process = start_python(code, *arguments, **environment)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import eventually
+from processes import PATIENCE, eventually
 from wandb_server import WandbServer
 
 from sweeps.planning.freeze import freeze
@@ -135,7 +135,7 @@ def positions(server: WandbServer, run: str) -> list[int]:
     return [row["train/global_step"] for row in server.runs[run].history]
 
 
-def arrives(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def arrives(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     assert eventually(condition, seconds), "it did not arrive in time"
 
 

@@ -186,7 +186,7 @@ def test_importing_figures_loads_neither_matplotlib_nor_torch() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200)), max_size=14))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_placed_labels_overlap_nothing(anchors: list[tuple[float, float]]) -> None:
     size = (40.0, 10.0)
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in anchors]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from processes import PATIENCE
 
 from analysis.data.gather import Steps, gather, of_sweep
 from analysis.data.units import duration, size
@@ -98,7 +99,7 @@ def browse(page: str, probe: str, directory: Path, theme: str = "light") -> Any:
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={directory / 'profile'}", "--dump-dom", f"{probed.as_uri()}?theme={theme}",
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     ).stdout  # fmt: skip
     return json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", dom)[0]))
 

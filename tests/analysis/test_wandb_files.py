@@ -109,7 +109,7 @@ def test_a_whole_file_is_read_whole_and_without_a_word(file: Written, tmp_path: 
         assert steps_read(tmp_path, file.data) == set(range(len(file.spans) - 1))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.sampled_from(FILES), share=st.floats(0, 1), damage=st.binary(min_size=1, max_size=40))
 @example(file=FILES[0], share=0.0, damage=b"\0" * 7)
 @example(file=FILES[2], share=0.5, damage=b"\xff" * 40)
@@ -123,14 +123,14 @@ def test_overwritten_bytes_cost_the_records_they_touch_and_no_others(
     assert read <= set(range(len(file.spans) - 1))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.sampled_from(FILES), share=st.floats(0, 1))
 def test_a_torn_file_gives_every_row_before_the_tear(file: Written, share: float, tmp_path: Path) -> None:
     at = int(share * len(file.data))
     assert steps_read(tmp_path, file.data[:at]) == file.untouched(at, len(file.data) + 1)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=400))
 def test_any_bytes_are_read_without_an_exception(data: bytes, tmp_path: Path) -> None:
     steps_read(tmp_path, data)

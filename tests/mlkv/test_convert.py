@@ -237,7 +237,7 @@ def test_keys_stay_of_the_kind_they_were() -> None:
 
 
 @EVERY_SHAPE
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 200))
 def test_split_preserves_the_function_however_much_is_added(shape: str, added: int) -> None:
     base = base_model(shape)

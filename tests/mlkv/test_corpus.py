@@ -102,7 +102,7 @@ def test_something_is_held_out_of_very_few_files(tmp_path):
 
 
 @given(st.lists(st.text(min_size=1), min_size=200, max_size=200, unique=True), st.floats(0.2, 0.8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_held_out_share_is_kept_and_grows_only(keys, share):
     held_out = {key for key in keys if documents.is_held_out(key, share)}
     assert abs(len(held_out) / len(keys) - share) < 0.2
@@ -149,7 +149,7 @@ def test_whole_documents_are_sorted_in_blocks_only(monkeypatch):
 
 
 @given(text=st.text(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_token_bytes_add_up_to_the_text(encoder, text):
     encoded = encoder.encode(text)
     assert encoded.token_bytes.sum() == len(text.encode())

@@ -35,7 +35,7 @@ SHAPE_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.fixed_dictionaries(SHAPE_FIELDS), st.sampled_from(list(LAYOUTS)))
 def test_parameters_are_those_of_the_decoder_that_gets_built(values: dict[str, Any], layout: str) -> None:
     shape = DecoderShape(**values)

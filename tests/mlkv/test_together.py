@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PATIENCE
 from safetensors.torch import load_file
 from tiny import SHAPE, context, make_corpus, start_python
 
@@ -71,7 +72,7 @@ def together(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tie
         os.symlink(folder / "work", folder / "second" / "work")
     places = enumerate((folder, folder / "second"))
     started = [start_python(RANK, at, corpus, *given, **group, RANK=str(i), LOCAL_RANK=str(i)) for i, at in places]
-    printed = [process.communicate(timeout=240)[0] for process in started]
+    printed = [process.communicate(timeout=PATIENCE)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     assert not list((folder / "second" / "out").iterdir()), "the first process saves"
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import SHAPE, context, make_corpus, start_python
 from transformers import TrainerControl, TrainerState
@@ -387,7 +388,7 @@ def test_two_processes_share_the_batch_and_only_the_first_logs_and_saves(padded,
     for rank in ("0", "1"):
         started = start_python(VICTIM, tmp_path / rank, padded, json.dumps(recipe), RANK=rank, LOCAL_RANK=rank, **group)
         processes.append(started)
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0].count('"tokens_per_second"') == 3
     assert '"tokens_per_second"' not in outputs[1]

@@ -40,10 +40,10 @@ def test_states_outlive_the_queue_and_a_lost_id_is_found_by_name(accounted: Loca
         Job(name, ("sh", "-c", script)) for name, script in (("good", "true"), ("bad", "exit 3"), ("long", "sleep 99"))
     ]
     ids = executor.submit([*jobs, Job("next", ("true",), after=("bad",))])
-    assert eventually(lambda: queue.states([ids["long"]])[ids["long"]].phase is Phase.RUNNING, 20, 0.2)
+    assert eventually(lambda: queue.states([ids["long"]])[ids["long"]].phase is Phase.RUNNING, every=0.2)
     executor.cancel([ids["long"]])
     forgotten = ("squeue", "-h", "-t", "all", "-o", "%i")
-    assert eventually(lambda: not accounted.run(*forgotten).strip(), 120, 0.5), "MinJobAge is 2 s"
+    assert eventually(lambda: not accounted.run(*forgotten).strip(), every=0.5), "MinJobAge is 2 s"
 
     states = executor.states(ids.values())
     assert states[ids["good"]].phase is Phase.DONE

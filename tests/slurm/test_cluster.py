@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from processes import eventually
+from processes import PATIENCE, eventually
 
 from slurm import queue, records
 from slurm.jobs import Job, JobState, Phase, Resources
@@ -43,7 +43,7 @@ def sh(name: str, script: str, *after: str, kind: str = "job", **resources: obje
     return Job(name, ("bash", "-c", script), Resources(**resources), after, kind)  # type: ignore[arg-type]
 
 
-def ended(executor: SlurmExecutor, ids: Iterable[str], seconds: float = 60.0) -> dict[str, JobState]:
+def ended(executor: SlurmExecutor, ids: Iterable[str], seconds: float = PATIENCE) -> dict[str, JobState]:
     """The last states of the jobs, when all have ended; a job that was seen to end may be forgotten meanwhile."""
     last: dict[str, JobState] = {}
     wanted = list(ids)
@@ -56,7 +56,7 @@ def ended(executor: SlurmExecutor, ids: Iterable[str], seconds: float = 60.0) ->
     return last
 
 
-def phases(executor: SlurmExecutor, ids: dict[str, str], seconds: float = 60.0) -> dict[str, Phase]:
+def phases(executor: SlurmExecutor, ids: dict[str, str], seconds: float = PATIENCE) -> dict[str, Phase]:
     last = ended(executor, ids.values(), seconds)
     return {name: last[id].phase for name, id in ids.items()}
 
@@ -95,7 +95,9 @@ def slow(plain_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
         ids = executor.submit([sh(name, script) for name, script in scripts.items()])
         ids |= SlurmExecutor(folder, Profile(constraint="n4")).submit([sh("preempted", PATIENT, cpus=8)])
         ids |= SlurmExecutor(folder, Profile(constraint="n3|n4")).submit([sh("stranded", STRANDED)])
-        assert eventually(lambda: all(_begun(executor, id) for name, id in ids.items() if name != "too-long"), 20, 0.1)
+        assert eventually(
+            lambda: all(_begun(executor, id) for name, id in ids.items() if name != "too-long"), every=0.1
+        )
         plain_cluster.daemon("n3").stop(kill=True)
         plain_cluster.run("scancel", "--signal=USR2", ids["warned"])
         plain_cluster.run("scontrol", "requeue", ids["requeued"])
@@ -161,7 +163,7 @@ def test_ranks_over_nodes_and_one_that_fails(cluster: LocalCluster, folder: Path
     ids = executor.submit(
         [sh(name, script, nodes=2, tasks_per_node=2) for name, script in (("ok", show), ("bad", fail))]
     )
-    assert phases(executor, ids, 30) == {"ok": Phase.DONE, "bad": Phase.FAILED}
+    assert phases(executor, ids) == {"ok": Phase.DONE, "bad": Phase.FAILED}
     ranks = [path.read_text().split() for path in executor.output(ids["ok"]).parent.glob(f"{ids['ok']}_*_log.out")]
     assert sorted(rank[0] for rank in ranks) == ["0", "1", "2", "3"]
     assert len({rank[4] for rank in ranks}) == 2
@@ -222,10 +224,10 @@ def test_the_throttle_can_be_changed_while_it_runs(cluster: LocalCluster, folder
     def count() -> int:
         return sum(state.phase is Phase.RUNNING for state in executor.states(ids.values()).values())
 
-    assert eventually(lambda: count() == 1, 20, 0.2)
+    assert eventually(lambda: count() == 1, every=0.2)
     assert {state.reason for state in executor.states(ids.values()).values()} >= {"JobArrayTaskLimit"}
     executor.set_max_running(ids.values(), 3)
-    assert eventually(lambda: count() == 3, 20, 0.2)
+    assert eventually(lambda: count() == 3, every=0.2)
     executor.cancel(ids.values())
     assert set(phases(executor, ids).values()) == {Phase.CANCELLED}
 
@@ -321,7 +323,7 @@ def test_an_id_is_recovered_from_the_outputs_when_slurm_has_forgotten_it(cluster
 def test_cancelling_takes_waiting_descendants_along(cluster: LocalCluster, folder: Path) -> None:
     executor = SlurmExecutor(folder, AWAY)
     ids = executor.submit([sh("long", "sleep 300"), sh("next", "true", "long"), sh("other", "true")])
-    assert eventually(lambda: running(executor, ids["long"]), 20, 0.2)
+    assert eventually(lambda: running(executor, ids["long"]), every=0.2)
     executor.cancel([ids["long"], "999999_1"])
     assert phases(executor, ids) == {"long": Phase.CANCELLED, "next": Phase.CANCELLED, "other": Phase.DONE}
 
@@ -402,5 +404,5 @@ def test_a_command_that_is_killed_outright_runs_again_a_few_times(slow: Slow, cl
 
 
 def test_a_job_that_heeds_no_warning_times_out(slow: Slow, cluster: LocalCluster) -> None:
-    state = ended(slow.executor, [slow.ids["too-long"]], 60)[slow.ids["too-long"]]
+    state = ended(slow.executor, [slow.ids["too-long"]])[slow.ids["too-long"]]
     assert state.phase is Phase.TIMEOUT

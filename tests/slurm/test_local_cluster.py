@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import alive, eventually
+from processes import PATIENCE, alive, eventually
 
 from slurm.local_cluster.cluster import LocalCluster
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("installed")]
 
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "slurm.local_cluster", *arguments]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == code, done.stderr
     return done
 
@@ -73,5 +73,5 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def _first_number(path: Path) -> int:
-    assert eventually(lambda: path.exists() and bool(path.read_text().strip()), 20)
+    assert eventually(lambda: path.exists() and bool(path.read_text().strip()))
     return int(path.read_text().splitlines()[0])

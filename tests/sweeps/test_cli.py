@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from tests_support import ROOT, Shell
 
 from sweeps.cli import main
@@ -97,6 +98,6 @@ def test_the_shell_completes(tmp_path: Path) -> None:
     line = "mlkv plan convert=pu"
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
     environment = {**Shell(tmp_path).environment(), **asked, "_ARGCOMPLETE_COMP_WORDBREAKS": ""}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False, timeout=PATIENCE)
     assert (tmp_path / "answers").read_text().split() == ["convert=published"]
     assert ROOT.is_dir()

@@ -77,13 +77,13 @@ def test_the_terminal_dashboard_shows_the_sweeps_runs(mlkv: Shell, stage: Stage,
     command = [sys.executable, "-m", "sweeps.cli", "dashboard", "tiny"]
     tmux("new-session", "-d", "-x", "180", "-y", "50", "-c", str(mlkv.folder), *command)
     try:
-        assert eventually(lambda: "Runs [" in tmux("capture-pane", "-p"), 60), tmux("capture-pane", "-p")
+        assert eventually(lambda: "Runs [" in tmux("capture-pane", "-p")), tmux("capture-pane", "-p")
 
         def down_to_the_base() -> bool:
             tmux("send-keys", "Down")
             return f"ID: {stage.id('base')}" in tmux("capture-pane", "-p")
 
-        assert eventually(down_to_the_base, 60, every=1.0), tmux("capture-pane", "-p")
+        assert eventually(down_to_the_base, every=1.0), tmux("capture-pane", "-p")
     finally:
         tmux("kill-server")
     assert not server.requests

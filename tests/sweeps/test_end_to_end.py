@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from tests_support import TEST_CONF, Shell
 
 from sweeps.store.store import Store
@@ -162,7 +163,7 @@ def test_two_launchers_share_steps_and_run_none_twice(mlkv: Shell, tiny: list[st
     one = mlkv.start("sweep", *tiny, *SMALL)
     two = mlkv.start("sweep", *tiny, *SMALL, "name=other", "layout.kv_heads=1,2")
     for process in (one, two):
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, out + err
     assert set(attempts(mlkv.store).values()) == {1}
     assert sorted(mlkv.store.sweep_names()) == ["other", "tiny"]
@@ -189,7 +190,7 @@ def test_cancel_stops_the_launcher_and_the_same_line_goes_on(mlkv: Shell, tiny: 
     process = mlkv.start(*line)
     wait_for("cancel", mlkv.store, "base", 3)
     mlkv("cancel", "tiny")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, out + err
     base = next(step for step in mlkv.store.steps() if step.kind == "base")
     assert (base.state().name, base.record()) == ("INTERRUPTED", None)
@@ -208,7 +209,7 @@ def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[s
     before = attempts(copy.store)
     command = [sys.executable, "-m", "sweeps", "-m", *tiny, "--config-dir", str(TEST_CONF)]
     run = subprocess.run(
-        command, cwd=copy.folder, env=copy.environment(), capture_output=True, text=True, timeout=200, check=False
+        command, cwd=copy.folder, env=copy.environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "27 done" in run.stdout

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from tests_support import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -88,7 +89,7 @@ def python(code: str, *arguments: object, **environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     env = {**inherited, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import eventually
+from processes import PATIENCE, eventually
 from tests_support import ROOT
 
 from sweeps.steps.step import Step
@@ -116,7 +116,7 @@ def planned(store: Store, spec: dict[str, object], id: str) -> str:
 def test_a_spec_that_was_edited_fails_its_step(tmp_path: Path) -> None:
     store = Store(tmp_path)
     step = planned(store, SLEEPER, "corpus-0123456789abcdef")
-    out, _ = (process := worker(store, step)).communicate(timeout=300)
+    out, _ = (process := worker(store, step)).communicate(timeout=PATIENCE)
     assert process.returncode == FAILED, out
     assert "spec.json was edited" in store.step(step).state().reason
 
@@ -124,7 +124,7 @@ def test_a_spec_that_was_edited_fails_its_step(tmp_path: Path) -> None:
 def test_other_code_than_was_submitted_fails_the_step(tmp_path: Path) -> None:
     store = Store(tmp_path)
     step = planned(store, SLEEPER, "corpus-0123456789abcdef")
-    out, _ = (process := worker(store, step, **{CODE: "feedfeedfeedfeed"})).communicate(timeout=300)
+    out, _ = (process := worker(store, step, **{CODE: "feedfeedfeedfeed"})).communicate(timeout=PATIENCE)
     assert process.returncode == FAILED, out
     assert "not the snapshot" in store.step(step).state().reason
 
@@ -133,7 +133,7 @@ def test_a_job_whose_parent_is_not_done_is_blocked(tmp_path: Path) -> None:
     """However SLURM came to start it: a dependency on a job that it has forgotten counts as satisfied."""
     store = Store(tmp_path)
     step = planned(store, {**SLEEPER, "parents": {"corpus": "corpus-1"}}, "uptrain-0123456789abcdef")
-    out, _ = (process := worker(store, step)).communicate(timeout=300)
+    out, _ = (process := worker(store, step)).communicate(timeout=PATIENCE)
     assert (process.returncode, store.step(step).attempts()) == (BLOCKED, []), out
     assert "waits for corpus-1" in out
 
@@ -144,9 +144,9 @@ def test_a_child_that_dies_again_and_again_fails_its_step(tmp_path: Path) -> Non
     step = planned(store, given.spec, given.id)
     process = worker(store, step)
     for number in (1, 2, 3):
-        assert eventually(lambda number=number: child_of(process, len(store.step(step).attempts()) == number), 120)
+        assert eventually(lambda number=number: child_of(process, len(store.step(step).attempts()) == number))
         psutil.Process(process.pid).children()[0].send_signal(signal.SIGKILL)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == FAILED, out
     assert store.step(step).state().reason == "3 attempts in a row got no further: its process was killed by SIGKILL"
 

@@ -21,7 +21,7 @@ def steps(planner: Callable[[Sequence[str]], Plan]) -> dict[str, Step]:
     return planner(["experiment=quickstart", "uptrain.lr=1e-3,1e-4"]).steps
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_whatever_is_missing_is_run_after_what_it_needs(steps: dict[str, Step], data: st.DataObject) -> None:
     done = data.draw(st.sets(st.sampled_from(sorted(steps))))

@@ -31,7 +31,7 @@ def test_a_sweep_with_accounts_tells_what_became_of_forgotten_jobs(
     assert "training diverged" in told
     step = newest(disturbed.store, "uptrain")
     job = ((step.attempts()[0].environment()) or {})["job"]
-    assert eventually(lambda: not accounted.run("squeue", "-h", "-t", "all", "-o", "%i").strip(), 300, 1.0)
+    assert eventually(lambda: not accounted.run("squeue", "-h", "-t", "all", "-o", "%i").strip(), every=1.0)
     assert "FAILED" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "State")
     assert "1:0" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "ExitCode")
     told = disturbed("status", "ended")

@@ -84,7 +84,7 @@ def test_whatever_happens_to_a_job_its_step_ends_as_if_nothing_had(
             cluster.run("scancel", "--signal=USR2", warned.job())
 
         faults = [child, cancelled, preempted, supervisor, warned]
-        wait(lambda: all(all_done(f.shell.store)() for f in faults), *faults, seconds=400)
+        wait(lambda: all(all_done(f.shell.store)() for f in faults), *faults)
         for f in faults:
             assert f.weights() == weights(undisturbed.store), f.name
             assert nothing_was_repeated(f), f.name
@@ -106,14 +106,14 @@ def test_a_failed_parent_blocks_its_descendants_alone_and_is_failed_in_the_queue
     assert "training diverged" in disturbed("why", "wild", "MQA-2 uptrain.lr=1e+30")
     failed = next(step for step in disturbed.store.steps() if step.state().name == "FAILED")
     job = ((failed.attempts()[0].environment()) or {})["job"]
-    assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), 180, 0.2)
+    assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), every=0.2)
     assert "ExitCode=1:0" in cluster.run("scontrol", "show", "job", job)
     again = attempts(disturbed.store)
     assert sorted((again - before).values()) == [1, 1, 1], "the failed one, its sibling, and what descends from that"
     assert "0 jobs submitted" in disturbed("sweep", *line)
     assert "1 jobs submitted" in disturbed("retry", "wild")
     disturbed("cancel", "wild", "MQA-2 uptrain.lr=1e+30")
-    assert eventually(lambda: queue_is_empty(cluster), 180, 0.2)
+    assert eventually(lambda: queue_is_empty(cluster), every=0.2)
 
 
 def test_a_job_whose_parent_the_queue_has_forgotten_finds_out_for_itself(
@@ -129,7 +129,7 @@ def test_a_job_whose_parent_the_queue_has_forgotten_finds_out_for_itself(
     command = (sys.executable, "-m", "sweeps.worker", str(store.root), orphan.step.id)
     executor = SlurmExecutor(tmp_path / "jobs", Profile(setup=(f"export PYTHONPATH={ROOT}",)))
     ids = executor.submit([Job("orphan", command, after_ids=("999999",))])
-    assert eventually(lambda: executor.states(ids.values())[ids["orphan"]].phase is Phase.FAILED, 180, 0.2)
+    assert eventually(lambda: executor.states(ids.values())[ids["orphan"]].phase is Phase.FAILED, every=0.2)
     assert "ExitCode=3:0" in cluster.run("scontrol", "show", "job", ids["orphan"])
     assert f"waits for {parent.id}" in executor.output(ids["orphan"]).read_text()
     assert orphan.step.attempts() == []
@@ -151,8 +151,8 @@ def test_a_step_that_reaches_its_time_limit_goes_on_in_the_next_run_of_its_job(
     limited = faulty("limited", tmp_path, undisturbed, tiny, cluster)
     with limited.held_at(25) as child:
         cluster.run("scontrol", "update", f"JobId={limited.job()}", "EndTime=now+60")
-        wait(lambda: warned(child), limited, seconds=400)
-    wait(all_done(limited.shell.store), limited, seconds=400)
+        wait(lambda: warned(child), limited)
+    wait(all_done(limited.shell.store), limited)
     reasons = [(attempt.exit() or {})["reason"] for attempt in limited.step.attempts()]
     assert len(reasons) > 1
     assert all("SIGUSR2" in reason for reason in reasons[:-1])
@@ -169,7 +169,7 @@ def test_a_step_on_a_node_that_goes_down_is_taken_over_by_another(
     try:
         wait(lambda: lost.reached(25), lost)
         lost.lose_node()
-        wait(all_done(lost.shell.store), lost, seconds=400)
+        wait(all_done(lost.shell.store), lost)
     finally:
         cluster.up()
     hosts = [(attempt.environment() or {})["host"] for attempt in lost.step.attempts()]

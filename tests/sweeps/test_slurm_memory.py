@@ -73,8 +73,8 @@ def test_memory_that_runs_out_is_named_and_the_step_goes_on_with_more(
     assert "cluster.resources.KIND.memory_gb" in told
     assert len(starved.step.attempts()) == 1, "more of the same would not help"
     job = starved.job()
-    assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), 180, 0.2)
+    assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), every=0.2)
     group.limit(8192 * MIB)
     starved.shell("retry", "tiny")
-    wait(all_done(starved.shell.store), starved, seconds=400)
+    wait(all_done(starved.shell.store), starved)
     assert starved.weights() == weights(undisturbed.store)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import HELD, SLURM, SMALL, all_done, attempts, queue_is_empty, states
-from processes import eventually
+from processes import PATIENCE, eventually
 from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
@@ -47,7 +47,7 @@ def test_two_hundred_variants_are_queued_once_and_steered(mlkv: Shell, tiny: lis
     assert "CANCELLED" in mlkv("why", "tiny", "MQA-2 uptrain.lr=1e-06"), "although SLURM keeps no trace of a held task"
     assert "1 jobs submitted" in mlkv("sweep", *line)
     assert "cancelled 202 jobs" in mlkv("cancel", "tiny")
-    assert eventually(lambda: queue_is_empty(cluster), 180, 0.2)
+    assert eventually(lambda: queue_is_empty(cluster), every=0.2)
 
 
 def fake_sbatch(folder: Path, script: str) -> None:
@@ -74,7 +74,7 @@ def test_a_launcher_killed_around_sbatch_queues_nothing_twice(
     assert f"{left} jobs submitted" in mlkv(*line)
     assert len(cluster.run("squeue", "--noheader", "--array", "--format=%i").split()) == 3
     mlkv("cancel", "tiny")
-    assert eventually(lambda: queue_is_empty(cluster), 180, 0.2)
+    assert eventually(lambda: queue_is_empty(cluster), every=0.2)
 
 
 NO_NETWORK = """
@@ -113,8 +113,8 @@ def test_two_launchers_at_once_run_nothing_twice(disturbed: Shell, tiny: list[st
     line = ["sweep", *tiny, *SMALL, *SLURM, "uptrain.steps=4"]
     launchers = [disturbed.start(*line), disturbed.start(*line, "name=other")]
     for launcher in launchers:
-        out, err = launcher.communicate(timeout=300)
+        out, err = launcher.communicate(timeout=PATIENCE)
         assert launcher.returncode == 0, out + err
-    assert eventually(lambda: queue_is_empty(cluster), 180, 0.2)
+    assert eventually(lambda: queue_is_empty(cluster), every=0.2)
     assert all_done(disturbed.store)()
     assert set(attempts(disturbed.store).values()) == {1}

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from tests_support import ROOT
 from tracked import Planner, Stage, arrives, make_stage, positions, training
 from wandb_server import KEY, WandbServer
@@ -63,27 +63,17 @@ def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: Wan
     assert [id for id in server.runs if not id.startswith("variant-")] == [step]
 
 
-@pytest.mark.long
-def test_killed_outright_at_most_two_seconds_are_missing_and_sync_brings_them(
-    stage: Stage, server: WandbServer
-) -> None:
+def test_killed_outright_what_arrived_stays_and_sync_brings_the_rest(stage: Stage, server: WandbServer) -> None:
     step, mirror = stage.id("uptrain"), stage.mirror()
     acted = stage.begin(mirror, step)
-    acted.log(training(1, 1))
-    arrives(lambda: step in server.runs)
-    logged = {}
-    for k in range(2, 82):
-        acted.log(training(k, k))
-        logged[k] = time.monotonic()
-        time.sleep(0.05)
+    acted.log(training(1, 41))
+    arrives(lambda: positions(server, step) == list(range(1, 42)))
+    acted.log(training(42, 81))
     assert mirror._process
     os.kill(mirror._process.pid, signal.SIGKILL)
-    killed = time.monotonic()
-    time.sleep(0.5)
+    mirror._process.wait(PATIENCE)
     arrived = positions(server, step)
-    assert arrived == list(range(1, len(arrived) + 1))
-    late = [k for k, at in logged.items() if at < killed - 2.0 and k not in arrived]
-    assert not late
+    assert arrived == list(range(1, max(41, len(arrived)) + 1))
     acted.end()
     failed, done = stage.sync()
     assert (failed, done[step].done) == (0, "sent")
@@ -97,7 +87,7 @@ def test_a_worker_that_is_killed_leaves_a_helper_that_sends_the_rest(stage: Stag
     assert mirror._process
     assert mirror._process.stdin
     mirror._process.stdin.close()  # what the kernel does for a dead worker
-    mirror._process.wait(90)
+    mirror._process.wait(PATIENCE)
     assert positions(server, step) == list(range(1, 51))
     assert server.runs[step].state == "preempted"
 

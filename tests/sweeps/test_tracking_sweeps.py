@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import eventually
+from processes import PATIENCE, eventually
 from tests_support import Shell
 from tracked import arrives, independent_steps, positions, training
 from wandb_server import KEY, WandbServer
@@ -41,7 +41,7 @@ def reaches(shell: Shell, number: int) -> StepDir:
         state = base_of(shell.store).state()
         return state.name == "RUNNING" and (state.progress or {}).get("step", 0) >= number
 
-    assert eventually(there, 240)
+    assert eventually(there)
     return base_of(shell.store)
 
 
@@ -57,7 +57,7 @@ def test_quickstart_requeued_twice_and_killed_has_every_row_once(mlkv: Shell, se
         launched = mlkv.start("sweep", *QUICK)
         step = reaches(mlkv, reached)
         mlkv("cancel", "quickstart")
-        launched.communicate(timeout=120)
+        launched.communicate(timeout=PATIENCE)
         assert step.state().name == "INTERRUPTED"
         assert server.runs[step.id].state == "preempted"
     launched = mlkv.start("sweep", *QUICK)
