@@ -179,7 +179,7 @@ def test_nothing_measured_is_no_figure(filler: Any) -> None:
 
 def test_importing_figures_loads_neither_matplotlib_nor_torch() -> None:
     code = (
-        "import sys, analysis.drawing, analysis.report, analysis.tables, analysis.importer;"
+        "import sys, analysis.figures.drawing, analysis.page.report, analysis.tables.paper, analysis.data.importer;"
         "assert not {'matplotlib', 'torch', 'jinja2', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
