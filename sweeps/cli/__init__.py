@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="How few key-value heads can a transformer live with, and where should they sit?",
         epilog="Overrides are Hydra's: experiment=quickstart layout.kv_layers=1,2,3 uptrain.lr=1e-3 name=mine",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
     _with_overrides(commands, "sweep", run.sweep, "plan a sweep, run what is missing, draw its results")
     _with_overrides(commands, "plan", run.plan, "show what a sweep consists of and what is missing; touch nothing")
@@ -111,6 +112,16 @@ def _parser() -> argparse.ArgumentParser:
     board = _of_sweep(commands, "dashboard", wandb.dashboard, "a sweep in W&B's dashboard in this terminal")
     board.add_argument("--online", action="store_true", help="make, or renew, the sweep's saved view in W&B instead")
     return parser
+
+
+class _Version(argparse.Action):
+    """argparse's own takes the text when the parser is made, and reading it takes a tenth of what `--help` may take."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"mlkv {version('mlkv')}")
+        parser.exit()
 
 
 Command = Callable[[argparse.Namespace], int]

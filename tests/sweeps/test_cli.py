@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,10 @@ def test_the_shell_completes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False, timeout=PATIENCE)
     assert (tmp_path / "answers").read_text().split() == ["convert=published"]
     assert ROOT.is_dir()
+
+
+@pytest.mark.parametrize("module", ["mlkv", "sweeps.cli"])
+def test_the_command_can_be_run_as_a_module(module: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", module, "--version"]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == f"mlkv {version('mlkv')}\n"

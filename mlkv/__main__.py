@@ -1,0 +1,5 @@
+"""`python -m mlkv` is `mlkv`."""
+
+from sweeps.cli import main
+
+main()
