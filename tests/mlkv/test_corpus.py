@@ -86,7 +86,8 @@ def test_a_planner_lists_files_and_tasks_without_torch():
     run_python(
         """
 import sys
-from mlkv import documents, task_names
+from mlkv.corpus import documents
+from mlkv.evaluate import task_names
 from mlkv.recipes import CorpusRecipe
 assert documents.local_files(CorpusRecipe()) and task_names.lm_eval_tasks()
 assert not {"torch", "transformers", "datasets", "lm_eval"} & set(sys.modules)
@@ -212,7 +213,7 @@ def test_the_same_bytes_whatever_the_hash_seed_and_the_threads(made, tmp_path):
 import sys
 from pathlib import Path
 from tiny import context, corpus_recipe
-from mlkv import corpus
+from mlkv.corpus import step as corpus
 out = Path(sys.argv[2]); out.mkdir()
 corpus.run(corpus_recipe(Path(sys.argv[1])), out, context(out))
 """

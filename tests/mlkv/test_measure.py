@@ -120,7 +120,7 @@ def test_memory_that_runs_out_on_the_way_is_a_result():
 import resource
 from pathlib import Path
 from tiny import SHAPE, context
-from mlkv import measure
+from mlkv.measure import step as measure
 from mlkv.layout import make
 from mlkv.recipes import MeasureRecipe
 layout = make("even", 2, 2, 1, 1)

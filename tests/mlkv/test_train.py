@@ -322,7 +322,7 @@ VICTIM = """
 import json, sys
 from pathlib import Path
 from tiny import SHAPE
-from mlkv import train
+from mlkv.train import step as train
 from mlkv.context import Context
 from mlkv.recipes import TrainRecipe
 folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])

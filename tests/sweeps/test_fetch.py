@@ -28,10 +28,11 @@ FETCH = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from sweeps.fetch import fetch_inputs
+from sweeps.worker.fetch import fetch_inputs
 from mlkv.recipes import CorpusRecipe
-from sweeps.steps import corpus_step, loaded_base_step
-from sweeps.store import Store
+from sweeps.steps.base import loaded_base_step
+from sweeps.steps.corpus import corpus_step
+from sweeps.store.store import Store
 source = {"hub": "acme/pocket", "revision": sys.argv[1]}
 recipe = CorpusRecipe(tokenizer="published", tokenizer_from="acme/pocket")
 corpus = corpus_step(recipe, {"text": "0"}, source)
