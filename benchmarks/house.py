@@ -77,8 +77,9 @@ def is_key_read(node: ast.AST) -> bool:
     """`x["key"]`, or `x.get("key")`, being read."""
     if isinstance(node, ast.Subscript):
         return isinstance(node.ctx, ast.Load) and is_text(node.slice)
-    is_get = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
-    return is_get and bool(node.args) and is_text(node.args[0])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        return bool(node.args) and is_text(node.args[0])
+    return False
 
 
 def is_text(node: ast.AST) -> bool:
