@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass
 
 
@@ -32,22 +33,41 @@ def _cost(label: str, digits: int = 3) -> Metric:
     return Metric(label, higher_is_better=False, digits=digits)
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": _percent("accuracy"),
-    "acc": _percent("acc"),
-    "acc_norm": _percent("acc norm"),
-    "acc_bytes": _percent("acc bytes"),
-    "exact_match": _percent("exact match"),
-    "f1": _percent("F1"),
-    "mcc": _percent("MCC"),
-    "bits_per_byte": _cost("bits per byte"),
-    "byte_perplexity": _cost("byte perplexity"),
-    "word_perplexity": _cost("word perplexity", 2),
-    "perplexity": _cost("perplexity", 2),
-    "loss": _cost("loss"),
-    "train_loss": _cost("training loss"),
-    "nats_per_token": _cost("nats per token"),
-}
+def plain_name(name: str) -> str:
+    """Without the filter that lm-eval put the answers through: `exact_match,strict-match` → `exact_match`."""
+    return name.partition(",")[0]
+
+
+class _Metrics(UserDict[str, Metric]):
+    """A metric by its name, with or without a filter behind it."""
+
+    def __missing__(self, name: str) -> Metric:
+        if (plain := plain_name(name)) == name:
+            raise KeyError(name)
+        return self[plain]
+
+    def __contains__(self, name: object) -> bool:
+        return plain_name(str(name)) in self.data
+
+
+METRICS = _Metrics(
+    {
+        "accuracy": _percent("accuracy"),
+        "acc": _percent("acc"),
+        "acc_norm": _percent("acc norm"),
+        "acc_bytes": _percent("acc bytes"),
+        "exact_match": _percent("exact match"),
+        "f1": _percent("F1"),
+        "mcc": _percent("MCC"),
+        "bits_per_byte": _cost("bits per byte"),
+        "byte_perplexity": _cost("byte perplexity"),
+        "word_perplexity": _cost("word perplexity", 2),
+        "perplexity": _cost("perplexity", 2),
+        "loss": _cost("loss"),
+        "train_loss": _cost("training loss"),
+        "nats_per_token": _cost("nats per token"),
+    }
+)
 
 TASKS = {
     "arc_easy": "ARC-e",
@@ -81,7 +101,10 @@ def task_label(task: str) -> str:
 
 def score_label(task: str, name: str) -> str:
     """How a (task, metric) is headed: `ARC-e`, `LAMBADA perplexity`, `bits per byte`."""
-    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    plain, _, filtered = name.partition(",")
+    label = METRICS[plain].label if plain in METRICS else plain.replace("_", " ")
+    if filtered:
+        label = f"{label} ({filtered})"
     if task == "bits_per_byte":
         return label
     known = task_label(task)
