@@ -56,8 +56,27 @@ def _variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     by_variant: dict[str, list[Row]] = {}
     for row in frame.records(table):
         by_variant.setdefault(row["variant"], []).append(row)
-    scores = _score_names(table)
-    return [_variant_row(rows, scores) for rows in by_variant.values()], list(scores)
+    planned = _planned(table)
+    return [_variant_row(rows, planned) for rows in by_variant.values()], list(planned.scores)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What every variant of a table is scored by, also one that lacks some of it."""
+
+    axis: str | None
+    """Column of the main axis; None where that is the accuracy."""
+    parts: list[str]
+    """Columns that the accuracy averages."""
+    scores: dict[str, tuple[str, str | None, str]]
+
+
+def _planned(table: pd.DataFrame) -> _Planned:
+    rows = frame.records(table[["kind", "task", "metric", "in_axis", "in_accuracy"]])
+    axis, parts = (
+        list(dict.fromkeys(_column(row) for row in rows if row[mark])) for mark in ("in_axis", "in_accuracy")
+    )
+    return _Planned(axis[0] if axis else None, parts, _score_names(table))
 
 
 def _judged(
@@ -128,7 +147,7 @@ def _shown(name: str, column: str | None = None) -> Shown:
 
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
     """Column name → (kind, task, metric), evaluations first."""
-    scored = table["metric"].notna() & (table["metric"] != ACCURACY)
+    scored = table["metric"].notna() & ((table["metric"] != ACCURACY) | table["task"].notna())
     rows = table[scored & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
     keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
     found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
@@ -175,18 +194,16 @@ def _dtype(column: str) -> str:
     return known.get(column) or ("string" if column.endswith("_missing") else "Float64")
 
 
-def _variant_row(rows: list[Row], scores: dict[str, tuple[str, str | None, str]]) -> Row:
+def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
-    parts = [r for r in rows if r["in_accuracy"]]
-    axis = [r for r in rows if r["in_axis"]]
-    row["accuracy_parts"] = " ".join(_column(r) for r in parts) or None
-    printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY]
-    row |= _score("accuracy", _printed(printed[0], _mean(parts)) if printed else _mean(parts))
-    row["quality_score"] = _column(axis[0]) if axis else "accuracy"
-    row |= _score(
-        "quality", _single(axis) if axis else (row["accuracy"], row["accuracy_stderr"], row["accuracy_missing"])
-    )
-    for name, key in scores.items():
+    row["accuracy_parts"] = " ".join(planned.parts) or None
+    mean = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
+    printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]
+    mean = _printed(printed[0], mean) if printed else mean
+    row |= _score("accuracy", mean)
+    row["quality_score"] = planned.axis or "accuracy"
+    row |= _score("quality", _marked(rows, "in_axis", planned.axis) if planned.axis else mean)
+    for name, key in planned.scores.items():
         row |= _score(name, _single(_rows_of(rows, *key)))
     row["state"], row["reason"] = _overall(rows)
     return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
@@ -236,9 +253,14 @@ def _single(rows: list[Row]) -> Score:
     return row["value"], row["stderr"], None
 
 
-def _mean(rows: list[Row]) -> Score:
+def _marked(rows: list[Row], mark: str, column: str) -> Score:
+    """A variant's score of the main axis or of a part of the accuracy, also where it has none at all."""
+    found = [row for row in rows if row[mark] and _column(row) == column]
+    return _single(found) if found else (None, None, f"no {column}")
+
+
+def _mean(parts: list[Score]) -> Score:
     """Mean over the parts, stderr √(Σse²)/n; nothing if a part is missing, no stderr if a part has none."""
-    parts = [_single([row]) for row in rows]
     missing = [why for _, _, why in parts if why]
     if missing or not parts:
         return None, None, missing[0] if missing else NOT_PLANNED
