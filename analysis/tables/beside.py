@@ -70,9 +70,14 @@ def _translated(row: Row, ours: Sequence[Row]) -> Row:
     if ours and row["quality_score"] != (axis := ours[0]["quality_score"]):
         told |= {f"quality{end}": row.get(f"{axis}{end}") for end in _SCORED}
         told |= {**_without_drops("quality"), "front_probability": None}
-    if ours and row["accuracy_parts"] != ours[0]["accuracy_parts"]:
+    if ours and _members(row) != _members(ours[0]):
         told |= {f"accuracy{end}": None for end in _SCORED} | _without_drops("accuracy")
     return told
+
+
+def _members(row: Row) -> set[str]:
+    """What a row's mean is over, in whatever order."""
+    return set((row["accuracy_parts"] or "").split())
 
 
 def _without_drops(name: str) -> dict[str, Any]:
