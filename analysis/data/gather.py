@@ -170,7 +170,11 @@ def _step_cells(steps: PlannedSteps, step_id: str, kind: str, task: str | None, 
     found = {cell["metric"] for cell in measured if cell["task"] == task}
     missing = dict.fromkeys(metric for metric in wanted if metric not in found)
     for metric in missing or ([None] if not measured else []):
-        yield {**common, "metric": metric, "reason": "not in its record" if record and metric else reason}
+        yield {**common, "metric": metric, "reason": _not_recorded(found) if record and metric else reason}
+
+
+def _not_recorded(found: set[str]) -> str:
+    return f"not in its record (there: {', '.join(sorted(found)) or 'only scores of its members'})"
 
 
 def _of_member(cell: Json, group: str | None) -> Json:

@@ -165,6 +165,15 @@ def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, fi
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
 
 
+def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(tmp_path: Path, filler: Any) -> None:
+    filler.everything()
+    plan = {**filler.plan, "accuracy": [["cloze", "acc_norm"], ["two_way", "acc"]]}
+    filler.store.save_sweep("other", plan, filler.variants, [])
+    pivot = results(gather(filler.store, "other"))
+    assert pivot["accuracy"].isna().all()
+    assert set(pivot["accuracy_missing"]) == {"not in its record (there: acc)"}
+
+
 def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
     filler.measure("MLKV-3")
     filler.measure("MHA-36", batches=(), failed=(8, 64))
