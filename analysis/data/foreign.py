@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -34,13 +35,21 @@ def foreign_table(runs: Iterable[LoggedRun], mapping: Mapping[str, str]) -> pd.D
     for ours, theirs in mapping.items():
         _check(ours, theirs, runs)
     rows = []
+    names = Counter(run.name for run in runs)
     for run in runs:
-        identity = {"sweep": run.group or run.sweep or run.project, "variant": run.name or run.id}
+        identity = {"sweep": run.group or run.sweep or run.project, "variant": _called(run, names)}
         identity |= {ours: _fitting(ours, theirs, run) for ours, theirs in columns.items()}
         rows += [{**identity, **_score(ours, theirs, run)} for ours, theirs in scores.items()]
         if not scores:
             rows.append({**identity, "state": _state(run), "wandb_run": run.id})
     return frame.make(rows)
+
+
+def _called(run: LoggedRun, names: Mapping[str, int]) -> str:
+    """By its name; W&B does not keep names apart, so one that several runs have stands with the run's id."""
+    if not run.name:
+        return run.id
+    return run.name if names[run.name] == 1 else f"{run.name} ({run.id})"
 
 
 def _check(ours: str, theirs: str, runs: list[LoggedRun]) -> None:
@@ -90,18 +99,18 @@ def _fitting(ours: str, theirs: str, run: LoggedRun) -> Any:
     value = _found(theirs, run)
     if value is None:
         return None
-    if ours == "kv_heads" and isinstance(value, list) and value:
+    if ours == "kv_heads" and isinstance(value, list) and value and all(isinstance(heads, int) for heads in value):
         return frame.heads_text(value)
     fit: Callable[[Any], Any] = _whole if frame.COLUMNS[ours] == "Int64" else str
     try:
         return fit(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise MappingError(f"map.{ours} = {theirs}: {value!r} in run {run.id} is no whole number") from None
 
 
 def _whole(value: Any) -> int:
     found = float(value)
-    if isinstance(value, bool) or not math.isfinite(found) or found != int(found):
+    if isinstance(value, bool) or not math.isfinite(found) or found != int(found) or abs(found) > 2**53:
         raise ValueError
     return int(found)
 

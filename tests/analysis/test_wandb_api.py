@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -254,6 +255,20 @@ def test_lists_of_heads_and_runs_without_scores_have_their_row() -> None:
     found = foreign_table(THEIRS, {"kv_heads": "config.arch.kvheads"})
     assert found["kv_heads"].tolist() == ["2 2 1"]
     assert found["state"].tolist() == ["RUNNING"]
+
+
+def test_runs_that_share_a_name_stay_apart() -> None:
+    runs = [LoggedRun(f"r{i}", name, summary={"loss": i}) for i, name in enumerate(["gqa", "gqa", "mqa", ""])]
+    found = foreign_table(runs, {"held_out.loss": "summary.loss"})
+    assert dict(zip(found["variant"], found["value"], strict=True)) == {"gqa (r0)": 0, "gqa (r1)": 1, "mqa": 2, "r3": 3}
+
+
+def test_whatever_a_run_has_under_a_key_is_taken_or_refused_in_a_line() -> None:
+    for odd in (10**400, math.inf, [{}], {"a": 1}, True, "x", [[1], 2], 2.0**70):
+        run = LoggedRun("r1", config={"odd": odd}, summary={"odd": odd})
+        for mapping in ({"budget": "config.odd"}, {"kv_heads": "config.odd"}, {"a.loss": "summary.odd"}):
+            with contextlib.suppress(MappingError):
+                assert len(foreign_table([run], mapping)) == 1
 
 
 @pytest.mark.parametrize(

@@ -40,5 +40,8 @@ def planned(run: LoggedRun) -> Json:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
     return found if math.isfinite(found) else None
