@@ -6,96 +6,139 @@ otherwise), which says what the variants are; the MLKV authors' own files are kn
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from analysis.data import frame
+from analysis.data import averaged, frame
+from analysis.data.contents import Content, Measured, Pair, baselines_of, contents_of, listed
 from analysis.data.frame import Row
-from analysis.data.published import identity, layout_rows
+from analysis.data.layout_lines import LAYOUTS, Layout, read_layouts
+from analysis.data.lm_eval_files import NotRead, read_run
+from analysis.data.measurements import measurement_cells
+from analysis.data.published import layout_rows
+from analysis.data.runs import Run
 
-ACCURACY = (("arc_easy", "acc"), ("lambada_openai", "acc"), ("piqa", "acc"), ("sciq", "acc"))
-"""What the MLKV paper averages."""
-LAYOUTS = "layouts.csv"
 _THEIRS = re.compile(r"(base|random|(gqa|mqa|mlkv)_\d+)_results\.json")
-_AUTHORS = {"model_name", "batch_size", "kv_cache_mem", "memory_usage", "inference_speed", "inference_time"}
-_OURS = {"variant", "batch", "metric", "value"}
+_THEIR_MODELS = re.compile(r"(.*/)?pythia-160m-(deduped|random|(gqa|mqa|mlkv)-\d+-.*)")
+"""The MLKV authors' files, and what these say that they are about."""
 
-Pair = tuple[str, str]
-Cells = list[tuple[str, Row]]
-"""A model's name and what was found of it."""
+
+@dataclass
+class Import:
+    """What a directory held: the long table, and what its reader has to know beside it, a line each."""
+
+    table: pd.DataFrame
+    averaged: list[str]
+    """TASK.METRIC of what the mean is over."""
+    notes: list[str]
 
 
 def import_results(directory: Path, name: str = "mlkv", accuracy: Sequence[Pair] | None = None) -> pd.DataFrame:
+    """The table of `read_directory`."""
+    return read_directory(directory, name, accuracy).table
+
+
+def read_directory(directory: Path, name: str = "mlkv", accuracy: Sequence[Pair] | None = None) -> Import:
     """The results below `directory` as a long table named `name`: lm-eval's JSON files and CSV files of measurements.
 
     `accuracy` are the (task, metric) that it averages; by default the MLKV paper's where all are there, else every
-    task's `acc`. The last of several results of one score counts. Raises ValueError naming the file and what is wrong.
+    task's `acc`. A variant that lacks one has an empty mean. Files that cannot be read are skipped, and named in the
+    notes. Raises ValueError for a directory without results, a score in `accuracy` that is not there, two values of one
+    score, and a line of `layouts.csv` that is wrong.
     """
-    evaluations = _evaluations(directory)
-    theirs = bool(evaluations) and all(_THEIRS.fullmatch(path.name) for path, _ in evaluations)
-    cells = [(_model(path, found, theirs), row) for path, found in evaluations for row in evaluation_cells(path, found)]
-    for path in sorted(directory.rglob("*.csv")):
-        if path.name != LAYOUTS:
-            cells += measurement_cells(path, theirs)
-    if not cells:
-        raise ValueError(f"directory = {directory}: has neither lm-eval's JSON results nor measurements in CSV")
-    known = layout_rows("mlkv") if theirs else _layouts(directory / LAYOUTS)
-    return frame.make(_rows(name, cells, known, accuracy))
+    found = _below(directory)
+    if not found.runs and not found.measured:
+        skipped = "".join(f"; {note}" for note in _skipped(found.skipped))
+        raise ValueError(
+            f"directory = {directory}: has neither lm-eval's JSON results nor measurements in CSV{skipped}"
+        )
+    layouts = _layouts(directory, found)
+    contents = contents_of(found.runs, found.measured, layouts or [])
+    wanted = averaged.wanted_scores(contents, found.runs, accuracy)
+    notes = [*averaged.notes(contents, found.runs, wanted), *_layout_notes(contents, layouts), *_skipped(found.skipped)]
+    return Import(frame.make(_rows(name, contents, wanted)), [".".join(pair) for pair in wanted], notes)
 
 
-def _rows(name: str, cells: Cells, known: dict[str, Row], accuracy: Sequence[Pair] | None) -> Iterator[Row]:
-    """Variants in the order of `known`, then as found; within one, each score once."""
-    found: dict[str, dict[tuple[Any, ...], Row]] = {variant: {} for variant in known}
-    for model, row in cells:
-        key = tuple(row.get(part) for part in ("kind", "task", "metric", "batch", "context"))
-        found.setdefault(model, {})[key] = row
-    wanted = set(accuracy if accuracy is not None else _averaged(list(found.values())))
-    for variant, rows in found.items():
-        for row in rows.values():
-            scored = (row.get("task"), row["metric"]) in wanted
-            told = {"variant": variant, **known.get(variant, {}), "sweep": name, "state": "IMPORTED"}
-            yield {**told, **row, "in_axis": False, "in_accuracy": scored}
+@dataclass
+class _Found:
+    """What lies below a directory."""
+
+    runs: list[Run] = field(default_factory=list)
+    """Oldest first."""
+    measured: list[Measured] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """File → why it was not read."""
+    theirs: bool = False
+    """Whether it is the MLKV authors' own."""
 
 
-def _averaged(variants: list[dict[tuple[Any, ...], Row]]) -> list[Pair]:
-    there = [{(row["task"], row["metric"]) for row in rows.values() if row["kind"] == "evaluate"} for rows in variants]
-    scored = [pairs for pairs in there if pairs]
-    if scored and all(pairs.issuperset(ACCURACY) for pairs in scored):
-        return list(ACCURACY)
-    return [(task, metric) for task, metric in sorted(set().union(*scored)) if metric == "acc"]
-
-
-def _evaluations(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """lm-eval's result files, oldest first."""
+def _below(directory: Path) -> _Found:
+    """Raises ValueError where there is no such directory."""
     if not directory.is_dir():
         raise ValueError(f"directory = {directory}: is no directory")
-    read = [(path, _json(path)) for path in sorted(directory.rglob("*.json"))]
-    results = [(path, found) for path, found in read if isinstance(found, dict) and "results" in found]
-    return sorted(results, key=lambda result: result[1].get("date") or 0)
+    found = _Found()
+    for path, file in _files(directory, "*.json"):
+        try:
+            found.runs.append(read_run(path, file))
+        except NotRead as why:
+            found.skipped[file] = str(why)
+    found.runs.sort(key=lambda run: run.date)
+    found.theirs = bool(found.runs) and all(map(_is_theirs, found.runs))
+    for run in found.runs if found.theirs else ():
+        run.model = variant_name(run.model)
+    for path, file in _files(directory, "*.csv"):
+        if path.name != LAYOUTS:
+            _add_measurements(found, path, file)
+        elif path.parent != directory:
+            found.skipped[file] = "is read only where it lies in the directory itself"
+    return found
 
 
-def _json(path: Path) -> Any:
+def _files(directory: Path, names: str) -> Iterator[tuple[Path, str]]:
+    """Each with what it is called: its path below the directory."""
+    for path in sorted(directory.rglob(names)):
+        if path.is_file():
+            yield path, path.relative_to(directory).as_posix().encode(errors="backslashreplace").decode()
+
+
+def _add_measurements(found: _Found, path: Path, file: str) -> None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
+        cells = measurement_cells(path)
+        named = {model: variant_name(model) if found.theirs else model.strip() for model, _ in cells}
+    except ValueError as why:
+        found.skipped[file] = str(why)
+    else:
+        found.measured += [(named[model], file, cell) for model, cell in cells]
 
 
-def _model(path: Path, found: Mapping[str, Any], theirs: bool) -> str:
-    """Which model a result file is about: by its own word, else by the file's name."""
-    if theirs:
-        return variant_name(path.name)
-    named = found.get("model_name") or (found.get("config") or {}).get("model_args")
-    told = named.get("pretrained") if isinstance(named, dict) else named
-    if isinstance(told, str) and (given := re.search(r"(?:^|,)pretrained=([^,]+)", told)):
-        told = given[1]
-    return Path(str(told)).name if told else path.stem.removesuffix("_results")
+def _layouts(directory: Path, found: _Found) -> list[Layout] | None:
+    """What the variants are; None where nothing says it."""
+    if found.theirs:
+        return [Layout(0, variant, row) for variant, row in layout_rows("mlkv").items()]
+    return read_layouts(directory / LAYOUTS) if (directory / LAYOUTS).is_file() else None
+
+
+def _layout_notes(contents: Sequence[Content], layouts: Sequence[Layout] | None) -> list[str]:
+    """What of layouts.csv is not there, and what of it has no results."""
+    if layouts is None:
+        return [f"{LAYOUTS}: not there, so the variants' KV heads and bytes per token are not known"]
+    unknown = [content.label for content in contents if content.layout is None]
+    unused = [layout.row["variant"] for layout in layouts if all(layout is not content.layout for content in contents)]
+    return [
+        *([f"{LAYOUTS}: has no line for {listed(unknown)}"] if unknown else []),
+        *([f"{LAYOUTS}: no results of {listed(unused)}"] if unused else []),
+    ]
+
+
+def _is_theirs(run: Run) -> bool:
+    name = Path(run.file).name
+    own = _THEIRS.fullmatch(name) and _THEIR_MODELS.fullmatch(run.model)
+    return bool(own) and variant_name(name) == variant_name(run.model)
 
 
 def variant_name(text: str) -> str:
@@ -108,103 +151,22 @@ def variant_name(text: str) -> str:
     raise ValueError(f"model = {text}: none of gqa, mqa, mlkv with its KV heads, base, random")
 
 
-def _layouts(path: Path) -> dict[str, Row]:
-    """Identity columns by the name that results use; none where the directory tells nothing."""
-    if not path.exists():
-        return {}
-    rows = list(_read_csv(path, {"variant"}))
-    baselines = {row["baseline"]: row["variant"] for _, row in rows if row.get("baseline")}
-    return {row.get("model") or row["variant"]: {**_checked(identity, path, at, row), **baselines} for at, row in rows}
+def _rows(name: str, contents: Sequence[Content], wanted: Sequence[Pair]) -> Iterator[Row]:
+    """Every cell, and an empty one for each score of the mean that a variant lacks."""
+    baselines = baselines_of(contents)
+    for content in contents:
+        known = content.layout.row if content.layout else {}
+        common = {**known, **baselines[content.label], "variant": content.label, "sweep": name, "state": "IMPORTED"}
+        lacking = [averaged.absent(pair) for pair in wanted if content.score(pair) is None]
+        for row in [*content.cells.values(), *lacking]:
+            scored = row["kind"] == "evaluate" and (row["task"], row["metric"]) in wanted
+            yield {**common, **row, "in_axis": False, "in_accuracy": scored}
 
 
-def evaluation_cells(path: Path, found: Mapping[str, Any]) -> Iterator[Row]:
-    """A cell for every score of an lm-eval result file, old format and new."""
-    counts = found.get("n-samples", {})
-    for task, scores in found["results"].items():
-        for metric, value, stderr in _scores(scores):
-            yield {
-                "kind": "evaluate",
-                "task": task,
-                "metric": metric,
-                "value": value,
-                "stderr": stderr,
-                "n": counts.get(task, {}).get("effective"),
-                "reason": path.name,
-            }
-
-
-def _scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]]:
-    """(metric, value, stderr) of `acc,none` with `acc_stderr,none`; an N/A stderr is none. Older files: no comma."""
-    for key, value in scores.items():
-        metric, comma, variety = key.partition(",")
-        if metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        stderr = scores.get(f"{metric}_stderr{comma}{variety}")
-        name = metric if variety in ("", "none") else key
-        yield name, float(value), float(stderr) if isinstance(stderr, int | float) else None
-
-
-def measurement_cells(path: Path, authors: bool = False) -> Cells:
-    """(model, cell) of a CSV file of measurements: the MLKV authors' columns, or ours (variant, batch, metric, value
-    and, where it is known, context).
-
-    Raises ValueError for other columns, and for a line with something that is no number.
-    """
-    found = []
-    for at, row in _read_csv(path, None):
-        theirs, ours = _AUTHORS.issubset(row), _OURS.issubset(row)
-        if not theirs and not ours:
-            wanted = f"{', '.join(sorted(_OURS))} or {', '.join(sorted(_AUTHORS))}"
-            raise ValueError(f"{path}: columns {', '.join(row)}: wanted {wanted}")
-        cells = _checked(_authors_cells if theirs else _own_cells, path, at, row)
-        model = row["model_name"] if theirs else row["variant"]
-        name = variant_name(model) if authors else Path(model).name
-        found += [(name, {"kind": "measure", **cell, "reason": path.name}) for cell in cells]
-    return found
-
-
-def _authors_cells(row: dict[str, str]) -> list[Row]:
-    """Steps done = speed · time / batch. A cache of 2,000 tokens was handed in, so the context is 2,000 + steps."""
-    batch, speed, seconds = _whole(row, "batch_size"), _number(row, "inference_speed"), _number(row, "inference_time")
-    common = {"batch": batch, "context": 2000 + round(speed * seconds / batch)}
-    scores = {
-        "cache_bytes": _number(row, "kv_cache_mem") * 2**20,
-        "memory_bytes": _number(row, "memory_usage") * 2**20,
-        "tokens_per_second": speed,
-    }
-    return [{**common, "metric": metric, "value": value} for metric, value in scores.items()]
-
-
-def _own_cells(row: dict[str, str]) -> list[Row]:
-    context = _whole(row, "context") if row.get("context") else None
-    cell = {"batch": _whole(row, "batch"), "context": context, "metric": row["metric"], "value": _number(row, "value")}
-    return [cell]
-
-
-def _number(row: dict[str, str], name: str) -> float:
-    try:
-        return float(row[name])
-    except ValueError:
-        raise ValueError(f"{name} = {row[name]}: is no number") from None
-
-
-def _whole(row: dict[str, str], name: str) -> int:
-    if not (number := _number(row, name)).is_integer():
-        raise ValueError(f"{name} = {row[name]}: is no whole number")
-    return int(number)
-
-
-def _read_csv(path: Path, wanted: set[str] | None) -> Iterable[tuple[int, dict[str, str]]]:
-    """Lines by number. Raises ValueError where a wanted column is not there."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if lacking := sorted((wanted or set()) - set(reader.fieldnames or ())):
-            raise ValueError(f"{path}: has no column {lacking[0]}")
-        yield from ((reader.line_num, {key: value or "" for key, value in row.items()}) for row in reader)
-
-
-def _checked(reader: Any, path: Path, line: int, row: dict[str, str]) -> Any:
-    try:
-        return reader(row)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {line}: {error}") from None
+def _skipped(files: dict[str, str]) -> Iterable[str]:
+    """Files by the reason why they were not read."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for file, why in files.items():
+        by_reason[why].append(file)
+    for why, there in by_reason.items():
+        yield f"skipped {', '.join(there)}{', ' if why.startswith('line ') else ': '}{why}"

@@ -7,6 +7,7 @@ The CSV files keep the printed digits in the printed unit; `layouts.csv` has (L,
 from __future__ import annotations
 
 import csv
+import re
 from importlib.resources import files
 
 import pandas as pd
@@ -64,13 +65,21 @@ def layout_rows(name: str) -> dict[str, Row]:
 
 
 def identity(row: dict[str, str]) -> Row:
-    """Identity columns of a line of a file of layouts; what it leaves empty is not known."""
+    """Identity columns of a line of a file of layouts; what it leaves empty is not known. Raises ValueError."""
     told = {key: value or None for key, value in row.items()}
     texts = {key: told.get(key) for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
-    numbers = {key: int(told.get(key) or 0) or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")}
-    heads = sum(map(int, (texts["kv_heads"] or "").split()))
+    numbers = {
+        key: _count(key, told.get(key) or "0") or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")
+    }
+    heads = sum(_count("kv_heads", head) for head in (texts["kv_heads"] or "").split())
     shared = " " not in (texts["kv_heads"] or "")
     return {**texts, **numbers, "budget": (heads * (numbers["kv_layers"] or 0) if shared else heads) or None}
+
+
+def _count(column: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ValueError(f"{column} = {text}: is no whole number")
+    return int(text)
 
 
 def _cell(row: dict[str, str]) -> Row:

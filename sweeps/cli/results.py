@@ -161,10 +161,14 @@ def import_results(options: argparse.Namespace) -> int:
     name = options.name or options.directory.resolve().name
     accuracy = [_pair(word) for word in options.accuracy] if options.accuracy else None
     with one_line():
-        found = importer.import_results(options.directory, name, accuracy)
-    Store.open(options.store).save_import(name, frame.write_csv(found))
-    variants = found["variant"].nunique()
-    print(f"{name}: {len(found)} results of {variants} variants; `mlkv table {name}` shows them")
+        found = importer.read_directory(options.directory, name, accuracy)
+    Store.open(options.store).save_import(name, frame.write_csv(found.table))
+    values, variants = found.table["value"].notna().sum(), found.table["variant"].nunique()
+    print(f"{name}: {values} results of {variants} variants; `mlkv table {name}` shows them")
+    if found.averaged:
+        print(f"mean of {len(found.averaged)}: {', '.join(found.averaged)}")
+    for note in found.notes:
+        print(note)
     return OK
 
 

