@@ -52,11 +52,13 @@ class Source:
 def load(store: Store, name: str, number: int | None = None) -> Source:
     """What `name` stands for; `number` is a plan of a sweep (default: its latest). A published set needs no store.
 
-    Raises StoreError for a name that is nowhere, listing those there are.
+    Raises StoreError for a name that is nowhere, listing those there are, and for one that two things have.
     """
     if name.startswith(PUBLISHED):
         return published_source(name)
     if name in store.import_names():
+        if name in store.sweep_names():
+            raise StoreError(f"{name}: is a sweep and an import; give {store.imported(name)} another name")
         return Source(name, frame.read_csv(store.imported(name)))
     if name not in store.sweep_names():
         raise StoreError(f"{name}: {_known(store)}")

@@ -130,7 +130,10 @@ class Store:
         return sorted(int(path.parent.name) for path in paths if path.parent.name.isdigit())
 
     def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
-        """A new numbered plan of a sweep, or the latest one where nothing in it changed."""
+        """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError for the name
+        of an import."""
+        if name in self.import_names():
+            raise StoreError(f"name = {name}: is that of imported results ({self.imported(name)}); choose another")
         if name in self.sweep_names() and self._is_same(latest := self.sweep(name), plan, variants):
             return latest
         number = max(self._numbers(name), default=0) + 1

@@ -201,6 +201,23 @@ def test_an_import_has_a_name_of_its_own(name: str, told: str, tmp_path: Path) -
         store.save_import(name, "")
 
 
+def test_a_sweep_does_not_take_the_name_of_an_import(tmp_path: Path) -> None:
+    """Its tables would be those of the import."""
+    store = Store.open(tmp_path)
+    store.save_import("theirs", frame.write_csv(frame.make([])))
+    with pytest.raises(StoreError, match="name = theirs: is that of imported results"):
+        store.save_sweep("theirs", {"steps": {}}, [], [])
+
+
+def test_a_name_that_two_things_have_shows_neither(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.save_sweep("theirs", {"steps": {}}, [], [])
+    store.imported("theirs").parent.mkdir()
+    store.imported("theirs").write_text(frame.write_csv(frame.make([])))
+    with pytest.raises(StoreError, match="theirs: is a sweep and an import"):
+        load(store, "theirs")
+
+
 def test_a_name_that_is_nowhere_lists_those_there_are(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     store.save_import("theirs", frame.write_csv(frame.make([])))
