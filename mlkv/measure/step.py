@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
+import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 import torch
@@ -49,13 +52,28 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
     for done, (batch, context) in enumerate(cells, start=1):
         if ctx.should_stop():
             raise Interrupted(f"stopped after {done - 1} of {len(cells)} cells; a measurement is made in one go")
-        values = bench.measure(batch, context)
+        found = bench.measure(batch, context)
+        values = {name: each.value for name, each in found.items()}
         ctx.log({"step": done, "steps": len(cells), "batch": batch, "context": context, **values})
         metrics += [
-            {"metric": name, "value": value, "stderr": None, "n": None, "batch": batch, "context": context}
-            for name, value in values.items()
+            {"metric": name, **asdict(each), "batch": batch, "context": context} for name, each in found.items()
         ]
     return {"metrics": metrics, "facts": bench.facts()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a cell. A time or speed has the number `n` of runs it was made of and the standard error that their
+    spread gives it, s/√n; of a single run nobody knows it."""
+
+    value: float | None
+    stderr: float | None = None
+    n: int | None = None
+
+    @classmethod
+    def of_runs(cls, value: float, runs: Sequence[float]) -> Measured:
+        """`runs` are what each run by itself came to."""
+        return cls(value, stdev(runs) / math.sqrt(len(runs)) if len(runs) > 1 else None, len(runs))
 
 
 @dataclass
@@ -66,8 +84,8 @@ class Bench:
     device: torch.device
     _model: MLKVForCausalLM | None = None
 
-    def measure(self, batch: int, context: int) -> dict[str, float | None]:
-        """The cell's metrics, or `{"oom": 1.0}`."""
+    def measure(self, batch: int, context: int) -> dict[str, Measured]:
+        """The cell's metrics, or `oom` alone."""
         try:
             return self._measure(batch, context)
         except (RuntimeError, MemoryError) as error:
@@ -76,9 +94,9 @@ class Bench:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"oom": 1.0}
+        return {"oom": Measured(1.0)}
 
-    def _measure(self, batch: int, context: int) -> dict[str, float | None]:
+    def _measure(self, batch: int, context: int) -> dict[str, Measured]:
         self._refuse_what_cannot_fit(batch, context)
         kind = Run if self.recipe.protocol == "prefill" else FilledRun
         if self._model is None:
@@ -90,14 +108,15 @@ class Bench:
             decoding.go()
         prefills = [decoding.prefill for decoding in runs if decoding.prefill is not None]
         step = median(seconds for decoding in runs for seconds in decoding.steps)
+        steps = [median(decoding.steps) for decoding in runs]
         cache_bytes = runs[0].cache_bytes
         return {
-            "cache_bytes": float(cache_bytes),
-            "cache_bytes_per_token": cache_bytes / (batch * (context + self.recipe.new_tokens)),
-            "peak_bytes": peak.grown(),
-            **({"prefill_seconds": median(prefills)} if prefills else {}),
-            "step_seconds": step,
-            "tokens_per_second": batch / step,
+            "cache_bytes": Measured(float(cache_bytes)),
+            "cache_bytes_per_token": Measured(cache_bytes / (batch * (context + self.recipe.new_tokens))),
+            "peak_bytes": Measured(peak.grown()),
+            **({"prefill_seconds": Measured.of_runs(median(prefills), prefills)} if prefills else {}),
+            "step_seconds": Measured.of_runs(step, steps),
+            "tokens_per_second": Measured.of_runs(batch / step, [batch / seconds for seconds in steps]),
         }
 
     def _refuse_what_cannot_fit(self, batch: int, context: int) -> None:
@@ -117,6 +136,7 @@ class Bench:
         return {
             "parameters": sum(p.numel() for p in self._model.parameters()) if self._model else None,
             "device": torch.cuda.get_device_name() if cuda else "cpu",
+            **({} if cuda else {"processor": processor()}),
             "dtype": self.recipe.dtype,
             "threads": self.recipe.threads,
         }
@@ -195,6 +215,16 @@ class Peak:
             return None
         peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
         return float(max(0, (peak or 0) - self.before))
+
+
+def processor() -> str:
+    """The model of this machine's processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _return_free_memory() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,39 @@ def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged():
     result = go(make("even", 12, 12, 1, 1), shape, **published)
     [kept] = [row["value"] for row in result["metrics"] if row["metric"] == "cache_bytes"]
     assert kept / 2**20 == 7.99609375
+
+
+@pytest.mark.parametrize("protocol", ["prefill", "filled"])
+def test_times_and_speeds_have_the_spread_of_their_repeats(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([[9.0], [1.0, 1.0, 7.0], [2.0, 2.0, 2.0], [4.0, 3.0, 4.0]])  # the first is the warm-up
+    real = measure.Run.go
+
+    def go_in(self: measure.Run) -> None:
+        real(self)
+        self.steps = next(runs)
+
+    monkeypatch.setattr(measure.Run, "go", go_in)
+    result = go(LAYOUTS[0], batch_sizes=(2,), contexts=(8,), protocol=protocol, repeats=3)
+    found = {row["metric"]: row for row in result["metrics"]}
+    speeds = [2 / 1.0, 2 / 2.0, 2 / 4.0]
+    assert found["step_seconds"]["value"] == 2.0  # the median of all steps, as ever
+    assert found["step_seconds"]["stderr"] == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]) / 3**0.5)
+    assert found["tokens_per_second"]["value"] == 1.0
+    assert found["tokens_per_second"]["stderr"] == pytest.approx(statistics.stdev(speeds) / 3**0.5)
+    assert (found["tokens_per_second"]["n"], found["step_seconds"]["n"]) == (3, 3)
+    assert all(found[name]["stderr"] is None and found[name]["n"] is None for name in ("cache_bytes", "peak_bytes"))
+
+
+def test_a_single_run_has_no_error():
+    result = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1)
+    found = {row["metric"]: (row["stderr"], row["n"]) for row in result["metrics"]}
+    assert found["tokens_per_second"] == found["step_seconds"] == found["prefill_seconds"] == (None, 1)
+
+
+def test_the_processor_is_recorded_by_its_model():
+    facts = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1)["facts"]
+    assert facts["device"] == "cpu"
+    assert facts["processor"] == measure.processor() != ""
 
 
 def test_a_larger_cache_is_a_higher_peak():
