@@ -48,11 +48,13 @@ COLUMNS = {
     "wall_seconds": "Float64",
     "device_seconds": "Float64",
     "peak_memory_bytes": "Int64",
+    "machine": "string",
 }
 """Columns and dtypes, the same when the table is empty. `replicate_of` is what several seeds of one layout are called
 together; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner
-(`12 12 6`), one where all agree. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its
-accuracy."""
+(`12 12 6`), one where all agree. `n` counts the samples behind a score, or the repeats behind a measurement, whose
+`machine` is that of data/machine.py. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of
+its accuracy."""
 
 IDENTITY = (
     "variant",

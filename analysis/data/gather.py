@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
+from analysis.data.machine import machine_of
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
 
@@ -164,6 +165,8 @@ def _step_cells(steps: PlannedSteps, step_id: str, kind: str, task: str | None, 
     common |= {
         name: (record or {}).get(name) for name in ("code", "wall_seconds", "device_seconds", "peak_memory_bytes")
     }
+    if kind == "measure" and record:
+        common["machine"] = machine_of(record)
     measured = [_of_member(cell, task) for cell in record["metrics"]] if record else []
     for cell in measured:
         yield {**common, **cell, "reason": cell.get("reason") or _no_value(cell)}

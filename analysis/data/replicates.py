@@ -12,18 +12,26 @@ from analysis.data.frame import Row
 
 SEEDS = ("base.seed", "convert.seed", "uptrain.seed")
 """Variants that differ in nothing but these are repetitions of one another."""
+URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
+"""States of what is not finished, the worst first."""
 _IN_LABEL = re.compile(rf" (?:{'|'.join(map(re.escape, SEEDS))})=\S+")
 
 Members = Mapping[str, Sequence[Row]]
 
 
 def groups(variants: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Variants of a plan that are repetitions → what their row is called: the label they share without the seed."""
+    """Variants of a plan that are repetitions → what their row is called: the label they share without the seed.
+
+    Each has seeds of its own: variants that differ in nothing that is known here are not taken for repetitions.
+    """
     alike: dict[str, list[str]] = defaultdict(list)
+    seeds: dict[str, set[str]] = defaultdict(set)
     for variant in variants:
         swept = {k: v for k, v in variant["overrides"].items() if k not in SEEDS and not k.startswith("layout")}
-        alike[repr((variant["baseline"], variant["layout"], sorted(swept.items())))].append(variant["variant"])
-    repeated = [members for members in alike.values() if len(members) > 1]
+        key = repr((variant["baseline"], variant["layout"], sorted(swept.items())))
+        alike[key].append(variant["variant"])
+        seeds[key].add(repr([variant["overrides"].get(name) for name in SEEDS]))
+    repeated = [members for key, members in alike.items() if len(members) == len(seeds[key]) > 1]
     names = [_IN_LABEL.sub("", members[0]) for members in repeated]
     taken = Counter(names) + Counter(variant["variant"] for variant in variants)
     return {
@@ -36,14 +44,16 @@ def groups(variants: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def merge(rows: Iterable[Row], scores: Sequence[str]) -> tuple[list[Row], Members]:
     """A row for every layout, in the order of their first seeds, and the variants' rows behind each.
 
-    Of `scores` it has the mean over the seeds that have one, with the standard error of that mean (s/√n); costs are
-    summed, and the state is that of the seed that is worst off.
+    Of `scores` it has the mean over the seeds that have one, with the standard error of that mean (s/√n; where all
+    agree to the last digit they tell of no spread, and the error is that of one). The costs of their steps are summed,
+    and the state is that of the seed that is worst off.
     """
-    members: dict[str, list[Row]] = {}
+    together: dict[str, list[Row]] = {}
     for row in rows:
-        members.setdefault(row["replicate_of"] or row["variant"], []).append(row)
-    called = {row["variant"]: label for label, seeds in members.items() for row in seeds}
-    merged = [_row(label, seeds, scores) for label, seeds in members.items()]
+        together.setdefault(row["replicate_of"] or row["variant"], []).append(row)
+    merged = [_row(label, seeds, scores) for label, seeds in together.items()]
+    members = {row["variant"]: seeds for row, seeds in zip(merged, together.values(), strict=True)}
+    called = {seed["variant"]: label for label, seeds in members.items() for seed in seeds}
     for row in merged:
         row |= {baseline: called.get(row[baseline], row[baseline]) for baseline in ("untouched", "mha")}
     return merged, members
@@ -59,11 +69,27 @@ def _row(label: str, seeds: list[Row], scores: Sequence[str]) -> Row:
         row |= _score(name, seeds)
     unfinished = [seed for seed in seeds if seed["reason"] is not None]
     if unfinished:
-        row |= {"state": unfinished[0]["state"], "reason": unfinished[0]["reason"]}
-    for cost in ("wall_seconds", "device_seconds"):
-        known = [seed[cost] for seed in seeds if seed[cost] is not None]
-        row[cost] = math.fsum(known) if known else None
+        worst = min(unfinished, key=lambda seed: URGENCY.index(seed["state"]))
+        row |= {"state": worst["state"], "reason": worst["reason"]}
+    row |= next((_measured(seed) for seed in seeds if seed["tokens_per_second"] is not None), {})
+    row |= spent({step: cost for seed in seeds for step, cost in seed["costs"].items()})
     return row | {"peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in seeds), default=0) or None}
+
+
+def spent(costs: Mapping[str, Row]) -> Row:
+    """Seconds of steps, each counted once."""
+    found: Row = {}
+    for name in ("wall_seconds", "device_seconds"):
+        known = [cost[name] for cost in costs.values() if cost[name] is not None]
+        found[name] = math.fsum(known) if known else None
+    return found
+
+
+def _measured(seed: Row) -> Row:
+    """Seeds of one layout share one measurement."""
+    return {
+        name: value for name, value in seed.items() if name.startswith(("measured_", "tokens_per_second", "machine"))
+    }
 
 
 def _score(name: str, seeds: list[Row]) -> Row:
@@ -71,10 +97,16 @@ def _score(name: str, seeds: list[Row]) -> Row:
     found = [seed for seed in seeds if seed[name] is not None]
     if not found:
         return {}
-    if len(found) == 1:
-        return {end: found[0][end] for end in (name, f"{name}_stderr", f"{name}_missing")}
-    mean, error = _mean([seed[name] for seed in found])
-    return {name: mean, f"{name}_stderr": error, f"{name}_missing": None}
+    values = [seed[name] for seed in found]
+    mean, error = _mean(values) if len(found) > 1 else (values[0], None)
+    if not differ(values):
+        error = max((seed[f"{name}_stderr"] for seed in found if seed[f"{name}_stderr"] is not None), default=None)
+    return {name: mean, f"{name}_stderr": error, f"{name}_missing": None, f"{name}_seeds": len(found)}
+
+
+def differ(values: Sequence[float]) -> bool:
+    """Whether seeds tell of a spread: by more than the rounding of their last digits."""
+    return not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,9 +52,3 @@ def read(path: Path) -> Outcomes | None:
     except FileNotFoundError:
         return None
     return Outcomes(*(np.ascontiguousarray(rows[name]) for name in ("unit", "part", "weight")))
-
-
-def stacked(found: Iterable[Outcomes]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Parts and weights `[V, N]` of scores over the same samples."""
-    each = list(found)
-    return np.stack([one.parts for one in each]), np.stack([one.weights for one in each])

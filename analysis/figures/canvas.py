@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -48,6 +49,8 @@ STYLE: Any = {
 }
 _LINE_HEIGHT = 7.5
 """Points from one name to the next in a column of names."""
+_LETTERS, _MOST_PARTS = 84, 8
+"""Of a remark: letters in a line, and the most items in a list."""
 _LONGEST = 30
 """Letters of a name; longer ones would leave no room for the figure."""
 
@@ -92,6 +95,12 @@ def _figure(height: float) -> Figure:
 def note(axes: Axes, text: str) -> None:
     """A quiet remark under the axes, as part of the figure."""
     axes.figure.supxlabel(text, fontsize=SMALLEST, color=QUIET, fontstyle="italic")
+
+
+def wrapped(parts: Sequence[str]) -> list[str]:
+    """Lines of a remark that are no wider than the figure; of very many parts, the first."""
+    shown = [*parts[:_MOST_PARTS], *(["…"] if len(parts) > _MOST_PARTS else [])]
+    return textwrap.wrap("   ".join(shown), _LETTERS, break_long_words=True) if shown else []
 
 
 def short(name: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from analysis.data import frame
+from analysis.data import frame, machine
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric, metric
 from analysis.statistics import pareto
-from analysis.statistics.bootstrap import front_probabilities
-from analysis.statistics.results import Shown, other_scores, shown_scores
+from analysis.statistics.compare import front_chances
+from analysis.statistics.estimate import Estimate
+from analysis.statistics.estimates import Estimates, of_speed
+from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
 
 SURE = 0.95
 """A point is drawn as one of the front from this probability on, and as none of it from one minus this on."""
@@ -31,6 +33,14 @@ class Cost:
         """The cost as a number that is better when lower, in octaves."""
         return -math.log2(x) if self.higher_is_better else math.log2(x)
 
+    def estimate(self, row: Row) -> Estimate:
+        """The same with its error: bytes are counted, speeds are measured."""
+        return of_speed(row) if self is SPEED else Estimate(self.charged(row[self.column]), 0.0)
+
+    def machine(self, row: Row) -> str | None:
+        """Only rows of one are compared. Bytes are the same everywhere."""
+        return str(row["machine"] or machine.UNKNOWN) if self is SPEED else None
+
 
 MEMORY = Cost("kv_bytes_per_token", "KV cache, bytes per token", "no KV bytes")
 SPEED = Cost("tokens_per_second", "fastest decode, tokens per second", "no decode speed", higher_is_better=True)
@@ -39,7 +49,8 @@ SPEED = Cost("tokens_per_second", "fastest decode, tokens per second", "no decod
 @dataclass(frozen=True)
 class Point:
     """`x` is the cost; `y` and `stderr` are the recorded score in the metric's printed unit. `chance` is the
-    probability of being on the front, None where no point has a standard error to tell it from."""
+    probability of being on the front, None where some point's error is not known. A `machine` is told where several
+    are: the point is on the front of those, and dominated by those, that were measured on the same."""
 
     variant: str
     family: str | None
@@ -50,6 +61,8 @@ class Point:
     on_front: bool
     dominated_by: str | None
     chance: float | None = None
+    machine: str | None = None
+    x_stderr: float | None = None
 
     @property
     def standing(self) -> str:
@@ -74,10 +87,24 @@ class Cloud:
     paired: bool = False
     """Whether chances come from comparing variants on the same samples, more sharply than standard errors tell."""
 
+    machines: dict[str | None, str] = field(default_factory=dict)
+    """Letters of the machines that speeds were measured on, where they are several."""
+
     @property
     def front(self) -> list[Point]:
         """Front points, cheapest first; equal ones together."""
         return sorted((p for p in self.points if p.on_front), key=lambda p: (self.cost.charged(p.x), p.y))
+
+    @property
+    def fronts(self) -> list[list[Point]]:
+        """The front of each machine."""
+        front = self.front
+        return [[p for p in front if p.machine == each] for each in dict.fromkeys(p.machine for p in front)]
+
+    def name(self, point: Point) -> str:
+        """A point's name, marked with its machine where there are several."""
+        mark = self.machines.get(point.machine)
+        return f"{point.variant} ({mark})" if mark else point.variant
 
     @property
     def contenders(self) -> list[Point]:
@@ -124,8 +151,10 @@ def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
 
 def cloud(pivot: pd.DataFrame, score: Shown, cost: Cost = MEMORY) -> Cloud:
     """The cloud of one score. Raises ValueError for an unknown direction."""
-    judged = _is_judged(score, cost) and pivot.attrs.get("judged", {}).get("paired", False)
-    return replace(_cloud(frame.records(pivot), score, cost), paired=judged)
+    rows, estimates = frame.records(pivot), estimates_of(pivot)
+    judged = pivot.attrs.get("judged", {})
+    paired = judged.get("paired", False) if score.column == "quality" else estimates.is_paired(rows, score.column)
+    return replace(_cloud(rows, score, cost, estimates), paired=paired)
 
 
 def accuracy_score(pivot: pd.DataFrame) -> Shown | None:
@@ -147,41 +176,35 @@ def _falls(score: Shown) -> bool:
     return known is not None and not known.higher_is_better
 
 
-def _cloud(rows: list[Row], score: Shown, cost: Cost) -> Cloud:
+def _cloud(rows: list[Row], score: Shown, cost: Cost, estimates: Estimates) -> Cloud:
     scored, column = metric(score.metric), score.column
     drawn = [row for row in rows if row[column] is not None and row[cost.column]]
     contenders = [row for row in drawn if row["baseline"] != "untouched"]
-    costs = [cost.charged(row[cost.column]) for row in contenders]
-    scores = [row[column] for row in contenders]
-    on_front = pareto.front(costs, scores, higher_is_better=scored.higher_is_better)
-    chances = _chances(contenders, score, cost, scored.higher_is_better)
-    leaders = pareto.dominated_by(costs, scores, higher_is_better=scored.higher_is_better)
-    standing = {
-        row["variant"]: (on, None if leader is None else contenders[leader]["variant"], chance)
-        for row, on, leader, chance in zip(contenders, on_front, leaders, chances, strict=True)
-    }
+    standing: dict[str, _Standing] = {}
+    for each in dict.fromkeys(map(cost.machine, contenders)):
+        alike = [row for row in contenders if cost.machine(row) == each]
+        standing |= _standings(alike, column, scored, cost, estimates)
     points = [_point(row, column, scored, cost, *standing.get(row["variant"], (False, None, None))) for row in drawn]
     there = {row["variant"] for row in drawn}
     missing = {r["variant"]: r[f"{column}_missing"] or cost.missing for r in rows if r["variant"] not in there}
-    return Cloud(column, score.label, scored, points, missing, score.metric, cost)
+    marks = machine.marks([{"machine": cost.machine(row)} for row in drawn])
+    return Cloud(column, score.label, scored, points, missing, score.metric, cost, machines=marks)
 
 
-def _chances(contenders: list[Row], score: Shown, cost: Cost, higher_is_better: bool) -> list[float | None]:
-    """The probabilities of being on the front: of the main axis against memory those of the pivot, which compare on the
-    same samples; of others by the standard errors, as independent. None where there are none."""
-    stderrs = [row[f"{score.column}_stderr"] for row in contenders]
-    if not any(stderrs):
-        return [None] * len(contenders)
-    if _is_judged(score, cost):
-        return [row["front_probability"] for row in contenders]
-    costs = [cost.charged(row[cost.column]) for row in contenders]
-    scores = [row[score.column] for row in contenders]
-    return list(front_probabilities(costs, scores, stderrs, higher_is_better=higher_is_better))
+_Standing = tuple[bool, str | None, float | None]
+"""Whether a row is on the front, who dominates it, and its chance to be on the front."""
 
 
-def _is_judged(score: Shown, cost: Cost) -> bool:
-    """Whether the pivot's own chances are of this score against this cost."""
-    return score.column == "quality" and cost is MEMORY
+def _standings(rows: list[Row], column: str, scored: Metric, cost: Cost, estimates: Estimates) -> dict[str, _Standing]:
+    """Of rows that may be compared with one another."""
+    costs, scores = [cost.charged(row[cost.column]) for row in rows], [row[column] for row in rows]
+    better = scored.higher_is_better
+    found = [estimates.of(row, column) or Estimate(row[column]) for row in rows]
+    chances = front_chances([cost.estimate(row) for row in rows], found, scored)
+    leaders = pareto.dominated_by(costs, scores, higher_is_better=better)
+    named = [None if leader is None else str(rows[leader]["variant"]) for leader in leaders]
+    fronts = pareto.front(costs, scores, higher_is_better=better)
+    return {row["variant"]: each for row, each in zip(rows, zip(fronts, named, chances, strict=True), strict=True)}
 
 
 def _point(
@@ -204,4 +227,6 @@ def _point(
         on_front=on_front,
         dominated_by=dominated_by,
         chance=chance,
+        machine=cost.machine(row),
+        x_stderr=row["tokens_per_second_stderr"] if cost is SPEED else None,
     )

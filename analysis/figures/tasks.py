@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,10 @@ from analysis.data.metrics import METRICS
 from analysis.figures.canvas import QUIET, SMALLEST, WIDTH, evenly, new_panels, note, short, styled
 from analysis.figures.style import look
 from analysis.figures.ticks import nice_ticks
-from analysis.statistics.results import Shown, shown_scores
+from analysis.statistics.compare import corrected_p
+from analysis.statistics.estimate import ALPHA, Difference, difference
+from analysis.statistics.estimates import Estimates
+from analysis.statistics.results import Shown, estimates_of, shown_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,31 +22,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TASKS, ACROSS = 12, 4
+OWN = "each one's own baseline"
 _LETTER, _LEAST_WIDTH = 3.7, 46.0
 """Points: a letter of a name or title, and the narrowest panel whose marks stay apart."""
-Z = 1.96
-"""A bar is full where the difference is this many standard errors from zero."""
 _ROW, _PANEL, _TALLEST = 0.13, 0.52, 8.5
 """Inches of a bar, of what stands above and below a panel's bars, and of the whole."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A variant's difference from its baseline in printed units; `error` is its standard error, None if not known."""
+    """A variant's difference from its baseline in printed units; `error` is its standard error, None if not known. `p`
+    is that of there being no difference, corrected for all bars of the panel."""
 
     variant: str
     family: str | None
     difference: float | None
     error: float | None
+    p: float | None = None
 
     @property
     def beyond_noise(self) -> bool:
-        return self.difference is not None and self.error is not None and abs(self.difference) > Z * self.error
+        return self.p is not None and self.p <= ALPHA
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A task with the score and the name of its baseline, to which its bars are relative."""
+    """A task with the score and the name of the baseline to which its bars are relative; where variants have several,
+    the range of their scores, and `OWN`."""
 
     title: str
     baseline: str
@@ -65,7 +69,8 @@ def panels(pivot: pd.DataFrame) -> list[Panel]:
         name = "largest"
         largest = max(rows, key=lambda row: row["kv_bytes_per_token"])
         rows = [{**row, name: largest["variant"], "baseline": name if row is largest else None} for row in rows]
-    found = [_panel(rows, score, name) for score in _task_scores(pivot)[:MOST_TASKS] if name]
+    estimates = estimates_of(pivot)
+    found = [_panel(rows, score, name, estimates) for score in _task_scores(pivot)[:MOST_TASKS] if name]
     return [panel for panel in found if panel and any(bar.difference is not None for bar in panel.bars)]
 
 
@@ -76,33 +81,49 @@ def _task_scores(pivot: pd.DataFrame) -> list[Shown]:
     return [*lead, *parts]
 
 
-def _panel(rows: list[Row], score: Shown, baseline: str) -> Panel | None:
+def _panel(rows: list[Row], score: Shown, baseline: str, estimates: Estimates) -> Panel | None:
+    """Errors and p-values are those of the tables: of the same samples where they were kept."""
     by_name = {row["variant"]: row for row in rows}
     base = next((row for row in rows if row["baseline"] == baseline and row[score.column] is not None), None)
     if base is None:
         return None
-    metric = METRICS[score.metric]
     contenders = [row for row in rows if row["baseline"] is None]
     own = [by_name.get(row[baseline] or base["variant"], base) for row in contenders]
-    bars = [_bar(row, base, score, metric.scale, baseline) for row, base in zip(contenders, own, strict=True)]
-    return Panel(score.label, metric.text(base[score.column]), base["variant"], bars)
+    found = [_difference(row, base, score.column, estimates) for row, base in zip(contenders, own, strict=True)]
+    p = _p_values(contenders, f"{score.column}_vs_{baseline}_p", found)
+    scale = METRICS[score.metric].scale
+    bars = [_bar(row, each, chance, scale) for row, each, chance in zip(contenders, found, p, strict=True)]
+    used = list({row["variant"]: row for row in own}.values()) or [base]
+    return Panel(score.label, _range(used, score), _named(used), bars)
 
 
-def _bar(row: Row, base: Row, score: Shown, scale: float, baseline: str) -> Bar:
-    ours, theirs = row[score.column], base[score.column]
-    if ours is None or theirs is None:
+def _difference(row: Row, base: Row, column: str, estimates: Estimates) -> Difference | None:
+    ours, theirs = estimates.of(row, column), estimates.of(base, column)
+    return None if ours is None or theirs is None else difference(ours, theirs)
+
+
+def _p_values(rows: list[Row], column: str, found: list[Difference | None]) -> list[float | None]:
+    """Those of the table, which has them of the main axis; else corrected in the same way."""
+    if rows and column in rows[0]:
+        return [row[column] for row in rows]
+    return corrected_p([None if each is None else each.p for each in found])
+
+
+def _bar(row: Row, found: Difference | None, p: float | None, scale: float) -> Bar:
+    if found is None:
         return Bar(row["variant"], row["family"], None, None)
-    error = _error(row, base, score.column, baseline)
-    return Bar(row["variant"], row["family"], (ours - theirs) * scale, None if error is None else error * scale)
+    error = None if found.error is None else found.error * scale
+    return Bar(row["variant"], row["family"], found.value * scale, error, p)
 
 
-def _error(row: Row, base: Row, column: str, baseline: str) -> float | None:
-    """Standard error of the difference: from its interval on the same samples where the pivot has one, else as of
-    independent scores."""
-    if (low := row.get(f"{column}_vs_{baseline}_low")) is not None:
-        return float(row[f"{column}_vs_{baseline}_high"] - low) / (2 * Z)
-    own, other = row[f"{column}_stderr"], base[f"{column}_stderr"]
-    return None if own is None or other is None else math.hypot(own, other)
+def _range(baselines: list[Row], score: Shown) -> str:
+    """The baseline's score; of several, from the lowest to the highest."""
+    metric, values = METRICS[score.metric], [row[score.column] for row in baselines if row[score.column] is not None]
+    return " to ".join(dict.fromkeys(metric.text(value) for value in (min(values), max(values))))
+
+
+def _named(baselines: list[Row]) -> str:
+    return str(baselines[0]["variant"]) if len(baselines) == 1 else OWN
 
 
 @styled
@@ -123,7 +144,9 @@ def tasks_figure(pivot: pd.DataFrame) -> Figure | None:
         else:
             place.set_visible(False)
     some = f"\n{count} of {whole} variants" if count < whole else ""
-    note(axes[0], f"difference from {short(drawn[0].name)} (its score above); full bars: beyond 95 % noise{some}")
+    above = "scores" if drawn[0].name == OWN else "its score"
+    told = f"difference from {short(drawn[0].name)} ({above} above); full bars: beyond noise, p ≤ {ALPHA:.2g}"
+    note(axes[0], f"{told}{some}")
     return figure
 
 

@@ -1,30 +1,23 @@
-"""How sure a comparison is. Pure numpy: numbers in, numbers out, the same for the same input in whatever order.
+"""Draws, for what has no formula: the chance to be on the front, and the interval of the hypervolume.
 
-A score's uncertainty is a column of draws: `[R, V]`, R imagined repetitions for each of V variants. Variants scored on
-the same samples share the resampled samples in every row, so that the difference of two columns is a paired comparison.
-Legend: `R` repetitions, `V` variants, `N` samples.
+A row's draws are a column `[R, V]`: R imagined repetitions for each of V rows. Rows scored on the same samples share
+the resampled samples in every repetition. What is drawn depends on the numbers alone: neither on names nor on order.
+Legend: `R` repetitions, `V` rows, `N` samples.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from analysis.statistics.estimate import ALPHA, REPETITIONS, Estimate, Floats
 
-REPETITIONS = 1000
-LEVEL = 0.95
-"""Of every interval."""
-ALPHA = 1 - LEVEL
-"""A difference whose p is above it is within noise."""
-_ROUNDING = 1e-12
-"""A spread below it is that of floating-point numbers: the difference is the same in every repetition."""
+Bools = NDArray[np.bool_]
 _CHUNK = 2_000_000
 """Resampled counts that are in memory at a time."""
 
@@ -35,34 +28,58 @@ def seed_of(*words: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big"))
 
 
-def bootstrap(parts: ArrayLike, weights: ArrayLike, *words: object, repetitions: int = REPETITIONS) -> Floats:
-    """Draws `[R, V]` of Σ parts / Σ weights, both `[V, N]`, over samples drawn with replacement, alike for all.
+def resampled(influence: ArrayLike, *words: object, repetitions: int = REPETITIONS) -> Floats:
+    """`[R, V]`: how far values move that each sample moves by `influence` `[V, N]`, over samples drawn with
+    replacement, alike for all.
 
     `words` name the samples: equal words draw equally. Raises ValueError where there is no sample.
     """
-    parts_VN, weights_VN = np.atleast_2d(np.asarray(parts, float)), np.atleast_2d(np.asarray(weights, float))
-    n = parts_VN.shape[1]
+    influence_VN = np.atleast_2d(np.asarray(influence, float))
+    n = influence_VN.shape[1]
     if n == 0:
         raise ValueError("there are no samples to draw from")
     random, draws = seed_of("bootstrap", n, *words), []
-    shared = bool((weights_VN == weights_VN[:1]).all())
     rows = max(1, _CHUNK // n)
     for first in range(0, repetitions, rows):
         counts_RN = random.multinomial(n, np.full(n, 1 / n), size=min(rows, repetitions - first)).astype(float)
-        wholes = counts_RN @ (weights_VN[:1] if shared else weights_VN).T
-        draws.append(counts_RN @ parts_VN.T / wholes)
-    return np.concatenate(draws)
+        draws.append(counts_RN @ influence_VN.T)
+    return np.concatenate(draws) * math.sqrt(n / max(1, n - 1))
 
 
-def normal(value: float, stderr: float | None, *words: object, repetitions: int = REPETITIONS) -> Floats:
-    """Draws `[R]` around a score of which only the standard error is known; without one it counts as exact."""
-    noise = seed_of("normal", *words).standard_normal(repetitions)
-    return value + (stderr or 0.0) * noise
+def draws(estimates: Sequence[Estimate], *beside: Sequence[object], repetitions: int = REPETITIONS) -> Floats:
+    """`[R, V]` around the estimates: their samples drawn anew, and an error of their own from Student's t with their
+    own degrees of freedom.
+
+    `beside` is what else is known of each row, so that rows which differ in it draw apart. Rows that are equal in
+    everything are different variants, each with noise of its own.
+    """
+    contents = [estimate.content for estimate in estimates]
+    values_RV = np.tile([estimate.value for estimate in estimates], (repetitions, 1))
+    for samples in sorted({name for estimate in estimates for name in estimate.influence}):
+        # Equal outcomes are one column, lest rounding tell them apart.
+        first = {
+            content: e.influence[samples]
+            for content, e in zip(contents, estimates, strict=True)
+            if samples in e.influence
+        }
+        moved = dict(
+            zip(first, resampled(np.stack(list(first.values())), samples, repetitions=repetitions).T, strict=True)
+        )
+        for column, content in enumerate(contents):
+            if content in moved:
+                values_RV[:, column] += moved[content]
+    taken: Counter[tuple[object, ...]] = Counter()
+    for column, (estimate, row) in enumerate(zip(estimates, zip(contents, *beside, strict=True), strict=True)):
+        own = math.sqrt(max(0.0, (estimate.error or 0.0) ** 2 - estimate.overlap))
+        if own > 0:
+            values_RV[:, column] += own * _noise(estimate.freedom, repetitions, *row, taken[row])
+            taken[row] += 1
+    return values_RV
 
 
-def student(mean: float, stderr: float, freedom: int, *words: object, repetitions: int = REPETITIONS) -> Floats:
-    """Draws `[R]` around the mean of `freedom` + 1 repetitions whose spread is itself estimated."""
-    return mean + stderr * seed_of("student", *words).standard_t(freedom, repetitions)
+def _noise(freedom: float, repetitions: int, *words: object) -> Floats:
+    random = seed_of("noise", *words)
+    return random.standard_normal(repetitions) if math.isinf(freedom) else random.standard_t(freedom, repetitions)
 
 
 def interval(draws: Floats) -> tuple[Floats, Floats]:
@@ -71,45 +88,15 @@ def interval(draws: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
-def p_values(differences: Floats) -> Floats:
-    """Two-sided p of differences `[R, V]` being none, from their mean and spread taken as normal: unlike a count of
-    draws on the wrong side it can be small enough to survive a correction for many comparisons."""
-    means, spreads = np.atleast_1d(differences.mean(0)), np.atleast_1d(differences.std(0, ddof=1))
-    return np.array([_p_value(mean, spread) for mean, spread in zip(means, spreads, strict=True)])
-
-
-def _p_value(mean: float, spread: float) -> float:
-    if spread < _ROUNDING:
-        return 1.0 if abs(mean) < _ROUNDING else 0.0
-    return math.erfc(abs(mean) / spread / math.sqrt(2))
-
-
-def holm(p: ArrayLike) -> Floats:
-    """p-values `[V]` corrected for all being looked at (Holm 1979): those up to 0.05 hold together at 95 %."""
-    found = np.asarray(p, float)
-    order = np.argsort(found, kind="stable")
-    steps = found[order] * np.arange(len(found), 0, -1)
-    corrected = np.empty_like(found)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
-
-
-@cache
-def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """How many standard errors the middle `level` of Student's t reaches. Raises ValueError below one degree."""
-    from scipy.special import stdtrit
-
-    if freedom < 1:
-        raise ValueError(f"freedom = {freedom}: a spread takes two repetitions at least")
-    return float(stdtrit(freedom, (1 + level) / 2))
-
-
 # The front
 
 
 def on_front(costs: ArrayLike, draws: Floats, *, higher_is_better: bool = True) -> Bools:
-    """`[R, V]`: whether no variant dominates (analysis.pareto) this one, if scores were as in draws `[R, V]`."""
+    """`[R, V]`: whether no row dominates (pareto.py) this one, if scores were as in draws `[R, V]`. Costs are `[V]`, or
+    `[R, V]` where they are drawn too."""
     cost_V, score_RV = np.asarray(costs, float), draws if higher_is_better else -draws
+    if cost_V.ndim == 2:
+        return np.concatenate([on_front(cost, row[None]) for cost, row in zip(cost_V, score_RV, strict=True)])
     order = np.argsort(cost_V, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(cost_V[order]) > 0]))
     group_V = np.empty(len(order), int)
@@ -121,31 +108,34 @@ def on_front(costs: ArrayLike, draws: Floats, *, higher_is_better: bool = True) 
 
 
 def front_probabilities(
-    costs: Sequence[float], scores: Sequence[float], stderrs: Sequence[float | None], *, higher_is_better: bool = True
+    costs: Sequence[Estimate], scores: Sequence[Estimate], *, higher_is_better: bool = True
 ) -> list[float]:
-    """For each point, how probably it is on the front, its score's error being normal and independent of the others'.
+    """For each row, how probably it is on the front. Cost is better when lower.
 
-    Cost is better when lower. A score without a standard error counts as exact. Raises ValueError for unequal lengths.
+    An error that is not known counts as none. Raises ValueError for unequal lengths.
     """
-    points = list(zip(costs, scores, (stderr or 0.0 for stderr in stderrs), strict=True))
-    if not points:
+    if len(costs) != len(scores):
+        raise ValueError(f"cost has {len(costs)} points, quality {len(scores)}: they must pair up")
+    if not scores:
         return []
-    taken: dict[tuple[float, ...], int] = {}
-    draws = []
-    for point in points:  # equal points are different variants: each its own noise, whatever their order
-        taken[point] = taken.get(point, -1) + 1
-        draws.append(normal(point[1], point[2], *point, taken[point]))
-    shares = on_front(costs, np.column_stack(draws), higher_is_better=higher_is_better).mean(0)
-    return [float(share) for share in shares]
+    keys = [(cost.content, score.content) for cost, score in zip(costs, scores, strict=True)]
+    exact = not any(cost.error for cost in costs)
+    cost_RV = np.array([cost.value for cost in costs]) if exact else draws(costs, keys, ["cost"] * len(keys))
+    shares = on_front(cost_RV, draws(scores, keys), higher_is_better=higher_is_better).mean(0)
+    # Rows that are equal in everything have one chance, whichever noise fell to which.
+    alike: dict[object, list[float]] = {}
+    for key, share in zip(keys, shares, strict=True):
+        alike.setdefault(key, []).append(float(share))
+    return [math.fsum(alike[key]) / len(alike[key]) for key in keys]
 
 
 def hypervolumes(
     costs: ArrayLike, draws: Floats, reference: tuple[float, ArrayLike], *, higher_is_better: bool = True
 ) -> Floats:
-    """`[R]`: analysis.pareto.hypervolume of every repetition in draws `[R, V]`.
+    """`[R]`: pareto.hypervolume of every repetition in draws `[R, V]`.
 
-    The score of the `reference` (cost, score) may be one for each repetition: a variant's own draws, say, so that what
-    all variants have in common does not count as noise.
+    The score of the `reference` (cost, score) may be one for each repetition: a row's own draws, say, so that what
+    all rows have in common does not count as noise.
     """
     sign = 1.0 if higher_is_better else -1.0
     cost_V = np.minimum(np.asarray(costs, float), reference[0])

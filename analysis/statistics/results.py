@@ -1,6 +1,7 @@
 """The long table pivoted to a row per variant: what results.csv holds and what every table and figure is drawn from.
 
-Each score `x` has three columns: `x` (the value as recorded), `x_stderr`, and `x_missing`: why there is no value.
+Each score `x` has four columns: `x` (the value as recorded), `x_stderr`, `x_missing`: why there is no value, and
+`x_seeds`: of how many seeds it is the mean (of the main axis: `seeds`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -17,16 +17,19 @@ from analysis.data.frame import Row
 from analysis.data.metrics import score_label
 from analysis.data.samples import Samples
 from analysis.statistics import compare
+from analysis.statistics.estimates import Estimates, Scored
 
 NOT_PLANNED = "not planned"
 _TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
-_URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
 _TRAINING_KINDS = ("base", "uptrain")
 
 ACCURACY = "accuracy"
 """Of a cell: the mean itself, as somebody published it beside its parts."""
 _SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
 _JUDGED = ("quality", "accuracy")
+
+_ENDS = {"_stderr": "Float64", "_missing": "string", "_seeds": "Int64"}
+"""What follows a score's column, with dtypes."""
 
 Score = tuple[float | None, float | None, str | None]
 """Value, standard error, and why there is no value."""
@@ -36,12 +39,12 @@ def results(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFrame
     """A row per variant in plan order. `quality` is the sweep's main axis (`quality_score` names its column),
     `accuracy` the mean over `accuracy_parts` with stderr √(Σse²)/n; either is empty unless all of it is there.
 
-    The columns of analysis.uncertainty come from `samples` where there are any, else from standard errors;
+    The columns of analysis.statistics.compare come from `samples` where there are any, else from standard errors;
     `attrs["judged"]` says how.
     """
     rows, scores = _variant_rows(table)
     for row in rows:
-        row |= {"seeds": int(row["quality"] is not None), "seeds_planned": 1}
+        row |= {"seeds": row["quality_seeds"], "seeds_planned": 1}
     return _judged(rows, {row["variant"]: [row] for row in rows}, table, scores, samples)
 
 
@@ -83,26 +86,35 @@ def _judged(
     rows: list[Row], members: replicates.Members, table: pd.DataFrame, scores: list[str], samples: Samples | None
 ) -> pd.DataFrame:
     _add_drops(rows)
-    judged = compare.judge(rows, members, _scored(table), samples)
-    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, _parts(rows))})
-    pivot.attrs["judged"] = judged
+    axis, parts = (rows[0]["quality_score"], _parts(rows)) if rows else (ACCURACY, [])
+    estimates = Estimates(members, _scored(table), axis, parts, samples)
+    judged = compare.judge(rows, estimates)
+    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, parts)})
+    pivot.attrs |= {"judged": judged, "estimates": estimates}
     return pivot
+
+
+def estimates_of(pivot: pd.DataFrame) -> Estimates:
+    """What is known of the errors in a pivot, whichever of its rows were selected."""
+    found = pivot.attrs["estimates"]
+    assert isinstance(found, Estimates)
+    return found
 
 
 def _parts(rows: list[Row]) -> list[str]:
     return (rows[0]["accuracy_parts"] or "").split() if rows else []
 
 
-def _scored(table: pd.DataFrame) -> dict[tuple[str, str], compare.Scored]:
-    """The scores that make up the main axis and the accuracy."""
-    wanted = table.loc[(table["in_axis"] | table["in_accuracy"]) & table["value"].notna(), list(_SCORED)]
-    return {
-        (row["variant"], _column(row)): compare.Scored(
-            row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"]
-        )
-        for row in frame.records(wanted)
-        if _trusted(row)
-    }
+def _scored(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
+    """Every score that there is, by variant and column."""
+    kinds = ["evaluate", *_TRAINING_KINDS]
+    wanted = table.loc[table["kind"].isin(kinds) & table["value"].notna() & table["metric"].notna(), list(_SCORED)]
+    found: dict[tuple[str, str], Scored] = {}
+    for row in frame.records(wanted):
+        if _trusted(row):
+            cell = Scored(row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"])
+            found.setdefault((row["variant"], _column(row)), cell)
+    return found
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,7 @@ _LEADING = {
     "accuracy": "Float64",
     "accuracy_stderr": "Float64",
     "accuracy_missing": "string",
+    "accuracy_seeds": "Int64",
     "accuracy_vs_untouched": "Float64",
     "accuracy_vs_mha": "Float64",
 }
@@ -176,6 +189,9 @@ _TRAILING = {
     "measured_bytes_per_token": "Float64",
     "measured_bytes_per_token_missing": "string",
     "tokens_per_second": "Float64",
+    "tokens_per_second_stderr": "Float64",
+    "tokens_per_second_n": "Int64",
+    "machine": "string",
     "state": "string",
     "reason": "string",
     "wall_seconds": "Float64",
@@ -185,13 +201,13 @@ _TRAILING = {
 
 
 def _columns(scores: Iterable[str], parts: Iterable[str]) -> list[str]:
-    recorded = [f"{name}{end}" for name in scores for end in ("", "_stderr", "_missing")]
+    recorded = [f"{name}{end}" for name in scores for end in ("", *_ENDS)]
     return [*_LEADING, *recorded, *_TRAILING, *compare.columns([*_JUDGED, *parts])]
 
 
 def _dtype(column: str) -> str:
     known = {**_LEADING, **_TRAILING, **compare.columns([*_JUDGED, column.removesuffix("_tied")])}
-    return known.get(column) or ("string" if column.endswith("_missing") else "Float64")
+    return known.get(column) or next((dtype for end, dtype in _ENDS.items() if column.endswith(end)), "Float64")
 
 
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
@@ -228,16 +244,25 @@ def _measured(rows: list[Row]) -> Row:
         missing = (
             "OUT OF MEMORY in every cell" if ran_out else NOT_PLANNED if _trusted(rows[0]) else why_missing(rows[0])
         )
-    speeds = [row["value"] for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    speeds = [row for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    fastest = max(speeds, key=lambda row: row["value"], default=dict.fromkeys(("value", "stderr", "n", "machine")))
     return {
         "measured_bytes_per_token": caches,
         "measured_bytes_per_token_missing": missing,
-        "tokens_per_second": max(speeds, default=None),
+        "tokens_per_second": fastest["value"],
+        "tokens_per_second_stderr": fastest["stderr"],
+        "tokens_per_second_n": fastest["n"],
+        "machine": fastest["machine"],
     }
 
 
 def _score(name: str, score: Score) -> Row:
-    return dict(zip((name, f"{name}_stderr", f"{name}_missing"), score, strict=True))
+    return {
+        name: score[0],
+        f"{name}_stderr": score[1],
+        f"{name}_missing": score[2],
+        f"{name}_seeds": int(score[0] is not None),
+    }
 
 
 def _trusted(row: Row) -> bool:
@@ -289,19 +314,16 @@ def _overall(rows: list[Row]) -> tuple[str, str | None]:
     unfinished = [row for row in rows if row["state"] not in _TRUSTED and row["state"] != "UNPLANNED"]
     if not unfinished:
         return rows[0]["state"] if rows[0]["state"] in _TRUSTED else "PENDING", None
-    worst = min(unfinished, key=lambda row: _URGENCY.index(row["state"]))
+    worst = min(unfinished, key=lambda row: replicates.URGENCY.index(row["state"]))
     return worst["state"], f"{worst['step']}: {worst['reason']}" if worst["reason"] else worst["step"]
 
 
 def _cost(rows: list[Row]) -> Row:
-    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each."""
-    steps = {row["step"]: row for row in rows if row["step"] is not None}.values()
-    cost: dict[str, Any] = {}
-    for name in ("wall_seconds", "device_seconds"):
-        known = [row[name] for row in steps if row[name] is not None]
-        cost[name] = math.fsum(known) if known else None
-    peaks = [row["peak_memory_bytes"] for row in steps if row["peak_memory_bytes"] is not None]
-    return {**cost, "peak_memory_bytes": max(peaks, default=None)}
+    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each. `costs`
+    are those of each step."""
+    steps = {row["step"]: row for row in rows if row["step"] is not None}
+    peaks = [row["peak_memory_bytes"] for row in steps.values() if row["peak_memory_bytes"] is not None]
+    return {"costs": steps, **replicates.spent(steps), "peak_memory_bytes": max(peaks, default=None)}
 
 
 def _add_drops(rows: list[Row]) -> None:

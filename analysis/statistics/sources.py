@@ -15,7 +15,7 @@ from analysis.data import frame
 from analysis.data.gather import Steps, of_sweep
 from analysis.data.published import SETS, published
 from analysis.data.samples import Samples, StoredSamples
-from analysis.statistics.results import by_layout, results
+from analysis.statistics.results import by_layout
 from sweeps.store.store import SavedSweep, Store, StoreError
 
 PUBLISHED = "published/"
@@ -42,11 +42,6 @@ class Source:
     def pivot(self) -> pd.DataFrame:
         """A row per layout, seeds in one (analysis.results.by_layout), judged on samples where there are any."""
         return by_layout(self.table, self.samples)
-
-    @cached_property
-    def variants(self) -> pd.DataFrame:
-        """A row per variant, each seed by itself."""
-        return results(self.table, self.samples)
 
 
 def load(store: Store, name: str, number: int | None = None) -> Source:

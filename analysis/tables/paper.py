@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
-from analysis.statistics.compare import mark_ties
-from analysis.statistics.results import Shown, other_scores, shown_scores
+from analysis.statistics.compare import add_ties
+from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
 from analysis.statistics.sources import Source
 from analysis.tables.beside import PUBLISHED, ROW, lines
 from analysis.tables.memory_table import memory_sheet
@@ -75,9 +75,9 @@ def losses(source: Source, beside: Source | None) -> Sheet | None:
         return None
     for score in scores.values():
         if f"{score.column}_tied" not in source.pivot:
-            mark_ties([row for row in rows if not row[PUBLISHED]], score.column, METRICS[score.metric])
+            add_ties([row for row in rows if not row[PUBLISHED]], score.column, estimates_of(source.pivot))
     columns = [column for score in scores.values() for column in score_columns(rows, score)]
-    return sheet_of(rows, [*shape_columns(rows), *columns], notes_on_bold(source.pivot, columns))
+    return sheet_of(rows, [*shape_columns(rows), *columns], notes_on_bold(source.pivot, columns, list(scores.values())))
 
 
 def _losses(pivot: pd.DataFrame) -> list[Shown]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.data import frame
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
-from analysis.statistics.bootstrap import ALPHA
-from analysis.statistics.results import NOT_PLANNED, Shown, named_scores, shown_scores
+from analysis.statistics.estimate import ALPHA
+from analysis.statistics.results import NOT_PLANNED, Shown, estimates_of, named_scores, shown_scores
 from analysis.tables import rendering
 from analysis.tables.beside import PUBLISHED, lines
 from analysis.tables.sheet import Cell, Column, Sheet, assemble
@@ -49,7 +50,7 @@ def sheet(pivot: pd.DataFrame, published: pd.DataFrame | None = None) -> Sheet:
         if score.label not in known:
             columns += score_columns(rows, score)
     columns.append(Column("P(front)", "chance", [_chance(row) for row in rows]))
-    return sheet_of(rows, columns, _footnotes(pivot, columns))
+    return sheet_of(rows, columns, _footnotes(pivot, columns, shown))
 
 
 def sheet_of(rows: Sequence[Row], columns: Sequence[Column], footnotes: Sequence[str] = ()) -> Sheet:
@@ -109,10 +110,17 @@ def _value_cell(row: Row, name: str, metric: Metric, decided: bool) -> Cell:
         nobodys = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched")
         return NOTHING if row[PUBLISHED] or nobodys or missing is None else Cell(word(missing), missing=missing)
     error = row.get(f"{name}_stderr")
-    if (row.get("seeds") or 1) > 1 and row.get(f"{name}_high") is not None:
+    seeds = row.get("seeds") if name == "quality" else row.get(f"{name}_seeds")
+    if (seeds or 1) > 1 and row.get(f"{name}_high") is not None:
         error = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
     best = decided and bool(row.get(f"{name}_tied"))
-    return Cell(metric.text(value, error), value, best=best, stderr=row.get(f"{name}_stderr"))
+    return Cell(metric.text(value, error) + _of_fewer(row, name), value, best=best, stderr=row.get(f"{name}_stderr"))
+
+
+def _of_fewer(row: Row, name: str) -> str:
+    """` (n=2)` where the value is the mean of another number of seeds than the row's heading says."""
+    seeds = row.get(f"{name}_seeds")
+    return "" if row.get("seeds") in (None, seeds) or seeds is None or row["seeds_planned"] == 1 else f" (n={seeds})"
 
 
 def _difference(row: Row, name: str, metric: Metric) -> Cell:
@@ -131,27 +139,28 @@ def _chance(row: Row) -> Cell:
     return Cell(text, chance)
 
 
-def _footnotes(pivot: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
+def _footnotes(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[Shown]) -> list[str]:
     """How bold, ≈ and the chances came about, as far as the table has them."""
     judged, cells = pivot.attrs.get("judged") or {}, [cell for column in columns for cell in column.cells]
-    notes = notes_on_bold(pivot, columns)
+    notes = notes_on_bold(pivot, columns, scores)
     if any(cell.text.endswith(WITHIN_NOISE) for cell in cells):
-        notes.append(
-            f"≈: a difference within noise, judged {_how(pivot)}, {judged['compared']} comparisons corrected (Holm)"
-        )
+        how = _how(pivot, scores[:1])
+        notes.append(f"≈: a difference within noise, judged {how}, {judged['compared']} comparisons corrected (Holm)")
     if any(column.header == "P(front)" and any(cell.text for cell in column.cells) for column in columns):
         notes.append("P(front): how probably no variant that is as cheap is as good")
-    if (volume := judged.get("hypervolume")) and volume[0] > 0:
+    volume = judged.get("hypervolume") if judged.get("rows") == pivot["variant"].to_list() else None
+    if volume and volume[0] > 0:
         value, low, high = volume
         within = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{within}")
     return notes + _seeds_note(pivot)
 
 
-def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
-    cells, how = [cell for column in columns for cell in column.cells], _how(pivot)
+def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[Shown]) -> list[str]:
+    cells = [cell for column in columns for cell in column.cells]
     notes = []
     if any(cell.best and cell.stderr is not None for cell in cells):
+        how = _how(pivot, scores)
         notes.append(f"bold: the best and all within noise of it, at 95 %, judged {how}, corrected for all rows (Holm)")
         notes.append("a column without bold: all are within noise of the best")
     if any(cell.best and cell.stderr is None for cell in cells):
@@ -159,15 +168,24 @@ def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
     return notes
 
 
-def _how(pivot: pd.DataFrame) -> str:
-    paired = (pivot.attrs.get("judged") or {}).get("paired")
-    return "on the same samples (paired bootstrap)" if paired else "from standard errors"
+def _how(pivot: pd.DataFrame, scores: Sequence[Shown]) -> str:
+    """By what errors these scores are compared."""
+    rows, estimates = frame.records(pivot), estimates_of(pivot)
+    paired = {estimates.is_paired(rows, score.column) for score in scores}
+    if paired == {True}:
+        return "on the same samples (paired)"
+    return (
+        "on the same samples where they were kept, else from standard errors" if any(paired) else "from standard errors"
+    )
 
 
 def _seeds_note(pivot: pd.DataFrame) -> list[str]:
     if pivot.empty or not (pivot["seeds_planned"] > 1).any():
         return []
-    return ["several seeds (n): mean ± half of its 95 % interval (Student); of a single one, ± its standard error"]
+    return [
+        "several seeds (n): mean ± half of its 95 % interval (Student); of a single one, ± its standard error",
+        "seeds are compared with the spread between them, by Welch's t-test",
+    ]
 
 
 def word(missing: str) -> str:

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from seeded import TASK, answered, seeded
 
-from analysis.data import frame
 from analysis.data.gather import gather
 from analysis.data.replicates import groups
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
-from mlkv.evaluate.outcomes import Outcomes, save
 
-TASK = "four_way"
 UNITS = 400
-
-
-def keep(shares: np.ndarray, units: np.ndarray | None = None) -> Any:
-    """Leaves the outcomes of a task's samples."""
-
-    def leave(out: Path) -> None:
-        own = np.arange(UNITS) if units is None else units
-        save({"acc": Outcomes(own, shares, np.ones(UNITS))}, out)
-
-    return leave
 
 
 def sampled(few: Any, right: dict[str, np.ndarray], units: dict[str, np.ndarray] | None = None) -> Any:
@@ -36,10 +23,7 @@ def sampled(few: Any, right: dict[str, np.ndarray], units: dict[str, np.ndarray]
     plan = {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}
     filler.store.save_sweep(filler.name, plan, filler.variants, [])
     for label, answers in right.items():
-        value = float(answers.mean())
-        metric = {"metric": "acc", "value": value, "stderr": (value * (1 - value) / UNITS) ** 0.5, "n": UNITS}
-        step = filler.variant(label)["steps"]["evaluate"][TASK]
-        filler.done(step, [metric], leave=keep(answers, (units or {}).get(label)))
+        answered(filler, {label: answers}, (units or {}).get(label))
     return filler
 
 
@@ -112,35 +96,6 @@ def test_a_tie_is_never_a_lone_win(finished: Any) -> None:
     assert pivot["cloze.acc_tied"].dropna().all()  # 8.5 ± 1.8 everywhere
 
 
-def seeded(values: dict[str, dict[int, float | None]], *, stderr: float | None = 0.001) -> pd.DataFrame:
-    """The long table of layouts with several seeds each."""
-    rows = []
-    for layout, seeds in values.items():
-        for seed, value in seeds.items():
-            name = f"{layout} uptrain.seed={seed}"
-            baseline = "mha" if layout == "MHA" else None
-            rows.append(
-                {
-                    "variant": name,
-                    "replicate_of": layout,
-                    "baseline": baseline,
-                    "mha": f"MHA uptrain.seed={seed}",
-                    "kv_bytes_per_token": 100 if layout == "MHA" else 10,
-                    "kind": "evaluate",
-                    "task": "t",
-                    "metric": "acc",
-                    "in_axis": False,
-                    "in_accuracy": True,
-                    "value": value,
-                    "stderr": stderr,
-                    "state": "DONE" if value is not None else "RUNNING",
-                    "reason": None if value is not None else "step 3 of 9",
-                    "step": name,
-                }
-            )
-    return frame.make(rows)
-
-
 def test_seeds_of_a_layout_are_one_row_with_students_interval() -> None:
     table = seeded({"MHA": {1: 0.50, 2: 0.54, 3: 0.52}, "MLKV": {1: 0.40, 2: 0.44, 3: 0.42}})
     pivot = by_layout(table).set_index("variant")
@@ -178,3 +133,20 @@ def test_what_differs_in_more_than_seeds_is_no_repetition() -> None:
         ]
     )
     assert found == {f"A uptrain.seed={seed} uptrain.lr=1": "A uptrain.lr=1" for seed in (1, 2)}
+
+
+def test_variants_whose_seeds_are_the_same_are_no_repetitions() -> None:
+    """What tells them apart is not among their overrides; they are not one another's noise."""
+    twins = [{"variant": name, "baseline": None, "layout": "a", "overrides": {"lr": 1}} for name in ("A x", "A y")]
+    assert groups(twins) == {}
+
+
+@pytest.mark.parametrize("states", [("RUNNING", "FAILED"), ("FAILED", "PENDING"), ("DONE", "FAILED")])
+def test_a_row_is_in_the_state_of_its_worst_seed(states: tuple[str, str]) -> None:
+    table = seeded({"MHA": {1: 0.5, 2: 0.5}, "MLKV": {1: None, 2: None}})
+    for seed, state in enumerate(states, 1):
+        own = table["variant"] == f"MLKV uptrain.seed={seed}"
+        table.loc[own, ["state", "reason"]] = [state, None if state == "DONE" else f"reason of {state}"]
+    row = by_layout(table).set_index("variant").loc["MLKV"]
+    assert row["state"] == "FAILED"
+    assert "reason of FAILED" in row["reason"]

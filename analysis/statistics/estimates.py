@@ -1,0 +1,124 @@
+"""The estimate of every score of every row of the pivot: from samples where they were kept, else from standard errors.
+
+Whatever compares two rows (tables, bars, fronts) takes its errors from here, so that no two of them disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analysis.data.frame import Row
+from analysis.data.metrics import METRICS, Metric
+from analysis.data.replicates import differ
+from analysis.data.samples import Samples
+from analysis.statistics import estimate
+from analysis.statistics.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A variant's value of one (task, metric), and the step that found it."""
+
+    value: float
+    stderr: float | None
+    step: str | None
+    task: str
+    metric: str
+
+
+Cells = Mapping[tuple[str, str], Scored]
+"""By variant and column (`task.metric`)."""
+
+
+@dataclass(eq=False)
+class Estimates:
+    """Made when they are asked for. `members` are the rows of the variants behind each row; a row's `quality` is the
+    column `axis`, or the accuracy, whose columns are `parts`."""
+
+    members: Mapping[str, Sequence[Row]]
+    cells: Cells
+    axis: str
+    parts: Sequence[str]
+    samples: Samples | None = None
+    _found: dict[tuple[str, str], Estimate | None] = field(default_factory=dict)
+    _read: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Estimates:
+        """Itself: pandas copies what is attached to a table with every selection of it."""
+        return self
+
+    def of(self, row: Row, score: str) -> Estimate | None:
+        """Of a score (a column of the pivot) in a row; None where there is no value."""
+        if score == "quality" and self.axis == "accuracy":
+            score = self.axis
+        key = row["variant"], score
+        if key not in self._found:
+            self._found[key] = self._of_row(row, score)
+        return self._found[key]
+
+    def metric(self, score: str) -> Metric | None:
+        """None where nobody knows which direction is better."""
+        source = self.axis if score == "quality" else score
+        return METRICS.get(source.rpartition(".")[2])
+
+    def is_paired(self, rows: Sequence[Row], score: str) -> bool:
+        """Whether any two rows were scored on the same samples."""
+        found = [set(estimate.influence) for row in rows if (estimate := self.of(row, score))]
+        return sum(map(len, found)) > len(set().union(*found))
+
+    def freedom(self, row: Row, score: str) -> float:
+        """Degrees of freedom of the standard error that is printed beside a score."""
+        if differ(values := [seed[score] for seed in self._seeds(row, score)]):
+            return len(values) - 1.0
+        own = self.of(row, score)
+        return (
+            min((len(influence) - 1.0 for influence in own.influence.values()), default=math.inf) if own else math.inf
+        )
+
+    def _seeds(self, row: Row, score: str) -> list[Row]:
+        return [seed for seed in self.members[row["variant"]] if seed[score] is not None]
+
+    def _of_row(self, row: Row, score: str) -> Estimate | None:
+        seeds = self._seeds(row, score)
+        if row[score] is None or not seeds:
+            return None
+        found = [self._of_variant(seed, score) for seed in seeds]
+        if differ([seed[score] for seed in seeds]):
+            return estimate.of_seeds(row[score], row[f"{score}_stderr"], found)
+        # Seeds that agree have no spread to learn from: what is known of each is all that is known.
+        if len(found) == 1 or any(one.influence for one in found):
+            return estimate.average(found)
+        return Estimate(row[score], row[f"{score}_stderr"])
+
+    def _of_variant(self, row: Row, score: str) -> Estimate:
+        if score == "quality":
+            score = self.axis
+        if score != "accuracy":
+            return self._of_cell(row, score)
+        if any((row["variant"], part) not in self.cells for part in self.parts):
+            return Estimate(row["accuracy"], row["accuracy_stderr"])
+        mean = estimate.average([self._of_cell(row, part) for part in self.parts])
+        return Estimate(row["accuracy"], mean.error, influence=mean.influence)
+
+    def _of_cell(self, row: Row, column: str) -> Estimate:
+        key = row["variant"], column
+        if key not in self._read:
+            self._read[key] = self._of_scored(self.cells[key])
+        return self._read[key]
+
+    def _of_scored(self, cell: Scored) -> Estimate:
+        found = self.samples.outcomes(cell.step, cell.task, cell.metric) if self.samples and cell.step else None
+        if found is None or len(found.units) < 2:
+            return Estimate(cell.value, cell.stderr)
+        return estimate.of_samples(cell.value, found.parts, found.weights, found.samples)
+
+
+def of_speed(row: Row) -> Estimate:
+    """The decode speed in octaves, lower being faster, with the spread of the repeats of its measurement."""
+    speed, error, repeats = row["tokens_per_second"], row["tokens_per_second_stderr"], row["tokens_per_second_n"]
+    relative = None if error is None else error / speed / math.log(2)
+    freedom = repeats - 1.0 if error is not None and repeats and repeats > 1 else math.inf
+    return Estimate(-math.log2(speed), relative, freedom)

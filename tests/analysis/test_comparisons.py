@@ -1,0 +1,198 @@
+"""What the pivot says of differences, ties and fronts: right for seeds, and the same whatever variants are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from seeded import answered, seeded, with_seeds
+
+from analysis.data import frame
+from analysis.statistics.estimate import holm
+from analysis.statistics.results import by_layout, results
+from analysis.statistics.sources import load
+from analysis.tables import results_table
+
+JUDGED = ("accuracy_vs_mha_p", "accuracy_vs_mha_low", "accuracy_tied", "accuracy_low", "front_probability")
+NAMES = ("MLKV-12", "a", "zz top", "GQA")
+
+
+def test_six_combined_errors_of_five_seeds_are_four_in_a_thousand() -> None:
+    runs = [0.50, 0.51, 0.52, 0.53, 0.54]
+    error = np.std(runs, ddof=1) / 5**0.5
+    for stderr in (None, 0.0):
+        table = seeded({"MHA": {1: 0.52 + 6 * error}, "MLKV": dict(enumerate(runs, 1))}, stderr=stderr)
+        pivot = by_layout(table).set_index("variant")
+        assert (
+            pivot.loc["MLKV", "accuracy_vs_mha_p"]
+            == pytest.approx(2 * stats.t.sf(6, 4))
+            == pytest.approx(0.00388, abs=1e-5)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_and_three_seeds_are_compared_as_welch_does_under_every_name(name: str) -> None:
+    ours, theirs = [0.41, 0.45, 0.43], [0.50, 0.52]
+    table = seeded({"MHA": dict(enumerate(theirs)), name: dict(enumerate(ours))})
+    pivot = by_layout(table).set_index("variant")
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    assert pivot.loc[name, "accuracy_vs_mha_p"] == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert pivot.loc[name, "accuracy_vs_mha_low"] == pytest.approx(low)
+    assert pivot.loc[name, "accuracy_vs_mha_high"] == pytest.approx(high)
+
+
+def test_the_best_is_told_from_the_others_by_welch_and_holm() -> None:
+    runs = {"A": [0.50, 0.51, 0.52], "B": [0.45, 0.46, 0.44], "C": [0.49, 0.53, 0.48], "D": [0.40, 0.47, 0.44]}
+    pivot = by_layout(seeded({name: dict(enumerate(own)) for name, own in {"MHA": [0.6, 0.61], **runs}.items()}))
+    p = [stats.ttest_ind(runs["A"], runs[name], equal_var=False).pvalue for name in "BCD"]
+    expected = [True, *(corrected > 0.05 for corrected in holm(p))]
+    assert pivot.set_index("variant")["accuracy_tied"].dropna().to_list() == expected
+    assert expected == [True, False, True, True]
+
+
+RUNS = st.lists(st.integers(0, 100), min_size=1, max_size=4)
+
+
+@settings(max_examples=15)
+@given(st.lists(RUNS, min_size=2, max_size=4), st.sampled_from([None, 0.0, 0.02]), st.data())
+def test_neither_names_nor_order_change_a_judgement(runs: list[list[int]], stderr: float | None, data: Any) -> None:
+    names = ["MHA", *(f"L{i}" for i in range(len(runs) - 1))]
+    order = data.draw(st.permutations(range(len(runs))))
+    other = data.draw(st.lists(st.text("xyz", min_size=1, max_size=3), unique=True, min_size=3, max_size=3))
+    called = {name: name if name == "MHA" else other[i - 1] for i, name in enumerate(names)}
+    values = {
+        name: {seed: 0.4 + run / 1000 for seed, run in enumerate(own)} for name, own in zip(names, runs, strict=True)
+    }
+    again = {called[names[i]]: dict(reversed(values[names[i]].items())) for i in order}
+
+    def renamed(row: str) -> str:
+        layout, *seed = row.split(" ", 1)
+        return " ".join([called[layout], *seed])
+
+    first = by_layout(seeded(values, stderr=stderr)).set_index("variant")
+    second = by_layout(seeded(again, stderr=stderr)).set_index("variant")
+    for column in JUDGED:
+        assert column in first
+        found = second[column].loc[[renamed(name) for name in first.index]]
+        pd.testing.assert_series_equal(first[column], found.set_axis(first.index))
+    assert first.attrs["judged"]["hypervolume"] == pytest.approx(second.attrs["judged"]["hypervolume"])
+
+
+def test_equal_rows_have_one_chance() -> None:
+    values = {"MHA": [0.5, 0.6], "A": [0.4, 0.5], "B": [0.4, 0.5], "C": [0.4, 0.5]}
+    pivot = by_layout(seeded({name: dict(enumerate(runs)) for name, runs in values.items()})).set_index("variant")
+    assert len(set(pivot.loc[["A", "B", "C"], "front_probability"])) == 1
+    assert pivot.loc["A", "front_probability"] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_few_seeds_make_a_front_less_sure_than_many() -> None:
+    def chance(n: int) -> float:
+        spread = np.linspace(-1, 1, n) / np.linspace(-1, 1, n).std(ddof=1) * 0.01 * n**0.5
+        values = {"MHA": 0.52 + spread, "A": 0.50 + 0.0 * spread + spread, "B": 0.45 + spread}
+        pivot = by_layout(seeded({name: dict(enumerate(own.tolist())) for name, own in values.items()}))
+        return float(pivot.set_index("variant").loc["A", "front_probability"])
+
+    # A is 5 errors of 0.01 above B, each error known with 1 degree of freedom or with 19.
+    assert chance(2) < 0.95 < chance(20)
+
+
+def test_seeds_that_agree_to_the_last_digit_are_not_certain() -> None:
+    pivot = by_layout(seeded({"MHA": {1: 0.52, 2: 0.52}, "MLKV": {1: 0.50, 2: 0.50}}, stderr=0.02)).set_index("variant")
+    assert pivot.loc["MLKV", "accuracy_stderr"] == 0.02
+    assert pivot.loc["MLKV", "accuracy_vs_mha_p"] == pytest.approx(2 * stats.norm.sf(0.02 / 0.02 / 2**0.5))
+    unknown = by_layout(seeded({"MHA": {1: 0.52, 2: 0.52}, "MLKV": {1: 0.50, 2: 0.50}}, stderr=None))
+    assert unknown["accuracy_vs_mha_p"].isna().all()
+    assert unknown["front_probability"].isna().all()
+
+
+def test_rounding_is_no_spread() -> None:
+    values = {"MHA": {1: 0.3, 2: 0.1 + 0.2}, "MLKV": {1: 0.28, 2: 0.28}}
+    pivot = by_layout(seeded(values, stderr=0.02)).set_index("variant")
+    assert pivot.loc["MLKV", "accuracy_vs_mha_p"] == pytest.approx(2 * stats.norm.sf(0.02 / 0.02 / 2**0.5))
+    assert pivot.loc["MHA", "accuracy_stderr"] == 0.02
+
+
+def test_equal_scores_of_other_answers_count_all_of_them(filler: Any, tmp_path: Path) -> None:
+    """Both seeds of MLKV-6 have half of the samples right, but not the same half."""
+    crowd = with_seeds(filler, tmp_path / "crowd", seeds=2)
+    even = (np.arange(100) % 2 == 0).astype(float)
+    right = (np.arange(100) < 70).astype(float)
+    answered(crowd, {f"MHA-36 uptrain.seed={seed}": right for seed in (1, 2)})
+    answered(crowd, {"MLKV-6 uptrain.seed=1": even, "MLKV-6 uptrain.seed=2": 1 - even})
+    pivot = load(crowd.store, crowd.name).pivot.set_index("variant")
+    expected = stats.ttest_rel(np.full(100, 0.5), right)
+    assert pivot.loc["MLKV-6", "accuracy_vs_mha_p"] == pytest.approx(expected.pvalue)
+
+
+def single(rows: Sequence[tuple[str, float, float | None]]) -> pd.DataFrame:
+    same = {"kind": "evaluate", "task": "t", "metric": "acc", "state": "DONE", "in_axis": True}
+    return results(
+        frame.make(
+            {**same, "variant": name, "kv_bytes_per_token": 2**i, "value": value, "stderr": stderr}
+            for i, (name, value, stderr) in enumerate(rows)
+        )
+    )
+
+
+def test_without_every_error_no_chance_is_claimed() -> None:
+    assert single([("A", 0.5, 0.01), ("B", 0.6, 0.01)])["front_probability"].to_list() == [1.0, 1.0]
+    for errors in ((0.01, None), (None, None), (0.0, 0.0)):
+        pivot = single([("A", 0.5, errors[0]), ("B", 0.6, errors[1])])
+        assert pivot["front_probability"].isna().all()
+
+
+def test_of_several_that_are_best_a_row_has_to_differ_from_each() -> None:
+    for order in (1, -1):
+        rows = [("sharp", 0.60, 0.001), ("blunt", 0.60, 0.2), ("C", 0.55, 0.01)][::order]
+        assert single(rows).set_index("variant")["quality_tied"].to_dict() == {"sharp": True, "blunt": True, "C": True}
+
+
+def test_seeds_on_the_same_samples_keep_the_spread_between_them(filler: Any, tmp_path: Path) -> None:
+    """MLKV-6 is worse by as much on every sample of a run; the runs differ. Pairing alone would be certain."""
+    crowd = with_seeds(filler, tmp_path / "crowd")
+    base = np.zeros(200)
+    base[::2] = 1.0
+    shift = {1: 0.0, 2: -0.2, 3: -0.4}
+    runs = {f"MHA-36 uptrain.seed={seed}": base + 0.01 * seed for seed in shift}
+    runs |= {f"MLKV-6 uptrain.seed={seed}": base + by for seed, by in shift.items()}
+    answered(crowd, runs)
+    pivot = load(crowd.store, crowd.name).pivot.set_index("variant")
+    ours, theirs = ([runs[f"{name} uptrain.seed={seed}"].mean() for seed in shift] for name in ("MLKV-6", "MHA-36"))
+    assert pivot.loc["MLKV-6", "accuracy_vs_mha_p"] == pytest.approx(
+        stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+    )
+    assert pivot.loc["MLKV-6", "accuracy_vs_mha_p"] > 0.1
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_says_so(filler: Any, tmp_path: Path) -> None:
+    crowd = with_seeds(filler, tmp_path / "crowd")
+    for number, variant in enumerate(crowd.variants):
+        crowd.done(
+            variant["steps"]["uptrain"], [{"metric": "loss", "value": 3.0 + number / 10, "stderr": None, "n": 50}]
+        )
+    random = np.random.default_rng(0)
+    names = [v["variant"] for v in crowd.variants if not v["variant"].endswith("=3")]
+    answered(crowd, {name: random.integers(0, 2, 50).astype(float) for name in names})
+    source = load(crowd.store, crowd.name)
+    assert list(source.pivot["seeds"]) == [2, 2]
+    assert list(source.pivot["uptrain.loss_seeds"]) == [3, 3]
+    from analysis.tables.paper import paper_sheets
+
+    sheet = paper_sheets(source, ["losses"])["losses"]
+    texts = [cell.text for cell in sheet.rows[1]]
+    assert texts[0] == "MLKV-6 (n=2 of 3)"
+    assert any(text.startswith("3.400 ±") and text.endswith("(n=3)") for text in texts)
+
+
+def test_what_holds_for_all_rows_is_not_printed_beneath_some(finished: Any) -> None:
+    pivot = load(finished.store, finished.name).pivot
+    assert "hypervolume" in results_table.markdown(pivot)
+    assert "hypervolume" not in results_table.markdown(pivot[pivot["variant"].isin(["MQA-6", "MLKV-1", "MHA-36"])])
