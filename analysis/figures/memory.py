@@ -36,14 +36,16 @@ AXES = {"batch": "batch size", "context": "context, tokens"}
 class Line:
     """Layouts whose caches have one size: what was measured for each family, and what ran out of memory.
 
-    The cache takes `unit` bytes for each of x + `extra`, where x is the batch size or the context.
+    The cache takes `unit` bytes for each of x + `extra`, where x is the batch size or the context. `fixed` is what it
+    holds of the other one: tokens or sequences.
     """
 
     layouts: tuple[str, ...]
+    fixed: int
     unit: float
     extra: int
     caches: dict[str, Cells]
-    peaks: dict[str, Cells]
+    peaks: dict[str, list[tuple[int, float]]]
     failed: set[int]
 
     def formula(self, x: float) -> float:
@@ -71,6 +73,14 @@ def measured(table: pd.DataFrame) -> tuple[str, list[Row]]:
         return "context", rows
     longest = max((row["context"] for row in rows), default=0)
     return "batch", [row for row in rows if row["context"] >= _ALIKE * longest]
+
+
+def left_out(table: pd.DataFrame) -> list[str]:
+    """A remark on the layouts that were measured, but at other contexts than those that are drawn."""
+    drawn = {row["variant"] for row in measured(table)[1]}
+    of_all = table[(table["kind"] == "measure") & table["batch"].notna() & table["value"].notna()]
+    others = len(set(of_all["variant"]) - drawn)
+    return [f"{others} measured at other contexts: not drawn"] if others else []
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
@@ -119,11 +129,12 @@ def _line(axis: str, size: float, tokens: int, factor: float, rows: list[Row]) -
     told = "" if factor == 1 else f" ×{factor:g}"
     of_batch = axis == "batch"
     return Line(
+        fixed=tokens if of_batch else rows[0]["batch"],
         layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}{told}" for row in rows)),
         unit=size * (tokens if of_batch else rows[0]["batch"]),
         extra=0 if of_batch else tokens - _first(rows),
         caches=_cells(rows, axis, CACHE),
-        peaks=_cells(rows, axis, PEAK),
+        peaks=_peaks(rows, axis),
         failed={row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY},
     )
 
@@ -137,6 +148,15 @@ def _cells(rows: list[Row], axis: str, metric: str) -> dict[str, Cells]:
     return found
 
 
+def _peaks(rows: list[Row], axis: str) -> dict[str, list[tuple[int, float]]]:
+    """By family, of every layout: what a run takes beside its cache depends on more than the cache's size."""
+    found: dict[str, list[tuple[int, float]]] = {row["family"] or "": [] for row in rows}
+    for row in rows:
+        if row["metric"] == PEAK:
+            found[row["family"] or ""].append((row[axis], row["value"]))
+    return {family: sorted(set(peaks)) for family, peaks in found.items()}
+
+
 @styled
 def memory_figure(table: pd.DataFrame) -> Figure | None:
     """KV cache against batch size of every measured variant, or None where nothing is measured."""
@@ -145,11 +165,11 @@ def memory_figure(table: pd.DataFrame) -> Figure | None:
         return None
     figure, axes = new_figure()
     swept = sorted(set().union(*(line.swept for line in drawn)))
-    _draw_frame(axes, drawn, measured(table), swept)
+    _draw_frame(axes, drawn, measured(table)[0], swept)
     for line in drawn:
         _draw_line(axes, line, (swept[0], swept[-1]))
-    note(axes, _legend(drawn))
-    name_ends(figure, axes, [EndName(line.label, line.formula(swept[-1]), line.colour) for line in drawn])
+    note(axes, "\n".join([_legend(drawn), *left_out(table)]))
+    name_ends(figure, axes, [EndName(_name(line, drawn), line.formula(swept[-1]), line.colour) for line in drawn])
     return figure
 
 
@@ -173,17 +193,32 @@ def swept_axis(axes: Axes, axis: str, values: list[int]) -> None:
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
 
-def _draw_frame(axes: Axes, drawn: list[Line], found: tuple[str, list[Row]], swept: list[int]) -> None:
-    axis, rows = found
+def _fixed(drawn: list[Line]) -> list[int]:
+    """How many tokens (or sequences) the caches hold: one number where all lines agree."""
+    return sorted({line.fixed for line in drawn})
+
+
+def _name(line: Line, drawn: list[Line]) -> str:
+    """With its own number of tokens where the lines have several."""
+    return line.label if len(_fixed(drawn)) == 1 else f"{line.label} @{line.fixed:,}"
+
+
+def _draw_frame(axes: Axes, drawn: list[Line], axis: str, swept: list[int]) -> None:
     swept_axis(axes, axis, swept)
     axes.set_yscale("log", base=2)
-    fixed = f"{_tokens(rows):,} tokens" if axis == "batch" else f"{rows[0]['batch']:,} sequence(s)"
-    axes.set_ylabel(f"KV cache of {fixed}")
+    axes.set_ylabel(_cache_label(axis, _fixed(drawn)))
     sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
     sizes += [line.formula(x) for line in drawn for x in (swept[0], swept[-1])]
     marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
     axes.set_yticks(marks, [size_text(mark) for mark in marks])
     axes.minorticks_off()
+
+
+def _cache_label(axis: str, fixed: list[int]) -> str:
+    unit = "token" if axis == "batch" else "sequence"
+    if len(fixed) == 1:
+        return f"KV cache of {fixed[0]:,} {unit}{'' if fixed[0] == 1 else 's'}"
+    return f"KV cache of as many {unit}s as are behind @"
 
 
 def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
@@ -202,6 +237,6 @@ def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
             zorder=3 + ring,
         )
         peaks = line.peaks[family]
-        axes.plot(list(peaks), list(peaks.values()), "_", color=shape.colour, markersize=5, alpha=0.6)
+        axes.plot([x for x, _ in peaks], [peak for _, peak in peaks], "_", color=shape.colour, markersize=5, alpha=0.6)
     failed = sorted(line.failed)
     axes.plot(failed, [line.formula(x) for x in failed], "x", color=ALARM, markersize=5, zorder=9)
