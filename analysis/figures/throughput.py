@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.data import machine
 from analysis.data.frame import Row
-from analysis.figures.canvas import ALARM, SMALLEST, EndName, evenly, name_ends, new_figure, note, short, styled
-from analysis.figures.memory import OUT_OF_MEMORY, measured, swept_axis
+from analysis.figures.canvas import (
+    ALARM,
+    SMALLEST,
+    EndName,
+    evenly,
+    name_ends,
+    new_figure,
+    note,
+    short,
+    styled,
+    wrapped,
+)
+from analysis.figures.memory import OUT_OF_MEMORY, left_out, measured, swept_axis
 from analysis.figures.naming import Name, write_names
 from analysis.figures.style import look, shades
 from analysis.figures.ticks import round_ticks
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPEED = "tokens_per_second"
+APART = "measured on different machines, which are not to be compared"
 MOST_NAMES = 16
 
 
@@ -41,17 +54,22 @@ class Pace:
 
 def paces(table: pd.DataFrame) -> list[Pace]:
     """The speeds in a long table, the largest budget first. Variants that share a measurement are one line, named by
-    family and budget unless layouts were measured in several ways."""
+    family and budget unless layouts were measured in several ways; marked where machines are several."""
     axis, rows = measured(table)
     by_step: dict[str, list[Row]] = {}
     for row in rows:
         by_step.setdefault(row["step"] or row["variant"], []).append(row)
     names = Counter(_layout_name(own[0]) for own in by_step.values())
-    found = [
-        _pace(_layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0]["variant"], axis, own)
-        for own in by_step.values()
-    ]
+    marks = _marks(rows)
+    found = []
+    for own in by_step.values():
+        name = _layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0]["variant"]
+        found.append(_pace(f"{name} ({marks[own[0]['machine']]})" if marks else name, axis, own))
     return sorted((pace for pace in found if pace.cells), key=lambda pace: -pace.budget)
+
+
+def _marks(rows: list[Row]) -> dict[str | None, str]:
+    return machine.marks(row for row in rows if row["metric"] == SPEED)
 
 
 def _layout_name(row: Row) -> str:
@@ -72,13 +90,16 @@ def throughput_figure(table: pd.DataFrame) -> Figure | None:
     if not drawn:
         return None
     figure, axes = new_figure()
-    swept_axis(axes, measured(table)[0], sorted({x for pace in drawn for x in [*pace.cells, *pace.failed]}))
+    axis, rows = measured(table)
+    swept_axis(axes, axis, sorted({x for pace in drawn for x in [*pace.cells, *pace.failed]}))
     _speed_axis(axes, [speed for pace in drawn for speed in pace.cells.values()])
     colours = shaded([(pace.name, pace.family) for pace in drawn])
     for pace in drawn:
         _draw(axes, pace, colours[pace.name])
-    if any(pace.failed for pace in drawn):
-        note(axes, "×: out of memory")
+    told = ["×: out of memory"] if any(pace.failed for pace in drawn) else []
+    told += [APART, *wrapped(machine.key(marks))] if (marks := _marks(rows)) else []
+    if told := [*told, *left_out(table)]:
+        note(axes, "\n".join(told))
     _name(figure, axes, drawn)
     return figure
 

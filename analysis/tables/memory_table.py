@@ -1,4 +1,7 @@
-"""What cache and decoding cost as measured: a row per variant and context, in the columns of the MLKV paper."""
+"""What cache and decoding cost as measured: a row per variant, context and machine, in the columns of the MLKV paper.
+
+Where ours were measured on several machines, a column has a letter for each: their speeds are not to be compared.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.data import frame
+from analysis.data import frame, machine
 from analysis.data.frame import Row
 from analysis.statistics.results import why_missing
 from analysis.tables.beside import PUBLISHED, ROW
@@ -20,8 +23,11 @@ MEMORY = ("peak_bytes", "memory_bytes")
 
 Grid = dict[int, dict[str, float]]
 """Batch size → metric → value."""
-Measured = dict[str, dict[int | None, Grid]]
-"""By variant and context."""
+Place = tuple[int | None, str | None]
+"""Context and machine."""
+Measured = dict[str, dict[Place, Grid]]
+"""By variant, and context and machine."""
+Entry = tuple[Row, Place, Grid]
 
 
 def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sheet | None:
@@ -29,7 +35,7 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
     nothing is measured or planned to be."""
     measured = {published: _measurements(table) for published, table in tables.items()}
     planned = {published: _reasons(table) for published, table in tables.items()}
-    entries = [(row, context, grid) for row in rows for context, grid in _grids(row, measured)]
+    entries = [(row, place, grid) for row in rows for place, grid in _grids(row, measured)]
     if not any(measured.values()) and not any(planned.values()):
         return None
     told = [row for row, _, _ in entries]
@@ -43,10 +49,12 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
         cells = [_cell(number, why, digits, per) for number, why in found]
         return Column(header, role, cells)
 
-    contexts = [Cell("" if context is None else f"{context:,}", context) for _, context, _ in entries]
+    contexts = [Cell("" if context is None else f"{context:,}", context) for _, (context, _), _ in entries]
+    marks = machine.marks({"machine": name} for row, (_, name), grid in entries if grid and not row[PUBLISHED])
     columns = [
         *(column for column in shape_columns(told) if column.role != "shape"),
         *([Column("context", "shape", contexts)] if len({cell.number for cell in contexts} - {None}) > 1 else []),
+        *([Column("machine", "cost", [_mark(entry, marks) for entry in entries])] if marks else []),
         column(f"cache {unit} @{small}", "score", lambda grid: grid.get(small, {}).get(CACHE), 1),
         column(f"memory {unit} @{small}", "part", lambda grid: _memory(grid.get(small, {})), 1),
         column(f"tokens/s @{small}", "part", lambda grid: grid.get(small, {}).get(SPEED), 2),
@@ -58,14 +66,23 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
     if any(_failed(grid) for _, _, grid in entries):
         columns.append(column("no memory at", "difference", lambda grid: min(_failed(grid), default=None)))
     measurable = [column for column in columns if column.role in ("name", "cost", "shape") or _told(column)]
-    return sheet_of(told, measurable if any(measured.values()) else columns, _footnotes(entries))
+    notes = _footnotes(entries) + ([_APART, *machine.key(marks)] if marks else [])
+    return sheet_of(told, measurable if any(measured.values()) else columns, notes)
+
+
+_APART = "machine: where it was measured; speeds and memory of different machines are not to be compared"
+
+
+def _mark(entry: Entry, marks: Mapping[str | None, str]) -> Cell:
+    row, (_, name), grid = entry
+    return Cell(marks[name] if grid and not row[PUBLISHED] else "")
 
 
 def _told(column: Column) -> bool:
     return any(cell.number is not None for cell in column.cells)
 
 
-def _footnotes(entries: Sequence[tuple[Row, int | None, Grid]]) -> list[str]:
+def _footnotes(entries: Sequence[Entry]) -> list[str]:
     grids = [(row[PUBLISHED], grid) for row, _, grid in entries if grid]
     notes = ["@: batch size; largest batch: of those measured, the largest with a result"]
     if any(_failed(grid) for _, grid in grids):
@@ -76,7 +93,7 @@ def _footnotes(entries: Sequence[tuple[Row, int | None, Grid]]) -> list[str]:
 
 
 def _measurements(table: pd.DataFrame) -> Measured:
-    """By variant and context. A few tokens fewer, where a run was stopped early, are no context of their own."""
+    """A few tokens fewer, where a run was stopped early, are no context of their own."""
     rows = frame.records(table[(table["kind"] == "measure") & table["batch"].notna() & table["value"].notna()])
     longest: dict[str, int] = {}
     for row in rows:
@@ -86,7 +103,7 @@ def _measurements(table: pd.DataFrame) -> Measured:
         context = row["context"]
         if context and context >= 0.99 * longest[_called(row)]:
             context = longest[_called(row)]
-        found[_called(row)][context].setdefault(row["batch"], {})[row["metric"]] = row["value"]
+        found[_called(row)][context, row["machine"]].setdefault(row["batch"], {})[row["metric"]] = row["value"]
     return found
 
 
@@ -95,9 +112,9 @@ def _called(row: Row) -> str:
     return str(row["replicate_of"] or row["variant"])
 
 
-def _grids(row: Row, measured: Mapping[bool, Measured]) -> list[tuple[int | None, Grid]]:
+def _grids(row: Row, measured: Mapping[bool, Measured]) -> list[tuple[Place, Grid]]:
     found = measured[row[PUBLISHED]].get(row[ROW], {})
-    return sorted(found.items(), key=lambda each: each[0] or 0) or [(None, {})]
+    return sorted(found.items(), key=lambda each: (each[0][0] or 0, each[0][1] or "")) or [((None, None), {})]
 
 
 def _reasons(table: pd.DataFrame) -> dict[str, str]:
