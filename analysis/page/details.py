@@ -6,20 +6,21 @@ The script builds what is looked at from it, so that a page of thousands of vari
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.data import frame
+from analysis.data import frame, replicates
+from analysis.data.frame import Row
 from analysis.data.gather import Steps
 from analysis.data.metrics import METRICS
 from analysis.data.units import duration
 from analysis.figures.cloud import MEMORY, clouds
 from analysis.page.plot import Mark, Plot, lay_out
-from analysis.statistics.results import Shown, other_scores, shown_scores
+from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
 from analysis.tables.sheet import Cell, Sheet
 from mlkv.layout import KVLayout
 from sweeps.store.store import SavedSweep, Store
@@ -28,6 +29,8 @@ Json = dict[str, Any]
 KINDS = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
 LOG_LINES = 12
 NOTES = {"untouched": "the base as it was", "mha": "the base, trained on equally"}
+CERTAIN = "Filled: on the front with a probability of 95 % or more. Hollow: noise leaves it open. Faint: dominated."
+BARE = "Filled: on the front by the numbers alone, as not every error is known. Faint: dominated."
 _NEVER_BEGUN = ("PENDING", "BLOCKED")
 
 
@@ -68,7 +71,8 @@ def _runs_address(tracking: Mapping[str, Any]) -> str:
 def data(
     sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, printed: Sheet, configs: list[list[str]], links: Links
 ) -> Json:
-    """Everything; `configs` are the lines of each variant's configuration that not all variants share."""
+    """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
+    layout are one entry, as in tables and figures."""
     planned = {id for variant in sweep.variants for _, _, id in variant_steps(variant)}
     return {
         "headers": printed.headers,
@@ -76,6 +80,7 @@ def data(
         "states": printed.states,
         "baselines": printed.baselines,
         "plots": [_plot(plot) for cloud in clouds(pivot) if (plot := lay_out(cloud))],
+        "unit": "variants" if len(pivot) == len(sweep.variants) else "layouts",
         "variants": _variants(sweep, pivot, configs),
         "steps": {id: _step(id, steps, links) for id in sorted(planned)},
     }
@@ -93,6 +98,7 @@ def _plot(plot: Plot) -> Json:
         "label": plot.cloud.label,
         "axis": plot.cloud.axis_label,
         "cost": MEMORY.label,
+        "reading": CERTAIN if any(mark.point.chance is not None for mark in plot.marks) else BARE,
         "x": [[round(x, 1), text] for x, text in plot.x_ticks],
         "y": [[round(y, 1), text] for y, text in plot.y_ticks],
         "front": [[*(round(at, 1) for at in line), int(undecided)] for *line, undecided in plot.front],
@@ -121,22 +127,64 @@ def _mark(mark: Mark) -> list[Any]:
 
 
 def _variants(sweep: SavedSweep, pivot: pd.DataFrame, configs: list[list[str]]) -> list[Json]:
-    rows = {row["variant"]: row for row in frame.records(pivot)}
-    scores = [*shown_scores(pivot), *other_scores(pivot)]
+    """An entry per row of the pivot, in its order."""
+    called, behind = replicates.groups(sweep.variants), dict[str, list[tuple[Json, list[str]]]]()
+    for variant, config in zip(sweep.variants, configs, strict=True):
+        name = str(variant["variant"])
+        behind.setdefault(called.get(name, name), []).append((variant, config))
+    scores, members = [*shown_scores(pivot), *other_scores(pivot)], estimates_of(pivot).members
     return [
         {
-            "variant": variant["variant"],
-            "note": NOTES.get(variant["baseline"], ""),
-            "family": variant["family"],
-            "layout": _layout(variant).draw(),
-            "facts": _facts(variant, rows[variant["variant"]]),
-            "scores": [_score(rows[variant["variant"]], score) for score in scores],
-            "overrides": [f"{key}={value}" for key, value in variant["overrides"].items()],
-            "config": config,
-            "steps": [[f"{kind} {task}" if task else kind, id] for kind, task, id in variant_steps(variant)],
+            **_entry(row, [variant for variant, _ in behind[row["variant"]]], scores),
+            "seeds": _seeds(members[row["variant"]], scores),
+            "config": _in_all([config for _, config in behind[row["variant"]]]),
         }
-        for variant, config in zip(sweep.variants, configs, strict=True)
+        for row in frame.records(pivot)
     ]
+
+
+def _entry(row: Row, seeds: list[Json], scores: list[Shown]) -> Json:
+    first = seeds[0]
+    return {
+        "variant": row["variant"],
+        "note": NOTES.get(first["baseline"], ""),
+        "family": first["family"],
+        "layout": _layout(first).draw(),
+        "facts": _facts(first, row),
+        "scores": [_score(row, score) for score in scores],
+        "overrides": _in_all([[f"{key}={value}" for key, value in seed["overrides"].items()] for seed in seeds]),
+        "steps": _steps(seeds),
+    }
+
+
+def _in_all(lists: list[list[str]]) -> list[str]:
+    """What all lists have."""
+    return [line for line in lists[0] if all(line in other for other in lists[1:])]
+
+
+def _steps(seeds: list[Json]) -> list[list[str]]:
+    """Name and id of every step, each once; where seeds have their own, the name says whose it is."""
+    users: dict[str, list[Json]] = {}
+    for seed in seeds:
+        for _, _, id in variant_steps(seed):
+            users.setdefault(id, []).append(seed)
+    found: dict[str, list[str]] = {}
+    for seed in seeds:
+        for kind, task, id in variant_steps(seed):
+            whose = [] if len(users[id]) == len(seeds) else [_seed(users[id])]
+            found.setdefault(id, [" ".join(filter(None, [kind, task, *whose])), id])
+    return list(found.values())
+
+
+def _seed(seeds: list[Json]) -> str:
+    """`uptrain.seed=1`: what tells the seed from the others."""
+    told = [f"{key}={value}" for seed in seeds for key, value in seed["overrides"].items() if key in replicates.SEEDS]
+    return " ".join(dict.fromkeys(told)) or str(seeds[0]["variant"])
+
+
+def _seeds(rows: Sequence[Row], scores: list[Shown]) -> list[list[str]]:
+    """The main score of each of several seeds, and why there is none."""
+    return [[row["variant"], *_score(row, scores[0])[1:]] for row in rows] if len(rows) > 1 and scores else []
 
 
 def _layout(variant: Json) -> KVLayout:
@@ -159,6 +207,7 @@ def _facts(variant: Json, row: Json) -> list[list[str]]:
         ["KV bytes per token", f"{variant['kv_bytes_per_token']:,}"],
         ["as measured", _number(row["measured_bytes_per_token"])],
         ["fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""],
+        ["measured on", row["machine"] or ""],
         ["parameters", f"{variant['parameters']:,}" if variant["parameters"] else ""],
         ["device time", duration(row["device_seconds"])],
         ["on the front", "" if chance is None else f"{100 * chance:.0f} %"],

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from analysis.data.gather import Steps
 from analysis.page.details import KINDS, Links, data
+from analysis.statistics.results import estimates_of
 from analysis.statistics.sources import Source
 from analysis.tables.results_table import sheet
 from analysis.tables.sheet import Sheet
@@ -58,6 +57,7 @@ class Page:
     command: str
     sheet: Sheet
     variants: list[str]
+    finished: int
     progress: list[KindProgress]
     failures: list[Failure]
     common: list[tuple[str, str]]
@@ -83,18 +83,15 @@ class Page:
 
     @property
     def hours_of(self) -> str:
-        """`GPU-hours`, unless all that finished was computed on processors."""
+        """`GPU-hours`, where all that finished was computed on processors `CPU-hours`, and of both `device-hours`."""
         devices = [device for name, values in self.provenance if name == "device" for device, _ in values]
-        return "GPU-hours" if not devices or any(device.startswith("cuda") for device in devices) else "CPU-hours"
-
-    @property
-    def finished(self) -> int:
-        return sum(state == "DONE" for state in self.sheet.states)
+        kinds = {"GPU-hours" if device.startswith("cuda") else "CPU-hours" for device in devices} or {"GPU-hours"}
+        return kinds.pop() if len(kinds) == 1 else "device-hours"
 
 
 def page(store: Store, source: Source, out_dir: Path) -> Page:
     """The page of a sweep; links lead from `out_dir` to the store's log files. Raises ValueError for what is none."""
-    sweep, steps, pivot = source.sweep, source.steps, _each_seed(source)
+    sweep, steps, pivot = source.sweep, source.steps, source.pivot
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has a page")
     plan, printed = sweep.plan, sheet(pivot)
@@ -109,17 +106,13 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         command=" ".join(plan.get("command", [])),
         sheet=printed,
         variants=[variant["variant"] for variant in sweep.variants],
+        finished=sum(row["state"] == "DONE" for rows in estimates_of(pivot).members.values() for row in rows),
         progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],
         failures=list(_failures(plan["steps"], steps, links)),
         common=sorted(common.items()),
         provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
         data=data(sweep, steps, pivot, printed, own, links),
     )
-
-
-def _each_seed(source: Source) -> pd.DataFrame:
-    """A row per variant; without repetitions that is the pivot that tables and figures have made already."""
-    return source.pivot if source.table["replicate_of"].isna().all() else source.variants
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

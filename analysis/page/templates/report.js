@@ -71,7 +71,7 @@ function describe(variant) {
   const parts = [
     make("h3", "", variant.variant), make("p", "small", [variant.family, variant.note].filter(Boolean).join(" · ")),
     layers(variant.layout), make("h4", "", "Cost"), pairs(variant.facts), make("h4", "", "Scores"), pairs(variant.scores),
-    make("h4", "", "Steps"), steps,
+    ...(variant.seeds.length ? [make("h4", "", `Seeds: ${variant.scores[0][0]}`), pairs(variant.seeds)] : []), make("h4", "", "Steps"), steps,
   ];
   const lines = [...variant.overrides, ...variant.config];
   if (lines.length) parts.push(make("h4", "", "Configuration of its own"), make("pre", "", lines.join("\n")));
@@ -129,6 +129,7 @@ function showPlot(number) {
   panel.replaceChildren(svg);
   const reachable = points.find((point) => point.dataset.variant === chosen) || points.at(-1);
   if (reachable) reachable.setAttribute("tabindex", 0);
+  byId("reading").textContent = plot.reading;
   byId("legend").replaceChildren(...plot.families.map(legendEntry));
   markChosen();
 }
@@ -279,7 +280,7 @@ function sift() {
   const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean), state = stateFilter.value;
   found = order.filter((i) => (!state || data.states[i] === state) && wanted.every((word) => words[i].includes(word)));
   first = 0;
-  const whole = `${order.length.toLocaleString("en")} variants`;
+  const whole = `${order.length.toLocaleString("en")} ${data.unit}`;
   byId("count").textContent = found.length < order.length ? `${found.length.toLocaleString("en")} of ${whole}` : whole;
   showRows();
 }

@@ -1,0 +1,122 @@
+"""A page of a sweep with several seeds: the points, rows and numbers of its figures and CSV."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from seeded import TASK, answered, with_seeds
+
+from analysis.figures.cloud import main_cloud
+from analysis.page.page import page
+from analysis.page.report import render
+from analysis.statistics.sources import load
+from analysis.tables import results_table
+
+SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
+
+
+@pytest.fixture
+def crowd(filler: Any, tmp_path: Path) -> Any:
+    """Each layout with three seeds; the second of MLKV-6 is far luckier than its others."""
+    crowd = with_seeds(filler, tmp_path / "crowd", tuple(SHARES))
+    samples = np.arange(100) / 100
+    answers = {
+        f"{layout} uptrain.seed={seed}": (samples < share).astype(float)
+        for layout, shares in SHARES.items()
+        for seed, share in enumerate(shares, 1)
+    }
+    answered(crowd, answers)
+    for layout in SHARES:
+        crowd.measure(f"{layout} uptrain.seed=1")
+    return crowd
+
+
+def shown(crowd: Any, out: Path) -> Any:
+    return page(crowd.store, load(crowd.store, crowd.name), out)
+
+
+def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Path) -> None:
+    pivot = load(crowd.store, crowd.name).pivot
+    found = main_cloud(pivot)
+    assert found is not None
+    data = shown(crowd, tmp_path).data
+    marks = {mark[0]: mark for mark in data["plots"][0]["marks"]}
+    assert set(marks) == set(SHARES)
+    for layout, shares in SHARES.items():
+        assert marks[layout][7] == pytest.approx(100 * np.mean(shares))
+    assert {name: mark[5] for name, mark in marks.items()} == {point.variant: point.standing for point in found.points}
+    assert len(data["plots"][0]["front"]) == len(found.front) - 1
+    csv = pd.DataFrame(pivot).set_index("variant")["quality"]
+    assert {name: mark[7] / 100 for name, mark in marks.items()} == pytest.approx(dict(csv))
+
+
+def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None:
+    found = shown(crowd, tmp_path)
+    printed = results_table.sheet(load(crowd.store, crowd.name).pivot)
+    assert found.sheet == printed
+    assert [row[0] for row in found.data["rows"]] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
+    assert [entry["variant"] for entry in found.data["variants"]] == list(SHARES)
+    assert found.data["unit"] == "layouts"
+
+
+def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path) -> None:
+    entry = shown(crowd, tmp_path).data["variants"][1]
+    assert [(name, value) for name, value, _ in entry["seeds"]] == [
+        (f"MLKV-6 uptrain.seed={seed}", f"{100 * share:.2f} ± {100 * (share * (1 - share) / 100) ** 0.5:.2f}")
+        for seed, share in enumerate(SHARES["MLKV-6"], 1)
+    ]
+    steps = dict(map(reversed, entry["steps"]))
+    own = [v for v in crowd.variants if v["variant"].startswith("MLKV-6 ")]
+    for variant in own:
+        seed = f"uptrain.seed={variant['overrides']['uptrain.seed']}"
+        assert steps[variant["steps"]["uptrain"]] == f"uptrain {seed}"
+        assert steps[variant["steps"]["evaluate"][TASK]] == f"evaluate {TASK} {seed}"
+        assert steps[variant["steps"]["base"]] == "base"
+        assert steps[variant["steps"]["measure"]] == "measure"
+    assert len(entry["steps"]) == len(steps)
+    assert not any("seed" in line for line in [*entry["overrides"], *entry["config"]])
+
+
+def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, tmp_path: Path) -> None:
+    crowd.shared()
+    for layout in SHARES:
+        crowd.train(f"{layout} uptrain.seed=2")
+        for task in ("bits_per_byte", "cloze", "two_way"):
+            crowd.evaluate(f"{layout} uptrain.seed=2", task)
+    found = shown(crowd, tmp_path)
+    assert (found.finished, len(found.variants)) == (3, 9)
+    assert "3<small> / 9</small>" in render(found, {})
+    pivot = load(crowd.store, crowd.name).pivot.set_index("variant")
+    # corpus, base, convert, one uptraining, three evaluations of the task, three others, one measurement
+    assert pivot.loc["MLKV-6", "wall_seconds"] == pytest.approx(10 + 160 + 10 + 22 + 3 * 10 + 3 * 3 + 4)
+
+
+def test_a_sweep_without_seeds_has_an_entry_per_variant(finished: Any, tmp_path: Path) -> None:
+    data = shown(finished, tmp_path).data
+    assert data["unit"] == "variants"
+    assert [entry["variant"] for entry in data["variants"]] == [v["variant"] for v in finished.variants]
+    assert not any(entry["seeds"] for entry in data["variants"])
+
+
+def test_a_page_without_errors_claims_no_probability(few: Any, tmp_path: Path) -> None:
+    filler = few(["MHA-36", "MQA-6"])
+    for label, value in (("MHA-36", 2.0), ("MQA-6", 2.1)):
+        step = filler.variant(label)["steps"]["evaluate"]["bits_per_byte"]
+        filler.done(step, [{"metric": "bits_per_byte", "value": value, "stderr": None, "n": 9}])
+    plot = shown(filler, tmp_path).data["plots"][0]
+    assert plot["reading"].startswith("Filled: on the front by the numbers alone")
+    assert [mark[9] for mark in plot["marks"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("devices", "unit"),
+    [(["cpu"], "CPU-hours"), (["cuda:0"], "GPU-hours"), (["cuda:0", "x86_64"], "device-hours"), ([], "GPU-hours")],
+)
+def test_hours_are_called_what_they_were_spent_on(few: Any, tmp_path: Path, devices: list[str], unit: str) -> None:
+    found = replace(shown(few(["MQA-6"]), tmp_path), provenance=[("device", [(device, 1) for device in devices])])
+    assert found.hours_of == unit
