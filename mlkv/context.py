@@ -17,11 +17,13 @@ Outcome = dict[str, Any]
 @dataclass(frozen=True)
 class Context:
     """`work` outlives the process (resume checkpoints); `log` appends a row to the attempt's metrics.jsonl;
-    `should_stop` turns true when the job has been asked to end: save to `work` and raise Interrupted."""
+    `should_stop` turns true when the job has been asked to end: save to `work` and raise Interrupted. `attempt` tells
+    executions of one step apart: one that slept may wake up beside the next, so no two write one file in `work`."""
 
     work: Path
     log: Callable[[Row], None]
     should_stop: Callable[[], bool] = lambda: False
+    attempt: int = 1
 
 
 class Interrupted(Exception):

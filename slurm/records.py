@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,12 +45,16 @@ def new_record(kind: str, tasks: Mapping[str, int], dependency: str | None) -> A
 def write(folder: Path, record: ArrayRecord) -> None:
     directory = folder / record.name
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{RECORD}.{os.getpid()}"
-    with temporary.open("w") as handle:
-        json.dump(asdict(record), handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(directory / RECORD)
+    temporary = directory / f".{RECORD}.{secrets.token_hex(4)}"  # process ids are not unique among hosts
+    try:
+        with temporary.open("w") as handle:
+            json.dump(asdict(record), handle, indent=1)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(directory / RECORD)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> list[ArrayRecord]:
@@ -68,7 +73,8 @@ def recover(folder: Path) -> list[ArrayRecord]:
     for record in read(folder):
         if record.array_id is None and (id := queue.named(record.name) or _id_in_outputs(folder / record.name)):
             record = replace(record, array_id=id)
-            write(folder, record)
+            with suppress(OSError):  # it can be found again, and who only looks need not be able to write
+                write(folder, record)
         records.append(record)
     return records
 

@@ -69,7 +69,10 @@ def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Cont
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
     trainer = BlockTrainer(model, schedule, blocks, ctx, precision)
     checkpoint = trainer.watcher.latest()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        trainer.watcher.close()
     if trainer.state.global_step < schedule.steps:
         raise Interrupted(f"stopped after step {trainer.state.global_step} of {schedule.steps}")
     return trainer

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from ..context import Context, StepFailed
 from ..corpus.blocks import Blocks
 from ..device import default_device
+from ..files import discard
 from ..hf import MLKVForCausalLM, load_checked
 from . import sharded
 from .schedule import Schedule, spike_of_last, spikes
 
+STAGING, OWNER = "staging", "owner"
+"""Where checkpoints are written before they are whole; a folder of each attempt's own, with a file that stays in it."""
 IGNORED = -100
 """The label that the loss leaves out."""
 
@@ -190,23 +193,32 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
 class Watcher(TrainerCallback):
     """Logs, checks the losses, publishes checkpoints and hears the request to stop.
 
-    A checkpoint is written to `work/staging` and renamed to `work/checkpoint-<step>`, so one that is found is whole.
+    A checkpoint is written to `work/staging-<attempt>` and renamed to `work/checkpoint-<step>`, so one that is found is
+    whole.
     """
 
     def __init__(self, schedule: Schedule, ctx: Context) -> None:
         self.schedule, self.ctx = schedule, ctx
-        self.staging = ctx.work / "staging"
+        self.staging = ctx.work / f"{STAGING}-{ctx.attempt}"
         self.losses: list[tuple[int, float]] = []
         self.seconds = 0.0
         self.steps_timed = 0
         self._since: tuple[int, float] | None = None
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole; leftovers of a killed process are swept away."""
+        """The newest checkpoint that is whole; what earlier attempts left unfinished is swept away."""
         if _is_first_process():
-            shutil.rmtree(self.staging, ignore_errors=True)
+            for staging in self.ctx.work.glob(f"{STAGING}*"):
+                discard(staging)
+            self.staging.mkdir(exist_ok=True)
+            (self.staging / OWNER).touch()
         found = self.ctx.work.glob("checkpoint-*")
-        return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+        return max(found, key=_step_of, default=None)
+
+    def close(self) -> None:
+        """Nothing unfinished stays behind: the disk may be full of it."""
+        if _is_first_process():
+            discard(self.staging)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.losses = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row]
@@ -240,6 +252,9 @@ class Watcher(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         _wait_for_all(args)
         if state.is_world_process_zero:
+            # Of an attempt that slept and was taken for dead it was swept away, and Trainer writes the rest as if
+            # nothing had been: such a checkpoint is not whole.
+            (self.staging / OWNER).stat()
             _publish(self.staging / f"checkpoint-{state.global_step}", self.ctx.work)
         self._since = None
 
@@ -301,7 +316,18 @@ def _publish(checkpoint: Path, work: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    os.replace(checkpoint, work / checkpoint.name)
-    for old in work.glob("checkpoint-*"):
-        if old.name != checkpoint.name:
-            shutil.rmtree(old)
+    place = work / checkpoint.name
+    try:
+        os.replace(checkpoint, place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        discard(checkpoint)  # another attempt at the same training has saved this very step
+    with suppress(OSError):  # an older one too many is no reason to stop
+        for other in work.glob("checkpoint-*"):
+            if _step_of(other) < _step_of(checkpoint):
+                discard(other)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mlkv.files import discard
 from sweeps.store.attempt import Attempt, Json
 from sweeps.store.files import file_clock, read_json, utc_now, write_atomic, write_json
 from sweeps.store.stepdir import Claim, State, StateName, StepDir
@@ -78,7 +78,7 @@ class TrackingDir:
         """Remove what was written of a run before the whole copy in `folder`."""
         for earlier in self.runs.glob(f"offline-run-*-{run}*"):
             if earlier.name < folder:
-                shutil.rmtree(earlier, ignore_errors=True)
+                discard(earlier)
 
     def mark_written(self, run: str, fingerprint: str) -> None:
         write_json(self.runs / "written" / f"{run}.json", {"fingerprint": fingerprint})
@@ -228,11 +228,15 @@ class Store:
 
         if (known := self.code(self.code_hash)).is_dir():
             return known
-        temporary = self.root / "code" / f".copy-{socket.gethostname()}-{os.getpid()}"
-        copy_tree(temporary)
-        target = self.code(tree_hash(temporary))
+        temporary = self.root / "code" / f".copy-{secrets.token_hex(6)}"
         try:
-            temporary.rename(target)
-        except OSError:
-            shutil.rmtree(temporary)  # somebody else's copy of the same tree is in place
+            copy_tree(temporary)
+            target = self.code(tree_hash(temporary))
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():  # else somebody's copy of the same tree is in place
+                    raise
+        finally:
+            discard(temporary)
         return target

@@ -1,0 +1,62 @@
+"""File operations that fail: of all that a piece of code does below a folder, the n-th raises an OSError."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPERATIONS = ("rename", "replace", "link", "unlink", "remove", "rmdir", "mkdir", "open", "fsync", "utime", "scandir")
+"""Of the module os, which pathlib and shutil go through; files opened by io and builtins count too."""
+
+
+@dataclass
+class Failing:
+    """Counts the operations below `folder`; number `at` (from 0) raises `error`, and if `late`, after it has had its
+    effect, as a file server's answer may get lost. With `only`, just these operations count."""
+
+    folder: Path
+    at: int | None = None
+    error: int = 0
+    late: bool = False
+    only: tuple[str, ...] = ()
+    calls: list[str] = field(default_factory=list)
+
+    def wrapped(self, name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not self._counts(name, arguments, named):
+                return operation(*arguments, **named)
+            self.calls.append(f"{name} {arguments[0]}")
+            if len(self.calls) - 1 != self.at:
+                return operation(*arguments, **named)
+            if self.late:
+                operation(*arguments, **named)
+            raise OSError(self.error, os.strerror(self.error))
+
+        return call
+
+    def _counts(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        if self.only and name not in self.only:
+            return False
+        what = arguments[0] if arguments else None
+        if name == "fsync" or "dir_fd" in named or isinstance(what, int):  # shutil.rmtree goes by descriptors
+            return True
+        return isinstance(what, str | os.PathLike) and os.fspath(what).startswith(str(self.folder))
+
+
+@contextmanager
+def failing(folder: Path, **how: Any) -> Iterator[Failing]:
+    fault = Failing(folder, **how)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in OPERATIONS:
+            patched.setattr(os, name, fault.wrapped(name, getattr(os, name)))
+        for module in (io, builtins):
+            patched.setattr(module, "open", fault.wrapped("open", io.open))
+        yield fault
