@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sweeps.store.files import last_line, read_json, utc_now, write_json
+from sweeps.store.files import last_line, modified, read_json, utc_now, write_json
 
 Json = dict[str, Any]
 
@@ -23,21 +23,26 @@ class Attempt:
         self.metrics_file = path / "metrics.jsonl"
         self.tracking_log = path / "tracking.log"
         self._heartbeat = path / "heartbeat"
+        self.record_file = path / "record.json"
 
     def beat(self) -> None:
         self._heartbeat.touch()
 
     def last_beat(self) -> float:
         """Seconds since the epoch by the file server's clock; 0 before the first beat."""
-        try:
-            return self._heartbeat.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+        return modified(self._heartbeat)
 
     def finish(self, state: str, reason: str, returncode: int | None, own: bool = True) -> None:
         """`own`: it ended by itself, and was not told to."""
         told = {"state": state, "reason": reason, "returncode": returncode, "own": own, "finished": utc_now()}
         write_json(self.path / "exit.json", told)
+
+    def write_record(self, record: Json) -> None:
+        """What the step's record will be: from here on the output is whole, and whoever comes can publish it."""
+        write_json(self.record_file, record)
+
+    def record(self) -> Json | None:
+        return read_json(self.record_file)
 
     def log_of_rank(self, rank: int) -> Path:
         """What a process beside the first printed."""

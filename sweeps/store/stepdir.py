@@ -1,27 +1,25 @@
-"""One step's directory: what it is, how it went, the right to run it, and what it left. Part of the store; see
+"""One step's directory: what it is, how it went, who may run it, and what it left. Part of the store; see
 sweeps.store.store."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
+from mlkv.files import DISCARDED, discard
 from sweeps.store.attempt import Attempt, Json
 from sweeps.store.axis import Axis, Rows
-from sweeps.store.files import file_clock, read_json, sha256, tree, write_json, write_once
-from sweeps.store.host import host
+from sweeps.store.claim import ClaimFile
+from sweeps.store.files import describe, file_clock, read_json, sha256, tree, write_json, write_once
 
 StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
 SetAside = Literal["corrupt", "pruned"]
 STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
-"""A claim of another host whose heartbeat is older than this belongs to nobody."""
+"""A claim whose process cannot be seen from here, and whose heartbeat is older than this, belongs to nobody."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,24 @@ class State:
 
 
 class Claim:
-    """The right to run a step, held while the holder's heartbeat goes on."""
+    """The right to run a step, held while the holder's process lives or, seen from elsewhere, its heartbeat goes on."""
 
-    def __init__(self, step: StepDir, attempt: Attempt) -> None:
-        self.step, self.attempt = step, attempt
+    def __init__(self, step: StepDir, attempt: Attempt, content: Json) -> None:
+        self.step, self.attempt, self._content = step, attempt, content
+
+    def holds(self) -> bool:
+        """Whether it still is ours: a process that slept may find that another one took the step over. A claim that is
+        gone is taken again; one that cannot be read is believed in, as work is worth more than a doubt."""
+        try:
+            found = self.step.claims.read()
+            if found is None:
+                return not self.step.record() and self.step.claims.retake(self._content)
+            return found == self._content
+        except OSError:
+            return True
 
     def release(self) -> None:
-        self.step.claim_file.unlink(missing_ok=True)
+        self.step.claims.release(self._content)
 
 
 class StepDir:
@@ -51,6 +60,7 @@ class StepDir:
         self._root, self.id = root, step_id
         self.kind = step_id.rsplit("-", 1)[0]
         self.path = Path(f"{root}/steps/{self.kind}/{step_id}")
+        self.claims = ClaimFile(self.path / "claim.json")
 
     @property
     def out(self) -> Path:
@@ -62,7 +72,7 @@ class StepDir:
 
     @property
     def claim_file(self) -> Path:
-        return self.path / "claim.json"
+        return self.claims.path
 
     @property
     def _record_file(self) -> Path:
@@ -118,9 +128,11 @@ class StepDir:
         if not attempts:
             return State("PENDING", self._set_aside_reason())
         last = attempts[-1]
-        claim = read_json(self.claim_file)
+        claim = self.claims.read()
         if claim and not self._is_stale(claim):
             return State("RUNNING", f"on {claim['host']}", last.number, last.progress())
+        if record := self.record():  # written, and the claim released, since we looked
+            return State("DONE", attempt=record["attempt"])
         ended = last.exit()
         if ended is None:
             return State("LOST", "its process vanished without a word", last.number, last.progress())
@@ -133,20 +145,23 @@ class StepDir:
     def claim(self) -> Claim | None:
         """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done."""
         self.path.mkdir(parents=True, exist_ok=True)
-        held = read_json(self.claim_file)
+        held = self.claims.read()
         if held and not self._is_stale(held):
             return None
         if held:
-            self._take_over(held)
-        me = json.dumps({"host": host(), "pid": os.getpid(), "started": _process_start(os.getpid())})
-        if self.record() or not write_once(self.claim_file, me):
+            self.claims.drop(held)
+        if self.record() or not (mine := self.claims.take()):
             return None
-        if self.record():
-            self.claim_file.unlink()
-            return None
-        shutil.rmtree(self.out, ignore_errors=True)  # published without a record: its writer died in between
-        self.work.mkdir(exist_ok=True)
-        return Claim(self, self._new_attempt())
+        try:
+            if self.record() or self._publish_kept(moved=True) or self._publish_kept(moved=False):
+                self.claims.release(mine)
+                return None
+            discard(self.out)  # published without a record, and no record to be found that fits
+            self.work.mkdir(exist_ok=True)
+            return Claim(self, self._new_attempt(), mine)
+        except OSError:
+            self.claims.release(mine)
+            raise
 
     def _new_attempt(self) -> Attempt:
         number = max((attempt.number for attempt in self.attempts()), default=0) + 1
@@ -155,46 +170,70 @@ class StepDir:
         attempt.beat()
         return attempt
 
-    def _take_over(self, held: Json) -> None:
-        name = f"claim.stale-{held['host']}-{held['pid']}-{time.time_ns()}.json"
-        try:
-            self.claim_file.rename(self.path / name)
-        except FileNotFoundError:
-            return  # another one was faster; the exclusive creation decides
-        taken = read_json(self.path / name)
-        if taken != held:  # renamed a fresh claim away: give it back
-            write_once(self.claim_file, json.dumps(taken))
-
     def _is_stale(self, claim: Json) -> bool:
-        if claim["host"] == host():
-            return _process_start(claim["pid"]) != claim["started"]
-        attempts = self.attempts()
-        return file_clock(self._root) - (attempts[-1].last_beat() if attempts else 0.0) > STALE_SECONDS
+        """Whether its holder is gone: by its process, or from elsewhere by the newest sign of life."""
+        running = self.claims.is_running(claim)
+        if running is not None:
+            return not running
+        beats = [attempt.last_beat() for attempt in self.attempts()]
+        return self._now() - max([self.claims.modified(), *beats]) > STALE_SECONDS
+
+    def _now(self) -> float:
+        """By the file server's clock, which stamps the heartbeats, or by ours where nothing can be written."""
+        try:
+            return file_clock(self._root)
+        except OSError:
+            return time.time()
 
     def publish(self, claim: Claim, record: Json) -> bool:
-        """Move the attempt's output into place and write the record; false when another attempt was first."""
-        outputs = {name: describe(path) for name, path in tree(claim.attempt.out)}
-        try:
-            claim.attempt.out.rename(self.out)
-        except OSError:
-            shutil.rmtree(claim.attempt.out)
+        """Move the attempt's output into place and write the record; false when another attempt was first, or has taken
+        the step over. Raises OSError, with the output kept: whoever claims the step next publishes it."""
+        attempt = claim.attempt
+        outputs = {name: describe(path) for name, path in tree(attempt.out)}
+        record = {"id": self.id, "kind": self.kind, "attempt": attempt.number, **record, "outputs": outputs}
+        attempt.write_record(record)
+        if not claim.holds():
+            return self._won_by(attempt)
+        if self.out.exists() and not self._publish_kept(moved=True):
+            discard(self.out)  # of an attempt that can no longer say what it is
+        if not self.record():
+            attempt.out.rename(self.out)
+            self._write_record(record)
+        return self._won_by(attempt)
+
+    def _publish_kept(self, *, moved: bool) -> bool:
+        """Publish what an earlier attempt could not, as its disk was full or its process was killed: an output that is
+        byte for byte as in the record that the attempt had made ready. `moved`: it already lies in place."""
+        for attempt in self.attempts():
+            record = attempt.record()
+            place = self.out if moved else attempt.out
+            if record and attempt.out.exists() != moved and place.is_dir() and not difference(place, record["outputs"]):
+                if not moved:
+                    discard(self.out)
+                    attempt.out.rename(self.out)
+                self._write_record(record)
+                return True
+        return False
+
+    def _write_record(self, record: Json) -> None:
+        if write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n"):
+            discard(self.work)
+
+    def _won_by(self, attempt: Attempt) -> bool:
+        """Whether the record is this attempt's. What another one makes superfluous is dropped."""
+        record = self.record()
+        if record is None:
             return False
-        record = {"id": self.id, "kind": self.kind, "attempt": claim.attempt.number, **record, "outputs": outputs}
-        if not write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n"):
-            return False
-        shutil.rmtree(self.work, ignore_errors=True)
-        return True
+        won: bool = record["attempt"] == attempt.number
+        if not won:
+            discard(attempt.out)
+            discard(attempt.record_file)
+        return won
 
     # Trusting it
     def corrupted(self) -> str | None:
         """What is wrong with a finished step's outputs, or None. Reads every byte."""
-        for name, expected in (self.record() or {}).get("outputs", {}).items():
-            path = self.out / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-                return f"{name} does not have the content that was recorded"
-        return None
+        return difference(self.out, (self.record() or {}).get("outputs", {}))
 
     def set_aside(self, reason: str, label: SetAside = "corrupt") -> None:
         """Withdraw the record and drop the output, so that the step is run when it is wanted again; the record stays
@@ -205,7 +244,7 @@ class StepDir:
         number = len(self._aside()) + 1
         write_json(self.path / f"done.{label}-{number}.json", {**record, "set_aside": reason})
         self._record_file.unlink(missing_ok=True)
-        shutil.rmtree(self.out, ignore_errors=True)
+        discard(self.out)
 
     def _aside(self) -> list[Path]:
         """Withdrawn records, oldest first."""
@@ -221,29 +260,32 @@ class StepDir:
         return [path for path in (self.out, self.work) if path.exists()]
 
     def leftovers(self) -> list[Path]:
-        """Outputs of attempts that did not win. While the step runs, one of them is being written."""
-        return [attempt.out for attempt in self.attempts() if attempt.out.exists()]
+        """Outputs of attempts that did not win, except for one that only has to be published, and what could not be
+        removed whole before. While the step runs, an output is being written."""
+        kept = [] if self.record() else [attempt.out for attempt in self.attempts() if attempt.record()]
+        outputs = [attempt.out for attempt in self.attempts() if attempt.out.exists() and attempt.out not in kept]
+        return outputs + [path for depth in ("", "attempts/*/") for path in self.path.glob(f"{depth}{DISCARDED}*")]
 
     def drop_leftovers(self) -> None:
         for path in self.leftovers():
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
 
     def prune(self) -> None:
         """Drop everything but spec, logs and records; a done step is to be run again when it is wanted again."""
         self.set_aside("pruned, as no sweep needed it", "pruned")
+        for attempt in self.attempts():
+            discard(attempt.record_file)
         for path in self.outputs():
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
         self.drop_leftovers()
 
 
-def describe(path: Path) -> Json:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def _process_start(pid: int) -> float | None:
-    """When a process of this host started; tells a living claim holder from a recycled pid."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.NoSuchProcess, ValueError):
-        return None
+def difference(folder: Path, outputs: Json) -> str | None:
+    """What is not as a record's `outputs` (name → digest and size) say, or None. Reads every byte."""
+    for name, expected in outputs.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            return f"{name} does not have the content that was recorded"
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
 
 ID = "corpus-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_fsync() -> Iterator[None]:
+    """What is shown here does not depend on it, and thousands of them take their time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 def begin(store: Store, step_id: str = ID) -> Claim:
