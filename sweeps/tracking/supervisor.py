@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from sweeps.store.console import say
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
 from sweeps.tracking.target import Target
@@ -28,7 +29,10 @@ class Mirror:
     def began(self, claim: Claim, pid: int | None) -> None:
         """An attempt has begun; process `pid` computes."""
         if self._target and self._process is None:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                say(f"W&B's helper cannot be started ({error}); `mlkv sync` sends it all", sys.stderr)
         self._tell({"step": claim.step.id, "attempt": claim.attempt.number, "pid": pid})
 
     def ended(self, claim: Claim) -> None:
@@ -46,7 +50,7 @@ class Mirror:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            print("W&B took too long; `mlkv sync` sends what it did not get", file=sys.stderr)
+            say("W&B took too long; `mlkv sync` sends what it did not get", sys.stderr)
 
     def _start(self) -> None:
         """In a session of its own, so that what ends the worker's group lets the last rows arrive."""
@@ -68,5 +72,5 @@ class Mirror:
         if self._process and self._process.stdin:
             try:
                 self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            except (BrokenPipeError, BlockingIOError):
-                print("W&B's helper is gone; `mlkv sync` sends what it did not", file=sys.stderr)
+            except OSError:
+                say("W&B's helper is gone; `mlkv sync` sends what it did not", sys.stderr)

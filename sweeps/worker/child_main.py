@@ -13,15 +13,17 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from mlkv.context import Context, Interrupted, Row, StepFailed
 from sweeps.steps.registry import KINDS
 from sweeps.store.attempt import Attempt
+from sweeps.store.outside import outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
+from sweeps.worker.answers import interrupted_from_outside
 
 _stop = False
 
@@ -61,8 +63,16 @@ def _die_with_parent() -> None:
 
 
 def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one step. Failure is an answer like any other; its traceback goes to the attempt's err.log. Of several
-    processes that train together the first logs the rows."""
+    """Run one step. Failure is an answer like any other."""
+    try:
+        return _logged_answer(store, request)
+    except Exception as error:  # its logs cannot be written
+        return _failure(error)
+
+
+def _logged_answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+    """A failure's traceback goes to the attempt's err.log. Of several processes that train together the first logs the
+    rows."""
     attempt = next(a for a in store.step(request["step"]).attempts() if a.number == request["attempt"])
     rank = int((request["group"] or {}).get("RANK", 0))
     out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
@@ -71,11 +81,22 @@ def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
             return {"state": "done", **_run(store, request["step"], attempt, rows)}
         except Interrupted as error:
             return {"state": "interrupted", "reason": str(error) or "asked to stop"}
-        except StepFailed as error:
-            return {"state": "failed", "reason": _one_line(error)}
         except Exception as error:
-            traceback.print_exc()
-            return {"state": "failed", "reason": f"{_named(error)}: {_one_line(error)}"}
+            if not isinstance(error, StepFailed):
+                _print_traceback()
+            return _failure(error)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if cause := outside_cause(error):
+        return interrupted_from_outside(_shortened(cause))
+    named = "" if isinstance(error, StepFailed) else f"{_named(error)}: "
+    return {"state": "failed", "reason": f"{named}{_shortened(str(error))}"}
+
+
+def _print_traceback() -> None:
+    with suppress(OSError):  # the log may lie on the full disk that the traceback tells of
+        traceback.print_exc()
 
 
 def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str, Any]:
@@ -84,7 +105,7 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str
     spec = step.spec()
     assert spec is not None
     inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
-    context = Context(step.work, lambda row: _log(rows, row), lambda: _stop)
+    context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
     return {"metrics": outcome["metrics"], "facts": outcome["facts"]}
 
@@ -104,8 +125,9 @@ def _logging_to(stdout: Path, stderr: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a log that cannot be written is no reason to lose what was computed
+                stream.flush()
         for saved_descriptor, descriptor in zip(saved, (1, 2), strict=True):
             os.dup2(saved_descriptor, descriptor)
             os.close(saved_descriptor)
@@ -132,8 +154,9 @@ def _named(error: Exception) -> str:
     return "out of memory" if is_out_of_memory(error) else type(error).__name__
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:2000]
+def _shortened(words: str) -> str:
+    """In one line of bearable length."""
+    return " ".join(words.split())[:2000]
 
 
 if __name__ == "__main__":

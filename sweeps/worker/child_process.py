@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import IO, Any
 
 import psutil
@@ -71,10 +72,12 @@ class Child:
     def kill(self) -> None:
         if self._process and self._process.poll() is None:
             self._process.kill()
+            self._process.wait()
 
     def close(self) -> None:
         if self._process and self._process.stdin:
-            self._process.stdin.close()
+            with suppress(OSError):  # it is gone, and cannot take what was left to be written
+                self._process.stdin.close()
             self._process.wait()
 
 

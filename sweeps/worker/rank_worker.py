@@ -15,6 +15,8 @@ from typing import Any
 
 from sweeps.steps.step import trains
 from sweeps.store.attempt import Attempt
+from sweeps.store.console import say
+from sweeps.store.outside import describe_error
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker.child_process import Child
@@ -22,7 +24,7 @@ from sweeps.worker.job_context import SIGNALS, QueueJob
 
 POLL_SECONDS = 0.5
 LEFT_ALONE = 4
-"""Exit status when the process that trains here died: the job goes back into the queue."""
+"""Exit status when the process that trains here died, or the store cannot be read: the job goes back into the queue."""
 
 
 class Follower:
@@ -35,8 +37,13 @@ class Follower:
     def run(self, steps: Sequence[str]) -> int:
         for number in SIGNALS:
             signal.signal(number, self._on_stop)
-        shared = (step for step in map(self._store.step, steps) if trains(step.spec() or {}))
-        status = next((status for step in shared if (status := self._follow(step))), 0)
+        try:
+            shared = (step for step in map(self._store.step, steps) if trains(step.spec() or {}))
+            status = next((status for step in shared if (status := self._follow(step))), 0)
+        except OSError as error:
+            say(f"rank {self._job.rank}: the store: {describe_error(error)}", sys.stderr)
+            self._child.kill()
+            status = LEFT_ALONE
         self._child.close()
         return status
 
@@ -68,5 +75,5 @@ class Follower:
             pass
         if answer["state"] == "done" or self._stopping:
             return 0
-        print(f"rank {self._job.rank}: {answer['state']}: {answer.get('reason', '')}", file=sys.stderr, flush=True)
+        say(f"rank {self._job.rank}: {answer['state']}: {answer.get('reason', '')}", sys.stderr)
         return LEFT_ALONE if answer["state"] == "vanished" else 0

@@ -1,7 +1,8 @@
 """Runs steps in order, around a process that computes.
 
 A supervisor, light and hard to kill, around a child that computes (child_main.py). It claims a step, keeps the claim
-alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted.
+alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted,
+5 interrupted again and again from outside: the same line runs it once more, but the queue had better not.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from typing import Any
 
 from sweeps.steps.step import trains
 from sweeps.store.attempt import Attempt
+from sweeps.store.console import say
 from sweeps.store.files import utc_now
 from sweeps.store.host import host
+from sweeps.store.outside import describe_error
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.supervisor import Mirror
+from sweeps.worker.answers import interrupted_from_outside, taken_over
 from sweeps.worker.child_process import Child
+from sweeps.worker.heartbeat import BEAT_SECONDS, Heartbeat
 from sweeps.worker.job_context import SIGNALS, QueueJob, free_port, out_of_memory_kills
 
-DONE, FAILED, BLOCKED, INTERRUPTED = 0, 1, 3, 4
-_GRAVITY = (DONE, BLOCKED, FAILED, INTERRUPTED)
+DONE, FAILED, BLOCKED, INTERRUPTED, STUCK = 0, 1, 3, 4, 5
+_GRAVITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
 """Of several outcomes the last one here is the job's: what was interrupted goes on, whatever failed beside it."""
 TRIES = 3
 """How many attempts in a row may die, or use up their time, without getting further than the one before."""
 OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
 """What ends an attempt through no fault of its own."""
-BEAT_SECONDS = 1.0
 GRACE_SECONDS = 60.0
 """How long a child may take to save its state once it was asked to stop."""
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
@@ -56,7 +60,7 @@ class Worker:
         for step in steps:
             status = INTERRUPTED if self._stopping_since else self._step(step)
             worst = max(worst, status, key=_GRAVITY.index)
-            print(f"{utc_now()} {step} {_WORDS[status]}", flush=True)
+            say(f"{utc_now()} {step} {_WORDS[status]}")
         self._child.close()
         self._mirror.close()
         return worst
@@ -69,21 +73,30 @@ class Worker:
 
     def _step(self, step_id: str) -> int:
         step = self._store.step(step_id)
+        try:
+            return self._until_ended(step)
+        except OSError as error:
+            say(f"{step_id}: the store: {describe_error(error)}", sys.stderr)
+            return DONE if _is_done(step) else INTERRUPTED
+
+    def _until_ended(self, step: StepDir) -> int:
+        """Run the step until it is done, whoever does it, or it is clear that this job will not have it done. Raises
+        OSError where the store cannot be read or written."""
         while not step.record():
             if self._stopping_since:
                 return INTERRUPTED
             if self._failed_before(step):
                 return FAILED
-            if not self._inputs_are_sound(step_id):
+            if not self._inputs_are_sound(step.id):
                 return BLOCKED
             if claim := step.claim():
                 try:
                     status = self._attempt(claim)
                 finally:
                     claim.release()
-                if status != INTERRUPTED or self._stopping_since:
+                if status is not None:
                     return status
-            else:
+            elif not step.record():
                 time.sleep(BEAT_SECONDS)  # another worker is at it
         return DONE
 
@@ -98,34 +111,61 @@ class Worker:
         """Every parent done, with the bytes its record names. A parent that is not is set aside to be run again."""
         spec = self._store.step(step_id).spec()
         if spec is None:
-            print(f"{step_id}: no such step in {self._store.root}", file=sys.stderr)
+            say(f"{step_id}: no such step in {self._store.root}", sys.stderr)
             return False
         for parent in map(self._store.step, spec["parents"].values()):
             if parent.record() is None:
-                print(f"{step_id}: waits for {parent.id}, which is not done", file=sys.stderr)
+                say(f"{step_id}: waits for {parent.id}, which is not done", sys.stderr)
                 return False
             if wrong := parent.corrupted():
                 parent.set_aside(wrong)
-                print(f"{step_id}: input {parent.id} is corrupt ({wrong}); set aside to be run again", file=sys.stderr)
+                say(f"{step_id}: input {parent.id} is corrupt ({wrong}); set aside to be run again", sys.stderr)
                 return False
         return True
 
-    def _attempt(self, claim: Claim) -> int:
+    def _attempt(self, claim: Claim) -> int | None:
+        """Run the step once; its status, or None where that is to be seen: the child died, or another worker took the
+        step over."""
+        attempt = claim.attempt
+        with Heartbeat(claim) as heartbeat:
+            try:
+                answer = self._run_and_publish(claim, heartbeat)
+            except OSError as error:
+                self._child.kill()
+                answer = interrupted_from_outside(describe_error(error))
+        if _is_done(claim.step):
+            answer = {**answer, "state": "done"}  # by this attempt or another one
+        elif answer["state"] == "done" or heartbeat.claim_is_lost or not claim.holds():
+            answer = taken_over()
+        try:
+            attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
+        except OSError as error:
+            say(f"{claim.step.id}: {answer.get('reason')}; and {describe_error(error)}", sys.stderr)
+        self._mirror.ended(claim)
+        if answer["state"] != "interrupted":
+            return {"done": DONE, "failed": FAILED}[answer["state"]]
+        if self._stopping_since:
+            return INTERRUPTED
+        if answer.get("outside"):
+            return STUCK if fruitless(claim.step.attempts(), whatever_ended_them=True) >= TRIES else INTERRUPTED
+        return None
+
+    def _run_and_publish(self, claim: Claim, heartbeat: Heartbeat) -> dict[str, Any]:
         attempt, started, clock = claim.attempt, utc_now(), time.monotonic()
         killed_before, group = out_of_memory_kills(), self._group(claim.step)
+        origin = self._origin(claim.step)  # now: no output is to be lost because this cannot be read at the end
         attempt.write_environment(_environment() | self._whose(group))
         self._child.ask(claim.step.id, attempt.number, group)
         self._mirror.began(claim, self._child.pid)
-        answer, peak = self._watch(claim)
+        answer, peak = self._watch(heartbeat)
         if answer["state"] == "vanished":
             answer = self._explain(answer, peak, out_of_memory_kills() > killed_before)
         answer = self._judge(claim, answer)
         if answer["state"] == "done":
-            wall = time.monotonic() - clock
-            claim.step.publish(claim, self._record(claim, answer, started, wall, peak))
-        attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
-        self._mirror.ended(claim)
-        return {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[answer["state"]]
+            record = {"started": started, "finished": utc_now(), **self._seconds(clock), "peak_memory_bytes": peak}
+            results = {"metrics": answer["metrics"], "facts": answer["facts"]}
+            claim.step.publish(claim, record | origin | results)
+        return answer
 
     def _group(self, step: StepDir) -> dict[str, str] | None:
         """The first process's place among those that will train this step together."""
@@ -144,12 +184,13 @@ class Worker:
             asked = "raise cluster.resources.KIND.memory_gb"
             reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {asked}"
             return {**answer, "state": "failed", "reason": reason}
-        ended = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR2)
+        # SIGBUS: what a file mapped into memory holds could not be read.
+        ended = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR2, -signal.SIGBUS)
         return {**answer, "state": "interrupted" if ended or self._stopping_since else "failed"}
 
     def _judge(self, claim: Claim, answer: dict[str, Any]) -> dict[str, Any]:
         """Name the signal behind an interruption; a step that only ever gets so far has failed."""
-        if answer["state"] != "interrupted":
+        if answer["state"] != "interrupted" or answer.get("outside"):
             return answer
         reason = "; ".join(filter(None, [answer.get("reason"), self._stopped_by]))
         answer = {**answer, "reason": reason, "own": self._stopped_by not in OTHERS}
@@ -157,49 +198,55 @@ class Worker:
             return {**answer, "state": "failed", "reason": f"{count} attempts in a row got no further: {reason}"}
         return answer
 
-    def _watch(self, claim: Claim) -> tuple[dict[str, Any], int]:
-        """The child's answer and the most memory it was seen to hold, in bytes; beats while waiting."""
+    def _watch(self, heartbeat: Heartbeat) -> tuple[dict[str, Any], int]:
+        """The child's answer and the most memory it was seen to hold, in bytes."""
         peak = 0
         while True:
-            claim.attempt.beat()
             peak = max(peak, self._child.resident_bytes())
             if answer := self._child.answer(timeout=BEAT_SECONDS):
                 return answer, peak
-            if self._stopping_since and time.monotonic() - self._stopping_since > GRACE_SECONDS:
+            overdue = self._stopping_since and time.monotonic() - self._stopping_since > GRACE_SECONDS
+            if overdue or heartbeat.claim_is_lost:
                 self._child.kill()
 
-    def _record(self, claim: Claim, answer: dict[str, Any], started: str, wall: float, peak: int) -> dict[str, Any]:
-        spec = claim.step.spec() or {}
-        parents = [self._store.step(parent).record() or {} for parent in spec["parents"].values()]
-        devices = max(1, len(_visible_gpus())) * self._job.nodes
+    def _origin(self, step: StepDir) -> dict[str, Any]:
+        """What the record will say of where and from what the output was made."""
+        parents = [self._store.step(parent).record() or {} for parent in (step.spec() or {})["parents"].values()]
         return {
-            "started": started,
-            "finished": utc_now(),
-            "wall_seconds": round(wall, 3),
-            "device_seconds": round(wall * devices, 3),
-            "peak_memory_bytes": peak,
             **_environment(),
             "code": self._store.code_hash,
-            "work": claim.step.how().get("work"),
+            "work": step.how().get("work"),
             "inputs": {parent["id"]: parent["outputs"] for parent in parents},
-            "metrics": answer["metrics"],
-            "facts": answer["facts"],
         }
 
+    def _seconds(self, since: float) -> dict[str, float]:
+        wall = time.monotonic() - since
+        devices = max(1, len(_visible_gpus())) * self._job.nodes
+        return {"wall_seconds": round(wall, 3), "device_seconds": round(wall * devices, 3)}
 
-def fruitless(attempts: Sequence[Attempt]) -> int:
+
+def _is_done(step: StepDir) -> bool:
+    """Whether it has a record, as far as the store can be read."""
+    try:
+        return step.record() is not None
+    except OSError:
+        return False
+
+
+def fruitless(attempts: Sequence[Attempt], whatever_ended_them: bool = False) -> int:
     """How many attempts in a row, up to the latest, ended by themselves and no further than an earlier one."""
     reached = [int((attempt.progress() or {}).get("step", 0)) for attempt in attempts]
     count = 0
     for i in reversed(range(len(attempts))):
         ended = attempts[i].exit() if i < len(attempts) - 1 else {"own": True}
-        if not (ended or {}).get("own") or reached[i] > max(reached[:i], default=0):
+        by_itself = (ended or {}).get("own") or whatever_ended_them
+        if not by_itself or reached[i] > max(reached[:i], default=0):
             break
         count += 1
     return count
 
 
-_WORDS = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted"}
+_WORDS = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted", STUCK: "interrupted"}
 
 
 def _visible_gpus() -> list[str]:

@@ -1,0 +1,23 @@
+"""What a job prints into its log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line and go on where that fails: the log may lie on a full disk, and the exit status says how it went."""
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        # What could not be written stays in the stream's buffer, and the interpreter, failing to write it at the end,
+        # would exit with a status of its own.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            stream.flush()

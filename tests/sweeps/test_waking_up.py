@@ -1,0 +1,170 @@
+"""A worker that slept, seemed dead, and wakes up: it notices, does no harm, and its job ends as the step did."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workers_here import ChildHere, planned, work, workers_here
+
+from mlkv.context import Context, StepFailed
+from sweeps.steps import registry
+from sweeps.steps.step import Step
+from sweeps.store import stepdir
+from sweeps.store.stepdir import Claim, StepDir
+from sweeps.store.store import Store
+from sweeps.worker import heartbeat, rank_worker, supervisor
+from sweeps.worker.job_context import QueueJob
+from sweeps.worker.supervisor import DONE, INTERRUPTED
+
+GIVEN = Step("corpus", {"source": "text_files"})
+
+
+@pytest.fixture(autouse=True)
+def here() -> Iterator[None]:
+    with workers_here():
+        yield
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> StepDir:
+    return planned(tmp_path, GIVEN)
+
+
+class Next:
+    """The worker of another host that takes the step over."""
+
+    def __init__(self, step: StepDir) -> None:
+        self.step = Store(step._root).step(step.id)
+        self.claim: Claim | None = None
+
+    def begins(self) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("socket.gethostname", lambda: "elsewhere")
+            patched.setattr(stepdir, "STALE_SECONDS", -1.0)
+            self.claim = self.step.claim()
+
+    def ends(self) -> None:
+        assert self.claim
+        (self.claim.attempt.out / "a").write_text("the next one's")
+        assert self.step.publish(self.claim, {"metrics": [], "facts": {}})
+        self.claim.attempt.finish("done", "", None)
+        self.claim.release()
+
+
+def sleeping(during: Callable[[], None], monkeypatch: pytest.MonkeyPatch, wakes: BaseException | None = None) -> None:
+    """Have the step's computation sleep while something happens, and then end, or find that its files are gone."""
+
+    def run(values: Any, how: Any, inputs: Any, out: Path, ctx: Context) -> Any:
+        (out / "a").write_text("the late one's")
+        during()
+        if wakes:
+            raise wakes
+        return {"metrics": [], "facts": {}}
+
+    monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
+
+
+def check(step: StepDir) -> None:
+    assert (step.record() or {})["attempt"] == 2
+    assert (step.out / "a").read_text() == "the next one's"
+    assert step.corrupted() is None
+    assert step.claims.read() is None
+    assert step.state().name == "DONE"
+
+
+@pytest.mark.parametrize("wakes", [None, FileNotFoundError(2, "No such file"), StepFailed("its files are gone")])
+def test_who_wakes_up_once_the_step_is_done_is_done(
+    wakes: BaseException | None, step: StepDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    following = Next(step)
+
+    def overtaken() -> None:
+        following.begins()
+        following.ends()
+
+    sleeping(overtaken, monkeypatch, wakes)
+    status, printed = work(step, capsys)
+    assert (status, printed.split()[-1]) == (DONE, "done")
+    check(step)
+    assert not step.attempts()[0].out.exists() or wakes, "superfluous"
+
+
+@pytest.mark.parametrize("wakes", [None, FileNotFoundError(2, "No such file"), StepFailed("its files are gone")])
+def test_who_wakes_up_while_the_next_is_at_it_waits_for_it(
+    wakes: BaseException | None, step: StepDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    following = Next(step)
+    sleeping(following.begins, monkeypatch, wakes)
+    with monkeypatch.context() as patched:
+        patched.setattr(supervisor.time, "sleep", lambda seconds: following.ends())
+        assert work(step, capsys)[0] == DONE
+    check(step)
+    assert "took the step over" in (step.attempts()[0].exit() or {})["reason"]
+    step.drop_leftovers()
+    assert not step.attempts()[0].out.exists()
+
+
+def test_who_wakes_up_after_the_next_one_died_begins_again(
+    step: StepDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    following, times = Next(step), iter(range(9))
+
+    def overtaken_once() -> None:
+        if next(times) == 0:
+            following.begins()
+            assert following.claim
+            following.claim.release()
+
+    sleeping(overtaken_once, monkeypatch)
+    assert work(step, capsys)[0] == DONE
+    assert step.corrupted() is None
+    assert step.claims.read() is None
+
+
+class Busy(ChildHere):
+    """One that computes until it is killed."""
+
+    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
+        self._answer = {}
+        following = Next(self._store.step(step))
+        following.begins()
+        following.ends()
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        time.sleep(0.001)
+        return self._answer
+
+    def kill(self) -> None:
+        self._answer = {"state": "vanished", "reason": "its process was killed", "returncode": -signal.SIGKILL}
+
+
+def test_a_computation_that_nobody_wants_any_more_is_ended(
+    step: StepDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "Child", Busy)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+    assert work(step, capsys)[0] == DONE
+    check(step)
+
+
+# Beside the first process of a job
+
+
+def test_a_process_beside_the_first_goes_back_into_the_queue_when_the_store_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Step("uptrain", {}, {"start": "base-1", "corpus": "corpus-1"})
+    step = planned(tmp_path, training)
+
+    def stale(self: StepDir) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(rank_worker, "Child", ChildHere)
+    monkeypatch.setattr(StepDir, "record", stale)
+    job = QueueJob("1", rank=1, ranks=2, local_rank=1, local_ranks=2)
+    assert rank_worker.Follower(Store(tmp_path), job).run([step.id]) == rank_worker.LEFT_ALONE == INTERRUPTED

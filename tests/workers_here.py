@@ -1,0 +1,68 @@
+"""Workers that compute in the process of the test: milliseconds where a child takes seconds to start."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.steps.step import Step
+from sweeps.store.stepdir import StepDir
+from sweeps.store.store import Store
+from sweeps.worker import child_main, supervisor
+from sweeps.worker.supervisor import Worker
+
+
+class ChildHere:
+    """The computing process's part, in this one."""
+
+    pid = None
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._answer: dict[str, Any] = {}
+
+    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
+        self._answer = child_main._answer(self._store, {"step": step, "attempt": attempt, "group": group})
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        return self._answer
+
+    def resident_bytes(self) -> int:
+        return 0
+
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def workers_here() -> Iterator[pytest.MonkeyPatch]:
+    """Workers compute here, and leave this process's signals as they were; nothing waits for the disk."""
+    handlers = {number: signal.getsignal(number) for number in supervisor.SIGNALS}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(supervisor, "Child", ChildHere)
+        patched.setattr(supervisor, "_environment", lambda: {"host": "here", "device": "cpu", "versions": {}})
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield patched
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def planned(root: Path, step: Step) -> StepDir:
+    directory = Store(root).step(step.id)
+    directory.write_spec(step.spec, step.how)
+    return directory
+
+
+def work(step: StepDir, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """A worker's exit status and what it printed."""
+    store = Store(step.path.parents[2])
+    store.__dict__["code_hash"] = "0123456789abcdef"
+    status = Worker(store).run([step.id])
+    return status, capsys.readouterr().out
