@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST
 SetAside = Literal["corrupt", "pruned"]
 STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
 """A claim whose process cannot be seen from here, and whose heartbeat is older than this, belongs to nobody."""
+LISTEN_SECONDS = 3.0
+"""How long such a claim is listened to before it is taken over: some beats of a living holder."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,9 @@ class StepDir:
     def claim(self) -> Claim | None:
         """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done."""
         self.path.mkdir(parents=True, exist_ok=True)
-        held = self.claims.read()
-        if held and not self._is_stale(held):
-            return None
-        if held:
+        if held := self.claims.read():
+            if not self._is_stale(held) or self._is_heard(held):
+                return None
             self.claims.drop(held)
         if self.record() or not (mine := self.claims.take()):
             return None
@@ -175,8 +177,19 @@ class StepDir:
         running = self.claims.is_running(claim)
         if running is not None:
             return not running
-        beats = [attempt.last_beat() for attempt in self.attempts()]
-        return self._now() - max([self.claims.modified(), *beats]) > STALE_SECONDS
+        return self._now() - self._last_sign_of_life() > STALE_SECONDS
+
+    def _last_sign_of_life(self) -> float:
+        return max([self.claims.modified(), *(attempt.last_beat() for attempt in self.attempts())])
+
+    def _is_heard(self, claim: Json) -> bool:
+        """Whether a holder that cannot be seen from here beats once more. Where a clock was just set forward, and where
+        hosts stamp files by clocks of their own, the last beat of a living one looks old."""
+        if self.claims.is_running(claim) is not None:
+            return False
+        before = self._last_sign_of_life()
+        time.sleep(LISTEN_SECONDS)
+        return self._last_sign_of_life() != before
 
     def _now(self) -> float:
         """By the file server's clock, which stamps the heartbeats, or by ours where nothing can be written."""
@@ -216,19 +229,22 @@ class StepDir:
         return False
 
     def _write_record(self, record: Json) -> None:
-        if write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n"):
-            discard(self.work)
+        write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        discard(self.work)
 
     def _won_by(self, attempt: Attempt) -> bool:
-        """Whether the record is this attempt's. What another one makes superfluous is dropped."""
-        record = self.record()
-        if record is None:
-            return False
-        won: bool = record["attempt"] == attempt.number
-        if not won:
-            discard(attempt.out)
-            discard(attempt.record_file)
-        return won
+        """Whether the record is this attempt's."""
+        self.tidy(attempt)
+        return (self.record() or {}).get("attempt") == attempt.number
+
+    def tidy(self, attempt: Attempt) -> None:
+        """Drop what an attempt has, and nobody needs once the step is done."""
+        with suppress(OSError):
+            if record := self.record():
+                discard(self.work)
+                if record["attempt"] != attempt.number:
+                    discard(attempt.out)
+                    discard(attempt.record_file)
 
     # Trusting it
     def corrupted(self) -> str | None:

@@ -135,6 +135,7 @@ class Worker:
                 answer = interrupted_from_outside(describe_error(error))
         if _is_done(claim.step):
             answer = {**answer, "state": "done"}  # by this attempt or another one
+            claim.step.tidy(attempt)
         elif answer["state"] == "done" or heartbeat.claim_is_lost or not claim.holds():
             answer = taken_over()
         try:

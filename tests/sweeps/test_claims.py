@@ -70,6 +70,11 @@ def hold(step: StepDir, claim: dict[str, Any], seconds_ago: float = 0.0) -> None
         os.utime(path, (then, then))
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepdir, "LISTEN_SECONDS", 0.0)
+
+
 def judged(step: StepDir) -> str:
     """The step's state, which `claim` has to agree with."""
     name = step.state().name
@@ -136,6 +141,24 @@ def test_older_code_reads_our_claims(step: StepDir) -> None:
     written = json.loads(step.claim_file.read_text())
     assert written["pid"] == os.getpid()
     assert written["started"] == pytest.approx(psutil.Process().create_time(), abs=0.5)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_claim_whose_last_beat_looks_old_is_listened_to(
+    alive: bool, step: StepDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that was set forward by an hour ages the last beat of a living holder, and its next one comes."""
+    hold(step, identity(1, host="n2"), seconds_ago=HOUR)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if alive:
+            step.attempts()[-1].beat()
+
+    monkeypatch.setattr(stepdir.time, "sleep", sleep)
+    assert (step.claim() is None) == alive
+    assert len(waited) == 1
 
 
 @pytest.mark.parametrize("earlier", [False, True])

@@ -86,6 +86,7 @@ def test_another_hosts_claim_lives_as_long_as_its_heartbeat(tmp_path: Path, monk
     assert store.step(ID).state().name == "RUNNING"
     assert store.step(ID).claim() is None
     monkeypatch.setattr(stepdir, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(stepdir, "LISTEN_SECONDS", 0.0)
     assert store.step(ID).state().name == "LOST"
     second = begin(store)
     assert finish(second, {"a": b"second"})
