@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
+from failing_files import failing
 from tests_support import Shell
 
 from sweeps.store.prune import prunable
@@ -82,3 +84,31 @@ def test_the_command_shows_first_and_drops_when_told(mlkv: Shell, store: Store) 
     mlkv("prune", "--yes")
     assert mlkv.store.step(STRAY).record() is None
     assert "nothing to drop" in mlkv("prune")
+
+
+@pytest.mark.parametrize("step_id", [NEEDED, STRAY])
+def test_an_output_that_only_has_to_be_published_stays_where_its_step_is_needed(step_id: str, store: Store) -> None:
+    """Its disk was full when it was moved."""
+    claim = begin(store, step_id)
+    with failing(claim.attempt.out, at=0, error=errno.ENOSPC, only=("rename",)), pytest.raises(OSError, match="space"):
+        claim.step.publish(claim, {"metrics": []})
+    claim.attempt.finish("interrupted", "ENOSPC", None)
+    claim.release()
+    for found in prunable(store):
+        found.drop()
+    assert claim.attempt.out.exists() == (step_id == NEEDED)
+    taken = store.step(step_id).claim()
+    assert (taken is None) == (store.step(step_id).record() is not None) == (step_id == NEEDED)
+
+
+def test_what_was_busy_when_it_should_go_goes_later(store: Store) -> None:
+    claim = begin(store, NEEDED)
+    (claim.step.work / "checkpoint").write_bytes(b"half")
+    with failing(claim.step.path, at=0, error=errno.EBUSY, only=("rmdir",)):
+        end(claim, "done")
+    (left,) = claim.step.path.glob(".discarded-*")
+    (found,) = prunable(store)
+    assert not found.whole
+    found.drop()
+    assert not left.exists()
+    assert list(prunable(store)) == []
