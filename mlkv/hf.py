@@ -6,7 +6,7 @@ mlkv is not installed. It therefore imports nothing of ours but `.layout`, `.mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,7 +190,8 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
-    """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's. Raises ValueError."""
+    """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's, or not all finite. Raises
+    ValueError."""
     # Mismatched sizes are let through only to be named below.
     loaded: Any = MLKVForCausalLM.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -200,7 +201,19 @@ def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
     if any(wrong.values()):
         named = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"{path} does not hold this model's weights: {named}")
+    if found := non_finite(model.state_dict()):
+        raise ValueError(f"{path}: {found}")
     return model
+
+
+def non_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Which weight is infinite or not a number, and how much of it: nothing computed with it means anything."""
+    found = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if not found:
+        return None
+    first, bad = found[0], int((~weights[found[0]].isfinite()).sum())
+    others = f", and {len(found) - 1} other weights" if found[1:] else ""
+    return f"weight {first} is not finite ({bad:,} of its {weights[first].numel():,} values){others}"
 
 
 MLKVConfig.register_for_auto_class()

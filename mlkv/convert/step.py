@@ -63,9 +63,12 @@ def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None
 
 
 def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCausalLM:
-    from ..hf import load_checked
+    from ..hf import load_checked, non_finite
 
-    return convert(load_checked(base), layout, recipe)
+    model = convert(load_checked(base), layout, recipe)
+    if found := non_finite(model.state_dict()):
+        raise ValueError(f"merge = {recipe.merge}: {found}, though the base's weights are")
+    return model
 
 
 def converted_shape(

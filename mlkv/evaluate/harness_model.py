@@ -5,6 +5,7 @@ Legend: `B` contexts, `R` continuations of all of them, `T` tokens, `V` vocabula
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+
+from ..context import StepFailed
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether it is what greedy decoding says."""
@@ -50,7 +53,13 @@ class HarnessLM(HFLM):
         if alone:
             found = super()._loglikelihood_tokens([requests[i] for i in alone], True, override_bs)
             answers.update(zip(alone, found, strict=True))
-        return [answers[i] for i in range(len(requests))]
+        found = [answers[i] for i in range(len(requests))]
+        if lost := sum(math.isnan(likelihood) for likelihood, _ in found):
+            # An accuracy computed from them would look like any other.
+            raise StepFailed(
+                f"{lost} of {len(found)} log-likelihoods are not a number: the model computes nothing finite"
+            )
+        return found
 
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
         logits = super()._model_call(inps, attn_mask, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,7 +67,10 @@ def run(
 @lru_cache(maxsize=1)
 def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
     """The checkpoint's model, kept for the next task on it; `written` tells apart what replaced it in its place."""
-    return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
+    try:
+        return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
+    except ValueError as error:
+        raise StepFailed(str(error)) from error
 
 
 @dataclass
@@ -105,6 +109,6 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _check(task: str, metrics: list[dict[str, Any]]) -> None:
-    lost = [row["metric"] for row in metrics if row["value"] is None]
+    lost = [row["metric"] for row in metrics if row["value"] is None or not math.isfinite(row["value"])]
     if lost or not metrics:
         raise StepFailed(f"task = {task}: {', '.join(lost) or 'it'} has no finite value")

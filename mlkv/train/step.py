@@ -31,8 +31,8 @@ def run(
     """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and leave the checkpoint in `out`.
 
     Goes on from the checkpoint in `ctx.work` if there is one. Under torch.distributed's environment the processes share
-    `recipe.batch_size`; the first of them logs and saves. Raises StepFailed where corpus and model do not fit, where a
-    loss is not finite, or on a spike with `on_spike: fail`; Interrupted once stopped on request.
+    `recipe.batch_size`; the first of them logs and saves. Raises StepFailed where corpus and model do not fit, where
+    weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted once stopped on request.
     """
     torch.set_num_threads(recipe.threads)
     model = _model(recipe, start, shape)
@@ -49,7 +49,10 @@ def run(
 
 def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) -> MLKVForCausalLM:
     if start is not None:
-        return load_checked(start, dtype=torch.float32)
+        try:
+            return load_checked(start, dtype=torch.float32)
+        except ValueError as error:
+            raise StepFailed(str(error)) from error
     if shape is None:
         raise ValueError("train needs a start checkpoint or a shape")
     return MLKVForCausalLM.from_shape(shape, mha(shape.layers, shape.heads), seed=recipe.seed)

@@ -28,7 +28,7 @@ from ..context import Context, StepFailed
 from ..corpus.blocks import Blocks
 from ..device import default_device
 from ..files import discard
-from ..hf import MLKVForCausalLM, load_checked
+from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import sharded
 from .schedule import Schedule, spike_of_last, spikes
 
@@ -36,6 +36,8 @@ STAGING, OWNER = "staging", "owner"
 """Where checkpoints are written before they are whole; a folder of each attempt's own, with a file that stays in it."""
 IGNORED = -100
 """The label that the loss leaves out."""
+
+DIVERGED = "training diverged; lower lr or raise warmup"
 
 
 class BlockDataset(Dataset[Tensor]):
@@ -122,10 +124,28 @@ class BlockTrainer(Trainer):
         else:
             (model or self.model).load_state_dict(weights, strict=True)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's own, but before the first update a loss that is not finite is none of the training's doing."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.state.global_step == 0 and not torch.isfinite(loss):
+            raise StepFailed(f"loss = {loss.item()} before the first update: the start computes nothing finite")
+        return loss
+
     # Trainer's own checkpoints of shared weights only suit the same number of processes, and hold the weights twice.
 
     def whole_model(self) -> MLKVForCausalLM:
-        """The model to be saved. Every process has to call; only the first one's holds the weights."""
+        """The model to be saved. Every process has to call; only the first one's holds the weights.
+
+        Raises StepFailed where they are not finite: the last update shows in no loss yet.
+        """
+        whole = self._whole_model()
+        if found := non_finite(whole.state_dict()):
+            raise StepFailed(f"{found} after step {self.state.global_step}: {DIVERGED}")
+        return whole
+
+    def _whole_model(self) -> MLKVForCausalLM:
         if not self.is_fsdp_enabled:
             return self.model
         weights = sharded.whole_weights(self.model)
@@ -136,9 +156,9 @@ class BlockTrainer(Trainer):
         return model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        whole = self.whole_model()
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
-        whole = self.whole_model()
         if self.is_world_process_zero():
             whole.save_pretrained(output_dir or self.args.output_dir)
 
@@ -285,7 +305,7 @@ class Watcher(TrainerCallback):
 def _check_finite(step: int, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
-            raise StepFailed(f"{name} = {value} at step {step}: training diverged; lower lr or raise warmup")
+            raise StepFailed(f"{name} = {value} at step {step}: {DIVERGED}")
 
 
 def _finite(value: float | None) -> float | None:

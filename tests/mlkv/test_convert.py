@@ -319,3 +319,16 @@ def test_what_cannot_be_done_fails_the_step_in_one_line(tmp_path: Path) -> None:
     base_model("llama", LAYOUTS["mqa"]).save_pretrained(tmp_path / "base")
     with pytest.raises(StepFailed, match="conversion cannot add any"):
         run(recipe(), tmp_path / "out", context, layout=LAYOUTS["gqa"], base=tmp_path / "base")
+
+
+def test_a_base_or_a_merge_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    context = Context(tmp_path, lambda row: None)
+    base = base_model("llama")
+    base.model.blocks[1].attention.k.weight.data[:] = 3e38  # their sum overflows
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(StepFailed, match=r"merge = mean: weight model.blocks.\d.attention.k.weight is not finite"):
+        run(recipe(), tmp_path / "out", context, layout=LAYOUTS["mqa"], base=tmp_path / "base")
+    base.model.blocks[1].attention.k.weight.data[0, 0] = float("nan")
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(StepFailed, match=r"base: weight model.blocks.1.attention.k.weight is not finite"):
+        run(recipe(), tmp_path / "out", context, layout=LAYOUTS["mqa"], base=tmp_path / "base")

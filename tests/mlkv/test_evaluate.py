@@ -273,6 +273,21 @@ def test_an_unknown_task_is_met_with_near_ones(checkpoint, tmp_path, task, near)
         score(EvaluateRecipe(task=task), tmp_path, checkpoint, None)
 
 
+@pytest.mark.parametrize("task", ["bits_per_byte", "heldout_choice2"])
+def test_a_model_that_computes_nothing_finite_has_no_score(task, corpus, checkpoint, tmp_path):
+    model = MLKVForCausalLM.from_pretrained(checkpoint)
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    model.model.blocks[0].mlp.up.weight.data[0] = 3e38  # finite, but not what is computed with it
+    model.save_pretrained(broken)
+    with pytest.raises(StepFailed, match=r"has no finite value|log-likelihoods are not a number"):
+        score(EvaluateRecipe(task=task, limit=8), tmp_path, broken, corpus)
+    model.model.blocks[0].mlp.up.weight.data[0] = math.inf
+    model.save_pretrained(broken)
+    with pytest.raises(StepFailed, match=r"weight model.blocks.0.mlp.up.weight is not finite"):
+        score(EvaluateRecipe(task=task, limit=8), tmp_path, broken, corpus)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 # Bits per byte
 
 

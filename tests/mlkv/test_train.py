@@ -262,6 +262,33 @@ def test_a_diverging_run_fails_with_step_and_value(corpus, tmp_path):
         go(tmp_path, corpus, wild)
 
 
+def spoiled(undisturbed: Path, folder: Path, value: float) -> Path:
+    """A checkpoint, one of whose weights is `value`."""
+    shutil.copytree(undisturbed / "out", folder)
+    state = load_file(folder / "model.safetensors")
+    state["model.blocks.0.mlp.up.weight"][1, 2] = value
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_start_that_is_not_finite_is_named_and_not_the_training(corpus, undisturbed, tmp_path):
+    start = spoiled(undisturbed, tmp_path / "start", math.nan)
+    with pytest.raises(StepFailed, match=r"start: weight model.blocks.0.mlp.up.weight is not finite \(1 of its"):
+        train.run(RECIPE, tmp_path, context(tmp_path), corpus=corpus, start=start)
+    huge = spoiled(undisturbed, tmp_path / "huge", 3e38)
+    with pytest.raises(StepFailed, match="before the first update: the start computes nothing finite"):
+        train.run(replace(RECIPE, steps=2), tmp_path, context(tmp_path), corpus=corpus, start=huge)
+
+
+def test_weights_that_the_last_update_spoiled_are_never_saved(corpus, tmp_path):
+    wild = replace(RECIPE, steps=1, lr=1e39, grad_clip=0.0, warmup=0.0)
+    with pytest.raises(
+        StepFailed, match=r"weight model\.\S+ is not finite .* after step 1: training diverged; lower lr"
+    ):
+        go(tmp_path, corpus, wild)
+    assert not [*tmp_path.rglob("*.safetensors")]
+
+
 @pytest.mark.parametrize(("field", "value"), [("context", 64), ("vocab_size", 300)])
 def test_a_corpus_the_model_cannot_take_is_refused(corpus, tmp_path, field, value):
     with pytest.raises(StepFailed, match=rf"= \d+: the model takes {value} at most"):
