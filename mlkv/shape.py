@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 
 from .layout import KVLayout
 
@@ -36,7 +36,7 @@ class DecoderShape:
     mlp_bias: bool = True
     parallel_residual: bool = True
     positions: Literal["rotary", "learned"] = "rotary"
-    rotary_fraction: Annotated[float, Gt(0)] = 0.25
+    rotary_fraction: Annotated[float, Gt(0), Le(1)] = 0.25
     rotary_base: Annotated[float, Gt(0)] = 10_000.0
     position_offset: int = 0
     tied: bool = False

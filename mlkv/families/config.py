@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from ..layout import KVLayout
 from ..shape import DecoderShape
-from .tables import FAMILIES, PUBLISHED_MLKV, Config, Family
+from .tables import FAMILIES, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary
 
 OURS = "mlkv"
 
@@ -31,22 +35,45 @@ ACTIVATIONS = {
 def shape_of(config: Config) -> DecoderShape:
     """The decoder's shape from a parsed config.json. Raises ValueError for a family or variant it does not cover."""
     if config.get("model_type") == OURS:
-        return DecoderShape(**{f.name: config[f.name] for f in fields(DecoderShape) if f.name in config})
+        return _our_shape(config)
     family = family_of(config)
-    values = {ours: _read(config, family, theirs) for ours, theirs in family.fields.items()}
-    values["activation"] = _activation(values["activation"])
-    values["head_dim"] = values.get("head_dim") or values["width"] // values["heads"]
-    values["mlp_width"] = values["mlp_width"] or 4 * values["width"]
-    if family.fixed["positions"] == "rotary":
-        values |= _rotary(config, family)
+    values: dict[str, Any] = {}
+    for name, key in family.fields.items():
+        value = _read(config, family, key)
+        if value is None and family.defaults.get(key, "needed") is None:
+            continue  # it follows from other fields, see below
+        values[name] = _activation(key, value) if name == "activation" else _checked(key, name, value)
+    width, heads = values["width"], values["heads"]
+    if width % heads:
+        raise ValueError(f"{family.fields['width']} = {width}: must be a multiple of the {heads} query heads")
+    if config.get("layer_types") not in (None, ["full_attention"] * values["layers"]):
+        raise ValueError(f"layer_types = {config['layer_types']}: only full_attention in every layer is supported")
+    values = {"head_dim": width // heads, "mlp_width": 4 * width} | values
+    if family.rotary:
+        values |= _rotary(config, family.rotary, values["head_dim"])
     return DecoderShape(**values, **family.fixed)
 
 
 def layout_of(config: Config) -> KVLayout:
     """The KV layout of the pretrained model itself: MHA, or GQA where the config says so. Raises like `shape_of`."""
     if config.get("model_type") == OURS:
-        return KVLayout(tuple(config["kv_source_layers"]), tuple(config["kv_heads"]), config["heads"])
+        shape = _our_shape(config)
+        return KVLayout(
+            tuple(_our_field(config, "kv_source_layers")), tuple(_our_field(config, "kv_heads")), shape.heads
+        )
     return family_of(config).layout(config, shape_of(config))
+
+
+def _our_shape(config: Config) -> DecoderShape:
+    needed = {f.name for f in fields(DecoderShape) if f.default is MISSING}
+    named = [f.name for f in fields(DecoderShape) if f.name in config or f.name in needed]
+    return DecoderShape(**{name: _checked(name, name, _our_field(config, name)) for name in named})
+
+
+def _our_field(config: Config, key: str) -> Any:
+    if key not in config:
+        raise ValueError(f"{key} is missing from the config.json of a {OURS} model")
+    return config[key]
 
 
 def family_of(config: Config) -> Family:
@@ -54,35 +81,74 @@ def family_of(config: Config) -> Family:
     if name not in FAMILIES:
         raise ValueError(f"model_type = {name}: supported are {', '.join([*FAMILIES, OURS])}")
     family = PUBLISHED_MLKV if "num_key_value_layers" in config else FAMILIES[name]
-    for key, needed in family.required.items():
+    for key, needed in (REQUIRED | family.required).items():
         if config.get(key, needed) != needed:
-            raise ValueError(f"{key} = {config[key]}: of {name} only {key} = {needed} is supported")
-    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
+            only = "models that leave it unset are" if needed is None else f"{key} = {needed} is"
+            raise ValueError(f"{key} = {config[key]}: of {name} only {only} supported")
+    if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
         raise ValueError(f"word_embed_proj_dim = {config['word_embed_proj_dim']}: must be hidden_size")
     return family
 
 
 def _read(config: Config, family: Family, key: str) -> Any:
+    if (alias := family.aliases.get(key)) in config:
+        return config[alias]
     if key not in config and key not in family.defaults:
         raise ValueError(f"{key} is missing from the config.json of a {family.name} model")
     return config.get(key, family.defaults.get(key))
 
 
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation = {name}: supported are {', '.join(ACTIVATIONS)}")
+def _activation(key: str, name: Any) -> str:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"{key} = {name}: supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def _rotary(config: Config, family: Family) -> dict[str, float]:
-    """Base and rotated fraction, from transformers 5's `rope_parameters` or the keys that older files use."""
-    rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _checked(key: str, name: str, value: Any) -> Any:
+    """`value` of config key `key`, if it is one that DecoderShape's field `name` can have."""
+    try:
+        return _types()[name].validate_python(value, strict=True)
+    except ValidationError as error:
+        expected = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise ValueError(f"{key} = {value}: must be {expected}") from None
+
+
+@cache
+def _types() -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(DecoderShape, include_extras=True).items()}
+
+
+def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
+    """Base and rotated fraction, from transformers 5's `rope_parameters` or the keys that older files use.
+
+    Raises ValueError for an odd number of rotated dimensions: transformers would rotate one more, at other angles.
+    """
+    newer = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(newer) or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{newer} = {rope}: must be a mapping")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"rope_type = {kind}: only unscaled rotary positions (default) are supported")
-    base = rope.get("rope_theta", config.get("rotary_emb_base", config.get("rope_theta", 10_000.0)))
-    fraction = rope.get("partial_rotary_factor", _read(config, family, "rotary_pct"))
-    return {"rotary_base": float(base), "rotary_fraction": float(fraction)}
+
+    def read(key: str, older: str, default: float) -> tuple[str, Any]:
+        return (key, rope[key]) if key in rope else (older, config.get(older, default))
+
+    base_key, base = read("rope_theta", family.base, 10_000.0)
+    fraction_key, fraction = read("partial_rotary_factor", family.fraction, family.default_fraction)
+    if not family.partial:
+        if fraction not in (None, 1.0):
+            raise ValueError(f"{fraction_key} = {fraction}: transformers leaves it unread here; must be 1.0 or unset")
+        fraction_key, fraction = "head_dim", 1.0
+    values = {
+        "rotary_base": float(_checked(base_key, "rotary_base", base)),
+        "rotary_fraction": float(_checked(fraction_key, "rotary_fraction", fraction)),
+    }
+    rotated = int(head_dim * values["rotary_fraction"])
+    if rotated % 2:
+        given = head_dim if fraction_key == "head_dim" else fraction
+        raise ValueError(f"{fraction_key} = {given}: rotates {rotated} of a head's {head_dim} dimensions; must be even")
+    return values
 
 
 def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> dict[str, Any]:
@@ -90,24 +156,29 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> dict[str, Any
     if name not in FAMILIES:
         raise ValueError(f"family = {name}: export knows {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    config: dict[str, Any] = {"model_type": name, **family.required}
-    config |= {theirs: getattr(shape, ours) for ours, theirs in family.fields.items()}
+    config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
+    config |= {key: value for key, value in family.required.items() if value is not None}
+    config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}
     if layout.kv_heads[0] != shape.heads:
         config["num_key_value_heads"] = layout.kv_heads[0]
-    if shape.positions == "rotary":
-        config["rope_parameters"] = {
-            "rope_type": "default",
-            "rope_theta": shape.rotary_base,
-            "partial_rotary_factor": shape.rotary_fraction,
-        }
-    lost = [f.name for f in fields(shape) if getattr(shape_of(config), f.name) != getattr(shape, f.name)]
-    if lost or layout_of(config) != layout:
+    if family.rotary:
+        fraction = {"partial_rotary_factor": shape.rotary_fraction} if family.rotary.partial else {}
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rotary_base, **fraction}
+    try:
+        read, its_layout = shape_of(config), layout_of(config)
+    except ValueError as error:
+        raise ValueError(f"family = {name}: {error}") from None
+    lost = [f.name for f in fields(shape) if getattr(read, f.name) != getattr(shape, f.name)]
+    if lost or its_layout != layout:
         raise ValueError(f"family = {name}: cannot express {', '.join(lost) or f'the layout {layout.name}'}")
     return config
 
 
 def read_config(source: Path) -> dict[str, Any]:
     try:
-        return json.loads((source / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads((source / "config.json").read_text())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{source} has no readable config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{source} has no readable config.json: it holds no mapping")
+    return config

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING
 
 from ..context import Context, Outcome, StepFailed
 from .config import OURS, family_of, layout_of, read_config, shape_of
-from .tables import Config
 from .weights import from_family, strip
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import GenerationConfig
 
     from ..hf import MLKVForCausalLM
 
     State = dict[str, Tensor]
 
-
-SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 COMPANIONS = (
     "tokenizer.json",
@@ -37,7 +35,7 @@ COMPANIONS = (
 def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
     """A local Hugging Face model directory → our checkpoint in `out`, with float32 weights and its tokenizer.
 
-    Raises StepFailed for an unsupported model, and for weights that are missing, unknown or of another shape.
+    Raises StepFailed for an unsupported model, and for weights that are missing, unknown, misshapen or not finite.
     """
     ctx.log({"step": 0, "steps": 1})
     try:
@@ -53,16 +51,22 @@ def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
 
 def load_pretrained(source: Path) -> MLKVForCausalLM:
     """The model in a local Hugging Face directory as ours, in float32. Raises ValueError like `import_pretrained`."""
-    from ..hf import MLKVForCausalLM, load_checked
+    from ..hf import MLKVForCausalLM, load_checked, non_finite
 
     config = read_config(source)
+    if (source / "adapter_config.json").exists():
+        raise ValueError(
+            f"{source} has an adapter (adapter_config.json): merge it into the weights and remove the file"
+        )
     if config.get("model_type") == OURS:
         return load_checked(source).float()
     family = family_of(config)
     model = MLKVForCausalLM.from_shape(shape_of(config), layout_of(config), seed=0, keys=family.keys)
-    theirs = strip(_read_weights(source), family, tied=model.shape.tied)
+    theirs = strip(_read_weights(source), family)
+    if found := non_finite(theirs):
+        raise ValueError(f"{source}: {found}")
     model.model.load_state_dict(from_family(theirs, family, model))
-    _copy_special_tokens(config, model)
+    model.generation_config = _generation_config(source)
     return model
 
 
@@ -84,9 +88,18 @@ def _name_tokenizer(source: Path, out: Path) -> None:
         said.write_text(json.dumps(config, indent=2))
 
 
-def _copy_special_tokens(config: Config, model: MLKVForCausalLM) -> None:
-    for name in SPECIAL_TOKENS:
-        setattr(model.generation_config, name, config.get(name))
+def _generation_config(source: Path) -> GenerationConfig:
+    """What generate() does unless told otherwise, stop tokens above all: that of the directory, or of its config.json
+    where there is none (as transformers has it). Raises ValueError where it cannot be read."""
+    from transformers import GenerationConfig
+
+    given = source / "generation_config.json"
+    try:
+        if given.exists():
+            return GenerationConfig.from_pretrained(source)
+        return GenerationConfig.from_pretrained(source, config_file_name="config.json", _from_model_config=True)
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{given} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _read_weights(source: Path) -> State:
@@ -103,10 +116,11 @@ def _read_weights(source: Path) -> State:
 
 
 def _weight_files(source: Path) -> list[Path]:
+    """Of several forms the one that transformers takes."""
     for name in ("model.safetensors", "pytorch_model.bin"):
+        if (source / name).is_file():
+            return [source / name]
         index = source / f"{name}.index.json"
         if index.is_file():
             return [source / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        if (source / name).is_file():
-            return [source / name]
     raise ValueError(f"{source} has no weights: needs model.safetensors or pytorch_model.bin, whole or sharded")

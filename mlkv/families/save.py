@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import config_of
-from .load import SPECIAL_TOKENS, copy_companions
+from .load import copy_companions
 from .tables import FAMILIES
 from .weights import dress, to_family_state
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from ..hf import MLKVForCausalLM
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 
 def to_family(model: MLKVForCausalLM, name: str) -> PreTrainedModel:
     """The same weights as transformers' own model of family `name`. Raises ValueError if that has no such layout."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = config_of(model.shape, model.layout, name)
     config |= {token: getattr(model.generation_config, token) for token in SPECIAL_TOKENS}
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=model.dtype)
+    theirs = _new_model(config, model.dtype)
     written = to_family_state(model.model.state_dict(), FAMILIES[name], model.shape.heads)
     theirs.load_state_dict(dress(written, FAMILIES[name], set(theirs.state_dict())))
     theirs.generation_config = model.generation_config
     return theirs
+
+
+def _new_model(config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype)
+    except (StrictDataclassError, ValueError, AssertionError) as error:
+        refusal = " ".join(str(error).split())
+        raise ValueError(f"family = {config['model_type']}: transformers refuses this model: {refusal}") from error
 
 
 def export_pretrained(checkpoint: Path, out: Path, name: str) -> None:

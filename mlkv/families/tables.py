@@ -17,8 +17,23 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Where a config says how a family rotates, unless transformers 5's `rope_parameters` do."""
+
+    base: str
+    fraction: str
+    default_fraction: float
+    partial: bool
+    """Whether part of a head can be rotated; if not, transformers leaves a fraction unread and rotates all of it."""
+
+
+@dataclass(frozen=True)
 class Family:
-    """How one family writes its config and its weights."""
+    """How one family writes its config and its weights.
+
+    A config key is read as transformers reads it. What transformers leaves unread, so do we; what it reads and this
+    decoder cannot compute is refused.
+    """
 
     name: str
     fields: dict[str, str]
@@ -28,7 +43,7 @@ class Family:
     defaults: dict[str, Any]
     """Values of config keys that older config.json files leave out."""
     required: dict[str, Any]
-    """Config keys that must have this value where given: other variants are not this decoder."""
+    """Config keys that must have this value where given: other variants are not this decoder. None: must be unset."""
     prefixes: tuple[str, ...]
     """In front of every weight but the head's; the first is how it is written, the others are older files."""
     heads: tuple[str, ...]
@@ -39,22 +54,54 @@ class Family:
     """Queries, keys and values in one matrix: head by head `[H, 3, K, D]`, or one after the other `[3, H, K, D]`."""
     transposed: bool = False
     """Matrices inside layers are `[in, out]` (GPT-2's Conv1D)."""
+    rotary: Rotary | None = None
+    """None: positions are learned."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Config key → its other name, which wins where a config has both (transformers' `attribute_map`)."""
+    dropouts: tuple[str, ...] = ()
+    """Config keys of dropout, which this decoder has none of: left unread, and written as 0."""
     layout: Callable[[Config, DecoderShape], KVLayout] = field(default=lambda _, shape: mha(shape.layers, shape.heads))
     keys: Literal["rotated", "unrotated"] = "rotated"
-    exports: bool = True
+
+
+REQUIRED: dict[str, Any] = {
+    "is_causal": True,
+    "sliding_window": None,
+    "attention_chunk_size": None,
+    "kv_sharing_modes": None,
+    "per_layer_config": None,
+    "text_config": None,
+    "decoder": None,
+    "generator": None,
+    "quantization_config": None,
+    "transformers_weights": None,
+}
+"""Config keys that change what transformers computes, caches or loads for a model of any family; as Family.required."""
+
+
+def _divisor(config: Config, key: str, whole: int) -> int:
+    value = config.get(key)
+    if value is None:
+        return whole
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or whole % value:
+        raise ValueError(f"{key} = {value}: must divide the {whole} query heads")
+    return value
 
 
 def _gqa(config: Config, shape: DecoderShape) -> KVLayout:
-    kv_heads = config.get("num_key_value_heads") or shape.heads
+    kv_heads = _divisor(config, "num_key_value_heads", shape.heads)
     return KVLayout(tuple(range(shape.layers)), (kv_heads,) * shape.layers, shape.heads)
 
 
 def _published_mlkv(config: Config, shape: DecoderShape) -> KVLayout:
     """Owners by the published code's rule, which divides in floating point (arXiv 2406.09297)."""
     kv_layers = config["num_key_value_layers"]
+    if not isinstance(kv_layers, int) or not 1 <= kv_layers <= shape.layers:
+        raise ValueError(f"num_key_value_layers = {kv_layers}: must be 1 to {shape.layers}")
     owners = [0, *(int((i + 1) * (shape.layers / kv_layers)) for i in range(kv_layers - 1))]
     sources = from_owners(shape.layers, owners)
-    return KVLayout(sources, (config["num_key_value_heads"],) * len(set(owners)), shape.heads)
+    kv_heads = _divisor(config, "num_key_value_heads", shape.heads)
+    return KVLayout(sources, (kv_heads,) * len(set(owners)), shape.heads)
 
 
 NEOX = Family(
@@ -81,9 +128,10 @@ NEOX = Family(
         "use_parallel_residual": True,
         "tie_word_embeddings": False,
         "initializer_range": 0.02,
-        "rotary_pct": 0.25,
     },
-    required={},
+    required={"head_dim": None},
+    rotary=Rotary("rotary_emb_base", "rotary_pct", 0.25, partial=True),
+    dropouts=("attention_dropout", "hidden_dropout"),
     prefixes=("gpt_neox.",),
     heads=("lm_head", "embed_out"),
     names={
@@ -103,7 +151,7 @@ NEOX = Family(
 PUBLISHED_MLKV = replace(
     NEOX,
     name="gpt_neox with num_key_value_layers",
-    required={"use_key_value_mlp": False},
+    required={**NEOX.required, "use_key_value_mlp": False},
     names={
         **NEOX.names,
         ".attention.q": "attention.query",
@@ -113,7 +161,6 @@ PUBLISHED_MLKV = replace(
     fused=None,
     layout=_published_mlkv,
     keys="unrotated",
-    exports=False,
 )
 
 LLAMA = Family(
@@ -142,9 +189,10 @@ LLAMA = Family(
         "mlp_bias": False,
         "tie_word_embeddings": False,
         "initializer_range": 0.02,
-        "rotary_pct": 1.0,
     },
     required={},
+    rotary=Rotary("rope_theta", "partial_rotary_factor", 1.0, partial=False),
+    dropouts=("attention_dropout",),
     prefixes=("model.",),
     heads=("lm_head",),
     names={
@@ -187,6 +235,13 @@ GPT2 = Family(
         "initializer_range": 0.02,
     },
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    aliases={
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+    },
+    dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     prefixes=("transformer.",),
     heads=("lm_head",),
     names={
@@ -226,6 +281,7 @@ OPT = Family(
         "enable_bias": True,
         "layer_norm_elementwise_affine": True,
     },
+    dropouts=("dropout", "attention_dropout", "layerdrop"),
     prefixes=("model.decoder.", "decoder."),
     heads=("lm_head",),
     names={

@@ -22,16 +22,23 @@ BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_
 """Masks and rotary tables that older files hold beside the weights."""
 
 
-def strip(state: State, family: Family, *, tied: bool) -> State:
-    """Drop prefixes and buffers, and call the output head `head`. A tied head's copy in the file is dropped too."""
+def strip(state: State, family: Family) -> State:
+    """Drop prefixes and buffers, and call the output head `head`. Raises ValueError for what is there twice, and for
+    what is no floating-point number: weights that were quantised mean nothing without their scales."""
     heads = {f"{name}.weight" for name in family.heads}
     stripped: State = {}
     for key, tensor in state.items():
-        if key in heads:
-            stripped |= {} if tied else {"head.weight": tensor}
-        elif not BUFFERS.search(key):
-            prefix = next((p for p in family.prefixes if key.startswith(p)), "")
-            stripped[key.removeprefix(prefix)] = tensor
+        if BUFFERS.search(key):
+            continue
+        prefix = next((p for p in family.prefixes if key.startswith(p)), "")
+        name = "head.weight" if key in heads else key.removeprefix(prefix)
+        if name in stripped:
+            raise ValueError(f"{key}: the files hold this weight twice, under two names")
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise ValueError(
+                f"{key} is {str(tensor.dtype).removeprefix('torch.')}: quantised weights are not supported"
+            )
+        stripped[name] = tensor
     return stripped
 
 
@@ -46,7 +53,8 @@ def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
     ours, used = model.model.state_dict(), set()
     for key, tensor in ours.items():
         if key == "head.weight" and model.shape.tied:
-            ours[key] = theirs[f"{family.names['embed']}.weight"]
+            ours[key] = _tied_head(theirs, family)
+            used.add(key)
             continue
         name, part = _their_name(key, family)
         if name not in theirs:
@@ -58,6 +66,15 @@ def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
     if unknown := sorted(set(theirs) - used):
         raise ValueError(f"unknown weights: {', '.join(unknown)}")
     return ours
+
+
+def _tied_head(theirs: State, family: Family) -> Tensor:
+    """The embedding. Older files write the tied head out; where it is another tensor, transformers does not tie it."""
+    name = f"{family.names['embed']}.weight"
+    embed = theirs[name]
+    if not theirs.get("head.weight", embed).equal(embed):
+        raise ValueError(f"tie_word_embeddings = True: but the files hold an output head that differs from {name}")
+    return embed
 
 
 def to_family_state(ours: State, family: Family, heads: int) -> State:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mlkv.context import Context, StepFailed
+from mlkv.convert.step import convert
 from mlkv.corpus.tokenizer import load, train
 from mlkv.families.config import config_of, layout_of, read_config, shape_of
 from mlkv.families.load import import_pretrained
 from mlkv.families.save import export_pretrained, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import make, mha
+from mlkv.recipes import ConvertRecipe
 
 EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))
@@ -67,6 +69,47 @@ def test_an_imported_model_generates_the_same(config: dict[str, Any], source: Pa
         assert torch.equal(*sequences)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(ours.generation_config, name) == getattr(expected.generation_config, name)
+
+
+STOPS = [3, *range(20, 40)]
+"""So many end tokens that greedy decoding meets one of them soon."""
+
+
+@EVERY_FAMILY
+def test_it_stops_where_its_generation_config_says_and_so_does_all_that_is_made_of_it(
+    config: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    said = {"eos_token_id": STOPS, "pad_token_id": 1, "temperature": 0.7, "repetition_penalty": 1.5}
+    (source / "generation_config.json").write_text(json.dumps(said))
+    expected = AutoModelForCausalLM.from_pretrained(source).eval()
+    ours = imported(source, tmp_path)
+    converted = convert(ours, ours.layout, ConvertRecipe()).eval()
+    converted.save_pretrained(tmp_path / "converted")
+    export_pretrained(tmp_path / "converted", tmp_path / "back", config["model_type"])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    sequences = [m.generate(IDS, max_new_tokens=12) for m in (expected, ours, converted, again)]
+    assert all(torch.equal(each, sequences[0]) for each in sequences)
+    assert sequences[0].shape[1] < IDS.shape[1] + 12
+    for model in (ours, converted, load_checked(tmp_path / "converted"), again):
+        assert {name: getattr(model.generation_config, name) for name in said} == said
+
+
+def test_without_a_generation_config_the_end_tokens_are_those_of_its_config(tmp_path: Path) -> None:
+    source = tmp_path / "theirs"
+    theirs(FAMILY_CONFIGS["llama"]).save_pretrained(source)
+    (source / "generation_config.json").unlink()
+    said = read_config(source) | {"eos_token_id": STOPS, "pad_token_id": 1}
+    (source / "config.json").write_text(json.dumps(said))
+    expected, ours = AutoModelForCausalLM.from_pretrained(source).eval(), imported(source, tmp_path)
+    assert ours.generation_config.eos_token_id == expected.generation_config.eos_token_id == STOPS
+    assert torch.equal(*(m.generate(IDS, max_new_tokens=12) for m in (expected, ours)))
+
+
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    theirs(FAMILY_CONFIGS["llama"]).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2,')
+    with pytest.raises(StepFailed, match=r"generation_config.json cannot be read: [^\n]*$"):
+        imported(tmp_path, tmp_path)
 
 
 @EVERY_FAMILY
@@ -247,7 +290,7 @@ OPT_350M = {
         (FAMILY_CONFIGS["llama"] | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = linear: only"),
         (FAMILY_CONFIGS["llama"] | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = yarn"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
-        (NEOX | {"hidden_act": "tanh"}, "activation = tanh: supported are gelu, "),
+        (NEOX | {"hidden_act": "tanh"}, "hidden_act = tanh: supported are gelu, "),
         ({"model_type": "gpt2"}, "vocab_size is missing from the config.json of a gpt2 model"),
         (NEOX | {"num_key_value_layers": 2, "num_key_value_heads": 1, "use_key_value_mlp": True}, "use_key_value_mlp"),
     ],

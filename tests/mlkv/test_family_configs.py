@@ -1,0 +1,313 @@
+"""A config.json is read as transformers reads it, or refused in one line that names the field; the same for export.
+
+Truth is a tiny model of transformers' own, with weights far enough from zero that every switch shows in its logits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import ACT2FN
+
+from mlkv.families.config import config_of, layout_of
+from mlkv.families.load import load_pretrained
+from mlkv.families.save import to_family
+from mlkv.families.tables import FAMILIES
+from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import make
+from mlkv.shape import DecoderShape
+
+VOCAB, LAYERS, HEADS, WIDTH = 19, 2, 4, 32
+IDS = torch.randint(VOCAB, (2, 12), generator=torch.Generator().manual_seed(3))
+
+_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+SMALLEST: dict[str, dict[str, Any]] = {
+    "gpt_neox": {**_SIZES, "intermediate_size": 24, "rotary_pct": 1.0},
+    "llama": {**_SIZES, "intermediate_size": 24},
+    "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
+    "opt": {**_SIZES, "ffn_dim": 24},
+}
+for _name, _config in SMALLEST.items():
+    _config |= {"model_type": _name, "vocab_size": VOCAB}
+    _config["n_positions" if _name == "gpt2" else "max_position_embeddings"] = 16
+
+Json = dict[str, Any]
+
+_ROPES = (
+    {"rope_type": "default"},
+    {"rope_type": "default", "rope_theta": 50.0},
+    {"type": "default", "rope_theta": 20.0, "partial_rotary_factor": 0.5},
+    {"rope_theta": 30.0, "partial_rotary_factor": 0.4},
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "default", "rope_theta": None},
+    "linear",
+)
+_ANY_FAMILY: dict[str, tuple[Any, ...]] = {
+    "rope_theta": (40.0, 25, None),
+    "rotary_emb_base": (60, 15.0),
+    "rotary_pct": (0.5, 0.25, 0.4, 1.0, 1.5, None),
+    "partial_rotary_factor": (0.5, 0.3, 1.0, None),
+    "rope_scaling": (None, *_ROPES),
+    "rope_parameters": (None, *_ROPES),
+    "head_dim": (8, 12, 7, None),
+    "attention_bias": (True, False, None),
+    "mlp_bias": (True, False),
+    "num_key_value_heads": (1, 2, 4, None, 3, 0),
+    "hidden_act": (*ACT2FN, None),
+    "activation_function": (*ACT2FN, None),
+    "layer_norm_eps": (0.3, "0.3"),
+    "layer_norm_epsilon": (0.3,),
+    "rms_norm_eps": (0.3,),
+    "use_parallel_residual": (True, False),
+    "tie_word_embeddings": (True, False, None),
+    "scale_attn_weights": (True, False),
+    "scale_attn_by_inverse_layer_idx": (True, False),
+    "reorder_and_upcast_attn": (True, False),
+    "n_inner": (20, None, 0),
+    "n_head": (2, 8),
+    "do_layer_norm_before": (True, False),
+    "word_embed_proj_dim": (WIDTH, 16, None),
+    "enable_bias": (True, False),
+    "layer_norm_elementwise_affine": (True, False),
+    "_remove_final_layer_norm": (True, False),
+    "hidden_size": (WIDTH, 30, 64),
+    "num_attention_heads": (2, 8, 3),
+    "num_hidden_layers": (1, 3, 2.0),
+    "max_position_embeddings": (14, "14"),
+    "is_causal": (True, False),
+    "sliding_window": (None, 3),
+    "attention_chunk_size": (None, 4),
+    "layer_types": (["full_attention"] * 2, ["sliding_attention"] * 2),
+    "kv_sharing_modes": ([None, "reuse"],),
+    "attn_logit_softcapping": (3.0,),
+    "pretraining_tp": (2,),
+    "dropout": (0.5,),
+    "attention_dropout": (0.5,),
+    "resid_pdrop": (0.5,),
+    "is_decoder": (True, False),
+}
+"""Keys that some family reads, one that another does, and values good and bad: every family is given any of them."""
+
+
+def theirs_of(config: Json) -> Any:
+    """transformers' own model of a parsed config.json. Raises what transformers raises."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config)))).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> Tensor:
+    return model.eval()(IDS).logits
+
+
+@contextmanager
+def saved(config: Json, model: Any | None, **extra: Any) -> Iterator[Path]:
+    """A directory as the hub has them, which holds `config` to the letter."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        if model is not None:
+            weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+            save_file(weights | extra, Path(folder) / "model.safetensors")
+        yield Path(folder)
+
+
+def refusal(run: Callable[[], Any]) -> str | None:
+    """What a ValueError says, which has to be one line; None where there is none."""
+    try:
+        run()
+    except ValueError as error:
+        return str(error).replace("\n", " and a second line: ")
+    return None
+
+
+def names_one_of(message: str, keys: set[str]) -> bool:
+    nested = (
+        {"rope_type", "rope_theta", "partial_rotary_factor"} if keys & {"rope_scaling", "rope_parameters"} else set()
+    )
+    return any(message.startswith(f"{key} = ") for key in keys | nested) and "second line" not in message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_config_is_read_as_transformers_reads_it_or_refused(family: str, data: st.DataObject) -> None:
+    config = dict(SMALLEST[family])
+    known = [key for key in _ANY_FAMILY if FAMILIES[family].rotary or not key.startswith("rope_")]
+    for key in data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)):
+        config[key] = data.draw(st.sampled_from(_ANY_FAMILY[key]), key)
+    if (message := refusal(lambda: layout_of(config))) is not None:
+        assert names_one_of(message, set(config)), message
+        return
+    theirs = theirs_of(config)  # fails where transformers refuses what we read
+    with saved(config, theirs) as folder:
+        torch.testing.assert_close(logits_of(load_pretrained(folder)), logits_of(theirs), atol=1e-4, rtol=1e-4)
+
+
+READ: dict[str, tuple[str, Json]] = {
+    "llama says in full that it rotates all": ("llama", {"partial_rotary_factor": 1.0}),
+    "llama's older and newer keys, the older wins": (
+        "llama",
+        {"rope_parameters": {"rope_theta": 100.0}, "rope_scaling": {"type": "default", "rope_theta": 9.0}},
+    ),
+    "keys of GPT-NeoX in a llama": ("llama", {"rotary_pct": 0.5, "rotary_emb_base": 7}),
+    "keys of Llama in a GPT-NeoX": ("gpt_neox", {"rope_theta": 7.0, "partial_rotary_factor": 0.5}),
+    "a GPT-NeoX that rotates an even part": ("gpt_neox", {"rotary_pct": 0.3, "rotary_emb_base": 7}),
+    "GPT-2 by the common names": (
+        "gpt2",
+        {"n_head": 4, "num_attention_heads": 2, "hidden_size": WIDTH, "max_position_embeddings": 14},
+    ),
+    "an OPT without a width for its embeddings": ("opt", {"word_embed_proj_dim": None}),
+}
+
+
+@pytest.mark.parametrize(("family", "keys"), READ.values(), ids=list(READ))
+def test_what_transformers_reads_otherwise_than_its_name_says(family: str, keys: Json) -> None:
+    theirs = theirs_of(SMALLEST[family] | keys)
+    with saved(SMALLEST[family] | keys, theirs) as folder:
+        torch.testing.assert_close(logits_of(load_pretrained(folder)), logits_of(theirs), atol=1e-4, rtol=1e-4)
+
+
+REFUSED = [
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: transformers leaves it unread here"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5: "),
+    ("llama", {"head_dim": 7}, "head_dim = 7: rotates 7 of a head's 7 dimensions; must be even"),
+    ("gpt_neox", {"rotary_pct": 0.4}, "rotary_pct = 0.4: rotates 3 of a head's 8 dimensions; must be even"),
+    ("gpt_neox", {"head_dim": 12}, "head_dim = 12: of gpt_neox only models that leave it unset are supported"),
+    ("llama", {"sliding_window": 4}, "sliding_window = 4: "),
+    ("gpt2", {"is_causal": False}, "is_causal = False: of gpt2 only is_causal = True is supported"),
+    ("opt", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = "),
+    ("opt", {"hidden_size": 30}, "hidden_size = 30: must be a multiple of the 4 query heads"),
+    ("llama", {"rope_scaling": "linear"}, "rope_scaling = linear: must be a mapping"),
+    ("llama", {"vocab_size": "19"}, "vocab_size = 19: must be a valid integer"),
+    ("gpt_neox", {"num_key_value_layers": 9, "num_key_value_heads": 1}, "num_key_value_layers = 9: must be 1 to 2"),
+    ("mlkv", {}, "vocab_size is missing from the config.json of a mlkv model"),
+]
+
+
+@pytest.mark.parametrize(("family", "keys", "message"), REFUSED)
+def test_what_would_be_computed_otherwise_is_refused(family: str, keys: Json, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        layout_of(SMALLEST.get(family, {"model_type": family}) | keys)
+
+
+def test_weights_that_transformers_would_take_otherwise_are_refused() -> None:
+    tied = SMALLEST["llama"] | {"tie_word_embeddings": True}
+    model = theirs_of(tied)
+    other_head = {"lm_head.weight": torch.ones(VOCAB, WIDTH)}
+    with saved(tied, model, **other_head) as folder, pytest.raises(ValueError, match="an output head that differs"):
+        load_pretrained(folder)
+    twice = {"norm.weight": torch.ones(WIDTH)}
+    with saved(tied, model, **twice) as folder, pytest.raises(ValueError, match="the files hold this weight twice"):
+        load_pretrained(folder)
+    quantised = {"model.norm.weight": torch.ones(WIDTH, dtype=torch.int8)}
+    with saved(tied, model, **quantised) as folder, pytest.raises(ValueError, match="is int8: quantised weights"):
+        load_pretrained(folder)
+    with saved(tied, model) as folder:
+        (folder / "adapter_config.json").write_text("{}")
+        assert "has an adapter" in str(refusal(lambda: load_pretrained(folder)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    model = theirs_of(SMALLEST["llama"])
+    model.model.layers[1].mlp.down_proj.weight.data[2, 3] = value
+    message = r"weight layers.1.mlp.down_proj.weight is not finite \(1 of its 768 values\)$"
+    with saved(SMALLEST["llama"], model) as folder, pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def test_of_several_files_those_are_read_that_transformers_reads(tmp_path: Path) -> None:
+    model = theirs_of(SMALLEST["gpt2"])
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "stale.safetensors"}}')
+    torch.testing.assert_close(logits_of(load_pretrained(tmp_path)), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+SHAPES = st.builds(
+    DecoderShape,
+    vocab_size=st.just(VOCAB),
+    width=st.sampled_from([WIDTH, 36, 30]),
+    layers=st.just(LAYERS),
+    heads=st.just(HEADS),
+    head_dim=st.sampled_from([8, 12, 9, 7]),
+    mlp_width=st.sampled_from([24, 128]),
+    context=st.just(16),
+    norm=st.sampled_from(["layernorm", "rmsnorm"]),
+    norm_eps=st.sampled_from([1e-5, 1e-2]),
+    activation=st.sampled_from(["gelu", "gelu_new", "relu", "silu"]),
+    gated_mlp=st.booleans(),
+    attention_bias=st.booleans(),
+    mlp_bias=st.booleans(),
+    parallel_residual=st.booleans(),
+    positions=st.sampled_from(["rotary", "learned"]),
+    rotary_fraction=st.sampled_from([0.25, 0.4, 0.5, 1.0]),
+    rotary_base=st.sampled_from([10_000.0, 50.0]),
+    position_offset=st.sampled_from([0, 2]),
+    tied=st.booleans(),
+    init_std=st.sampled_from([0.3, 2.0]),
+)
+CLOSEST: dict[str, Json] = {
+    "gpt_neox": {"norm": "layernorm", "gated_mlp": False, "positions": "rotary", "mlp_bias": True},
+    "llama": {"norm": "rmsnorm", "gated_mlp": True, "positions": "rotary", "parallel_residual": False},
+    "gpt2": {"norm": "layernorm", "gated_mlp": False, "positions": "learned", "parallel_residual": False},
+    "opt": {"norm": "layernorm", "gated_mlp": False, "positions": "learned", "parallel_residual": False},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40)
+@given(shape=SHAPES, kv_heads=st.sampled_from([1, 2, 4]), of_family=st.booleans())
+def test_a_model_is_exported_as_it_computes_or_not_at_all(
+    family: str, shape: DecoderShape, kv_heads: int, of_family: bool
+) -> None:
+    if of_family:
+        shape = replace(shape, **CLOSEST[family], position_offset=2 if family == "opt" else 0)
+    ours = MLKVForCausalLM.from_shape(shape, make("even", LAYERS, HEADS, LAYERS, kv_heads), seed=0)
+    for parameter in ours.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    if (message := refusal(lambda: to_family(ours, family))) is not None:
+        assert re.match(rf"family = {family}: \w", message)
+        assert "second line" not in message
+        return
+    theirs = to_family(ours, family)
+    torch.testing.assert_close(logits_of(theirs), logits_of(ours), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.train()(IDS).logits, ours(IDS).logits, atol=1e-4, rtol=1e-4)  # and has no dropout
+
+
+_NEOX = DecoderShape(VOCAB, WIDTH, LAYERS, HEADS, 8, 24, 16)
+_LLAMA = replace(_NEOX, norm="rmsnorm", activation="silu", gated_mlp=True, parallel_residual=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "message"),
+    [
+        ("llama", _LLAMA, "family = llama: cannot express rotary_fraction"),
+        ("llama", replace(_LLAMA, rotary_fraction=1.0, head_dim=7), "family = llama: head_dim = 7: rotates 7 of"),
+        ("gpt_neox", replace(_NEOX, rotary_fraction=0.4), "family = gpt_neox: partial_rotary_factor = 0.4: rotates 3"),
+        ("gpt2", replace(_NEOX, positions="learned"), "family = gpt2: cannot express parallel_residual"),
+        ("llama", replace(_LLAMA, rotary_fraction=1.0, width=30), "family = llama: hidden_size = 30: must be a mult"),
+    ],
+)
+def test_what_a_family_would_compute_otherwise_is_not_exported(family: str, shape: DecoderShape, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_of(shape, make("even", LAYERS, HEADS, LAYERS, HEADS), family)
