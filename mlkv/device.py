@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from .context import StepFailed
+from .shape import check_choice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,14 +34,17 @@ def _is_intel() -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`fp32` or `bf16` for a recipe's precision; `auto` is bf16 where the processor computes in it."""
+    """`fp32` or `bf16` for a recipe's precision; `auto` is bf16 where the processor computes in it. Raises ValueError
+    for any other."""
+    check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
         return "bf16" if computes_bf16(device) else "fp32"
     return precision
 
 
 def require_device(name: str) -> torch.device:
-    """Raises StepFailed for `cuda` on a machine without it."""
+    """Raises StepFailed for `cuda` on a machine without it, ValueError for what is neither `cpu` nor `cuda`."""
+    check_choice("device", name, ("cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise StepFailed("device = cuda: this machine has no CUDA device; choose cpu, or a cluster profile with GPUs")
     return torch.device(name)

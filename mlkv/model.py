@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from .layout import KVLayout
-from .shape import DecoderShape
+from .shape import DecoderShape, check_choice
 
 Keys = Literal["rotated", "unrotated"]
 KeysValues = tuple[Tensor, Tensor]
@@ -45,6 +45,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: DecoderShape, layout: KVLayout, keys: Keys = "rotated") -> None:
         super().__init__()
         _check_fit(shape, layout)
+        check_choice("keys", keys, get_args(Keys))
         self.shape, self.layout, self.keys = shape, layout, keys
         self.embed = nn.Embedding(shape.vocab_size, shape.width)
         if shape.positions == "learned":
@@ -171,9 +172,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+
 def _norm(shape: DecoderShape) -> nn.Module:
-    kind = nn.LayerNorm if shape.norm == "layernorm" else nn.RMSNorm
-    return kind(shape.width, eps=shape.norm_eps)
+    return NORMS[shape.norm](shape.width, eps=shape.norm_eps)
 
 
 def _check_fit(shape: DecoderShape, layout: KVLayout) -> None:

@@ -7,12 +7,18 @@ Cross-field rules raise ValueError in `__post_init__`; types, ranges and choices
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from .shape import Positive, added
+from .convert.tables import MERGES, WIDENINGS
+from .shape import Choices, Positive, added
 
+if TYPE_CHECKING:
+    Merge: TypeAlias = str
+    Widening: TypeAlias = str
+else:
+    Merge, Widening = Literal[*MERGES], Literal[*WIDENINGS]
 Count = Annotated[int, Ge(0)]
 Rate = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -24,7 +30,7 @@ def how(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class CorpusRecipe:
+class CorpusRecipe(Choices):
     """Text → tokenizer → packed token blocks, with documents held out by a hash of their name or content."""
 
     source: Literal["python_stdlib", "text_files", "hf"] = "python_stdlib"
@@ -54,6 +60,7 @@ class CorpusRecipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.source == "hf" and not self.dataset:
             raise ValueError("dataset is empty: source hf needs the name of a hub dataset")
         if self.source == "text_files" and not self.files:
@@ -67,7 +74,7 @@ class CorpusRecipe:
 
 
 @dataclass(frozen=True)
-class TrainRecipe:
+class TrainRecipe(Choices):
     """One loop for base training and uptraining. Exactly one of `steps`, `tokens`, `epochs` sets its length."""
 
     steps: Count | None = None
@@ -99,6 +106,7 @@ class TrainRecipe:
     on_spike: Literal["record", "fail"] = how("record")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
@@ -118,19 +126,19 @@ class TrainRecipe:
 
 
 @dataclass(frozen=True)
-class ConvertRecipe:
+class ConvertRecipe(Choices):
     """How a base becomes a checkpoint with fewer KV heads, or (`scratch`) how one is initialised without a base.
 
     `none` makes no checkpoint: shapes are measured, which takes no weights."""
 
     start: Literal["convert", "scratch", "none"] = "convert"
-    merge: Literal["mean", "pairwise", "first", "random"] = "mean"
-    widening: Literal["none", "copy", "split"] = "none"
+    merge: Merge = "mean"
+    widening: Widening = "none"
     seed: int = 42
 
 
 @dataclass(frozen=True)
-class EvaluateRecipe:
+class EvaluateRecipe(Choices):
     """One lm-eval task on one checkpoint, or `bits_per_byte` on the corpus's held-out documents."""
 
     task: str
@@ -143,7 +151,7 @@ class EvaluateRecipe:
 
 
 @dataclass(frozen=True)
-class MeasureRecipe:
+class MeasureRecipe(Choices):
     """Decode memory and speed at given batch sizes and contexts. No weights: random ones of the right shape."""
 
     batch_sizes: tuple[Positive, ...] = (1, 8)

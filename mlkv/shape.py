@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Gt, Le
 
 from .layout import KVLayout
 
 Positive = Annotated[int, Gt(0)]
+T = TypeVar("T")
+
+
+def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
+    """Raises ValueError for a value that is none of the valid ones: a name that nobody knows must not mean the last
+    branch of an `if`."""
+    if value not in (choices := list(valid)):
+        raise ValueError(f"{field} = {value}: must be one of {', '.join(map(str, choices))}")
+
+
+def choose(table: Mapping[str, T], field: str, name: str) -> T:
+    """The entry that a field names. Raises ValueError like `check_choice`."""
+    check_choice(field, name, table)
+    return table[name]
+
+
+class Choices:
+    """A dataclass whose Literal fields hold one of their choices, whoever makes it. Raises ValueError like
+    `check_choice`."""
+
+    def __post_init__(self) -> None:
+        schema: Any = type(self)
+        for name, valid in _choices(schema).items():
+            check_choice(name, getattr(self, name), valid)
+
+
+@cache
+def _choices(schema: type[Any]) -> dict[str, tuple[Any, ...]]:
+    hints = get_type_hints(schema)
+    return {f.name: get_args(hints[f.name]) for f in fields(schema) if get_origin(hints[f.name]) is Literal}
 
 
 def added(default: Any) -> Any:
@@ -18,7 +50,7 @@ def added(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DecoderShape:
+class DecoderShape(Choices):
     """Everything that decides the decoder's tensors but the KV layout. `heads · head_dim` need not equal `width`."""
 
     vocab_size: Positive

@@ -5,26 +5,23 @@ Legend: `D` width, `F` MLP width, `G` KV heads of an owner, `K` head width, `R` 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
 from ..recipes import ConvertRecipe
-from ..shape import DecoderShape
+from ..shape import DecoderShape, choose
+from .tables import MERGES, WIDENINGS, converted_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..hf import MLKVForCausalLM
+    from .tables import Merge
 
     State = dict[str, Tensor]
-
-Merge = Literal["mean", "pairwise", "first", "random"]
-Widening = Literal["none", "copy", "split"]
 
 
 def run(
@@ -71,13 +68,6 @@ def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCa
     return model
 
 
-def converted_shape(
-    shape: DecoderShape, layout: KVLayout, widening: Widening, source: KVLayout | None = None
-) -> DecoderShape:
-    """The shape after conversion from `source` (MHA unless given): only the MLP width can change."""
-    return shape if widening == "none" else replace(shape, mlp_width=shape.widened_mlp(layout, source))
-
-
 def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> MLKVForCausalLM:
     """A new model with `base`'s weights merged into `layout`; `base` is left as it is.
 
@@ -114,14 +104,15 @@ def _is_kv(name: str) -> bool:
     return ".attention.k." in name or ".attention.v." in name
 
 
-def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: Merge) -> State:
+def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: str) -> State:
     """Key and value projections of `layout`'s owners from those of `source`'s; `fresh` is what `random` starts from."""
+    combine = choose(MERGES, "merge", merge)
     merged: State = {}
     for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
         for kind in ("k.weight", "k.bias", "v.weight", "v.bias"):
             name = f"blocks.{owner}.attention.{kind}"
             if name in fresh:
-                merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, merge, fresh[name])
+                merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, combine, fresh[name])
     return merged
 
 
@@ -137,39 +128,30 @@ def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayou
     return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
 
 
-def _merge(inputs: list[Tensor], kv_heads: int, merge: Merge, fresh: Tensor) -> Tensor:
+def _merge(inputs: list[Tensor], kv_heads: int, combine: Merge, fresh: Tensor) -> Tensor:
     """Heads within a layer first, then over layers: `[G·K, …]`."""
     own = inputs[0]
     if len(inputs) == 1 and own.shape[0] == kv_heads:
         return own.flatten(0, 1)
-    if merge == "random":
-        return fresh
     runs = [layer.float().unflatten(0, (kv_heads, -1)) for layer in inputs]
-    if merge == "first":
-        chosen = runs[0][:, 0]
-    elif merge == "mean":
-        chosen = sum(run.mean(1) for run in runs) / len(runs)
-    else:
-        # The published code walks upward and halves at every layer, so the topmost layer weighs most.
-        chosen = reduce(lambda running, run: (run + running) / 2, (run.mean(1) for run in runs))
-    return chosen.flatten(0, 1).to(fresh.dtype)
+    return combine(runs, fresh.unflatten(0, (kv_heads, -1))).flatten(0, 1).to(fresh.dtype)
 
 
-def widen_mlps(old: State, width: int, widening: Widening) -> State:
+def widen_mlps(old: State, width: int, widening: str) -> State:
     """MLPs of `width` units: the new ones are copies of the first ones, in turn if there are more new than old.
 
-    `copy` (arXiv 2406.09297) leaves the outgoing weights as they are, so the function changes; `split` divides each
-    unit's outgoing weights among its copies, so it does not.
+    A unit's outgoing weights are divided among its copies as the widening says.
     """
     import torch
 
+    parts = choose(WIDENINGS, "widening", widening).parts
     widened: State = {}
     for name, tensor in old.items():
         if ".mlp.down.weight" in name:
             units = tensor.shape[1]
             chosen_F = torch.arange(width, device=tensor.device) % units
-            copies_F = (width - 1 - chosen_F) // units + 1 if widening == "split" else torch.ones_like(chosen_F)
-            widened[name] = (tensor[:, chosen_F] / copies_F).to(tensor.dtype)
+            copies_F = (width - 1 - chosen_F) // units + 1
+            widened[name] = (tensor[:, chosen_F] / parts(copies_F)).to(tensor.dtype)
         elif ".mlp.up." in name or ".mlp.gate." in name:
             widened[name] = tensor[torch.arange(width, device=tensor.device) % tensor.shape[0]]
     return widened

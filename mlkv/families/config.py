@@ -91,7 +91,7 @@ def family_of(config: Config) -> Family:
 
 
 def _read(config: Config, family: Family, key: str) -> Any:
-    if (alias := family.aliases.get(key)) in config:
+    if (alias := family.aliases.get(key, key)) in config:
         return config[alias]
     if key not in config and key not in family.defaults:
         raise ValueError(f"{key} is missing from the config.json of a {family.name} model")
@@ -139,14 +139,15 @@ def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
     if not family.partial:
         if fraction not in (None, 1.0):
             raise ValueError(f"{fraction_key} = {fraction}: transformers leaves it unread here; must be 1.0 or unset")
-        fraction_key, fraction = "head_dim", 1.0
+        fraction_key = "head_dim" if config.get("head_dim") else "hidden_size / num_attention_heads"
+        fraction = 1.0
     values = {
         "rotary_base": float(_checked(base_key, "rotary_base", base)),
         "rotary_fraction": float(_checked(fraction_key, "rotary_fraction", fraction)),
     }
     rotated = int(head_dim * values["rotary_fraction"])
     if rotated % 2:
-        given = head_dim if fraction_key == "head_dim" else fraction
+        given = fraction if family.partial else head_dim
         raise ValueError(f"{fraction_key} = {given}: rotates {rotated} of a head's {head_dim} dimensions; must be even")
     return values
 

@@ -98,7 +98,7 @@ class Bench:
 
     def _measure(self, batch: int, context: int) -> dict[str, Measured]:
         self._refuse_what_cannot_fit(batch, context)
-        kind = Run if self.recipe.protocol == "prefill" else FilledRun
+        kind = PROTOCOLS[self.recipe.protocol]
         if self._model is None:
             self._model = self._make_model()
             kind(self._model, 1, 1, 1, self.device).go()
@@ -196,6 +196,9 @@ class FilledRun(Run):
             keys, values = (torch.randn(size_BGSK, dtype=self.model.dtype, device=self.device) for _ in range(2))
             cache.update(keys, values, owner)
         return cache, self._ids(1, generator)
+
+
+PROTOCOLS = {"prefill": Run, "filled": FilledRun}
 
 
 class Peak:

@@ -22,6 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
+from ..shape import check_choice
+
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 UNIT = "Block"
@@ -29,7 +31,8 @@ UNIT = "Block"
 
 
 def fsdp_arguments(strategy: str, processes: int) -> dict[str, Any]:
-    """What TrainingArguments are told. One process has no one to share with."""
+    """What TrainingArguments are told. One process has no one to share with. Raises ValueError for another strategy."""
+    check_choice("strategy", strategy, ("ddp", "fsdp"))
     if strategy != "fsdp" or processes == 1:
         return {}
     return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [UNIT]}}

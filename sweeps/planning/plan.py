@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
+from mlkv.convert.tables import converted_shape
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from sweeps.planning.compose import Composer, Values
@@ -230,9 +231,7 @@ def _filter_names(config: Config, values: Values, layout: KVLayout, model: Model
 
 def final_shape(config: Config, model: Model, layout: KVLayout) -> DecoderShape:
     """The decoder's shape, converted or from scratch: MLPs as wide as the recipe's widening makes them."""
-    if layout != model.layout and config.convert.widening != "none":
-        return replace(model.shape, mlp_width=model.shape.widened_mlp(layout, model.layout))
-    return model.shape
+    return converted_shape(model.shape, layout, config.convert.widening, model.layout)
 
 
 def _variant(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from torch import Tensor
 
 from mlkv.context import Context, StepFailed
-from mlkv.convert.step import Merge, Widening, convert, converted_shape, run, widen_mlps
+from mlkv.convert import tables
+from mlkv.convert.step import convert, merge_kv, run, widen_mlps
+from mlkv.convert.tables import converted_shape
 from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, make, mha
@@ -46,8 +49,38 @@ def recipe(merge: Any = "mean", widening: Any = "none", seed: int = 42) -> Conve
 
 
 def test_every_choice_of_the_recipe_is_tried_here() -> None:
-    assert [*get_args(Merge)] == MERGES
-    assert [*get_args(Widening)] == WIDENINGS
+    choices = get_type_hints(ConvertRecipe)
+    assert [*get_args(choices["merge"])] == [*tables.MERGES] == MERGES
+    assert [*get_args(choices["widening"])] == [*tables.WIDENINGS] == WIDENINGS
+
+
+def test_what_is_no_merge_or_widening_computes_nothing() -> None:
+    base = base_model()
+    state, layout = base.model.state_dict(), LAYOUTS["mlkv"]
+    with pytest.raises(ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random$"):
+        recipe("nonsense")
+    with pytest.raises(ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random$"):
+        merge_kv(state, state, base.layout, base.layout, "nonsense")
+    with pytest.raises(ValueError, match=r"^widening = Copy: must be one of none, copy, split$"):
+        recipe(widening="Copy")
+    for widen in (
+        lambda: widen_mlps(state, base.shape.mlp_width, "Copy"),
+        lambda: converted_shape(base.shape, layout, "Copy"),
+    ):
+        with pytest.raises(ValueError, match=r"^widening = Copy: must be one of none, copy, split$"):
+            widen()
+
+
+def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tables.MERGES, "last", lambda layers, fresh: layers[-1][:, -1])
+    monkeypatch.setitem(
+        tables.WIDENINGS, "double", replace(tables.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
+    )
+    base, layout = base_model(), LAYOUTS["mqa"]
+    state = base.model.state_dict()
+    merged = merge_kv(state, state, base.layout, layout, "last")
+    assert torch.equal(merged["blocks.2.attention.k.weight"], heads(base, 2)[-1])
+    assert converted_shape(base.shape, layout, "double").mlp_width == 2 * base.shape.mlp_width
 
 
 # --- the published models, arXiv 2406.09297 -----------------------------------------------------------------------
@@ -272,7 +305,7 @@ def test_copy_changes_the_function_and_split_does_not() -> None:
 @EVERY_LAYOUT
 @EVERY_SHAPE
 def test_the_shape_is_known_before_the_conversion(shape: str, layout: KVLayout) -> None:
-    for widening in get_args(Widening):
+    for widening in WIDENINGS:
         converted = convert(base_model(shape), layout, recipe("mean", widening))
         assert converted.shape == converted_shape(SHAPES[shape], layout, widening)
         assert converted.num_parameters() == converted.shape.parameters(layout)
