@@ -166,7 +166,7 @@ def _run_graph(
     console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
 ) -> bool:
     """Run what is missing with a live view; true if something is not done in the end."""
-    from sweeps.cli.view import Progress, counts, summary
+    from sweeps.cli.view import Progress, advice, counts, summary
     from sweeps.dispatch import local_loop, submit
     from sweeps.planning.reconcile import standing
 
@@ -176,6 +176,8 @@ def _run_graph(
         )
     counted = counts(graph, standing(graph, store))
     console.print(summary(counted), highlight=False)
+    if line := advice(counted, saved.name):
+        console.print(line, highlight=False)
     return set(counted) != {"DONE"}
 
 
@@ -183,13 +185,17 @@ def _queue_up(
     console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
 ) -> int:
     """Submit what is missing to SLURM and leave."""
+    from sweeps.cli.view import advice, counts
     from sweeps.dispatch import submit
     from sweeps.planning.reconcile import standing, to_run
     from sweeps.worker.fetch import fetch_inputs
 
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
-    jobs = submit.queue_up(to_run(graph, standing(graph, store), retry=retry), cluster, store, saved)
+    states = standing(graph, store)
+    jobs = submit.queue_up(to_run(graph, states, retry=retry), cluster, store, saved)
     mirror_sweep(console, store, saved, done=True)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    if not retry and (line := advice(counts(graph, states), saved.name)):
+        console.print(line, highlight=False)
     return OK

@@ -153,6 +153,13 @@ def summary(counted: Mapping[str, int]) -> str:
     return ", ".join(f"{counted[name]} {name.lower()}" for name in STYLES if counted.get(name))
 
 
+def advice(counted: Mapping[str, int], sweep: str) -> str:
+    """What runs the steps that the same line leaves alone; empty where there are none."""
+    if not (failed := counted.get("FAILED")):
+        return ""
+    return f"{failed} failed: `mlkv retry {sweep}` runs them again, and what waits for them"
+
+
 class Progress:
     """The live view of a running sweep; on a pipe, a line whenever a step changes state."""
 

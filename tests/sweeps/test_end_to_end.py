@@ -179,7 +179,7 @@ def test_a_failed_step_stops_its_descendants_alone(copy: Shell, tiny: list[str])
     assert "FAILED" in told
     assert "BLOCKED" in told or "which failed" in told
     before = attempts(copy.store)
-    copy(*line, status=1)
+    assert "1 failed: `mlkv retry wild` runs them again" in copy(*line, status=1)
     assert attempts(copy.store) == before, "a failed step waits for retry"
     copy("retry", "wild", status=1)
     assert begun(before, copy.store) == {"uptrain": 1}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from sweeps.cli.view import expected_left, plan_tables, summary
+from sweeps.cli.view import advice, expected_left, plan_tables, summary
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
 from sweeps.steps.step import Step
@@ -45,3 +45,8 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
 
 def test_a_summary_names_what_there_is() -> None:
     assert summary({"DONE": 3, "FAILED": 1, "PENDING": 0}) == "3 done, 1 failed"
+
+
+def test_what_failed_is_said_with_what_runs_it_again() -> None:
+    assert advice({"DONE": 3, "INTERRUPTED": 1}, "tiny") == ""
+    assert advice({"FAILED": 2}, "tiny") == "2 failed: `mlkv retry tiny` runs them again, and what waits for them"
