@@ -141,7 +141,7 @@ def test_failure_cancels_descendants_and_leaves_siblings(cluster: LocalCluster, 
 
 
 def test_environment_setup_and_gpus_reach_the_command(
-    cluster: LocalCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")  # as if this process ran in a job itself
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "99")
@@ -149,8 +149,12 @@ def test_environment_setup_and_gpus_reach_the_command(
         setup=("export FROM_SETUP=$GREETING-again",), extra={"comment": "a b", "nice": 5}, constraint="n2"
     )
     executor = SlurmExecutor(folder, profile, env={"GREETING": "it's $HOME"})
-    show = 'echo "$GREETING,$FROM_SETUP,$CUDA_VISIBLE_DEVICES,$SLURM_CPUS_PER_TASK"; sleep 1.5'
+    show = 'echo "$GREETING,$FROM_SETUP,$CUDA_VISIBLE_DEVICES,$SLURM_CPUS_PER_TASK"; '
+    show += f'while [ ! -e "{tmp_path}/both-run" ]; do sleep 0.1; done'
     ids = executor.submit([sh(f"g{i}", show, gpus=2, cpus=3) for i in range(2)])
+    outputs = [executor.output(id) for id in ids.values()]
+    assert eventually(lambda: all(output.exists() and output.read_text() for output in outputs), every=0.1)
+    (tmp_path / "both-run").touch()
     assert set(phases(executor, ids).values()) == {Phase.DONE}
     texts = sorted(executor.output(id).read_text().strip() for id in ids.values())
     assert texts == [f"it's $HOME,it's $HOME-again,{gpus},3" for gpus in ("0,1", "2,3")]
@@ -211,15 +215,16 @@ def test_a_parent_that_slurm_has_forgotten_counts_as_satisfied(cluster: LocalClu
 
 def test_a_later_submission_waits_for_jobs_that_are_queued(cluster: LocalCluster, folder: Path, tmp_path: Path) -> None:
     executor = SlurmExecutor(folder, AWAY)
-    first = executor.submit([sh("first", f"sleep 2; touch {tmp_path}/made")])
+    first = executor.submit([sh("first", f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; touch {tmp_path}/made")])
     second = executor.submit([Job("second", ("test", "-e", f"{tmp_path}/made"), after_ids=tuple(first.values()))])
     assert executor.states(second.values())[second["second"]].phase is Phase.PENDING
+    (tmp_path / "go").touch()
     assert phases(executor, second) == {"second": Phase.DONE}
 
 
 def test_the_throttle_can_be_changed_while_it_runs(cluster: LocalCluster, folder: Path) -> None:
     executor = SlurmExecutor(folder, replace(AWAY, max_running=1))
-    ids = executor.submit([sh(f"t{i}", "sleep 30") for i in range(4)])
+    ids = executor.submit([sh(f"t{i}", "sleep 600") for i in range(4)])
 
     def count() -> int:
         return sum(state.phase is Phase.RUNNING for state in executor.states(ids.values()).values())

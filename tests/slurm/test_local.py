@@ -80,13 +80,18 @@ def test_a_later_submission_waits_for_an_earlier_one(executor: LocalExecutor, tm
 
 
 def test_cores_and_gpus_are_divided_between_slots(tmp_path: Path) -> None:
-    show = "echo $OMP_NUM_THREADS $MKL_NUM_THREADS [$CUDA_VISIBLE_DEVICES]; sleep 0.3"
+    show = "echo $OMP_NUM_THREADS $MKL_NUM_THREADS [$CUDA_VISIBLE_DEVICES]"
+    show += f"; while [ ! -e {tmp_path}/all-run ]; do sleep 0.02; done"
     with LocalExecutor(tmp_path, cores=8, gpus=["0", "1", "5", "7"]) as executor:
         assert executor.slots == 4
         jobs = [sh(f"one{i}", show, gpus=1) for i in range(2)] + [sh("two", show, gpus=2), sh("none", show)]
         ids = executor.submit(jobs)
+        executor.poll()
+        outputs = [executor.output(ids[job.name]) for job in jobs]
+        assert eventually(lambda: all(output.exists() and output.read_text() for output in outputs[:3]))
+        (tmp_path / "all-run").touch()  # and makes room for the last
         assert executor.wait(PATIENCE)
-        lines = [executor.output(ids[job.name]).read_text().strip() for job in jobs]
+        lines = [output.read_text().strip() for output in outputs]
     assert lines == ["2 2 [0]", "2 2 [1]", "4 4 [5,7]", "2 2 []"]
 
 
@@ -151,12 +156,12 @@ def test_cancel_ends_a_running_job_and_what_waits_for_it(executor: LocalExecutor
     assert {state.phase for state in executor.states(ids.values()).values()} == {Phase.CANCELLED}
 
 
-def test_a_job_gets_its_grace_to_save(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_a_job_gets_its_grace_to_save(tmp_path: Path) -> None:
     script = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done"
-    executor.submit([sh("saver", script)])
-    executor.poll()
-    assert eventually((tmp_path / "up").exists)
-    executor.close()
+    with LocalExecutor(tmp_path / "logs", slots=1, gpus=[], grace_seconds=PATIENCE) as executor:
+        executor.submit([sh("saver", script)])
+        executor.poll()
+        assert eventually((tmp_path / "up").exists)
     assert (tmp_path / "saved").exists()
 
 
@@ -219,23 +224,26 @@ import pathlib, sys
 from slurm.jobs import Job
 from slurm.local import LocalExecutor
 folder = pathlib.Path(sys.argv[1])
-inner = f"trap : TERM; echo $$ > {folder}/inner; sleep 60; sleep 60"
-outer = f"trap 'touch {folder}/told' TERM; sh -c '{inner}' & echo $$ > {folder}/outer; wait; wait"
-executor = LocalExecutor(folder, slots=1, gpus=[], grace_seconds=0.5)
+saves = sys.argv[2] == "saves"
+inner = f"trap {'exit' if saves else ':'} TERM; echo $$ > {folder}/inner; sleep 60; sleep 60"
+at_the_end = f"touch {folder}/told; exit" if saves else ":"
+outer = f"trap '{at_the_end}' TERM; sh -c '{inner}' & echo $$ > {folder}/outer; wait; wait"
+executor = LocalExecutor(folder, slots=1, gpus=[], grace_seconds=float(sys.argv[3]))
 executor.submit([Job("long", ("sh", "-c", outer))])
 executor.wait()
 """
 
 
-def test_jobs_die_with_a_launcher_that_is_killed_outright(tmp_path: Path) -> None:
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)], cwd=ROOT)
+@pytest.mark.parametrize(("job", "grace"), [("saves", PATIENCE), ("is stubborn", 0.5)])
+def test_jobs_die_with_a_launcher_that_is_killed_outright(job: str, grace: float, tmp_path: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path), job, str(grace)], cwd=ROOT)
     try:
         pids = [number_in(tmp_path / "inner"), number_in(tmp_path / "outer")]
     finally:
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
     assert eventually(lambda: not any(alive(pid) for pid in pids))
-    assert (tmp_path / "told").exists(), "SIGTERM comes first, so that a worker can save"
+    assert (tmp_path / "told").exists() is (job == "saves"), "SIGTERM comes first, so that a worker can save"
 
 
 @st.composite
