@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -107,7 +108,16 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str
     inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
+    _refuse_non_finite(outcome["metrics"])
     return {"metrics": outcome["metrics"], "facts": outcome["facts"]}
+
+
+def _refuse_non_finite(metrics: list[dict[str, Any]]) -> None:
+    """A record is JSON, which has no such number, and no table or figure could use one."""
+    for row in metrics:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise StepFailed(f"metric {row['metric']}: {name} = {value} is not finite")
 
 
 def _log(rows: TextIO, row: Row) -> None:

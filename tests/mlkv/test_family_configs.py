@@ -236,6 +236,16 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
         load_pretrained(folder)
 
 
+def test_weights_that_float32_cannot_hold_are_named() -> None:
+    model = theirs_of(SMALLEST["llama"]).double()
+    model.model.norm.weight.data[5] = 1e300
+    with (
+        saved(SMALLEST["llama"], model) as folder,
+        pytest.raises(ValueError, match=r"norm.weight is not finite \(1 of"),
+    ):
+        load_pretrained(folder)
+
+
 def test_of_several_files_those_are_read_that_transformers_reads(tmp_path: Path) -> None:
     model = theirs_of(SMALLEST["gpt2"])
     model.save_pretrained(tmp_path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import psutil
@@ -14,9 +16,12 @@ import pytest
 from processes import PATIENCE, eventually
 from tests_support import ROOT
 
+from mlkv.context import StepFailed
+from sweeps.steps.registry import KINDS, StepKind
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
 from sweeps.store.store import Store
+from sweeps.worker import child_main
 from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import QueueJob, out_of_memory_kills
 from sweeps.worker.supervisor import BLOCKED, FAILED, fruitless
@@ -153,3 +158,16 @@ def test_a_child_that_dies_again_and_again_fails_its_step(tmp_path: Path) -> Non
 
 def child_of(process: subprocess.Popen[str], expected: bool) -> bool:
     return expected and bool(psutil.Process(process.pid).children())
+
+
+@pytest.mark.parametrize(("name", "value"), [("value", math.nan), ("stderr", math.inf)])
+def test_a_metric_that_is_not_finite_fails_its_step(
+    name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": 3, name: value}
+    given = Step("evaluate", {"task": "mine"})
+    monkeypatch.setitem(KINDS, "evaluate", StepKind(1, lambda *_: {"metrics": [row], "facts": {}}))
+    store = Store(tmp_path)
+    planned(store, given.spec, given.id)
+    with pytest.raises(StepFailed, match=f"^metric acc: {name} = {value} is not finite$"):
+        child_main._run(store, given.id, attempt(tmp_path, 1, 0, own=None), StringIO())
