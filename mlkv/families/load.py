@@ -63,8 +63,10 @@ def load_pretrained(source: Path) -> MLKVForCausalLM:
     family = family_of(config)
     model = MLKVForCausalLM.from_shape(shape_of(config), layout_of(config), seed=0, keys=family.keys)
     theirs = strip(_read_weights(source), family)
+    if found := non_finite(theirs):
+        raise ValueError(f"{source}: {found}")
     model.model.load_state_dict(from_family(theirs, family, model))
-    if found := non_finite(theirs) or non_finite(model.state_dict()):  # the latter: float64 that float32 cannot hold
+    if found := non_finite(model.state_dict()):  # float64 that float32 cannot hold
         raise ValueError(f"{source}: {found}")
     model.generation_config = _generation_config(source)
     return model

@@ -72,7 +72,7 @@ def _tied_head(theirs: State, family: Family) -> Tensor:
     """The embedding. Older files write the tied head out; where it is another tensor, transformers does not tie it."""
     name = f"{family.names['embed']}.weight"
     embed = theirs[name]
-    if not theirs.get("head.weight", embed).equal(embed):
+    if not theirs.get("head.weight", embed).to(embed.dtype).equal(embed):
         raise ValueError(f"tie_word_embeddings = True: but the files hold an output head that differs from {name}")
     return embed
 
