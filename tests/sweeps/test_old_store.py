@@ -1,0 +1,193 @@
+"""A store that earlier code made (old_store/README.md) is read, planned, resumed, reported and pruned by this code."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.cli import main
+from sweeps.planning import plan as planning
+from sweeps.planning import resolve
+from sweeps.planning.compose import Composer
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.reconcile import saved_graph, standing, to_run
+from sweeps.planning.resolve import Resolver
+from sweeps.store.store import Store
+from sweeps.tracking.sync import runs_of
+from sweeps.worker import child_main, supervisor
+
+FOLDER = Path(__file__).with_name("old_store")
+EXPERIMENT = "experiment=old"
+SECOND = [
+    "layout.kv_layers=2,1,2",
+    "layout.kv_heads=1,2,2",
+    "uptrain.lr=1e-3,1e-3,1e30",
+    "sweep.zip=[layout.kv_layers,layout.kv_heads,uptrain.lr]",
+    "sweep.baselines=[untouched]",
+]
+STOPPED = [
+    "name=stopped",
+    "uptrain.steps=60000",
+    "uptrain.save_every=200",
+    "uptrain.log_every=100",
+    "sweep.baselines=[]",
+    "evaluate.tasks=[bits_per_byte]",
+    "evaluate.accuracy=[]",
+]
+VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
+FAILED = "uptrain-426fc9a7f690d7d8"
+INTERRUPTED_MEASURE = "measure-db818ef0c7711baf"
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of one's own, which is the working directory."""
+    shutil.copytree(FOLDER, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def store(folder: Path) -> Store:
+    return Store(folder / "store")
+
+
+@pytest.fixture
+def mlkv(store: Store, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process: its exit status and what it printed."""
+
+    def run(command: str, *arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--store", str(store.root), *arguments])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def states(store: Store, name: str, number: int | None = None) -> Counter[str]:
+    graph = saved_graph(store, store.sweep(name, number))
+    return Counter(state.name for state in standing(graph, store).values())
+
+
+def test_every_step_stands_as_it_did(store: Store) -> None:
+    assert states(store, "old", 1) == {"DONE": 19}
+    assert states(store, "old") == {"DONE": 16, "FAILED": 1, "PENDING": 2}
+    assert states(store, "stopped") == {"DONE": 6, "PENDING": 2, "INTERRUPTED": 1, "LOST": 1}
+    assert states(store, "measured") == {"DONE": 5, "INTERRUPTED": 1}
+
+
+def test_status_lists_every_sweep(mlkv: Run) -> None:
+    _, printed = mlkv("status")
+    assert "old: 16 done, 1 failed, 2 blocked" in printed
+    assert "stopped: 6 done, 2 pending, 1 interrupted, 1 lost" in printed
+    assert "measured: 5 done, 1 interrupted" in printed
+
+
+def test_status_of_one_and_why(mlkv: Run) -> None:
+    status, printed = mlkv("status", "old")
+    assert (status, "training diverged; lower lr" in printed) == (1, True)
+    _, printed = mlkv("why", "old", "MHA-4")
+    assert f"{FAILED} MHA-4: FAILED" in printed
+    assert f"BLOCKED waits for {FAILED}" in printed
+    _, printed = mlkv("why", "stopped", "MQA-2")
+    assert "INTERRUPTED stopped after step" in printed
+
+
+def test_gather_has_every_planned_cell(mlkv: Run, folder: Path) -> None:
+    mlkv("gather", "old", "-o", "cells.csv", "--curves", "curves.csv")
+    with (folder / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    scores = {row["variant"]: row["value"][:7] for row in cells if row["metric"] == "bits_per_byte"}
+    assert scores == {"untouched": "4.64596", "MQA-2": "4.61701", "MLKV-2": "4.61731", "MHA-4": ""}
+    assert {row["state"] for row in cells if row["variant"] == "MHA-4" and row["kind"] == "evaluate"} == {"BLOCKED"}
+    assert "train/loss" in (folder / "curves.csv").read_text()
+
+
+def test_tables_and_the_report(mlkv: Run, folder: Path) -> None:
+    status, printed = mlkv("table", "old")
+    assert (status, "4.646" in printed, "MLKV-2" in printed) == (0, True, True)
+    status, printed = mlkv("table", "theirs", "benchmarks", "--format", "csv")
+    assert (status, "gqa" in printed) == (0, True)
+    status, _ = mlkv("report", "old", "-o", "page")
+    assert status == 0
+    page = (folder / "page" / "index.html").read_text()
+    assert all(label in page for label in ("untouched", "MQA-2", "MLKV-2", "MHA-4"))
+
+
+def test_w_and_b_can_be_sent_all_of_it(store: Store) -> None:
+    saved = store.sweep("old")
+    runs = list(runs_of(store, saved))
+    begun = [id for id in saved.plan["steps"] if store.step(id).attempts()]
+    assert {run.id for run in runs} >= set(begun)
+    assert len(runs) == len(begun) + len(saved.variants)
+
+
+@pytest.fixture
+def plan_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Plan]:
+    """From a line to its plan, with the libraries that the store was made with."""
+    for module in (planning, resolve):
+        monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
+    resolve.task_pins.cache_clear()
+    monkeypatch.setattr(resolve, "task_pins", resolve.task_pins.__wrapped__)
+    monkeypatch.setattr(planning, "task_pins", resolve.task_pins)
+    return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [EXPERIMENT, *line])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "number", "missing"),
+    [
+        ([], "old", 1, []),
+        (SECOND, "old", 2, []),  # what failed waits for `retry`
+        (STOPPED, "stopped", 1, ["uptrain", "evaluate", "uptrain", "evaluate"]),
+    ],
+)
+def test_the_same_line_plans_the_same_steps(
+    plan_of: Callable[[list[str]], Plan], store: Store, line: list[str], name: str, number: int, missing: list[str]
+) -> None:
+    steps = plan_of(line).steps
+    assert set(steps) == set(store.sweep(name, number).plan["steps"])
+    assert [step.kind for step in to_run(steps, standing(steps, store))] == missing
+
+
+class HereChild:
+    """Computes in this process, as the worker's child does in its own."""
+
+    pid = None
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
+        self._request = {"step": step, "attempt": attempt, "group": group}
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        return child_main._answer(self._store, self._request)
+
+    def resident_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
+def test_what_was_interrupted_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "Child", HereChild)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    step = store.step(INTERRUPTED_MEASURE)
+    spec, before = step.spec(), step.metrics()
+    assert supervisor.Worker(store).run([step.id]) == supervisor.DONE
+    record = step.record()
+    assert record
+    assert (record["attempt"], len(before), len(step.metrics())) == (2, 2, 3)
+    assert {cell["context"] for cell in record["metrics"]} == {8, 16, 24}
+    assert (step.spec(), states(store, "measured")) == (spec, {"DONE": 6})
