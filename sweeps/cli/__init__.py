@@ -30,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(parser, arguments)
     try:
         sys.exit(options.run(options))
-    except ValueError as error:
-        if not _is_users(error):
-            raise
+    except UserError as error:
         print(f"mlkv: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
@@ -49,12 +47,6 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
     if words is not None:
         words += rest
     return options
-
-
-def _is_users(error: ValueError) -> bool:
-    from sweeps.store.store import StoreError
-
-    return isinstance(error, UserError | StoreError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sweeps.store.files import last_line, modified, read_json, utc_now, write_json
+from sweeps.store.lines import parse_rows, read_rows
 
 Json = dict[str, Any]
 
@@ -59,25 +59,26 @@ class Attempt:
 
     def metrics(self) -> list[Json]:
         """Complete rows logged so far; a torn last line is left out."""
-        try:
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line]
+        return read_rows(self.metrics_file).rows
+
+    def skipped_rows(self) -> int:
+        """Lines of its metrics that are no JSON."""
+        return read_rows(self.metrics_file).skipped
 
     def metrics_from(self, position: int) -> tuple[list[Json], int]:
         """Complete rows logged since `position` (bytes), and where to go on from."""
         try:
             with self.metrics_file.open("rb") as file:
                 file.seek(position)
-                lines = file.read().split(b"\n")[:-1]
+                content = file.read()
         except FileNotFoundError:
             return [], position
-        return [json.loads(line) for line in lines if line], position + sum(len(line) + 1 for line in lines)
+        return parse_rows(content).rows, position + content.rfind(b"\n") + 1
 
     def progress(self) -> Json | None:
-        line = last_line(self.metrics_file)
-        return json.loads(line) if line else None
+        """The newest row; None while there is none, or where it is no JSON."""
+        rows = parse_rows(f"{last_line(self.metrics_file)}\n".encode()).rows
+        return rows[-1] if rows else None
 
     def log_tail(self, lines: int = 5) -> list[str]:
         """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty."""

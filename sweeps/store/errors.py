@@ -13,6 +13,14 @@ class UserError(ValueError):
     """Names the field, the value and the valid choices; the command line prints it and exits with 2."""
 
 
+class StoreError(UserError):
+    """The store cannot be used as it is; the message says what to do, in one line."""
+
+
+class DamagedFileError(StoreError):
+    """A file of the store does not hold what was written to it; the message names it."""
+
+
 def choices(given: str, valid: Iterable[str]) -> str:
     """`did you mean x? valid: a, b, x`, as the tail of a message."""
     names = sorted(valid)

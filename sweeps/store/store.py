@@ -19,14 +19,12 @@ from pathlib import Path
 
 from mlkv.files import discard
 from sweeps.store.attempt import Attempt, Json
+from sweeps.store.errors import StoreError
 from sweeps.store.files import file_clock, read_json, utc_now, write_atomic, write_json
+from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.stepdir import Claim, State, StateName, StepDir
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
-
-
-class StoreError(ValueError):
-    """The store cannot be used as it is; the message says what to do, in one line."""
 
 
 @dataclass(frozen=True)
@@ -191,19 +189,19 @@ class Store:
 
     def note_jobs(self, rows: Iterable[Json]) -> None:
         """Write down which steps each job runs, before it is submitted, and which jobs were cancelled."""
-        self.queue.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        with (self.queue / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self._jobs_file, rows)
+
+    @property
+    def _jobs_file(self) -> Path:
+        return self.queue / "jobs.jsonl"
 
     def noted_jobs(self) -> list[Json]:
-        try:
-            lines = (self.queue / "jobs.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines]
+        return read_rows(self._jobs_file).rows
+
+    def unreadable_jobs(self) -> str | None:
+        """That some of what was noted of jobs is lost, in one line; None where all of it is there."""
+        skipped = read_rows(self._jobs_file).skipped
+        return f"{self._jobs_file}: {skipped} lines are no JSON and were skipped" if skipped else None
 
     # Tracking
     def tracking(self, sweep: str | None) -> TrackingDir:

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from mlkv.context import Context, Interrupted, Row, StepFailed
 from sweeps.steps.registry import KINDS
 from sweeps.store.attempt import Attempt
+from sweeps.store.lines import open_to_append
 from sweeps.store.outside import outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
@@ -77,7 +78,7 @@ def _logged_answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
     attempt = next(a for a in store.step(request["step"]).attempts() if a.number == request["attempt"])
     rank = int((request["group"] or {}).get("RANK", 0))
     out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
-    with _logging_to(out, err), attempt.metrics_file.open("a", encoding="utf-8") if not rank else _nowhere() as rows:
+    with _logging_to(out, err), open_to_append(attempt.metrics_file) if not rank else _nowhere() as rows:
         try:
             return {"state": "done", **_run(store, request["step"], attempt, rows)}
         except Interrupted as error:

@@ -1,0 +1,74 @@
+"""Files that grow by a JSON object per line, and outlive a writer that dies in the middle of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The objects of a file that grows by a JSON object per line. `skipped`: lines that are no such thing."""
+
+    rows: list[dict[str, Any]]
+    skipped: int = 0
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line per row, all of them in one write. A torn line before them spoils none."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if not text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write((_new_line(path) + text).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_to_append(path: Path) -> TextIO:
+    """A file of lines that a process keeps open while it adds to it."""
+    start = _new_line(path)
+    file = path.open("a", encoding="utf-8")
+    file.write(start)
+    return file
+
+
+def _new_line(path: Path) -> str:
+    """What ends a line that an earlier writer did not live to end."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return ""
+            file.seek(-1, os.SEEK_END)
+            return "" if file.read() == b"\n" else "\n"
+    except FileNotFoundError:
+        return ""
+
+
+def read_rows(path: Path, *, ended: bool = False) -> Lines:
+    """Every complete line of a file; none where there is no file. `ended`: nobody adds to it any more, and what has no
+    end is a line too. Raises OSError."""
+    try:
+        return parse_rows(path.read_bytes() + (b"\n" if ended else b""))
+    except (FileNotFoundError, NotADirectoryError):
+        return Lines([])
+
+
+def parse_rows(content: bytes) -> Lines:
+    """The rows in some lines. What follows the last line's end is still being written, and left for later."""
+    lines = [line for line in content.split(b"\n")[:-1] if line.strip()]
+    rows = [row for line in lines if (row := _row(line)) is not None]
+    return Lines(rows, len(lines) - len(rows))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
