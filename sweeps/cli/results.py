@@ -158,7 +158,8 @@ def import_results(options: argparse.Namespace) -> int:
     from analysis.data import frame, importer
     from sweeps.store.store import Store
 
-    name = options.name or options.directory.resolve().name
+    name = options.directory.resolve().name if options.name is None else options.name
+    Store(options.store).check_import_name(name)
     accuracy = [_pair(word) for word in options.accuracy] if options.accuracy else None
     with one_line():
         found = importer.read_directory(options.directory, name, accuracy)

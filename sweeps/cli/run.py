@@ -137,6 +137,8 @@ def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedS
 
     with queue_answers():
         count = queue_status.cancel(steps, store)
+    if lost := store.unreadable_jobs():
+        console.print(f"{lost}; `scancel` ends what they named", style="yellow", highlight=False, markup=False)
     console.print(f"cancelled {count} jobs of {saved.name}", highlight=False)
     return OK
 
@@ -150,6 +152,7 @@ def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]
     composer = Composer(options.config_dir)
     store = Store.open(options.store) if write else Store(options.store)
     planned = make_plan(composer, Resolver(store), options.overrides)
+    store.check_sweep_name(planned.name)
     return planned, store
 
 

@@ -33,9 +33,8 @@ def sync(options: argparse.Namespace) -> int:
     from sweeps.tracking.sync import synced
     from sweeps.tracking.target import saved_target
 
-    path = Path(options.what)
-    if path.is_dir():
-        return _show(make_console(), _sync_files(path, options), "sent")
+    if os.path.isdir(options.what):  # false for what is no path at all
+        return _show(make_console(), _sync_files(Path(options.what), options), "sent")
     store = existing(options.store)
     target = _online(saved_target(store.sweep(options.what)), options)
     return _show(make_console(), synced(store, target), "sent")
@@ -43,7 +42,8 @@ def sync(options: argparse.Namespace) -> int:
 
 def _online(target: Target, options: argparse.Namespace) -> Target:
     given = {key: value for key in ("project", "entity") if (value := getattr(options, key))}
-    return replace(target, config=replace(target.config, mode="online", **given))
+    with one_line():
+        return replace(target, config=replace(target.config, mode="online", **given))
 
 
 def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[Synced]:

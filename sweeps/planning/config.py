@@ -21,6 +21,7 @@ from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRec
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from sweeps.store.errors import UserError, choices
+from sweeps.store.names import check_name
 from sweeps.tracking.target import TrackingConfig
 
 Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
@@ -219,6 +220,7 @@ class Config:
     resources: TrainingResources = field(default_factory=TrainingResources)
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
         for kind in TRAINED:
             recipe, asked = getattr(self, kind), self.cluster.resources.get(kind, Resources())
             if recipe.steps == 0:

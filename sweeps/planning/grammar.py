@@ -19,6 +19,10 @@ Choice = tuple[str, ...]
 """Override lines that are set together."""
 
 
+ONE_AT_A_TIME = ("name", "reports", "scale")
+"""Keys of the sweep as a whole."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A swept key and the override lines it runs through."""
@@ -32,8 +36,9 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
-    if any(axis.key == "scale" for axis in typed):
-        raise UserError("scale: one at a time; every scale of an experiment is a sweep of its own")
+    for axis in typed:
+        if axis.key in ONE_AT_A_TIME:
+            raise UserError(f"{axis.key}: one at a time; each of {', '.join(axis.lines)} is a sweep of its own")
     sweep = parse(composer([line for line in fixed if line])).sweep
     named = {o.key_or_group for o in overrides}
     grid = [axis for axis in _grid(composer, sweep) if not _overridden(axis.key, named, sweep)]

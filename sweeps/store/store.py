@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sweeps.store.attempt import Attempt, Json
 from sweeps.store.errors import StoreError
 from sweeps.store.files import file_clock, read_json, utc_now, write_atomic, write_json
 from sweeps.store.lines import append_rows, read_rows
+from sweeps.store.names import check_name
 from sweeps.store.stepdir import Claim, State, StateName, StepDir
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
@@ -127,11 +127,15 @@ class Store:
         paths = (self.root / "sweeps" / name).glob("*/plan.json")
         return sorted(int(path.parent.name) for path in paths if path.parent.name.isdigit())
 
-    def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
-        """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError for the name
-        of an import."""
+    def check_sweep_name(self, name: str) -> None:
+        """Raises StoreError for a name that no sweep may have here."""
+        check_name("name", name)
         if name in self.import_names():
             raise StoreError(f"name = {name}: is that of imported results ({self.imported(name)}); choose another")
+
+    def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
+        """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError."""
+        self.check_sweep_name(name)
         if name in self.sweep_names() and self._is_same(latest := self.sweep(name), plan, variants):
             return latest
         number = max(self._numbers(name), default=0) + 1
@@ -150,7 +154,7 @@ class Store:
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
         """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are."""
-        numbers = self._numbers(name)
+        numbers = self._numbers(name) if name in self.sweep_names() else []
         if not numbers or (number and number not in numbers):
             known = ", ".join(self.sweep_names()) or "none yet"
             raise StoreError(f"sweep {name}: not in {self.root} (sweeps there: {known})")
@@ -168,12 +172,15 @@ class Store:
     def import_names(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "imports").glob("*.csv") if not path.name.startswith("."))
 
-    def save_import(self, name: str, table: str) -> None:
-        """Keep a table under a name, in place of one that is there. Raises StoreError for a name not to be had."""
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise StoreError(f"name = {name}: letters, digits, . _ + and - make a name")
+    def check_import_name(self, name: str) -> None:
+        """Raises StoreError for a name that no import may have here."""
+        check_name("name", name)
         if name in self.sweep_names():
             raise StoreError(f"name = {name}: is a sweep's; set --name")
+
+    def save_import(self, name: str, table: str) -> None:
+        """Keep a table under a name, in place of one that is there. Raises StoreError for a name not to be had."""
+        self.check_import_name(name)
         write_atomic(self.imported(name), table)
 
     def planning(self, step_id: str) -> SavedSweep | None:
@@ -205,8 +212,12 @@ class Store:
 
     # Tracking
     def tracking(self, sweep: str | None) -> TrackingDir:
-        """Where W&B's files of a sweep lie; one place for all steps that were run by themselves."""
-        return TrackingDir(self.root / "sweeps" / sweep if sweep else self.root / "tracking")
+        """Where W&B's files of a sweep lie; one place for all steps that were run by themselves. Raises StoreError."""
+        if sweep is None:
+            return TrackingDir(self.root / "tracking")
+        if sweep not in self.sweep_names():
+            check_name("sweep", sweep)
+        return TrackingDir(self.root / "sweeps" / sweep)
 
     # Code
     @cached_property
