@@ -56,7 +56,7 @@ def load(store: Store, name: str, number: int | None = None) -> Source:
             raise StoreError(f"{name}: is a sweep and an import; give {store.imported(name)} another name")
         return Source(name, frame.read_csv(store.imported(name)))
     if name not in store.sweep_names():
-        raise StoreError(f"{name}: {_known(store)}")
+        raise StoreError(store.sweep_problem(name) or f"{name}: {_known(store)}")
     sweep = store.sweep(name, number)
     steps = Steps(store, sweep.plan)
     return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store))

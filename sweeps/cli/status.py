@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
 from sweeps.cli.selection import existing, selected
-from sweeps.store.errors import NOT_DONE, OK, UserError
+from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,21 +26,44 @@ JOB_LINES = 5
 
 def status(options: argparse.Namespace) -> int:
     from sweeps.cli.view import counts, status_table, summary
-    from sweeps.planning.reconcile import saved_graph, standing
+    from sweeps.planning.reconcile import saved_graph
 
     store, console = existing(options.store), make_console()
     if options.name is None:
-        for name in store.sweep_names():
-            graph = saved_graph(store, store.sweep(name))
-            console.print(f"{name}: {summary(counts(graph, standing(graph, store)))}", highlight=False)
-        return OK
+        return _status_of_all(console, store, options.verify)
     saved = store.sweep(options.name)
+    for note in filter(None, [store.sweep_problem(saved.name), store.unreadable_jobs()]):
+        console.print(note, style="yellow", highlight=False, markup=False)
     graph = saved_graph(store, saved)
     bad = _verify(console, graph, store) if options.verify else 0
     states = _watch(console, graph, saved, store) if options.watch else _standing(console, graph, saved, store)[0]
     console.print(status_table(graph, states))
     console.print(summary(counts(graph, states)), highlight=False)
     return NOT_DONE if bad or any(state.name == "FAILED" for state in states.values()) else OK
+
+
+def _status_of_all(console: Console, store: Store, verify: bool) -> int:
+    """A line per sweep; one that cannot be read says why, and the others go on."""
+    from sweeps.cli.view import counts, summary
+    from sweeps.planning.reconcile import saved_graph, standing
+
+    worst = OK
+    for folder in store.sweep_folders():
+        problem = folder.problem()
+        try:
+            if folder.numbers():
+                graph = saved_graph(store, folder.read())
+                worst = NOT_DONE if verify and _verify(console, graph, store) else worst
+                console.print(f"{folder.name}: {summary(counts(graph, standing(graph, store)))}", highlight=False)
+        except (StoreError, OSError) as error:
+            advice = "; delete that file and run the sweep's line again" if isinstance(error, DamagedFileError) else ""
+            problem = problem or f"sweep {folder.name}: {error}{advice}"
+        if problem:
+            console.print(f"damaged: {problem}", style="red", highlight=False, markup=False)
+            worst = NOT_DONE
+        if wrong_name := folder.misnamed():
+            console.print(wrong_name, highlight=False, markup=False)
+    return worst
 
 
 def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> Standing:
@@ -87,11 +110,13 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
     from rich.progress import track
 
     bad = 0
-    for id in track(list(graph), "reading outputs", console=console, transient=True):
-        if wrong := store.step(id).corrupted():
-            store.step(id).set_aside(wrong)
-            console.print(f"[red]corrupt[/] {id}: {wrong}; set aside, `mlkv sweep` runs it again", highlight=False)
+    for step in track([store.step(id) for id in graph], "reading outputs", console=console, transient=True):
+        if wrong := step.corrupted():
+            step.set_aside(wrong)
+            console.print(f"[red]corrupt[/] {step.id}: {wrong}; set aside, `mlkv sweep` runs it again", highlight=False)
             bad += 1
+        if lost := sum(attempt.skipped_rows() for attempt in step.attempts()):
+            console.print(f"{step.id}: {lost} lines of metrics.jsonl are no JSON and were skipped", highlight=False)
     return bad
 
 

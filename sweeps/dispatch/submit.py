@@ -136,8 +136,12 @@ _QUIET = {
 
 
 def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
-    """Jobs import the code as it is now, wherever they start and whatever is edited meanwhile."""
-    snapshot = store.snapshot_code()
+    """Jobs import the code as it is now, wherever they start and whatever is edited meanwhile. Raises UserError where
+    the store cannot be written."""
+    try:
+        snapshot = store.snapshot_code()
+    except OSError as error:
+        raise UserError(f"store = {store.root}: the code cannot be copied there ({error.strerror})") from None
     paths = [str(snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]
     tracking = saved_target(saved).environment() if saved else {}
     code = {CODE: snapshot.name, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}

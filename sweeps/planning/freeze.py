@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from sweeps.planning.plan import Plan
+from sweeps.store.errors import StoreError
 from sweeps.store.store import SavedSweep, Store
 
 
 def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
-    """Write the plan and every step's spec, so that nothing edited later changes what jobs do."""
-    for id, step in plan.steps.items():
-        directory = store.step(id)
-        if directory.record() is None:
-            directory.write_spec(step.spec, step.how)
+    """Write the plan and every step's spec, so that nothing edited later changes what jobs do. Raises StoreError where
+    the store cannot be written."""
+    try:
+        for id, step in plan.steps.items():
+            directory = store.step(id)
+            if directory.record() is None or directory.spec() is None:
+                directory.write_spec(step.spec, step.how)
+    except OSError as error:
+        raise StoreError(f"sweep {plan.name}: its steps cannot be written to {store.root} ({error.strerror})") from None
     saved = {**plan.saved(), "command": ["mlkv", "sweep", *arguments]}
     return store.save_sweep(plan.name, saved, [variant.row() for variant in plan.variants], arguments)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
 from sweeps.steps.step import Step
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store, StoreError
 
+AGAIN = "run the sweep's line again, which writes it anew"
 Graph = Mapping[str, Step]
 """Steps by id, parents before children."""
 Standing = dict[str, State]
@@ -23,10 +26,16 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
         directory = store.step(id)
         spec = directory.spec()
         if spec is None:
-            raise StoreError(f"step {id}: its spec.json is gone from {store.root}; plan the sweep again")
-        step = Step(spec["kind"], spec["slice"], spec["parents"], spec["pinned"], directory.how(), told["label"])
-        if step.id != id:
-            raise StoreError(f"step {id}: spec.json was edited (it now describes {step.id}); plan the sweep again")
+            raise StoreError(f"step {id}: its spec.json is gone from {store.root}; {AGAIN}")
+        try:
+            step = Step(
+                spec["kind"], spec["slice"], spec["parents"], spec["pinned"], directory.how(), told.get("label", id)
+            )
+            described = step.id
+        except (KeyError, TypeError):
+            described = "no step"
+        if described != id:
+            raise StoreError(f"step {id}: spec.json was edited (it now describes {described}); delete it and {AGAIN}")
         graph[id] = step
     return graph
 
@@ -72,9 +81,9 @@ class Costs:
     def of_store(cls, store: Store) -> Costs:
         rates: dict[str, list[float]] = defaultdict(list)
         for step in store.steps():
-            record = step.record()
-            if record and record.get("work"):
-                rates[step.kind].append(record["wall_seconds"] / record["work"])
+            with suppress(DamagedFileError):  # whoever needs that step will be told
+                if (record := step.record()) and record.get("work"):
+                    rates[step.kind].append(record["wall_seconds"] / record["work"])
         return cls({kind: median(values) for kind, values in rates.items()})
 
     def seconds(self, step: Step) -> float | None:

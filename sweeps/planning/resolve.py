@@ -25,7 +25,7 @@ from sweeps.planning import hub
 from sweeps.planning.config import ModelConfig
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
-from sweeps.store.files import read_json, sha256, write_json
+from sweeps.store.files import read_cache, sha256, write_json
 from sweeps.store.store import Store
 
 Pins = dict[str, str]
@@ -49,7 +49,7 @@ class Resolver:
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
-        self._digests: dict[str, list[Any]] = read_json(store.cache("digests.json")) or {}
+        self._digests: dict[str, list[Any]] = read_cache(store.cache("digests.json"))
 
     def model(self, config: ModelConfig) -> Model:
         if config not in self._models:

@@ -1,18 +1,20 @@
-"""Files that appear whole or not at all, on local disks and on NFS: write beside, fsync, rename."""
+"""Files and folders that appear whole or not at all, on local disks and on NFS: write beside, fsync, rename."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlkv.files import discard
+from sweeps.store.errors import DamagedFileError
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -38,13 +40,61 @@ def _beside(path: Path, text: str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, text)
         yield temporary
     finally:
         discard(temporary)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+TEMPORARY_FOLDER = ".new-"
+"""How the names of folders begin that are being written."""
+
+
+def write_folder_once(path: Path, files: Mapping[str, str]) -> bool:
+    """Create folder `path` with these files unless it is there; false when somebody else was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_FOLDER}{secrets.token_hex(6)}")
+    try:
+        temporary.mkdir()
+        for name, text in files.items():
+            _write_synced(temporary / name, text)
+        _sync_folder(temporary)
+        made = rename_once(temporary, path)
+        _sync_folder(path.parent)
+        return made
+    finally:
+        discard(temporary)
+
+
+def rename_once(source: Path, target: Path) -> bool:
+    """Rename a folder unless there is one of that name with something in it; false where there is, be it that a file
+    server did what it was asked and its answer got lost. Whatever else makes a rename fail raises OSError."""
+    try:
+        source.rename(target)
+        return True
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder outlive a crash of the machine, where its file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,11 +102,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The parsed file, or None where there is none."""
+    """The parsed file, or None where there is none. Raises DamagedFileError for what is no JSON, and OSError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path}: is no JSON ({error})") from None
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """A JSON object that can be made again: empty where there is none, or where it is damaged."""
+    try:
+        found = read_json(path)
+    except (DamagedFileError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.store.errors import StoreError
 from sweeps.store.files import tree
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
@@ -28,12 +29,15 @@ class Prunable:
 
 
 def needed(store: Store) -> set[str]:
-    """Steps of the latest plan of every sweep."""
-    return {id for name in store.sweep_names() for id in store.sweep(name).plan["steps"]}
+    """Steps of the latest plan of every sweep. Raises StoreError where one cannot be read: it might need any step."""
+    folders = list(store.sweep_folders())
+    if problems := [problem for folder in folders if (problem := folder.problem())]:
+        raise StoreError(f"nothing is dropped while a plan cannot be read: {'; '.join(problems)}")
+    return {id for folder in folders for id in folder.read().plan["steps"]}
 
 
 def prunable(store: Store) -> Iterator[Prunable]:
-    """Steps with something to drop. One that is running is left alone."""
+    """Steps with something to drop. One that is running is left alone. Raises StoreError as `needed` does."""
     kept = needed(store)
     for step in store.steps():
         whole = step.id not in kept

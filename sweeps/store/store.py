@@ -2,16 +2,15 @@
 
 Plain files made for NFS. A step's record (`done.json`) is written last; a finished step is never modified. A claim is
 an exclusively created file kept alive by a heartbeat; a stale one is taken over by renaming it. Losing a race costs a
-duplicate attempt, never a corrupt step. A step is in stepdir.py, an execution of it in attempt.py; nothing
-outside these three knows a path inside the store.
+duplicate attempt, never a corrupt step. A step is in stepdir.py, an execution of it in attempt.py, a
+sweep's frozen plans in plans.py; nothing outside these knows a path inside the store.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,42 +18,13 @@ from pathlib import Path
 from mlkv.files import discard
 from sweeps.store.attempt import Attempt, Json
 from sweeps.store.errors import StoreError
-from sweeps.store.files import file_clock, read_json, utc_now, write_atomic, write_json
+from sweeps.store.files import file_clock, read_cache, rename_once, utc_now, write_atomic, write_json
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name
+from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
 from sweeps.store.stepdir import Claim, State, StateName, StepDir
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
-
-
-@dataclass(frozen=True)
-class SavedSweep:
-    """A frozen plan as it was submitted: `plan` (sweep-wide facts and steps) and one row per variant."""
-
-    name: str
-    number: int
-    path: Path
-    plan: Json
-    variants: list[Json]
-
-    @property
-    def submissions(self) -> Path:
-        """Where executors keep logs and job records of this plan."""
-        return self.path / "submissions"
-
-    @property
-    def _cancel_file(self) -> Path:
-        return self.path / "cancel"
-
-    def request_cancel(self) -> None:
-        """Ask whoever runs this plan to stop; a later launch clears the request."""
-        self._cancel_file.touch()
-
-    def clear_cancel(self) -> None:
-        self._cancel_file.unlink(missing_ok=True)
-
-    def cancel_requested(self) -> bool:
-        return self._cancel_file.exists()
 
 
 @dataclass(frozen=True)
@@ -65,12 +35,11 @@ class TrackingDir:
 
     @property
     def runs(self) -> Path:
-        return self.parent / "wandb"
+        return self.parent / TRACKED
 
     def written(self, run: str) -> str:
         """What the newest whole copy of a run in here was made from; empty where there is none."""
-        told = read_json(self.runs / "written" / f"{run}.json")
-        return str(told["fingerprint"]) if told else ""
+        return str(read_cache(self.runs / "written" / f"{run}.json").get("fingerprint", ""))
 
     def drop_before(self, folder: str, run: str) -> None:
         """Remove what was written of a run before the whole copy in `folder`."""
@@ -120,12 +89,22 @@ class Store:
         return self.root / "cache" / name
 
     # Sweeps
-    def sweep_names(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "sweeps").glob("*") if self._numbers(path.name))
+    def sweep_folders(self) -> Iterator[SweepFolder]:
+        """Everything that looks like a sweep, whether it can be read or not."""
+        return sweep_folders(self.root / "sweeps")
 
-    def _numbers(self, name: str) -> list[int]:
-        paths = (self.root / "sweeps" / name).glob("*/plan.json")
-        return sorted(int(path.parent.name) for path in paths if path.parent.name.isdigit())
+    def sweep_names(self) -> list[str]:
+        """Sweeps that have a plan."""
+        return sorted(path.name for path in (self.root / "sweeps").glob("*") if self._sweep(path.name).has_plan())
+
+    def sweep_problem(self, name: str) -> str | None:
+        """Why a sweep's latest plan is not there to be read, or is not the last that was begun; in one line. None for
+        a name that nothing has."""
+        found = (folder.problem() or folder.misnamed() for folder in self.sweep_folders() if folder.name == name)
+        return next(found, None)
+
+    def _sweep(self, name: str) -> SweepFolder:
+        return SweepFolder(self.root / "sweeps", name)
 
     def check_sweep_name(self, name: str) -> None:
         """Raises StoreError for a name that no sweep may have here."""
@@ -136,33 +115,19 @@ class Store:
     def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
         """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError."""
         self.check_sweep_name(name)
-        if name in self.sweep_names() and self._is_same(latest := self.sweep(name), plan, variants):
-            return latest
-        number = max(self._numbers(name), default=0) + 1
-        path = self.root / "sweeps" / name / str(number)
-        path.mkdir(parents=True)
-        (path / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides), encoding="utf-8")
-        rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in variants)
-        (path / "variants.jsonl").write_text(rows, encoding="utf-8")
-        write_json(path / "plan.json", {"name": name, "number": number, "created": utc_now(), **plan})
-        return self.sweep(name, number)
-
-    @staticmethod
-    def _is_same(saved: SavedSweep, plan: Json, variants: list[Json]) -> bool:
-        read_back = json.loads(json.dumps([plan, variants]))
-        return read_back == [{key: saved.plan.get(key) for key in plan}, saved.variants]
+        try:
+            return self._sweep(name).save(plan, variants, overrides, created=utc_now())
+        except OSError as error:
+            raise StoreError(f"sweep {name}: its plan cannot be written to {self.root} ({error.strerror})") from None
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
-        """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are."""
-        numbers = self._numbers(name) if name in self.sweep_names() else []
-        if not numbers or (number and number not in numbers):
-            known = ", ".join(self.sweep_names()) or "none yet"
-            raise StoreError(f"sweep {name}: not in {self.root} (sweeps there: {known})")
-        path = self.root / "sweeps" / name / str(number or numbers[-1])
-        with (path / "variants.jsonl").open(encoding="utf-8") as file:
-            variants = [json.loads(line) for line in file]
-        plan: Json = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-        return SavedSweep(name, int(path.name), path, plan, variants)
+        """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are, or for a
+        damaged plan."""
+        names = self.sweep_names()
+        if name in names and number in (None, *self._sweep(name).numbers()):
+            return self._sweep(name).read(number)
+        known = ", ".join(names) or "none yet"
+        raise StoreError(self.sweep_problem(name) or f"sweep {name}: not in {self.root} (sweeps there: {known})")
 
     # Results that others produced
     def imported(self, name: str) -> Path:
@@ -185,8 +150,14 @@ class Store:
 
     def planning(self, step_id: str) -> SavedSweep | None:
         """Of the sweeps that have the step in their latest plan, the one that was planned last."""
-        plans = [saved for name in self.sweep_names() if step_id in (saved := self.sweep(name)).plan["steps"]]
+        plans = [saved for saved in self._readable_sweeps() if step_id in saved.plan["steps"]]
         return max(plans, key=lambda saved: str(saved.plan.get("created")), default=None)
+
+    def _readable_sweeps(self) -> Iterator[SavedSweep]:
+        """The latest plan of every sweep; a damaged one is none of its neighbours' business."""
+        for name in self.sweep_names():
+            with suppress(StoreError):
+                yield self.sweep(name)
 
     # The queue
     @property
@@ -217,7 +188,7 @@ class Store:
             return TrackingDir(self.root / "tracking")
         if sweep not in self.sweep_names():
             check_name("sweep", sweep)
-        return TrackingDir(self.root / "sweeps" / sweep)
+        return TrackingDir(self._sweep(sweep).path)
 
     # Code
     @cached_property
@@ -232,7 +203,7 @@ class Store:
 
     def snapshot_code(self) -> Path:
         """A copy of the code as it is now, which jobs import, so that editing the checkout changes no queued job. It is
-        named by its own content: the checkout may change while it is copied."""
+        named by its own content: the checkout may change while it is copied. Raises OSError."""
         from sweeps.store.code import copy_tree, tree_hash
 
         if (known := self.code(self.code_hash)).is_dir():
@@ -241,11 +212,7 @@ class Store:
         try:
             copy_tree(temporary)
             target = self.code(tree_hash(temporary))
-            try:
-                temporary.rename(target)
-            except OSError:
-                if not target.is_dir():  # else somebody's copy of the same tree is in place
-                    raise
+            rename_once(temporary, target)  # else somebody else's copy of the same tree is in place
         finally:
             discard(temporary)
         return target

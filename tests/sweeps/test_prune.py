@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing_files import failing
@@ -12,7 +15,7 @@ from tests_support import Shell
 
 from sweeps.store.prune import prunable
 from sweeps.store.stepdir import Claim
-from sweeps.store.store import Store
+from sweeps.store.store import Store, StoreError
 
 NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
 
@@ -72,6 +75,45 @@ def test_a_running_step_is_left_alone(store: Store) -> None:
     claim = begin(store, STRAY)
     assert list(prunable(store)) == []
     claim.release()
+
+
+OLD_NAMES = ["a/b", "a/wandb", "a/.b", ".b", "a/b/c", "s/1/x", "my sweep", "7", "wandb", "s/deeper"]
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_whatever_name_earlier_code_let_a_sweep_have_its_outputs_stay(store: Store, name: str) -> None:
+    end(begin(store, STRAY), "done")
+    plan = store.root / "sweeps" / name / "1"
+    shutil.copytree(store.sweep("s").path, plan)
+    (plan / "plan.json").write_text(json.dumps({"steps": {STRAY: {}}}))
+    assert list(prunable(store)) == []
+    (plan / "plan.json").write_text("{")
+    with pytest.raises(StoreError, match=f"nothing is dropped while a plan cannot be read: sweep {name}: "):
+        list(prunable(store))
+
+
+@pytest.mark.parametrize("name", ["a/1", "s/2"])
+def test_a_name_that_looks_like_a_plan_is_in_the_way_of_pruning(store: Store, name: str) -> None:
+    end(begin(store, STRAY), "done")
+    shutil.copytree(store.sweep("s").path, store.root / "sweeps" / name / "1")
+    with pytest.raises(StoreError, match="nothing is dropped"):
+        list(prunable(store))
+
+
+def test_a_folder_that_cannot_be_listed_is_in_the_way_of_pruning(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, scan = str(store.root / "sweeps" / "s"), os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), closed)
+        return scan(path)
+
+    listing = os.listdir
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", lambda path: list(refuse(path)) and listing(path))
+    with pytest.raises(StoreError, match=r"sweep s: .*: cannot be read \(Permission denied\)"):
+        list(prunable(store))
+    assert store.sweep_names() == []
 
 
 def test_the_command_shows_first_and_drops_when_told(mlkv: Shell, store: Store) -> None:

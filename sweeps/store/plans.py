@@ -1,0 +1,181 @@
+"""The frozen plans of sweeps: `sweeps/<name>/<number>`, each a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from mlkv.files import discard
+from sweeps.store.attempt import Json
+from sweeps.store.errors import StoreError
+from sweeps.store.files import TEMPORARY_FOLDER, file_clock, read_json, write_folder_once
+from sweeps.store.lines import read_rows
+
+TRACKED, SUBMISSIONS = "wandb", "submissions"
+"""Folders beside a sweep's plans and in each: W&B's files, and what executors keep."""
+ABANDONED_SECONDS = 3600.0
+"""A plan that has been in the writing for so long belongs to nobody."""
+
+
+@dataclass(frozen=True)
+class SavedSweep:
+    """A frozen plan as it was submitted: `plan` (sweep-wide facts and steps) and one row per variant."""
+
+    name: str
+    number: int
+    path: Path
+    plan: Json
+    variants: list[Json]
+
+    @property
+    def submissions(self) -> Path:
+        """Where executors keep logs and job records of this plan."""
+        return self.path / SUBMISSIONS
+
+    @property
+    def _cancel_file(self) -> Path:
+        return self.path / "cancel"
+
+    def request_cancel(self) -> None:
+        """Ask whoever runs this plan to stop; a later launch clears the request."""
+        self._cancel_file.touch()
+
+    def clear_cancel(self) -> None:
+        self._cancel_file.unlink(missing_ok=True)
+
+    def cancel_requested(self) -> bool:
+        return self._cancel_file.exists()
+
+
+class SweepFolder:
+    """The numbered plans of one sweep."""
+
+    def __init__(self, sweeps: Path, name: str) -> None:
+        self.name = name
+        self.path = sweeps / name
+
+    def numbers(self) -> list[int]:
+        """Of the plans that were written to their end. Raises StoreError where the folder cannot be listed."""
+        return [number for number in self._begun() if (self.path / str(number) / "plan.json").exists()]
+
+    def has_plan(self) -> bool:
+        """Whether there is one to be read; not where the folder cannot even be listed."""
+        try:
+            return bool(self.numbers())
+        except StoreError:
+            return False
+
+    def _begun(self) -> list[int]:
+        try:
+            return sorted(int(path.name) for path in self.path.iterdir() if _is_number(path.name))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StoreError(f"sweep {self.name}: {self.path}: cannot be read ({error.strerror})") from None
+
+    def problem(self) -> str | None:
+        """Why it is not known what this sweep needs, and what to do, in one line."""
+        try:
+            last = max(self._begun(), default=0)
+            if last and last not in self.numbers():
+                return self._advice(last, f"{self.path / str(last)} has no plan.json")
+            self.read()
+        except StoreError as error:
+            return str(error)
+        return None
+
+    def misnamed(self) -> str | None:
+        """What to do with a sweep that earlier code gave a name that no sweep can have now; in one line."""
+        if "/" not in self.name:
+            return None
+        better = Path(str(self.path).removesuffix(self.name)) / self.name.replace("/", "-")
+        return f"no sweep can be called {self.name}: move {self.path} to {better}"
+
+    def _advice(self, number: int, fault: str) -> str:
+        folder = self.path / str(number)
+        return f"sweep {self.name}: {fault}: run the sweep's line again, which makes a new plan, or delete {folder}"
+
+    def read(self, number: int | None = None) -> SavedSweep:
+        """The latest plan, or the given one, which must be among `numbers`. Raises StoreError for a damaged one."""
+        number = number or self.numbers()[-1]
+        path = self.path / str(number)
+        try:
+            plan, rows = read_json(path / "plan.json"), read_rows(path / "variants.jsonl", ended=True)
+        except StoreError as error:
+            raise StoreError(self._advice(number, str(error))) from None
+        except OSError as error:
+            raise StoreError(f"sweep {self.name}: {path}: cannot be read ({error.strerror})") from None
+        if not _is_plan(plan):
+            raise StoreError(self._advice(number, f"{path / 'plan.json'} is no plan"))
+        if rows.skipped or not _has_all(plan, rows.rows):
+            raise StoreError(self._advice(number, f"{path / 'variants.jsonl'} is not whole"))
+        return SavedSweep(self.name, number, path, plan, rows.rows)
+
+    def save(self, plan: Json, variants: list[Json], overrides: list[str], created: str) -> SavedSweep:
+        """A new plan, or the latest one where nothing in it changed; others may be saving theirs at the same time.
+        Raises OSError, and then has left nothing half-written."""
+        while not (latest := self._latest()) or not _is_same(latest, plan, variants):
+            number = max(self._begun(), default=0) + 1
+            dated = {"name": self.name, "number": number, "created": created, **plan}
+            files = {
+                "overrides.txt": "".join(f"{line}\n" for line in overrides),
+                "variants.jsonl": "".join(json.dumps(row, allow_nan=False) + "\n" for row in variants),
+                "plan.json": json.dumps(dated, indent=1, allow_nan=False) + "\n",
+            }
+            if write_folder_once(self.path / str(number), files):
+                self._drop_abandoned()
+                return self.read(number)
+        return latest
+
+    def _latest(self) -> SavedSweep | None:
+        """The latest plan; one that is damaged, or behind one that is, is like no other."""
+        return self.read() if self.has_plan() and not self.problem() else None
+
+    def _drop_abandoned(self) -> None:
+        """What launchers left that died while they wrote."""
+        with suppress(OSError):
+            now = file_clock(self.path)
+            for path in self.path.glob(f"{TEMPORARY_FOLDER}*"):
+                if now - path.stat().st_mtime > ABANDONED_SECONDS:
+                    discard(path)
+
+
+def sweep_folders(sweeps: Path) -> Iterator[SweepFolder]:
+    """Every folder with numbered plans in it, by name; also those that earlier code made for a name with a slash, and
+    those that cannot be listed."""
+    for top in sorted(sweeps.glob("*")):
+        closed: list[OSError] = []
+        for path, folders, _ in os.walk(top, onerror=closed.append):
+            if any(map(_is_number, folders)):
+                yield SweepFolder(sweeps, Path(path).relative_to(sweeps).as_posix())
+            if Path(path).name in (TRACKED, SUBMISSIONS):
+                folders.clear()  # what is in there is W&B's, or an executor's
+            folders[:] = sorted(name for name in folders if not name.startswith(TEMPORARY_FOLDER))
+        for error in closed:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                yield SweepFolder(sweeps, Path(error.filename).relative_to(sweeps).as_posix())
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name[0] != "0"
+
+
+def _is_plan(plan: object) -> TypeGuard[Json]:
+    steps = plan.get("steps") if isinstance(plan, dict) else None
+    return isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values())
+
+
+def _has_all(plan: Json, rows: list[Json]) -> bool:
+    """Whether there are as many rows as the plan's steps name variants."""
+    named = {label for step in plan["steps"].values() for label in step.get("variants", ())}
+    return len(named) <= len(rows)
+
+
+def _is_same(saved: SavedSweep, plan: Json, variants: list[Json]) -> bool:
+    read_back = json.loads(json.dumps([plan, variants]))
+    return read_back == [{key: saved.plan.get(key) for key in plan}, saved.variants]
