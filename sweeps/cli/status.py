@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,14 +110,21 @@ def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -
 def _verify(console: Console, graph: Graph, store: Store) -> int:
     from rich.progress import track
 
-    bad = 0
+    from sweeps.steps.verify import cannot_be_checked, edited
+
+    bad, unchecked = 0, Counter[str]()
     for step in track([store.step(id) for id in graph], "reading outputs", console=console, transient=True):
-        if wrong := step.corrupted():
+        if wrong := step.corrupted() or edited(step):
             step.set_aside(wrong)
             console.print(f"[red]corrupt[/] {step.id}: {wrong}; set aside, `mlkv sweep` runs it again", highlight=False)
             bad += 1
+        elif cannot_be_checked(step):
+            unchecked[step.kind] += 1
         if lost := sum(attempt.skipped_rows() for attempt in step.attempts()):
             console.print(f"{step.id}: {lost} lines of metrics.jsonl are no JSON and were skipped", highlight=False)
+    if unchecked:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in unchecked.items())
+        console.print(f"numbers not checked, as earlier code put no seal on their records: {kinds}", highlight=False)
     return bad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mlkv.context import Context
@@ -24,3 +25,13 @@ def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Jso
     source = how.get("tokenizer_source")
     tokenizer = local_copy(source, TOKENIZER) if source else None
     return make_corpus(recipe_of(CorpusRecipe, values, how), out, ctx, tokenizer=tokenizer)
+
+
+def numbers(out: Path, rows: list[Json]) -> list[Json]:
+    """As records without a seal have them."""
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    return [
+        {"metric": f"{split}_{unit}", "value": manifest[split][unit]}
+        for split in ("train", "heldout")
+        for unit in ("documents", "tokens", "bytes")
+    ]

@@ -24,3 +24,13 @@ def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Jso
     recipe = recipe_of(MeasureRecipe, values["measure"], how)
     shape = recipe_of(DecoderShape, values["shape"], {})
     return measure(recipe, out, ctx, shape=shape, layout=layout_of(values["layout"]))
+
+
+def numbers(out: Path, rows: list[Json]) -> list[Json]:
+    """As records without a seal have them."""
+    return [
+        {"metric": name, "value": value, "batch": row["batch"], "context": row["context"]}
+        for row in rows
+        for name, value in row.items()
+        if name not in ("time", "step", "steps", "batch", "context")
+    ]

@@ -13,17 +13,21 @@ from sweeps.steps.step import Inputs, Json
 
 @dataclass(frozen=True)
 class StepKind:
-    """`schema` is the version of what a step of this kind means; `run` makes the output, returns metrics and facts."""
+    """`schema` is the version of what a step of this kind means; `run` makes the output, returns metrics and facts.
+
+    `numbers`: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
+    that the attempt logged."""
 
     schema: int
     run: Callable[[Json, Json, Inputs, Path, Context], Json]
+    numbers: Callable[[Path, list[Json]], list[Json]] | None = None
 
 
 KINDS = {
-    "corpus": StepKind(1, corpus.run),
+    "corpus": StepKind(1, corpus.run, corpus.numbers),
     "base": StepKind(1, base.run),
     "convert": StepKind(1, convert.run),
     "uptrain": StepKind(1, uptrain.run),
-    "evaluate": StepKind(1, evaluate.run),
-    "measure": StepKind(1, measure.run),
+    "evaluate": StepKind(1, evaluate.run, evaluate.numbers),
+    "measure": StepKind(1, measure.run, measure.numbers),
 }

@@ -16,6 +16,7 @@ from sweeps.store.attempt import Attempt, Json
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.files import describe, file_clock, read_json, sha256, tree, write_json, write_once
+from sweeps.store.seal import sealed
 
 StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
 SetAside = Literal["corrupt", "pruned"]
@@ -203,7 +204,7 @@ class StepDir:
         the step over. Raises OSError, with the output kept: whoever claims the step next publishes it."""
         attempt = claim.attempt
         outputs = {name: describe(path) for name, path in tree(attempt.out)}
-        record = {"id": self.id, "kind": self.kind, "attempt": attempt.number, **record, "outputs": outputs}
+        record = sealed({"id": self.id, "kind": self.kind, "attempt": attempt.number, **record, "outputs": outputs})
         attempt.write_record(record)
         if not claim.holds():
             return self._won_by(attempt)

@@ -18,7 +18,7 @@ from sweeps.store.store import SavedSweep, Store
 MARK = "mlkv_fingerprint"
 """Summary key that says what a run was made from; the same mark means the server has all of it."""
 _ENDED = {"done": "DONE", "failed": "FAILED", "interrupted": "INTERRUPTED"}
-_LEFT_OUT = ("id", "kind", "work", "inputs", "outputs")
+_LEFT_OUT = ("id", "kind", "work", "inputs", "outputs", "seal")
 """Of a record: what the run itself says, and lists of files, which stay in the store."""
 
 

@@ -1,0 +1,45 @@
+"""Whether a finished step's record still says what was recorded: by its seal or, where earlier code gave it none, by
+what else holds its numbers."""
+
+from __future__ import annotations
+
+from sweeps.steps.registry import KINDS
+from sweeps.steps.step import Json
+from sweeps.store.seal import is_sealed, seal_holds
+from sweeps.store.stepdir import StepDir
+
+
+def edited(step: StepDir) -> str | None:
+    """What in the record of a step is not what was recorded, or None. Its outputs must be as they were."""
+    record = step.record()
+    if record is None:
+        return None
+    if is_sealed(record):
+        return None if seal_holds(record) else "done.json was edited: its seal does not fit"
+    lost = next((cell for cell in _elsewhere(step) if not _has(record, cell)), None)
+    return f"done.json was edited: it does not have {_words(lost)}" if lost else None
+
+
+def cannot_be_checked(step: StepDir) -> bool:
+    """Whether there are numbers in the record that nothing vouches for."""
+    record = step.record() or {}
+    return bool(record.get("metrics")) and not is_sealed(record) and not _elsewhere(step)
+
+
+def _elsewhere(step: StepDir) -> list[Json]:
+    """The record's metrics as they are written down beside it; none where they are not."""
+    numbers = KINDS[step.kind].numbers
+    try:
+        return numbers(step.out, step.metrics()) if numbers else []
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _has(record: Json, cell: Json) -> bool:
+    return any(cell.items() <= recorded.items() for recorded in record.get("metrics", ()))
+
+
+def _words(cell: Json) -> str:
+    """`acc = 0.25`, `step_seconds = 0.5 (batch 1, context 32)`."""
+    place = ", ".join(f"{key} {cell[key]}" for key in ("subtask", "batch", "context") if cell.get(key) is not None)
+    return f"{cell['metric']} = {cell['value']}" + (f" ({place})" if place else "")
