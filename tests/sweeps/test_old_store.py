@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 from collections import Counter
@@ -16,9 +17,12 @@ from sweeps.cli import main
 from sweeps.planning import plan as planning
 from sweeps.planning import resolve
 from sweeps.planning.compose import Composer
+from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.reconcile import saved_graph, standing, to_run
 from sweeps.planning.resolve import Resolver
+from sweeps.steps.verify import edited
+from sweeps.store.prune import prunable
 from sweeps.store.store import Store
 from sweeps.tracking.sync import runs_of
 from sweeps.worker import child_main, supervisor
@@ -43,6 +47,9 @@ STOPPED = [
 ]
 VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
 FAILED = "uptrain-426fc9a7f690d7d8"
+BLOCKED = ("evaluate-904432e3f7f71e97", "evaluate-3f80e5494246b287")
+INTERRUPTED_UPTRAIN = "uptrain-a50be37732b336d5"
+ADVICE = "run the sweep's line again, which makes a new plan, or delete {}"
 INTERRUPTED_MEASURE = "measure-db818ef0c7711baf"
 Run = Callable[..., tuple[int, str]]
 
@@ -87,11 +94,19 @@ def test_every_step_stands_as_it_did(store: Store) -> None:
     assert states(store, "measured") == {"DONE": 5, "INTERRUPTED": 1}
 
 
-def test_status_lists_every_sweep(mlkv: Run) -> None:
+def test_status_lists_every_sweep(mlkv: Run, store: Store) -> None:
     _, printed = mlkv("status")
     assert "old: 16 done, 1 failed, 2 blocked" in printed
     assert "stopped: 6 done, 2 pending, 1 interrupted, 1 lost" in printed
     assert "measured: 5 done, 1 interrupted" in printed
+    assert "nested/one: 10 done" in printed
+    advice = f"move {store.root}/sweeps/nested/one to {store.root}/sweeps/nested-one"
+    assert f"no sweep can be called nested/one: {advice}" in printed
+    for command in ("status", "gather", "retry"):
+        assert mlkv(command, "nested/one") == (2, f"mlkv: no sweep can be called nested/one: {advice}\n")
+    (store.root / "sweeps" / "nested" / "one").rename(store.root / "sweeps" / "nested-one")
+    assert mlkv("status", "nested-one")[0] == 0
+    assert mlkv("status")[0] == 0
 
 
 def test_status_of_one_and_why(mlkv: Run) -> None:
@@ -191,3 +206,102 @@ def test_what_was_interrupted_is_finished(store: Store, monkeypatch: pytest.Monk
     assert (record["attempt"], len(before), len(step.metrics())) == (2, 2, 3)
     assert {cell["context"] for cell in record["metrics"]} == {8, 16, 24}
     assert (step.spec(), states(store, "measured")) == (spec, {"DONE": 6})
+
+
+# What earlier code let happen
+
+NESTED = {
+    "evaluate-325368552d6ab8ab",
+    "evaluate-d4384af2442824c0",
+    "measure-2505081f4a4affad",
+    "measure-bd064303424043ee",
+}
+"""Steps of `nested/one` alone."""
+STRAY = {"evaluate-25f37978e4dad9e5", "evaluate-e0680f9b6759beb1", "uptrain-a214cee474a261c8"}
+"""Steps of an earlier plan of `old` alone."""
+
+
+def test_prune_drops_what_no_latest_plan_needs(mlkv: Run, store: Store) -> None:
+    assert {each.step.id for each in prunable(store) if each.whole} == STRAY
+    assert mlkv("prune", "--yes")[0] == 0
+    assert not any(store.step(id).record() for id in STRAY)
+    assert all(store.step(id).record() for id in NESTED), "a name that leads into a folder is a name still"
+    assert all((store.step(id).out / "results.json").exists() for id in NESTED if id.startswith("evaluate"))
+    assert all(store.step(id).record() for id in store.sweep("old").plan["steps"] if id != FAILED and id not in BLOCKED)
+
+
+@pytest.mark.parametrize("damage", ["unlink", "cut"])
+@pytest.mark.parametrize("name", ["old/2", "stopped/1", "nested/one/1"])
+def test_prune_drops_nothing_while_a_plan_cannot_be_read(mlkv: Run, store: Store, name: str, damage: str) -> None:
+    file = store.root / "sweeps" / name / "plan.json"
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "unlink":
+        file.write_bytes(content[:100] if damage == "cut" else b"")
+    before = set(store.root.rglob("*"))
+    status, printed = mlkv("prune", "--yes")
+    assert (status, printed.count("\n")) == (2, 1)
+    assert "nothing is dropped while a plan cannot be read" in printed
+    assert f"{store.root}/sweeps/{name}" in printed
+    assert set(store.root.rglob("*")) == before
+
+
+def test_one_damaged_sweep_leaves_the_others_their_status(mlkv: Run, store: Store) -> None:
+    variants = store.root / "sweeps" / "stopped" / "1" / "variants.jsonl"
+    variants.write_bytes(b"")
+    (store.step(INTERRUPTED_MEASURE).path / "spec.json").write_text("{}")
+    (store.step(FAILED).path / "attempts" / "1" / "exit.json").write_text('{"state": "fai')
+    status, printed = mlkv("status")
+    assert status == 1
+    assert f"damaged: sweep stopped: {variants} is not whole: run the sweep's line again" in printed
+    assert f"damaged: sweep measured: step {INTERRUPTED_MEASURE}: spec.json was edited" in printed
+    assert "exit.json: is no JSON" in printed
+    assert "; delete that file and run the sweep's line again" in printed
+    assert "nested/one: 10 done" in printed
+    told = f"mlkv: sweep stopped: {variants} is not whole: {ADVICE.format(variants.parent)}\n"
+    for command in ("status", "gather", "report", "sync", "retry", "cancel"):
+        assert mlkv(command, "stopped") == (2, told)
+    assert mlkv("gather", "measured")[0] == 0
+
+
+def test_its_line_mends_a_damaged_sweep(plan_of: Callable[[list[str]], Plan], mlkv: Run, store: Store) -> None:
+    (store.root / "sweeps" / "stopped" / "1" / "plan.json").unlink()
+    (store.step(INTERRUPTED_UPTRAIN).path / "spec.json").unlink()
+    assert freeze(plan_of(STOPPED), store, STOPPED).number == 2
+    assert states(store, "stopped") == {"DONE": 6, "PENDING": 2, "INTERRUPTED": 1, "LOST": 1}
+
+
+EDITS = {
+    "evaluate": ("evaluate-c61c7b370095f245", "bits_per_byte"),
+    "corpus": ("corpus-4c8bd4c9072feb1b", "train_tokens"),
+    "measure": ("measure-24a0a4ec90a324da", "step_seconds"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_an_edited_number_is_found(mlkv: Run, store: Store, kind: str) -> None:
+    id, metric = EDITS[kind]
+    step = store.step(id)
+    assert edited(step) is None
+    record = step.record()
+    assert record
+    cell = next(cell for cell in record["metrics"] if cell["metric"] == metric)
+    was, cell["value"] = cell["value"], 1.5 * cell["value"]
+    (step.path / "done.json").write_text(json.dumps(record))
+    assert f"it does not have {metric} = {str(was)[:5]}" in str(edited(step))
+    if kind != "corpus":  # whose tokens the fixture does not have
+        status, printed = mlkv("status", "old", "--verify")
+        assert status == 1
+        assert f"corrupt {id}: done.json was edited" in printed
+        assert step.record() is None
+
+
+def test_verify_says_what_it_cannot_check(mlkv: Run, store: Store) -> None:
+    for step in store.steps():  # make up for what the fixture was reduced by
+        if (record := step.record()) and step.corrupted():
+            (step.path / "done.json").write_text(json.dumps({**record, "outputs": {}}))
+    corpus = store.step("corpus-4c8bd4c9072feb1b")
+    assert (corpus.out / "manifest.json").exists()
+    status, printed = mlkv("status", "--verify")
+    assert (status, "corrupt" in printed) == (0, False)
+    assert "numbers not checked, as earlier code put no seal on their records: 1 base, 2 uptrain" in printed
