@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -241,25 +242,106 @@ class FixedFacts(Resolver):
         return "0" * 64
 
 
+def byte_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer without a merge, its files the same on every machine."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    vocabulary = {"<|endoftext|>": 0} | {character: i + 1 for i, character in enumerate(sorted(alphabet))}
+    end = {"id": 0, "content": "<|endoftext|>", "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content = {
+        "version": "1.0",
+        "added_tokens": [end | flags],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content, sort_keys=True), "utf-8")
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named, sort_keys=True), "utf-8")
+
+
+def byte_checkpoint(folder: Path) -> None:
+    """What a plan reads of a checkpoint with that tokenizer; its weights are a file without a tensor."""
+    byte_tokenizer(folder)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps(PYTHIA | shape, sort_keys=True), "utf-8")
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+
+
+TEXT = (
+    "corpus=text_files corpus.files=[x.txt] corpus.subset=null corpus.split=train corpus.revision=null "
+    "corpus.text_column=text corpus.take=null corpus.fraction=null corpus.shuffle_buffer=10000 corpus.vocab_size=2048 "
+    "corpus.sequence_length=256 corpus.packing=stream corpus.held_out=0.05 corpus.task_items=600 corpus.seed=42"
+)
+TRAINED = "corpus.tokenizer=train corpus.tokenizer_from=null corpus.tokenizer_revision=null"
+OF_MODEL = "corpus.tokenizer=model corpus.tokenizer_from=null corpus.tokenizer_revision=null"
+PUBLISHED = "corpus.tokenizer=published corpus.tokenizer_from={folder}/tokenizer corpus.tokenizer_revision=null"
+LOADED = "model=pythia-160m-deduped model.path={folder}/model"
+CONVERT = "convert.start=convert convert.merge=mean convert.widening=none convert.seed=42"
+UPTRAIN = (
+    "uptrain.steps=9 uptrain.tokens=null uptrain.epochs=null uptrain.batch_size=4 uptrain.lr=1e-3 "
+    "uptrain.schedule=cosine uptrain.warmup=0.1 uptrain.min_lr_ratio=0.0 uptrain.beta1=0.9 uptrain.beta2=0.95 "
+    "uptrain.eps=1e-8 uptrain.weight_decay=0.1 uptrain.grad_clip=1.0 uptrain.precision=auto uptrain.threads=1 "
+    "uptrain.seed=42"
+)
+EVALUATE = (
+    "evaluate.tasks=[bits_per_byte,heldout_choice4,arc_easy,gsm8k] evaluate.accuracy=[] "
+    "evaluate.axis=[bits_per_byte,bits_per_byte] evaluate.few_shot=0 evaluate.limit=null evaluate.seed=1234 "
+    "evaluate.precision=auto"
+)
+MEASURE = (
+    "measure.batch_sizes=[1,8] measure.contexts=[256] measure.new_tokens=16 measure.protocol=prefill "
+    "measure.repeats=3 measure.dtype=fp32 measure.device=cpu measure.threads=1"
+)
+SHARED = f"layout=mqa {TEXT} {CONVERT} {UPTRAIN} {EVALUATE} {MEASURE}"
+WRITTEN_OUT = (
+    f"{SHARED} {LOADED} {OF_MODEL}",
+    f"{SHARED} {LOADED} {PUBLISHED}",
+    f"{SHARED} {LOADED} {TRAINED} convert.start=scratch",
+    f"{SHARED} model=tiny {TRAINED}",
+    f"{SHARED} model=tiny {PUBLISHED} evaluate.few_shot=3",
+    f"{SHARED} {LOADED} {OF_MODEL} evaluate.limit=7",
+    f"{SHARED} {LOADED} {OF_MODEL} uptrain.lr=1e-3,1e-4 uptrain.seed=1,2 sweep.zip=[uptrain.lr,uptrain.seed]",
+    f"{SHARED} model=tiny {TRAINED} evaluate.few_shot=0,2 evaluate.limit=null,5 "
+    "sweep.zip=[evaluate.few_shot,evaluate.limit]",
+)
+"""Configurations with nothing left to a default: whatever a default becomes, these stay what they are."""
+
+
+def golden_lines(folder: Path) -> list[list[str]]:
+    byte_checkpoint(folder / "model")
+    byte_tokenizer(folder / "tokenizer")
+    lines = [["experiment=quickstart"], ["layout=cla", "convert=scratch"], ["layout.budget=6", "convert=published"]]
+    return lines + [line.format(folder=folder).split() for line in WRITTEN_OUT]
+
+
 def golden_ids(folder: Path) -> dict[str, str]:
     plan_module.package_version = resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
     resolve.task_pins.cache_clear()
-    resolver = FixedFacts(Store(folder))
-    lines = [["experiment=quickstart"], ["layout=cla", "convert=scratch"], ["layout.budget=6", "convert=published"]]
-    plans = [make_plan(Composer(), resolver, line) for line in lines]
-    return {f"{step.kind} {step.label} {i}": id for i, plan in enumerate(plans) for id, step in plan.steps.items()}
+    resolver = FixedFacts(Store(folder / "store"))
+    plans = [make_plan(Composer(), resolver, line) for line in golden_lines(folder)]
+    named = [(f"{step.kind} {step.label} {i}", id) for i, plan in enumerate(plans) for id, step in plan.steps.items()]
+    last, seen = dict(named), Counter[str]()
+    for name, id in named:
+        seen[name] += 1
+        if id != last[name]:  # steps of one label in one plan: the last has the plain name
+            last[f"{name} #{seen[name]}"] = id
+    return last
 
 
 @pytest.mark.parametrize("seed", ["0", "7"])
 def test_ids_are_those_that_were_written_down(tmp_path: Path, seed: str) -> None:
     """In another process, directory and store, under another hash seed; renewed by running this file."""
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, str(tmp_path / "store")]
+    command = [sys.executable, __file__, str(tmp_path / "golden")]
     printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert json.loads(printed) == json.loads(GOLDEN.read_text())
 
 
 if __name__ == "__main__":
-    found = golden_ids(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))
+    found = golden_ids(Path(sys.argv[1] if len(sys.argv) > 1 else mkdtemp()))
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     print(text) if len(sys.argv) > 1 else GOLDEN.write_text(text)
