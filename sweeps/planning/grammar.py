@@ -13,7 +13,7 @@ from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
 from sweeps.planning.compose import Composer, Values, parse_overrides
 from sweeps.planning.config import SweepConfig, parse
-from sweeps.store.errors import UserError
+from sweeps.store.errors import UserError, choices
 
 Choice = tuple[str, ...]
 """Override lines that are set together."""
@@ -41,7 +41,9 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
             raise UserError(f"{axis.key}: one at a time; each of {', '.join(axis.lines)} is a sweep of its own")
     sweep = parse(composer([line for line in fixed if line])).sweep
     named = {o.key_or_group for o in overrides}
-    grid = [axis for axis in _grid(composer, sweep) if not _overridden(axis.key, named, sweep)]
+    of_experiment = _grid(composer, sweep)
+    _check_zip(sweep, {axis.key for axis in (*of_experiment, *typed)})
+    grid = [axis for axis in of_experiment if not _overridden(axis.key, named, sweep)]
     for combination in itertools.product(*_zip(grid + typed, sweep)):
         varying = [line for choice in combination for line in choice]
         yield [*fixed, *varying], varying
@@ -83,6 +85,18 @@ def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
     partners = next((group for group in sweep.zipped if key in group), (key,))
     replaced = set(partners) | {key.partition(".")[0]}
     return bool(replaced & named) or (key.startswith("layout.") and "layout.budget" in named)
+
+
+def _check_zip(sweep: SweepConfig, swept_keys: set[str]) -> None:
+    """A key that does not advance with the others would silently make a product of them."""
+    keys = [key for group in sweep.zipped for key in group]
+    for key in keys:
+        if key not in swept_keys:
+            raise UserError(
+                f"sweep.zip: {key} is not swept; {choices(key, swept_keys) if swept_keys else 'nothing is'}"
+            )
+        if keys.count(key) > 1:
+            raise UserError(f"sweep.zip: {key} is listed {keys.count(key)} times; once is what advances it")
 
 
 def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from mlkv.shape import DecoderShape
 from sweeps.planning.compose import Composer, Values
 from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import keeps, points
+from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Model, Resolver, package_version, task_pins, uses_corpus
 from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.convert import convert_step, scratch_step
@@ -162,12 +162,18 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
         values = composer(lines)
         config = parse(values)
         for variant in _variants(resolver, config, values, varying):
-            found.setdefault(tuple(step.id for step in variant.steps), variant)
+            steps_of = tuple(step.id for step in variant.steps)
+            found[steps_of] = _merged(found.get(steps_of, variant), variant)
     if config is None or not found:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
     resolver.save()
     ordered = sorted(found.values(), key=lambda v: v.baseline is None)
-    return Plan(config, list(_labelled(ordered)))
+    return Plan(config, list(labelled(ordered)))
+
+
+def _merged(first: Variant, again: Variant) -> Variant:
+    """One variant that two points of the sweep make: only what both say of it says anything about it."""
+    return replace(first, varying=tuple(line for line in first.varying if line in again.varying))
 
 
 def _variants(resolver: Resolver, config: Config, values: Values, varying: list[str]) -> Iterator[Variant]:
@@ -309,43 +315,3 @@ def _measure(config: Config, model: Model, layout: KVLayout) -> Step | None:
         return None
     pins = {name: package_version(name) for name in ("torch", "transformers")}
     return measure_step(config.measure, layout, final_shape(config, model, layout), pins, layout.name)
-
-
-def _labelled(variants: list[Variant]) -> Iterator[Variant]:
-    """Names as short as they can be told apart: the layout's, its M×G, and the swept values beyond the layout."""
-    wide = len({variant.shape.head_dim for variant in variants}) > 1
-    alike: dict[str, list[Variant]] = {}
-    for variant in variants:
-        alike.setdefault(_plain_label(variant, wide), []).append(variant)
-    taken: Counter[str] = Counter()
-    for variant in variants:
-        plain = _plain_label(variant, wide)
-        label = _told_apart(
-            plain, variant, alike[plain], said=("layout", "model.decoder.head") if wide else ("layout",)
-        )
-        taken[label] += 1
-        yield replace(variant, label=label if taken[label] == 1 else f"{label} #{taken[label]}")
-
-
-def _plain_label(variant: Variant, wide: bool) -> str:
-    """`MLKV-6`; with `wide`, where head widths differ, as CLA's authors write it: `H64 MLKV-6`."""
-    width = f"H{variant.shape.head_dim} " if wide else ""
-    return width + ("untouched" if variant.baseline == "untouched" else f"{variant.family}-{variant.layout.budget}")
-
-
-def _told_apart(label: str, variant: Variant, alike: list[Variant], said: tuple[str, ...]) -> str:
-    shapes = {_shape_label(other.layout) for other in alike}
-    shape = [_shape_label(variant.layout)] if len(shapes) > 1 else []
-    if len({other.layout for other in alike}) > len(shapes):
-        said = said[1:]  # layouts of one M×G: only the swept keys tell them apart
-    telling = [line for line in variant.varying if not line.startswith(said) and _tells(line, alike)]
-    return " ".join([label, *shape, *telling])
-
-
-def _tells(line: str, alike: list[Variant]) -> bool:
-    return any(line not in other.varying for other in alike)
-
-
-def _shape_label(layout: KVLayout) -> str:
-    heads = str(layout.kv_heads[0]) if len(set(layout.kv_heads)) == 1 else "/".join(map(str, layout.kv_heads))
-    return f"{layout.kv_layers}×{heads}"

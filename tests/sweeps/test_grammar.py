@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sweeps.planning.plan import Plan
+from sweeps.planning.plan import Plan, Variant
 from sweeps.store.errors import UserError
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -34,6 +36,23 @@ def test_zipped_keys_advance_together(planner: Planner) -> None:
     assert labels(planner([*BARE, *zipped])) == ["MQA-6", "MLKV-12", "MLKV-2"]
     with pytest.raises(UserError, match=r"sweep\.zip: .*\(uptrain\.lr has 2, uptrain\.steps has 3\)"):
         planner(["sweep.zip=[uptrain.lr,uptrain.steps]", "uptrain.lr=1,2", "uptrain.steps=1,2,3"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["sweep.zip=[uptrain.lr,uptrain.sed]", "uptrain.lr=1,2", "uptrain.seed=1,2"], r"uptrain\.sed is not swept; did"),
+        (["sweep.zip=[uptrain.lr,uptrain.seed]", "uptrain.lr=1,2", "uptrain.seed=1"], r"seed is not swept; .* valid: upt"),
+        (["sweep.zip=[uptrain.lr,uptrain.lr]", "uptrain.lr=1,2"], r"uptrain\.lr is listed 2 times"),
+        (["sweep.zip=[[uptrain.lr,layout],[layout,measure]]", "uptrain.lr=1,2", "layout=mqa,cla", "measure=cpu,gpu"],
+         "layout is listed 2 times"),
+        (["experiment=quickstart", "sweep.zip=[layout.kv_layers,layout.kv_head]"], r"did you mean layout\.kv_heads\?"),
+        (["sweep.zip=[uptrain.lr]"], r"uptrain\.lr is not swept; nothing is"),
+    ],
+)  # fmt: skip
+def test_a_zip_names_what_is_swept_and_each_key_once(planner: Planner, line: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"sweep\.zip: .*{message}"):
+        planner([*BARE, *line])
 
 
 def test_the_command_line_replaces_the_experiments_grid(planner: Planner) -> None:
@@ -79,6 +98,72 @@ def test_labels_tell_swept_values_apart(planner: Planner) -> None:
     assert labels(plan)[0] == "untouched"
     assert len(set(labels(plan))) == len(plan.variants) == 1 + 2 + 4
     assert "MQA-6 uptrain.lr=0.0001 convert.merge=first" in labels(plan)
+
+
+def test_a_zipped_value_that_differs_is_in_every_label(planner: Planner) -> None:
+    zipped = ["layout.kv_layers=6,2", "layout.kv_heads=1,6", "uptrain.lr=1e-3,1e-4"]
+    line = [*zipped, "sweep.zip=[layout.kv_layers,layout.kv_heads,uptrain.lr]"]
+    assert labels(planner(line)) == [
+        "untouched",
+        "MHA-36 uptrain.lr=0.001",
+        "MHA-36 uptrain.lr=0.0001",
+        "MQA-6 uptrain.lr=0.001",
+        "MLKV-12 uptrain.lr=0.0001",
+    ]
+
+
+def test_heads_that_do_not_go_with_their_width_are_named(planner: Planner) -> None:
+    scratch = [*BARE, "convert=scratch", "layout=mqa", "model.decoder.heads=6,3"]
+    assert labels(planner(scratch)) == ["MQA-6 model.decoder.heads=6", "MQA-6 model.decoder.heads=3"]
+    wide = labels(planner([*scratch, "model.decoder.head_dim=32,16"]))
+    assert wide[0] == "H32 MQA-6 model.decoder.heads=6"
+    assert len(set(wide)) == 4
+
+
+SWEPT = {
+    "uptrain.lr": ["0.1", "0.2", "0.3"],
+    "uptrain.seed": ["1", "2", "3"],
+    "uptrain.micro_batch": ["1", "2", "4"],
+    "convert.merge": ["mean", "first", "pairwise"],
+    "base.lr": ["0.1", "0.2", "0.3"],
+    "corpus.seed": ["1", "2", "3"],
+    "layout.kv_heads": ["1", "2", "6"],
+    "layout.kv_layers": ["6", "3", "2"],
+}
+
+
+def applies(key: str, variant: Variant) -> bool:
+    """Whether the variant would be another with another value of the key."""
+    if key == "convert.merge":
+        return variant.layout != variant.model.layout
+    return getattr(variant, key.partition(".")[0]) is not None
+
+
+def value(key: str, variant: Variant) -> str:
+    group, _, name = key.partition(".")
+    return str(getattr(getattr(variant.config, group), name))
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(st.sampled_from(sorted(SWEPT)), min_size=2, max_size=4, unique=True),
+    st.integers(2, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_labels_are_unique_and_name_every_value_that_differs(
+    planner: Planner, keys: list[str], n: int, zipped: bool, baselines: bool
+) -> None:
+    line = ["evaluate=none", "measure=none", *(f"{key}={','.join(SWEPT[key][:n])}" for key in keys)]
+    line += [] if baselines else ["sweep.baselines=[]"]
+    together = [f"sweep.zip=[{','.join(keys)}]"] if zipped else [f"sweep.zip=[{','.join(keys[:2])}]"]
+    variants = planner([*line, *together]).variants
+    assert len({variant.label for variant in variants}) == len(variants)
+    assert not any("#" in variant.label for variant in variants)
+    for key in (key for key in keys if not key.startswith("layout") and key != "uptrain.micro_batch"):
+        ours = [variant for variant in variants if applies(key, variant)]
+        if len({value(key, variant) for variant in ours}) > 1:
+            assert all(f"{key}={value(key, variant)}" in variant.label.split() for variant in ours), key
 
 
 def test_a_label_says_the_rule_that_was_asked_for_and_head_widths_that_differ(planner: Planner) -> None:

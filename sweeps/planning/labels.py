@@ -1,0 +1,80 @@
+"""What variants are called: their layout's family and budget, and every swept value in which variants differ."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlkv.layout import KVLayout
+
+if TYPE_CHECKING:
+    from sweeps.planning.plan import Variant
+
+_HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
+
+
+def labelled(variants: Sequence[Variant]) -> Iterator[Variant]:
+    """The variants with their names: no two alike, and a value that is swept stands in all of them or in none."""
+    wide = len({variant.shape.head_dim for variant in variants}) > 1
+    of_one_name: dict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        of_one_name[_layout_label(variant, wide)].append(variant)
+    differing = _differing(variants, wide)
+    taken: Counter[str] = Counter()
+    for variant in variants:
+        name = _layout_label(variant, wide)
+        label = " ".join([name, *_shape(variant, of_one_name[name]), *_values(variant, of_one_name[name], differing)])
+        taken[label] += 1
+        yield replace(variant, label=label if taken[label] == 1 else f"{label} #{taken[label]}")
+
+
+def key_of(line: str) -> str:
+    return line.partition("=")[0]
+
+
+def _differing(variants: Sequence[Variant], wide: bool) -> set[str]:
+    """Swept keys whose values tell variants apart, but for those that a label says in its own words.
+
+    A layout's keys are its family, budget and shape. With `wide`, the head width is `H64`, and so is the number of
+    heads where it goes with the width.
+    """
+    lines = {line for variant in variants for line in variant.varying}
+    counted = Counter(map(key_of, lines))
+    widths = {(v.shape.head_dim, line) for v in variants for line in v.varying if key_of(line) == _HEADS}
+    own_words = {_HEAD_WIDTH} if wide else set()
+    if wide and len(widths) == len({width for width, _ in widths}):
+        own_words.add(_HEADS)
+    return {key for key, values in counted.items() if values > 1 and not _of_layout(key)} - own_words
+
+
+def _of_layout(key: str) -> bool:
+    return key.partition(".")[0] == "layout"
+
+
+def _layout_label(variant: Variant, wide: bool) -> str:
+    """`MLKV-6`; with `wide`, where head widths differ, as CLA's authors write it: `H64 MLKV-6`."""
+    width = f"H{variant.shape.head_dim} " if wide else ""
+    return width + ("untouched" if variant.baseline == "untouched" else f"{variant.family}-{variant.layout.budget}")
+
+
+def _shape(variant: Variant, others: Sequence[Variant]) -> list[str]:
+    """M×G, where layouts of one name differ in it."""
+    return [_shape_label(variant.layout)] if len({_shape_label(other.layout) for other in others}) > 1 else []
+
+
+def _values(variant: Variant, others: Sequence[Variant], differing: Collection[str]) -> Iterator[str]:
+    """The swept values to name, a layout's own where its name and M×G do not tell it from `others`."""
+    unclear = len({other.layout for other in others}) > len({_shape_label(other.layout) for other in others})
+    for line in variant.varying:
+        if _of_layout(key_of(line)):
+            if unclear and any(line not in other.varying for other in others):
+                yield line
+        elif key_of(line) in differing:
+            yield line
+
+
+def _shape_label(layout: KVLayout) -> str:
+    heads = str(layout.kv_heads[0]) if len(set(layout.kv_heads)) == 1 else "/".join(map(str, layout.kv_heads))
+    return f"{layout.kv_layers}×{heads}"
