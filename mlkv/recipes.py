@@ -142,7 +142,8 @@ class EvaluateRecipe(Choices):
     """One lm-eval task on one checkpoint, or `bits_per_byte` on the corpus's held-out documents."""
 
     task: str
-    few_shot: Count = 0
+    few_shot: Count | dict[str, Count] | None = None
+    """Examples before each question; of a group whose tasks differ in it, of each of them. Unset: the task's own."""
     limit: Positive | None = None
     seed: int = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"

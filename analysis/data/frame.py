@@ -33,6 +33,7 @@ COLUMNS = {
     "kind": "string",
     "task": "string",
     "metric": "string",
+    "n_shot": "Int64",
     "batch": "Int64",
     "context": "Int64",
     "in_axis": "boolean",
@@ -52,7 +53,8 @@ COLUMNS = {
 }
 """Columns and dtypes, the same when the table is empty. `replicate_of` is what several seeds of one layout are called
 together; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner
-(`12 12 6`), one where all agree. `n` counts the samples behind a score, or the repeats behind a measurement, whose
+(`12 12 6`), one where all agree. `n_shot` is how many examples stood before a task's questions (of a group's mean:
+empty where its tasks differ in that). `n` counts the samples behind a score, or the repeats behind a measurement, whose
 `machine` is that of data/machine.py. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of
 its accuracy."""
 

@@ -144,7 +144,9 @@ def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) ->
             yield from _step_cells(steps, planned[kind], kind, None, [])
     evaluates = planned.get("evaluate") or {}
     for task, step_id in evaluates.items():
-        yield from _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task])
+        examples = _examples(variant, task)
+        for cell in _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task]):
+            yield {**cell, "n_shot": examples.get(cell.get("subtask")) if isinstance(examples, dict) else examples}
     for task, metric in dict.fromkeys(wanted):
         if task not in evaluates:
             yield {
@@ -156,6 +158,13 @@ def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) ->
             }
     if planned.get("measure"):
         yield from _step_cells(steps, planned["measure"], "measure", None, [])
+
+
+def _examples(variant: Json, task: str) -> int | dict[str, int] | None:
+    """How many examples the task was given, or each member of a group; None where it takes none by its nature."""
+    if "few_shot" in variant:
+        return variant["few_shot"].get(task)
+    return variant["config"].get("evaluate", {}).get("few_shot") or 0  # a plan of when all tasks got the same number
 
 
 def _step_cells(steps: PlannedSteps, step_id: str, kind: str, task: str | None, wanted: list[str]) -> Iterator[Row]:

@@ -89,7 +89,7 @@ def _judged(
     axis, parts = (rows[0]["quality_score"], _parts(rows)) if rows else (ACCURACY, [])
     estimates = Estimates(members, _scored(table), axis, parts, samples)
     judged = compare.judge(rows, estimates)
-    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, parts)})
+    pivot = frame.make(rows, {name: _dtype(name) for name in _columns(scores, parts, _shots(rows))})
     pivot.attrs |= {"judged": judged, "estimates": estimates}
     return pivot
 
@@ -200,14 +200,23 @@ _TRAILING = {
 }
 
 
-def _columns(scores: Iterable[str], parts: Iterable[str]) -> list[str]:
+def _columns(scores: Iterable[str], parts: Iterable[str], shots: Iterable[str]) -> list[str]:
     recorded = [f"{name}{end}" for name in scores for end in ("", *_ENDS)]
-    return [*_LEADING, *recorded, *_TRAILING, *compare.columns([*_JUDGED, *parts])]
+    return [*_LEADING, *recorded, *shots, *_TRAILING, *compare.columns([*_JUDGED, *parts])]
 
 
 def _dtype(column: str) -> str:
     known = {**_LEADING, **_TRAILING, **compare.columns([*_JUDGED, column.removesuffix("_tied")])}
+    if column.endswith(_N_SHOT):
+        return "Int64"
     return known.get(column) or next((dtype for end, dtype in _ENDS.items() if column.endswith(end)), "Float64")
+
+
+_N_SHOT = ".n_shot"
+
+
+def _shots(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if name.endswith(_N_SHOT)))
 
 
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
@@ -221,6 +230,7 @@ def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row |= _score("quality", _marked(rows, "in_axis", planned.axis) if planned.axis else mean)
     for name, key in planned.scores.items():
         row |= _score(name, _single(_rows_of(rows, *key)))
+    row |= {f"{r['task']}{_N_SHOT}": r["n_shot"] for r in rows if r["kind"] == "evaluate" and r["n_shot"] is not None}
     row["state"], row["reason"] = _overall(rows)
     return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
 

@@ -33,14 +33,21 @@ def score(lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cac
     """
     loaded = _load(recipe, folder, corpus, cache)
     for name, task in loaded["tasks"].items():
-        if recipe.few_shot and task.get_config("num_fewshot") == 0:
-            raise StepFailed(f"few_shot = {recipe.few_shot}: task {name} takes none")
-        task.set_config(key="num_fewshot", value=recipe.few_shot)
+        own = task.get_config("num_fewshot")
+        count = _examples(recipe, name, own)
+        if count and own == 0:
+            raise StepFailed(f"few_shot = {count}: task {name} takes none")
+        task.set_config(key="num_fewshot", value=count)
         task.set_fewshot_seed(seed=recipe.seed)
     set_seed(recipe.seed)
     results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
     assert results is not None, "this is the only process"
     return results
+
+
+def _examples(recipe: EvaluateRecipe, task: str, own: int | None) -> int:
+    given = recipe.few_shot.get(task) if isinstance(recipe.few_shot, dict) else recipe.few_shot
+    return own or 0 if given is None else given
 
 
 def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path) -> Any:

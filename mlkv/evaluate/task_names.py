@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
+from os.path import normpath
 from pathlib import Path
 
 TASKS_FOLDER = Path(__file__).parents[2] / "conf" / "tasks"
@@ -19,6 +22,8 @@ _SUFFIXES = {".yaml", ".yml", ""}
 _NAME = re.compile(r"""^["']?(?:task|group|tag)["']?\s*:[ \t]*["']?([^\s"'#\[]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 _LIST = re.compile(r"""^["']?(?:group|tag)["']?\s*:[ \t]*((?:\n[ \t]*-[^\n]*)+|\[[^\]]*\])""", re.MULTILINE)
 _ITEM = re.compile(r"[\w.:+-]*\w[\w.:+-]*")
+_INCLUDE = re.compile(r"""^["']?include["']?\s*:((?:\n[ \t]*-[^\n]*)+|[^\n#]*)""", re.MULTILINE)
+_FILE = re.compile(r"""[\w./+-]*\w[\w./+-]*""")
 
 
 def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
@@ -37,15 +42,49 @@ def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
         raise ValueError(f"task = {name}: neither lm-eval nor {folder} has it{hint}")
 
 
-@lru_cache(maxsize=1)
 def lm_eval_tasks() -> tuple[str, ...]:
     """Names of the tasks, groups and tags that the installed lm-eval defines, without importing it (about a second)."""
+    return tuple(sorted(_lm_eval().named))
+
+
+def lm_eval_definitions(name: str) -> list[Path]:
+    """The YAML files that define or include a definition of lm-eval's task, group or tag `name`, in lm-eval's order."""
+    found, todo = set[Path](), list(_lm_eval().named.get(name, ()))
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += _lm_eval().included_by.get(path, ())
+    return sorted((path for path in found if path.suffix == ".yaml"), key=Path.as_posix)
+
+
+@dataclass(frozen=True)
+class _Definitions:
+    named: dict[str, list[Path]]
+    """Task, group or tag → files that name it."""
+    included_by: dict[Path, list[Path]]
+
+
+@lru_cache(maxsize=1)
+def _lm_eval() -> _Definitions:
     spec = find_spec("lm_eval")
     folders = [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
-    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
-    return tuple(sorted({name for path in files for name in _names(path.read_text("utf-8", "replace"))}))
+    named: dict[str, list[Path]] = defaultdict(list)
+    included_by: dict[Path, list[Path]] = defaultdict(list)
+    for path in (path for folder in folders for path in folder.rglob("*") if path.suffix in _SUFFIXES):
+        if path.is_file():
+            definition = path.read_text("utf-8", "replace")
+            for name in _names(definition):
+                named[name].append(path)
+            for included in _includes(definition):
+                included_by[Path(normpath(path.parent / included))].append(path)
+    return _Definitions(named, included_by)
 
 
 def _names(definition: str) -> set[str]:
     listed = {name for found in _LIST.findall(definition) for name in _ITEM.findall(found)}
     return listed | set(_NAME.findall(definition))
+
+
+def _includes(definition: str) -> list[str]:
+    return [name for found in _INCLUDE.findall(definition) for name in _FILE.findall(found)]

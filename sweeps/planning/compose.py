@@ -1,7 +1,7 @@
 """From override strings to configurations: Hydra composes once per set of group choices, values are set on copies.
 
 Composing the groups takes tens of milliseconds and setting values a few, so sweeps of thousands of variants plan in
-seconds. Overrides that do more than set a value (`+`, `++`, `~`, packages, merged mappings) go through Hydra.
+seconds. Overrides that do more than set a value or merge a mapping (`+`, `++`, `~`, packages) go through Hydra.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Composer:
         for override in overrides:
             if self._is_value(override):
                 _refuse_moving(override.key_or_group, override.value())
-                OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         return _container(config)
 
     def whole(self, lines: Sequence[str]) -> Values:
@@ -70,9 +70,7 @@ class Composer:
         return sorted({path.stem for directory in directories for path in directory.glob("[!_]*.yaml")})
 
     def _is_value(self, override: Override) -> bool:
-        plain = (
-            override.type is OverrideType.CHANGE and override.package is None and not isinstance(override.value(), dict)
-        )
+        plain = override.type is OverrideType.CHANGE and override.package is None
         return plain and override.key_or_group not in self.groups
 
     def _copy(self, groups: tuple[str, ...]) -> DictConfig:

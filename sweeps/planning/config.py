@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
-from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from sweeps.store.errors import UserError, choices
@@ -102,22 +102,30 @@ class EvaluateConfig:
     """(task, metric) pairs; accuracy is their mean."""
     axis: tuple[str, str] | None = None
     """The (task, metric) of the main figure; unset: accuracy."""
-    few_shot: Annotated[int, Ge(0)] = 0
+    few_shot: Count | dict[str, Count] | None = None
+    """Examples before each question: of every task, or task by task; unset: as the task's own definition has it."""
     limit: Positive | None = None
     seed: int = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = 32
     threads: Positive = 1
 
-    def recipe(self, task: str) -> EvaluateRecipe:
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name != "task"}
-        return EvaluateRecipe(task, **shared)
+    def recipe(self, task: str, few_shot: int | dict[str, int]) -> EvaluateRecipe:
+        own = ("task", "few_shot")
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name not in own}
+        return EvaluateRecipe(task, few_shot, **shared)
+
+    def asked_few_shot(self, task: str) -> int | None:
+        return self.few_shot.get(task) if isinstance(self.few_shot, dict) else self.few_shot
 
     def __post_init__(self) -> None:
         wanted = [*self.accuracy, *([self.axis] if self.axis else [])]
         for task, _metric in wanted:
             if task not in self.tasks:
                 raise ValueError(f"{task} is scored (accuracy, axis) but not among tasks ({', '.join(self.tasks)})")
+        for task in self.few_shot if isinstance(self.few_shot, dict) else ():
+            if task not in self.tasks:
+                raise ValueError(f"few_shot.{task}: not among tasks; {choices(task, self.tasks)}")
 
 
 @dataclass(frozen=True)
@@ -280,7 +288,7 @@ _hints = cache(get_type_hints)
 
 def _line(error: ErrorDetails) -> str:
     where = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("function-", "tuple[", "constrained"))
+        str(part) for part in error["loc"] if not str(part).startswith(("function-", "tuple[", "dict[", "constrained"))
     )
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":

@@ -16,7 +16,7 @@ from sweeps.planning.compose import Composer, Values
 from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import keeps, points
 from sweeps.planning.labels import labelled
-from sweeps.planning.resolve import Model, Resolver, package_version, task_pins, uses_corpus
+from sweeps.planning.resolve import Model, Resolver, few_shot, package_version, task_pins, uses_corpus
 from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
@@ -98,6 +98,7 @@ class Variant:
             "kv_element_bytes": self.element_bytes,
             "kv_bytes_per_token": layout.kv_bytes_per_token(shape.head_dim, self.element_bytes),
             "parameters": shape.parameters(layout),
+            "few_shot": {task: step.slice["few_shot"] for task, step in self.evaluate.items()},
             "config": {key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
             "steps": {
                 **{role: step.id if (step := getattr(self, role)) else None for role in _SINGLE},
@@ -307,7 +308,9 @@ def _evaluates(config: Config, chain: _Chain, label: str) -> dict[str, Step]:
 
 def _evaluate(config: Config, task: str, checkpoint: Step, corpus: Step | None, label: str) -> Step:
     held_out = corpus if uses_corpus(task) else None
-    return evaluate_step(config.evaluate.recipe(task), checkpoint, held_out, task_pins(task), f"{label} {task}")
+    pins = task_pins(task)  # first: an unknown task has no count of its own
+    recipe = config.evaluate.recipe(task, few_shot(config.evaluate, task))
+    return evaluate_step(recipe, checkpoint, held_out, pins, f"{label} {task}")
 
 
 def _measure(config: Config, model: Model, layout: KVLayout) -> Step | None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mlkv.corpus.documents import local_files
+from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.task_names import BITS_PER_BYTE, check_task, own_tasks
 from mlkv.families.config import layout_of, shape_of
 from mlkv.layout import KVLayout, mha
 from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
-from sweeps.planning.config import ModelConfig
+from sweeps.planning.config import EvaluateConfig, ModelConfig
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, sha256, write_json
@@ -164,6 +165,27 @@ def task_pins(task: str) -> Pins:
         return {}
     own = own_tasks().get(task)
     return {"lm_eval": package_version("lm_eval")} | ({"task": sha256(own)} if own else {})
+
+
+def few_shot(config: EvaluateConfig, task: str) -> int | dict[str, int]:
+    """How many examples a task gets: as many as are asked for, else as its own definition says; of a group whose tasks
+    differ in that, task by task. Raises UserError for examples where a task takes none."""
+    asked, own = config.asked_few_shot(task), _own_counts(task)
+    if asked is None:
+        counts = {name: count or 0 for name, count in own.items()}
+        return counts if len(set(counts.values())) > 1 else next(iter(counts.values()), 0)
+    without = [name for name, count in own.items() if count == 0]
+    if asked and without:
+        raise UserError(f"evaluate.few_shot = {asked}: task {without[0]} takes none; set evaluate.few_shot={{TASK: N}}")
+    return asked
+
+
+@cache
+def _own_counts(task: str) -> dict[str, int | None]:
+    try:
+        return own_counts(task)
+    except ValueError as error:
+        raise UserError(f"evaluate.task = {task}: {error}") from None
 
 
 def uses_corpus(task: str) -> bool:

@@ -68,6 +68,18 @@ def test_setting_one_record_aside_empties_exactly_its_cells(tmp_path: Path, fill
         before = after
 
 
+def test_every_score_says_how_many_examples_it_had(tmp_path: Path, filler: Any) -> None:
+    [bits, task, *_] = filler.variants[0]["steps"]["evaluate"]
+    for variant in filler.variants:
+        variant["few_shot"] = {bits: 0, task: 5}
+    filler.store.save_sweep("shots", filler.plan, filler.variants, [])
+    found = gather(filler.store, "shots")
+    assert set(cells(found, task=task)["n_shot"]) == {5}
+    assert cells(found, task=bits)["n_shot"].isna().all(), "it has no questions"
+    assert set(results(found)[f"{task}.n_shot"]) == {5}
+    assert set(cells(gather(filler.store, "demo"), task=task)["n_shot"]) == {0}, "a plan of before gave none"
+
+
 def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Any) -> None:
     filler.shared()
     own = filler.variant("MLKV-6")["steps"]

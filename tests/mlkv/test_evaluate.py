@@ -20,6 +20,7 @@ from mlkv.corpus.blocks import open_blocks, read_manifest
 from mlkv.evaluate import bits, harness, outcomes
 from mlkv.evaluate import step as evaluate
 from mlkv.evaluate.harness_model import HarnessLM
+from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha
@@ -258,6 +259,24 @@ def test_names_told_from_files_are_those_that_lm_eval_knows(own_folder):
     known = set(harness._manager(own_folder).all_tasks) - {"pairs", *ITEM_TASKS}
     assert known <= set(lm_eval_tasks())
     assert len(set(lm_eval_tasks()) - known) < 20
+
+
+@pytest.mark.slow
+def test_counts_told_from_files_are_those_that_lm_eval_reads(own_folder):
+    index = harness._manager(own_folder).task_index
+    tasks = {name: entry.cfg.get("num_fewshot") for name, entry in index.items() if entry.kind.name == "TASK"}
+    counted = [name for name, count in tasks.items() if count is not None and name not in ITEM_TASKS]
+    assert len(counted) > 1000
+    for name in counted[::7] + list(tasks)[::500]:
+        assert own_counts(name, own_folder) == {name: tasks[name]}
+
+
+@pytest.mark.parametrize(
+    ("few_shot", "own", "given"),
+    [(None, None, 0), (None, 5, 5), (3, 5, 3), (0, 5, 0), ({"pairs": 2}, 5, 2), ({"other": 2}, 5, 5), ({}, None, 0)],
+)
+def test_a_task_is_given_what_was_asked_for_or_its_own(few_shot, own, given):
+    assert harness._examples(EvaluateRecipe(task="pairs", few_shot=few_shot), "pairs", own) == given
 
 
 @pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "piqa", "sciq", "mmlu", "pairs", "bits_per_byte"])
