@@ -46,8 +46,9 @@ class CorpusRecipe(Choices):
     fraction: Annotated[float, Gt(0), Le(1)] | None = None
     """`hf`: keep this share of documents, chosen by a hash."""
     shuffle_buffer: Positive = 10_000
-    tokenizer: Literal["train", "model", "published"] = "train"
-    """Made of this text; the base model's; or that of `tokenizer_from`."""
+    tokenizer: Literal["train", "model", "published"] | None = None
+    """Made of this text; the base model's; or that of `tokenizer_from`. Unset: the base model's where its weights are
+    converted, which know no other tokens; else one made of this text."""
     tokenizer_from: str | None = how(None)
     """A directory, or the name of a hub model, at `tokenizer_revision`."""
     tokenizer_revision: str | None = how(None)
@@ -65,6 +66,8 @@ class CorpusRecipe(Choices):
             raise ValueError("dataset is empty: source hf needs the name of a hub dataset")
         if self.source == "text_files" and not self.files:
             raise ValueError("files is empty: source text_files needs at least one glob")
+        if self.tokenizer is None and self.tokenizer_from:
+            raise ValueError(f"tokenizer_from = {self.tokenizer_from}: set tokenizer = published to use it")
         if self.tokenizer == "published" and not self.tokenizer_from:
             raise ValueError(
                 "tokenizer_from is empty: tokenizer published needs a directory or the name of a hub model"
@@ -112,6 +115,12 @@ class TrainRecipe(Choices):
             raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
+
+    def tokens_of(self, sequence_length: int) -> int | None:
+        """How many tokens it trains on; None for epochs, which depend on the corpus."""
+        if self.epochs is not None:
+            return None
+        return self.tokens or (self.steps or 0) * self.batch_size * sequence_length
 
     def at_a_time(self, processes: int) -> int:
         """Sequences that each of the processes computes at once. Raises ValueError where they cannot share a batch."""

@@ -146,7 +146,7 @@ def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) ->
     for task, step_id in evaluates.items():
         examples = _examples(variant, task)
         for cell in _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task]):
-            yield {**cell, "n_shot": examples.get(cell.get("subtask")) if isinstance(examples, dict) else examples}
+            yield {**cell, "n_shot": examples.get(cell.get("subtask", "")) if isinstance(examples, dict) else examples}
     for task, metric in dict.fromkeys(wanted):
         if task not in evaluates:
             yield {
@@ -161,7 +161,7 @@ def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) ->
 
 
 def _examples(variant: Json, task: str) -> int | dict[str, int] | None:
-    """How many examples the task was given, or each member of a group; None where it takes none by its nature."""
+    """How many examples the task was given, or each member of a group; None where there are no questions."""
     if "few_shot" in variant:
         return variant["few_shot"].get(task)
     return variant["config"].get("evaluate", {}).get("few_shot") or 0  # a plan of when all tasks got the same number

@@ -21,6 +21,15 @@ def size(count: float) -> str:
     return f"{_short(count)} TiB"
 
 
+def count(number: float) -> str:
+    """`850`, `133 K`, `1.5 M`, `30 B`."""
+    for unit in ("", " K", " M"):
+        if number < 1000:
+            return f"{_short(number)}{unit}"
+        number /= 1000
+    return f"{_short(number)} B"
+
+
 def _short(number: float) -> str:
     """One decimal below ten, unless it is zero."""
     return f"{number:.1f}".removesuffix(".0") if number < 10 else f"{number:,.0f}"

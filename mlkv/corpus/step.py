@@ -116,12 +116,17 @@ class Progress:
 
 
 def _tokenizer(recipe: CorpusRecipe, progress: Progress, folder: Path | None) -> Any:
-    if recipe.tokenizer == "train":
-        texts = (d.text for d in progress.count("tokenizer", documents(recipe)) if not d.held_out)
-        return tokenizers.train(_up_to(texts, TOKENIZER_TEXT), recipe.vocab_size)
+    if recipe.tokenizer in (None, "train"):
+        return train_tokenizer(recipe, progress.count("tokenizer", documents(recipe)))
     if folder is None:
         raise StepFailed("tokenizer = model: the corpus has no model to take it from; choose train")
     return tokenizers.load(folder)
+
+
+def train_tokenizer(recipe: CorpusRecipe, stream: Iterable[Document]) -> Any:
+    """The tokenizer that a corpus makes of its own documents: of those that are not held out."""
+    texts = (document.text for document in stream if not document.held_out)
+    return tokenizers.train(_up_to(texts, TOKENIZER_TEXT), recipe.vocab_size)
 
 
 def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:

@@ -90,12 +90,34 @@ class Encoder:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
+    def spelled(self) -> list[str]:
+        """What each token says by itself."""
+        return list(self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False))
+
     def encode(self, text: str) -> Encoded:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ends_T = np.maximum.accumulate(np.array([end for _, end in encoding.offsets], np.int64))
         if len(ends_T):
             ends_T[-1] = len(text)
         return Encoded(text, np.array(encoding.ids, np.int64), ends_T)
+
+
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog, 1,234.5 times; isn't it?",
+    "def f(x: int) -> str:\n    return f'{x!r}'  # don't\n\n\tif x >= 0x1F: pass\r\n",
+    "naïve Ünïcödé café — “quotes” … Ærø, Привет, γειά, 你好世界, こんにちは, שלום, 🙂👩‍👩‍👧",
+    "   three spaces,\ttab,\n\n\nnewlines, trailing   ",
+)
+
+
+def difference(one: Encoder, other: Encoder) -> str | None:
+    """A text that the two do not give the same ids, None where there is none among sample texts and what the tokens of
+    either spell, or the name of the end of a text, if that is what differs."""
+    texts = [*SAMPLES, *one.spelled(), *other.spelled()]
+    for text, ids, others in zip(texts, one.ids(texts), other.ids(texts), strict=True):
+        if not np.array_equal(ids, others):
+            return text
+    return None if one.end == other.end else "the end of a text"
 
 
 def _byte_positions(text: str) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.data.units import duration, size
+from analysis.data.units import count, duration, size
 from sweeps.dispatch.grouping import planned_jobs
-from sweeps.planning.plan import Plan
+from sweeps.planning.plan import Plan, Variant
 from sweeps.planning.reconcile import Costs, Graph, Standing, blockers, to_run
 from sweeps.steps.step import Step
 from sweeps.store.stepdir import State
@@ -43,21 +43,67 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: Standing, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
-    return Group(_variants(plan, states), _kinds(plan.steps, states, costs), _work(plan, states))
+    return Group(_variants(plan, states), *_inputs(plan), _kinds(plan.steps, states, costs), _work(plan, states))
 
 
 def _variants(plan: Plan, states: Standing) -> Table:
     table = Table(title=f"{plan.name}: {len(plan.variants)} variants", title_justify="left", box=None, pad_edge=False)
     table.add_column("variant", no_wrap=True, min_width=max(len(variant.label) for variant in plan.variants))
     table.add_column("KV heads by layer (─ reads below)", overflow="ellipsis", no_wrap=True)
-    for name in ("KV heads", "bytes/token", "params", "done"):
+    for name in ("KV heads", "bytes/token", "params", "tokens", "done"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for variant in plan.variants:
         row = variant.row()
         done = sum(states[step.id].name == "DONE" for step in variant.steps)
-        numbers = (str(row["budget"]), f"{row['kv_bytes_per_token']:,}", millions(row["parameters"]))
+        numbers = (str(row["budget"]), f"{row['kv_bytes_per_token']:,}", millions(row["parameters"]), _trained(variant))
         table.add_row(variant.label, variant.layout.draw(), *numbers, f"{done}/{len(variant.steps)}")
     return table
+
+
+def _trained(variant: Variant) -> str:
+    """How much text uptraining, or training from random weights, sees."""
+    recipe = variant.config.uptrain
+    if variant.uptrain is None:
+        return "─"
+    tokens = recipe.tokens_of(variant.config.corpus.sequence_length)
+    return f"{recipe.epochs:g} epochs" if tokens is None else count(tokens)
+
+
+def _inputs(plan: Plan) -> Iterator[Text]:
+    """What variants learn from and what they are asked: a line for each of the sweep's values."""
+    for name, value in (("corpus", _corpus), ("tokenizer", _tokenizer), ("tasks", _tasks)):
+        for line in dict.fromkeys(filter(None, map(value, plan.variants))):
+            yield Text(f"{name}: {line}")
+
+
+def _corpus(variant: Variant) -> str:
+    recipe = variant.config.corpus
+    if variant.corpus is None:
+        return ""
+    where = recipe.dataset if recipe.source == "hf" else ", ".join(recipe.files)
+    return f"{recipe.source}{f' ({where})' if where else ''} in rows of {recipe.sequence_length:,} tokens"
+
+
+def _tokenizer(variant: Variant) -> str:
+    recipe, model = variant.config.corpus, variant.config.model
+    if variant.corpus is None:
+        return ""
+    if recipe.tokenizer == "train":
+        return f"made of the text, {recipe.vocab_size:,} tokens at most"
+    return f"that of {recipe.tokenizer_from if recipe.tokenizer == 'published' else f'model {model.name}'}"
+
+
+def _tasks(variant: Variant) -> str:
+    limit = variant.config.evaluate.limit
+    asked = [f"{task}{_examples(variant.few_shot.get(task, 0))}" for task in variant.evaluate]
+    return ", ".join(asked) + (f"; at most {limit:,} items of each" if asked and limit else "")
+
+
+def _examples(counts: int | dict[str, int]) -> str:
+    numbers = sorted(counts.values() if isinstance(counts, dict) else {counts})
+    if not numbers[-1]:
+        return ""
+    return f" ({'to '.join(dict.fromkeys(f'{number}-shot ' for number in (numbers[0], numbers[-1]))).strip()})"
 
 
 def _kinds(graph: Graph, states: Standing, costs: Costs) -> Table:

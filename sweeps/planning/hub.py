@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlkv.context import StepFailed
+from sweeps.steps.model_files import TOKENIZER, local_copy
 from sweeps.store.errors import UserError
 
 
@@ -65,6 +66,18 @@ def model_config(name: str, commit: str) -> dict[str, Any]:
     except EntryNotFoundError:
         raise UserError(f"model {name} at {commit}: has no config.json") from None
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def tokenizer_files(source: dict[str, str]) -> Path:
+    """Where a tokenizer's files lie, fetched if need be."""
+    try:
+        return local_copy(source, TOKENIZER)
+    except Exception:  # offline mode, and whatever the hub client's transport of the day raises
+        name = source["hub"]
+        raise UserError(
+            f"tokenizer of {name}: the hub is out of reach and no copy is cached, so nothing can be compared with it; "
+            "leave corpus.tokenizer unset"
+        ) from None
 
 
 def fetch_task(task: str) -> None:

@@ -16,7 +16,7 @@ _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
 
 
 def labelled(variants: Sequence[Variant]) -> Iterator[Variant]:
-    """The variants with their names: no two alike, and a value that is swept stands in all of them or in none."""
+    """The variants with their names: no two alike; a swept value in which some differ stands in all that have one."""
     wide = len({variant.shape.head_dim for variant in variants}) > 1
     of_one_name: dict[str, list[Variant]] = defaultdict(list)
     for variant in variants:

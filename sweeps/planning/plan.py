@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from mlkv.convert.tables import converted_shape
+from mlkv.evaluate.task_names import BITS_PER_BYTE
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from sweeps.planning.compose import Composer, Values
@@ -17,6 +18,7 @@ from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import keeps, points
 from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Model, Resolver, few_shot, package_version, task_pins, uses_corpus
+from sweeps.planning.tokens import Tokens
 from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
@@ -65,14 +67,19 @@ class Variant:
     def element_bytes(self) -> int:
         return ELEMENT_BYTES[self.config.measure.dtype]
 
+    @property
+    def few_shot(self) -> dict[str, int | dict[str, int]]:
+        """Examples before each question of a task; bits per byte has no questions."""
+        return {task: step.slice["few_shot"] for task, step in self.evaluate.items() if task != BITS_PER_BYTE}
+
     def work(self, step: Step) -> float:
         """How much a step has to do: parameters (millions) times what passes through them."""
         millions = self.shape.parameters(self.layout) / 1e6
         config = self.config
         if step.kind in ("base", "uptrain") and not step.how.get("source"):
             recipe = config.base if step.kind == "base" else config.uptrain
-            tokens = recipe.tokens or (recipe.steps or 0) * recipe.batch_size * config.corpus.sequence_length
-            return max(millions * (tokens or 1e6 * (recipe.epochs or 1)), 1.0)
+            tokens = recipe.tokens_of(config.corpus.sequence_length) or 1e6 * (recipe.epochs or 1)
+            return max(millions * tokens, 1.0)
         if step.kind == "evaluate":
             return millions * (config.evaluate.limit or 1000)
         if step.kind == "measure":
@@ -98,7 +105,7 @@ class Variant:
             "kv_element_bytes": self.element_bytes,
             "kv_bytes_per_token": layout.kv_bytes_per_token(shape.head_dim, self.element_bytes),
             "parameters": shape.parameters(layout),
-            "few_shot": {task: step.slice["few_shot"] for task, step in self.evaluate.items()},
+            "few_shot": self.few_shot,
             "config": {key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
             "steps": {
                 **{role: step.id if (step := getattr(self, role)) else None for role in _SINGLE},
@@ -159,9 +166,10 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     """The plan of a sweep's command line. Raises UserError for everything that could be known to fail."""
     found: dict[tuple[str, ...], Variant] = {}
     config: Config | None = None
+    tokens = Tokens(resolver)
     for lines, varying in points(composer, arguments):
         values = composer(lines)
-        config = parse(values)
+        config = tokens.settled(parse(values))
         for variant in _variants(resolver, config, values, varying):
             steps_of = tuple(step.id for step in variant.steps)
             found[steps_of] = _merged(found.get(steps_of, variant), variant)

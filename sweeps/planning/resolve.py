@@ -24,6 +24,7 @@ from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.config import EvaluateConfig, ModelConfig
+from sweeps.planning.tokens import may_have_tokenizer
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, sha256, write_json
@@ -93,16 +94,21 @@ class Resolver:
         if recipe.tokenizer == "train":
             return pins, {}
         if recipe.tokenizer == "published":
-            pin, given = self._tokenizer(recipe)
+            pin, given = self.tokenizer(recipe)
             return {**pins, "tokenizer": pin}, given
         source = self.model(model).source
         if source is None:
             raise UserError(
                 f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train, published)"
             )
+        if not may_have_tokenizer(source):
+            raise UserError(
+                f"model.path = {model.path}: no tokenizer there; add the one that its weights were trained with "
+                "(tokenizer.json), or name it: corpus.tokenizer=published corpus.tokenizer_from=DIR"
+            )
         return {**pins, "tokenizer": self.model(model).pins["model"]}, source
 
-    def _tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
+    def tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
         """The identity of a tokenizer that is given, and where it is."""
         given = str(recipe.tokenizer_from)
         directory = Path(given).expanduser()

@@ -71,7 +71,7 @@ def test_setting_one_record_aside_empties_exactly_its_cells(tmp_path: Path, fill
 def test_every_score_says_how_many_examples_it_had(tmp_path: Path, filler: Any) -> None:
     [bits, task, *_] = filler.variants[0]["steps"]["evaluate"]
     for variant in filler.variants:
-        variant["few_shot"] = {bits: 0, task: 5}
+        variant["few_shot"] = {task: 5}
     filler.store.save_sweep("shots", filler.plan, filler.variants, [])
     found = gather(filler.store, "shots")
     assert set(cells(found, task=task)["n_shot"]) == {5}

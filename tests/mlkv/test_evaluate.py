@@ -19,8 +19,8 @@ from mlkv.context import Interrupted, StepFailed
 from mlkv.corpus.blocks import open_blocks, read_manifest
 from mlkv.evaluate import bits, harness, outcomes
 from mlkv.evaluate import step as evaluate
-from mlkv.evaluate.harness_model import HarnessLM
 from mlkv.evaluate.few_shot import own_counts
+from mlkv.evaluate.harness_model import HarnessLM
 from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha

@@ -20,8 +20,9 @@ LINE = ["layout=mqa", "measure=none", "uptrain=none", "sweep.baselines=[]", "eva
 
 def counts(planner: Planner, tasks: str, *more: str) -> dict[str, Any]:
     [variant] = planner([*LINE, f"evaluate.tasks=[{tasks}]", *more]).variants
-    assert variant.row()["few_shot"] == {task: step.slice["few_shot"] for task, step in variant.evaluate.items()}
-    return variant.row()["few_shot"]
+    given = {task: step.slice["few_shot"] for task, step in variant.evaluate.items()}
+    assert variant.row()["few_shot"] == {task: count for task, count in given.items() if task != "bits_per_byte"}
+    return given
 
 
 def ids(planner: Planner, tasks: str, *more: str) -> list[str]:
@@ -84,7 +85,7 @@ FILES = {
     "a/_other_yaml": "include: ../_base\nnum_fewshot: 3\n",
     "a/plain.yaml": "task: plain\n",
     "a/inherits.yaml": "task: inherits\ninclude: _other_yaml\ntag: [two, three]\n",
-    "a/overrides.yaml": "task: overrides\ninclude: [_other_yaml, ../_base]\nnum_fewshot: 1\nprocess: !function utils.f\n",
+    "a/overrides.yaml": "task: overrides\ninclude: [_other_yaml, ../_base]\nnum_fewshot: 1\nprocess: !function u.f\n",
     "a/later.yaml": "include:\n  - _other_yaml\n  - ../_base\ntask: later\n",
     "a/zero.yaml": "task: zero\nnum_fewshot: 0\n",
     "group.yaml": "group: hands_on\ntask: [plain, inherits, zero]\nnum_fewshot: 7\n",

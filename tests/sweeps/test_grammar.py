@@ -41,8 +41,8 @@ def test_zipped_keys_advance_together(planner: Planner) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["sweep.zip=[uptrain.lr,uptrain.sed]", "uptrain.lr=1,2", "uptrain.seed=1,2"], r"uptrain\.sed is not swept; did"),
-        (["sweep.zip=[uptrain.lr,uptrain.seed]", "uptrain.lr=1,2", "uptrain.seed=1"], r"seed is not swept; .* valid: upt"),
+        (["sweep.zip=[uptrain.lr,uptrain.sed]", "uptrain.lr=1,2", "uptrain.seed=1,2"], r"sed is not swept; did"),
+        (["sweep.zip=[uptrain.lr,uptrain.seed]", "uptrain.lr=1,2", "uptrain.seed=1"], r"seed is not swept; .*valid: u"),
         (["sweep.zip=[uptrain.lr,uptrain.lr]", "uptrain.lr=1,2"], r"uptrain\.lr is listed 2 times"),
         (["sweep.zip=[[uptrain.lr,layout],[layout,measure]]", "uptrain.lr=1,2", "layout=mqa,cla", "measure=cpu,gpu"],
          "layout is listed 2 times"),

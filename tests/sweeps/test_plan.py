@@ -147,7 +147,7 @@ def test_steps_come_parents_first(planner: Planner) -> None:
 
 
 def pretrained(folder: Path) -> Path:
-    folder.mkdir(parents=True)
+    byte_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(PYTHIA))
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder

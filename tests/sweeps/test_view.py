@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from sweeps.cli.view import advice, expected_left, plan_tables, summary
+from sweeps.cli.view import _inputs, _trained, advice, expected_left, plan_tables, summary
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
 from sweeps.steps.step import Step
@@ -41,6 +41,33 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
     assert "1 ─ 1 ─ 1 ─" in text
     assert "5 jobs: at most 5.0 hours by their time limits, 63 MiB of checkpoints" in text
     assert "corpus      1     1    0" in text
+    assert "corpus: python_stdlib in rows of 256 tokens" in text
+    assert "tokenizer: made of the text, 2,048 tokens at most" in text
+    assert "tasks: bits_per_byte, heldout_choice4, heldout_choice2, heldout_cloze; at most 200 items of each" in text
+
+
+def inputs(plan: Plan) -> list[str]:
+    return [str(line) for line in _inputs(plan)]
+
+
+def test_a_plan_says_what_is_learnt_from_and_what_is_asked(planner: Callable[[Sequence[str]], Plan]) -> None:
+    line = ["layout=mqa", "measure=none", "sweep.baselines=[]"]
+    tasks = "evaluate.tasks=[bits_per_byte,gsm8k,openllm]"
+    [plan, swept] = [planner([*line, *more]) for more in (["evaluate=none", tasks], ["corpus.vocab_size=300,400"])]
+    assert inputs(plan)[-1] == "tasks: bits_per_byte, gsm8k (5-shot), openllm (0-shot to 25-shot)"
+    assert [line for line in inputs(swept) if line.startswith("tokenizer")] == [
+        "tokenizer: made of the text, 300 tokens at most",
+        "tokenizer: made of the text, 400 tokens at most",
+    ]
+    assert inputs(planner([*line, "convert=none", "evaluate=none"])) == []
+
+
+def test_a_plan_says_how_much_text_a_variant_sees(planner: Callable[[Sequence[str]], Plan]) -> None:
+    lengths = [["uptrain.steps=130"], ["uptrain.steps=null", "uptrain.epochs=0.2"], ["uptrain=none"], ["uptrain=cla"]]
+    plans = [
+        planner(["layout=mqa", "evaluate=none", "measure=none", "sweep.baselines=[]", *length]) for length in lengths
+    ]
+    assert [_trained(plan.variants[0]) for plan in plans] == ["133 K", "0.2 epochs", "─", "30 B"]
 
 
 def test_a_summary_names_what_there_is() -> None:
