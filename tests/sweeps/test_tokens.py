@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import context
 
 from mlkv.corpus.tokenizer import Encoder, difference, load, train
+from mlkv.families.save import to_family
+from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import mha
+from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.plan import Plan
+from sweeps.steps.registry import KINDS
 from sweeps.store.errors import UserError
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -83,6 +89,26 @@ def test_weights_that_are_trained_here_learn_any(
 def test_where_no_checkpoint_is_made_no_tokenizer_matters(planner: Planner, base: Path) -> None:
     bare = [*LINE[:3], "convert=none", f"model.path={base}", "corpus.tokenizer=train"]
     assert {step.kind for step in planner(bare).steps.values()} == {"measure"}
+
+
+def test_every_checkpoint_of_a_base_has_its_tokenizer(
+    planner: Planner, base: Path, text: list[str], tmp_path: Path
+) -> None:
+    """All of a plan's steps, run one after another in this process."""
+    shape = DecoderShape(512, width=16, layers=2, heads=2, head_dim=8, mlp_width=32, context=64)
+    to_family(MLKVForCausalLM.from_shape(shape, mha(2, 2), seed=0), "gpt_neox").save_pretrained(base)
+    small = ["corpus.sequence_length=32", "corpus.task_items=0", "corpus.held_out=0.3", "uptrain.steps=1"]
+    tasks = ["evaluate.tasks=[bits_per_byte]", "evaluate.limit=2"]
+    plan = planner([*LINE, *text, f"model.path={base}", *small, *tasks])
+    for id, step in plan.steps.items():
+        inputs = {role: tmp_path / parent for role, parent in step.parents.items()}
+        (tmp_path / id).mkdir()
+        KINDS[step.kind].run(step.slice, step.how, inputs, tmp_path / id, context(tmp_path / f"work-{id}"))
+    own = Encoder(load(base))
+    checkpoints = [id for id, step in plan.steps.items() if step.kind in ("base", "convert", "uptrain")]
+    assert len(checkpoints) == 5
+    for folder in (*(tmp_path / id for id in checkpoints), tmp_path / plan.variants[0].corpus.id / "tokenizer"):
+        assert difference(own, Encoder(load(folder))) is None, folder.name
 
 
 def published(folder: Path) -> list[str]:
