@@ -54,7 +54,7 @@ def lm_eval_definitions(name: str) -> list[Path]:
         path = todo.pop()
         if path not in found:
             found.add(path)
-            todo += _lm_eval().included_by.get(path, ())
+            todo += _lm_eval().included_by.get(str(path), ())
     return sorted((path for path in found if path.suffix == ".yaml"), key=Path.as_posix)
 
 
@@ -62,7 +62,7 @@ def lm_eval_definitions(name: str) -> list[Path]:
 class _Definitions:
     named: dict[str, list[Path]]
     """Task, group or tag → files that name it."""
-    included_by: dict[Path, list[Path]]
+    included_by: dict[str, list[Path]]
 
 
 @lru_cache(maxsize=1)
@@ -70,14 +70,14 @@ def _lm_eval() -> _Definitions:
     spec = find_spec("lm_eval")
     folders = [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
     named: dict[str, list[Path]] = defaultdict(list)
-    included_by: dict[Path, list[Path]] = defaultdict(list)
+    included_by: dict[str, list[Path]] = defaultdict(list)
     for path in (path for folder in folders for path in folder.rglob("*") if path.suffix in _SUFFIXES):
         if path.is_file():
             definition = path.read_text("utf-8", "replace")
             for name in _names(definition):
                 named[name].append(path)
             for included in _includes(definition):
-                included_by[Path(normpath(path.parent / included))].append(path)
+                included_by[normpath(f"{path.parent}/{included}")].append(path)
     return _Definitions(named, included_by)
 
 
