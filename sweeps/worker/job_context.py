@@ -23,7 +23,7 @@ SIGNALS = {
 
 
 @dataclass(frozen=True)
-class QueueJob:
+class JobContext:
     """A job's id, which of its runs this is, and which of its processes. Without a queue: no id, one process."""
 
     id: str = ""
@@ -34,7 +34,7 @@ class QueueJob:
     local_ranks: int = 1
 
     @classmethod
-    def current(cls, environment: Mapping[str, str] = os.environ) -> QueueJob:
+    def current(cls, environment: Mapping[str, str] = os.environ) -> JobContext:
         if QUEUED not in environment or "SLURM_PROCID" not in environment:
             return cls._of_this_machine(environment)
 
@@ -53,7 +53,7 @@ class QueueJob:
         )
 
     @classmethod
-    def _of_this_machine(cls, environment: Mapping[str, str]) -> QueueJob:
+    def _of_this_machine(cls, environment: Mapping[str, str]) -> JobContext:
         """A process on its own has no job to tell apart."""
         job, rank, ranks = (environment.get(name, "") for name in TOGETHER)
         if ranks in ("", "1"):

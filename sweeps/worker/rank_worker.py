@@ -20,15 +20,15 @@ from sweeps.store.outside import describe_error
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker.child_process import Child
-from sweeps.worker.job_context import SIGNALS, QueueJob
+from sweeps.worker.job_context import SIGNALS, JobContext
 
 POLL_SECONDS = 0.5
-LEFT_ALONE = 4
+EXIT_PEER_DIED = 4
 """Exit status when the process that trains here died, or the store cannot be read: the job goes back into the queue."""
 
 
 class Follower:
-    def __init__(self, store: Store, job: QueueJob) -> None:
+    def __init__(self, store: Store, job: JobContext) -> None:
         self._store, self._job = store, job
         self._child = Child(store)
         self._stopping = False
@@ -43,7 +43,7 @@ class Follower:
         except OSError as error:
             say(f"rank {self._job.rank}: the store: {describe_error(error)}", sys.stderr)
             self._child.kill()
-            status = LEFT_ALONE
+            status = EXIT_PEER_DIED
         self._child.close()
         return status
 
@@ -76,4 +76,4 @@ class Follower:
         if answer["state"] == "done" or self._stopping:
             return 0
         say(f"rank {self._job.rank}: {answer['state']}: {answer.get('reason', '')}", sys.stderr)
-        return LEFT_ALONE if answer["state"] == "vanished" else 0
+        return EXIT_PEER_DIED if answer["state"] == "vanished" else 0

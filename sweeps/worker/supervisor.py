@@ -29,7 +29,7 @@ from sweeps.tracking.supervisor import Mirror
 from sweeps.worker.answers import interrupted_from_outside, taken_over
 from sweeps.worker.child_process import Child
 from sweeps.worker.heartbeat import BEAT_SECONDS, Heartbeat
-from sweeps.worker.job_context import SIGNALS, QueueJob, free_port, out_of_memory_kills
+from sweeps.worker.job_context import SIGNALS, JobContext, free_port, out_of_memory_kills
 
 DONE, FAILED, BLOCKED, INTERRUPTED, STUCK = 0, 1, 3, 4, 5
 _GRAVITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
@@ -46,7 +46,7 @@ _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 class Worker:
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._job = QueueJob.current()
+        self._job = JobContext.current()
         self._child = Child(store)
         self._mirror = Mirror(store)
         self._stopping_since: float | None = None

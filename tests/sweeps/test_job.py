@@ -23,7 +23,7 @@ from sweeps.store.attempt import Attempt
 from sweeps.store.store import Store
 from sweeps.worker import child_main
 from sweeps.worker.frozen import CODE
-from sweeps.worker.job_context import QueueJob, out_of_memory_kills
+from sweeps.worker.job_context import JobContext, out_of_memory_kills
 from sweeps.worker.supervisor import BLOCKED, FAILED, fruitless
 
 TASK = {
@@ -40,8 +40,8 @@ TASK = {
 
 
 def test_a_tasks_place_comes_from_slurm() -> None:
-    job = QueueJob.current(TASK)
-    assert job == QueueJob("12_5", run=2, rank=3, ranks=4, local_rank=1, local_ranks=2)
+    job = JobContext.current(TASK)
+    assert job == JobContext("12_5", run=2, rank=3, ranks=4, local_rank=1, local_ranks=2)
     assert job.nodes == 2
     assert job.group("n1", 4000) == {
         "MASTER_ADDR": "n1",
@@ -54,10 +54,10 @@ def test_a_tasks_place_comes_from_slurm() -> None:
 
 
 def test_somebody_elses_job_is_not_ours() -> None:
-    assert QueueJob.current({k: v for k, v in TASK.items() if k != "MLKV_QUEUED"}) == QueueJob()
-    assert not QueueJob().same_run({})
-    assert QueueJob.current(TASK).same_run({"job": "12_5", "run": 2})
-    assert not QueueJob.current(TASK).same_run({"job": "12_5", "run": 1})
+    assert JobContext.current({k: v for k, v in TASK.items() if k != "MLKV_QUEUED"}) == JobContext()
+    assert not JobContext().same_run({})
+    assert JobContext.current(TASK).same_run({"job": "12_5", "run": 2})
+    assert not JobContext.current(TASK).same_run({"job": "12_5", "run": 1})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sweeps.store import stepdir
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.worker import heartbeat, rank_worker, supervisor
-from sweeps.worker.job_context import QueueJob
+from sweeps.worker.job_context import JobContext
 from sweeps.worker.supervisor import DONE, INTERRUPTED
 
 GIVEN = Step("corpus", {"source": "text_files"})
@@ -169,5 +169,5 @@ def test_a_process_beside_the_first_goes_back_into_the_queue_when_the_store_fail
 
     monkeypatch.setattr(rank_worker, "Child", ChildHere)
     monkeypatch.setattr(StepDir, "record", stale)
-    job = QueueJob("1", rank=1, ranks=2, local_rank=1, local_ranks=2)
-    assert rank_worker.Follower(Store(tmp_path), job).run([step.id]) == rank_worker.LEFT_ALONE == INTERRUPTED
+    job = JobContext("1", rank=1, ranks=2, local_rank=1, local_ranks=2)
+    assert rank_worker.Follower(Store(tmp_path), job).run([step.id]) == rank_worker.EXIT_PEER_DIED == INTERRUPTED
