@@ -175,7 +175,7 @@ def _run_graph(
 
     with Progress(console, graph, store, cluster.slots or 1) as progress:
         local_loop.run(
-            graph, cluster, store, saved, lambda jobs: submit.start_here(jobs, cluster, store, saved), progress, retry
+            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
         )
     counted = counts(graph, standing(graph, store))
     console.print(summary(counted), highlight=False)
@@ -196,7 +196,7 @@ def _queue_up(
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
     states = standing(graph, store)
-    jobs = submit.queue_up(to_run(graph, states, retry=retry), cluster, store, saved)
+    jobs = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
     mirror_sweep(console, store, saved, done=True)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
     if not retry and (line := advice(counts(graph, states), saved.name)):

@@ -15,7 +15,7 @@ from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, User
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.dispatch.queue_status import Queued, QueuedJob
+    from sweeps.dispatch.queue_status import JobStatus, JobStatuses
     from sweeps.planning.reconcile import Graph, Standing
     from sweeps.store.stepdir import StepDir
     from sweeps.store.store import SavedSweep, Store
@@ -90,7 +90,7 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
             time.sleep(WATCH_SECONDS)
 
 
-def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Standing, Queued]:
+def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Standing, JobStatuses]:
     """Where steps stand by the store and, on SLURM, by the queue; without the queue's word where it does not answer."""
     from sweeps.planning.config import parse_cluster
     from sweeps.planning.reconcile import standing
@@ -150,7 +150,7 @@ def why(options: argparse.Namespace) -> int:
     return OK
 
 
-def _print_tail(console: Console, step: StepDir, job: QueuedJob | None) -> None:
+def _print_tail(console: Console, step: StepDir, job: JobStatus | None) -> None:
     """The last lines of the attempt, and where SLURM's own words on the job are."""
     attempt = step.attempt()
     for line in attempt.log_tail() if attempt else []:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import count, duration, size
-from sweeps.dispatch.grouping import planned_jobs
+from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.plan import Plan, Variant
 from sweeps.planning.reconcile import Costs, Graph, Standing, blockers, to_run
 from sweeps.steps.step import Step
@@ -124,7 +124,7 @@ def _kinds(graph: Graph, states: Standing, costs: Costs) -> Table:
 def _work(plan: Plan, states: Standing) -> str:
     """How many jobs, their hours by the time limits, and the bytes they will leave."""
     missing = to_run(plan.steps, states)
-    jobs = planned_jobs(missing, plan.config.cluster)
+    jobs = job_specs(missing, plan.config.cluster)
     hours = sum(job.resources.minutes * max(job.resources.gpus, 1) * job.resources.nodes for job in jobs) / 60
     kept = plan.checkpoint_bytes({step.id for step in missing})
     unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"

@@ -1,7 +1,8 @@
-"""Which steps share a process, and which jobs wait for which. Pure.
+"""Which steps share a job, and which jobs wait for which. Pure.
 
-Cheap steps ride with their consumer: a conversion with its uptraining, the evaluations of a checkpoint with what made
-it. A base is waited for by many, so nothing rides with it. All measurements share one process that runs alone.
+A process start costs seconds (importing torch, transformers and lm-eval), so cheap steps run in the job of the step
+that uses them or made their input: a conversion in its uptraining's job, the evaluations of a checkpoint in the job
+that makes it. Many jobs wait for a base, so its job holds nothing else. All measurements share one job that runs alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from sweeps.steps.step import Step
 
 
 @dataclass(frozen=True)
-class PlannedJob:
-    """Steps that one process runs in order, after the jobs named in `after`."""
+class JobSpec:
+    """A job before it is submitted: steps to run in order, after the jobs named in `after`."""
 
     name: str
     kind: str
@@ -26,32 +27,34 @@ class PlannedJob:
     resources: Resources
 
 
-def planned_jobs(steps: Iterable[Step], cluster: ClusterConfig) -> list[PlannedJob]:
-    """Jobs for the given steps, parents before children. A conversion with several consumers is listed in each job: the
-    first to claim it runs it."""
+def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:
+    """Jobs for the given steps, parents before children. A conversion that several uptrainings need is listed in the
+    job of each: the first to claim it runs it, the others find it done."""
     todo = {step.id: step for step in steps}
     converted = {step.parents["start"] for step in todo.values() if step.kind == "uptrain"}
-    members: dict[str, list[Step]] = {}
+    groups: dict[str, list[Step]] = {}
     for step in todo.values():
         if step.kind == "convert" and step.id in converted:
             continue
-        members.setdefault(_home(step, todo), []).extend(_with_conversion(step, todo))
-    names = {step.id: name for name, group in members.items() for step in group}
-    jobs = [_job(name, group, names, cluster) for name, group in members.items()]
+        groups.setdefault(_job_name(step, todo), []).extend(_with_conversion(step, todo))
+    job_of = {step.id: name for name, group in groups.items() for step in group}
+    jobs = [_job_spec(name, group, job_of, cluster) for name, group in groups.items()]
     return sorted(jobs, key=lambda job: job.kind == "measure")
 
 
-def _home(step: Step, todo: dict[str, Step]) -> str:
+def _job_name(step: Step, todo: dict[str, Step]) -> str:
+    """The name of the job that a step belongs to; steps with one name share the job."""
     if step.kind == "measure":
         return "measure"
     if step.kind == "evaluate":
         checkpoint = step.parents["checkpoint"]
-        rides = checkpoint in todo and todo[checkpoint].kind != "base"
-        return _name(checkpoint) if rides else f"evaluate-{_name(checkpoint)}"
-    return _name(step.id)
+        with_checkpoint = checkpoint in todo and todo[checkpoint].kind != "base"
+        return _short(checkpoint) if with_checkpoint else f"evaluate-{_short(checkpoint)}"
+    return _short(step.id)
 
 
-def _name(step_id: str) -> str:
+def _short(step_id: str) -> str:
+    """A step id without the second half of its hash: job names are read in squeue."""
     return step_id[:-8]
 
 
@@ -60,9 +63,9 @@ def _with_conversion(step: Step, todo: dict[str, Step]) -> list[Step]:
     return [start, step] if start else [step]
 
 
-def _job(name: str, group: list[Step], names: dict[str, str], cluster: ClusterConfig) -> PlannedJob:
+def _job_spec(name: str, group: list[Step], job_of: dict[str, str], cluster: ClusterConfig) -> JobSpec:
     parents = {parent for step in group for parent in step.parents.values()} - {step.id for step in group}
-    after = sorted({names[parent] for parent in parents if parent in names} - {name})
+    after = sorted({job_of[parent] for parent in parents if parent in job_of} - {name})
     kind = next((step.kind for step in group if step.kind in ("uptrain", "base")), group[0].kind)
     resources = cluster.resources.get(kind, Resources())  # type: ignore[call-overload]
-    return PlannedJob(name, kind, tuple(step.id for step in group), tuple(after), tuple(sorted(parents)), resources)
+    return JobSpec(name, kind, tuple(step.id for step in group), tuple(after), tuple(sorted(parents)), resources)

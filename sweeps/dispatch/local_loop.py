@@ -1,4 +1,4 @@
-"""From a plan to finished steps on this machine: freeze, run what is missing, watch, and look again."""
+"""From a plan to finished steps on this machine: run what is missing, watch it, and read the store again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sweeps.dispatch.grouping import PlannedJob, planned_jobs
+from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.planning.config import ClusterConfig
 from sweeps.planning.reconcile import Graph, standing, to_run
 from sweeps.store.store import SavedSweep, Store
 
-ROUNDS = 3
-"""How often what was interrupted, or lost its input, is taken up again before the user is asked."""
+MAX_ROUNDS = 3
+"""Rounds over the plan. The second and third run again what was interrupted or lost its input; what is still missing
+then needs a person."""
 
 
-class Running(Protocol):
-    """Jobs that were started and the machine they run on."""
+class RunningJobs(Protocol):
+    """Jobs that were started on this machine."""
 
     def poll(self) -> None: ...
 
@@ -26,7 +27,7 @@ class Running(Protocol):
     def close(self) -> None: ...
 
 
-Start = Callable[[list[PlannedJob]], Running]
+Start = Callable[[list[JobSpec]], RunningJobs]
 Watch = Callable[[], None]
 
 
@@ -39,23 +40,27 @@ def run(
     watch: Watch,
     retry: bool = False,
 ) -> set[str]:
-    """Run what is missing until all is done, failed, or nothing more comes of trying; the steps it took up."""
-    begun: set[str] = set()
+    """Run what is missing until every step is done or failed, or MAX_ROUNDS are over. Returns the ids of the steps it
+    tried to run.
+
+    `watch` is called a few times per second; `retry` runs failed steps again, in the first round alone.
+    """
+    tried: set[str] = set()
     saved.clear_cancel()
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         todo = to_run(graph, standing(graph, store), retry=retry)
         if not todo:
             break
         retry = False
-        begun |= {step.id for step in todo}
-        running = start(planned_jobs(todo, cluster))
+        tried |= {step.id for step in todo}
+        running = start(job_specs(todo, cluster))
         try:
             while not running.idle:
                 if saved.cancel_requested():
-                    return begun
+                    return tried
                 running.poll()
                 watch()
                 time.sleep(0.2)
         finally:
             running.close()
-    return begun
+    return tried

@@ -1,4 +1,7 @@
-"""What SLURM says of a sweep's steps, put together with the store, which has the last word on what was done."""
+"""The state of a sweep's steps from the store and from SLURM's queue together.
+
+The store has the last word on what was done; the queue says what will still run, and why what ended is not done.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from sweeps.store.store import Store
 
 
 @dataclass(frozen=True)
-class QueuedJob:
-    """The latest job that was to run a step. No id: it was written down, but never reached the queue."""
+class JobStatus:
+    """The latest job that was to run a step. Without an id: the store knows of it, but it never reached the queue."""
 
     id: JobId | None
     state: JobState
@@ -28,19 +31,22 @@ class QueuedJob:
         return not self.state.ended
 
     def __str__(self) -> str:
-        said = f"{self.state.phase.lower()}{f' ({self.state.reason})' if self.state.reason else ''}"
-        return f"job {self.id}: {said}" if self.id else "its job never reached the queue"
+        reason = f" ({self.state.reason})" if self.state.reason else ""
+        return f"job {self.id}: {self.state.phase.lower()}{reason}" if self.id else "its job never reached the queue"
 
 
-Queued = dict[str, QueuedJob]
+JobStatuses = dict[str, JobStatus]
 """Step id → its latest job."""
 
 CANCELLED = JobState(Phase.CANCELLED, "by mlkv cancel")
-NEVER = QueuedJob(None, JobState(Phase.UNKNOWN, "not submitted"))
+NOT_SUBMITTED = JobStatus(None, JobState(Phase.UNKNOWN, "not submitted"))
 
 
-def jobs_of(steps: Iterable[str], store: Store) -> Queued:
-    """The latest job of each of these steps that ever had one; one question to SLURM. Raises QueueError."""
+def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
+    """The latest job of each of these steps that ever had one. Raises QueueError.
+
+    Asks SLURM once, whatever the number of steps.
+    """
     wanted = set(steps)
     noted = store.noted_jobs()
     latest = {step: str(row["name"]) for row in noted for step in row.get("steps", ()) if step in wanted}
@@ -53,54 +59,58 @@ def jobs_of(steps: Iterable[str], store: Store) -> Queued:
     }
     states = queue.states(known[name][0] for name in set(latest.values()) if name in known)
     for id in {id for row in noted for id in row.get("cancelled", ())} & states.keys():
-        # Of a task that never started SLURM may keep no trace.
+        # SLURM may keep no trace of a task that was cancelled before it started; `cancel` below left a note of it.
         states[id] = CANCELLED if states[id].phase is Phase.UNKNOWN else states[id]
-    found = {name: QueuedJob(id, states[id], output) for name, (id, output) in known.items() if id in states}
-    return {step: found.get(name, NEVER) for step, name in latest.items()}
+    statuses = {name: JobStatus(id, states[id], output) for name, (id, output) in known.items() if id in states}
+    return {step: statuses.get(name, NOT_SUBMITTED) for step, name in latest.items()}
 
 
-def with_queue(standing: dict[str, State], store: Store) -> tuple[dict[str, State], Queued]:
-    """The standing of steps with what the queue says of those that are not done, and their jobs. Raises QueueError."""
-    jobs = jobs_of((id for id, state in standing.items() if state.name != "DONE"), store)
-    told = {id: _told(standing[id], job, store, id) for id, job in jobs.items()}
-    return standing | told, jobs
+def with_queue(states: dict[str, State], store: Store) -> tuple[dict[str, State], JobStatuses]:
+    """States of steps by the store and the queue, and the jobs of those that are not done. Raises QueueError.
+
+    states: by the store alone.
+    """
+    jobs = latest_jobs((id for id, state in states.items() if state.name != "DONE"), store)
+    return states | {id: _with_job(states[id], job, store, id) for id, job in jobs.items()}, jobs
 
 
-def _told(state: State, job: QueuedJob, store: Store, step: str) -> State:
+def _with_job(state: State, job: JobStatus, store: Store, step: str) -> State:
     if state.name == "RUNNING":
         return replace(state, reason=f"{state.reason}, job {job.id}")
     if job.live:
+        # A failure that this very job met stays one, whatever other steps the job goes on with. The failure of an
+        # earlier job is what this one was submitted to try again.
         last = store.step(step).attempt()
-        mine = last is not None and (last.environment() or {}).get("job") == job.id
-        return state if state.name == "FAILED" and mine else replace(state, name="PENDING", reason=str(job))
+        by_this_job = last is not None and (last.environment() or {}).get("job") == job.id
+        return state if state.name == "FAILED" and by_this_job else replace(state, name="PENDING", reason=str(job))
     if state.name == "FAILED":
         return state
     if job.state.phase is Phase.CANCELLED:
-        return replace(state, name="CANCELLED", reason=_after(state, job))
+        return replace(state, name="CANCELLED", reason=_why_not_done(state, job))
     if state.name == "INTERRUPTED":
-        return replace(state, reason=_after(state, job))
-    return replace(state, name="LOST", reason=_after(state, job))
+        return replace(state, reason=_why_not_done(state, job))
+    return replace(state, name="LOST", reason=_why_not_done(state, job))
 
 
-def _after(state: State, job: QueuedJob) -> str:
-    """Why a step is not done although its job has ended."""
+def _why_not_done(state: State, job: JobStatus) -> str:
+    """The reason to show for a step whose job has ended without finishing it."""
     hints = {
         Phase.TIMEOUT: "reached its time limit (cluster.resources.KIND.minutes)",
         Phase.OUT_OF_MEMORY: "ran out of memory (cluster.resources.KIND.memory_gb)",
     }
-    said = f"job {job.id} {hints[job.state.phase]}" if job.state.phase in hints else str(job)
-    return "; ".join(filter(None, [state.reason, said]))
+    queue_reason = f"job {job.id} {hints[job.state.phase]}" if job.state.phase in hints else str(job)
+    return "; ".join(filter(None, [state.reason, queue_reason]))
 
 
 def cancel(steps: Iterable[str], store: Store) -> int:
-    """End the live jobs that would run any of these steps; how many. Raises QueueError."""
-    ids = {job.id for job in jobs_of(steps, store).values() if job.live and job.id}
+    """End the live jobs that would run any of these steps; returns their number. Raises QueueError."""
+    ids = {job.id for job in latest_jobs(steps, store).values() if job.live and job.id}
     SlurmExecutor(store.queue).cancel(ids)
     store.note_jobs([{"cancelled": sorted(ids)}])
     return len(ids)
 
 
-def throttle(jobs: Iterable[QueuedJob], cluster: ClusterConfig, store: Store) -> None:
-    """Let `cluster.max_running` hold for arrays of which something waits."""
+def throttle(jobs: Iterable[JobStatus], cluster: ClusterConfig, store: Store) -> None:
+    """Apply `cluster.max_running` to the arrays that still have waiting tasks."""
     waiting = [job.id for job in jobs if job.id and job.state.phase is Phase.PENDING]
     SlurmExecutor(store.queue).set_max_running(waiting, cluster.max_running or 0)

@@ -1,4 +1,4 @@
-"""Where planned jobs go: subprocesses of this machine, or SLURM (what became of them there: queued.py)."""
+"""Submits jobs: as subprocesses of this machine, or to SLURM (queue_status.py says what became of them there)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from slurm.jobs import Job, JobId, Resources
 from slurm.local import LocalExecutor
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
-from sweeps.dispatch.grouping import PlannedJob, planned_jobs
-from sweeps.dispatch.queue_status import QueuedJob, jobs_of, throttle
+from sweeps.dispatch.grouping import JobSpec, job_specs
+from sweeps.dispatch.queue_status import JobStatus, latest_jobs, throttle
 from sweeps.planning.config import TRAINED, ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.errors import UserError
@@ -25,11 +25,11 @@ from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import QUEUED
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-"""The environment of jobs that see no internet."""
+"""For nodes without internet: else Hugging Face's libraries ask the hub about every file that they already have."""
 
 
-def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
-    """Begin jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
+def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
+    """Start jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
     executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store, saved)})
     try:
         executor.submit([_job(store, job) for job in jobs])
@@ -38,22 +38,25 @@ def start_here(jobs: list[PlannedJob], cluster: ClusterConfig, store: Store, sav
     return executor
 
 
-def queue_up(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
-    """Submit what no live job will run already, and return; job name → id. `cluster.max_running` holds for what is
-    queued, too. Raises UserError where SLURM refuses or does not answer."""
+def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
+    """Submit to SLURM the steps that no live job will run already; returns job name → id without waiting.
+
+    `cluster.max_running` is applied to the sweep's queued jobs too. Raises UserError where SLURM refuses or does not
+    answer.
+    """
     todo = {step.id: step for step in steps}
     offline = OFFLINE if cluster.offline else {}
     executor = SlurmExecutor(store.queue, cluster, env={**_environment(store, saved), **offline, QUEUED: "1"})
     try:
-        live = {id: job for id, job in jobs_of(_with_parents(todo.values()), store).items() if job.live}
+        live = {id: job for id, job in latest_jobs(_with_parents(todo.values()), store).items() if job.live}
         throttle(live.values(), cluster, store)
-        planned = planned_jobs([step for id, step in todo.items() if id not in live], cluster)
+        specs = job_specs([step for id, step in todo.items() if id not in live], cluster)
         stamp = secrets.token_hex(3)
-        jobs = [_slurm_job(store, job, live, stamp) for job in planned]
+        # Noted before they are queued: a launcher that dies in between leaves jobs that the next one can still find.
         store.note_jobs(
-            [{"name": _stamped(job.name, stamp), "steps": job.steps, "sweep": saved.name} for job in planned]
+            [{"name": _stamped(spec.name, stamp), "steps": spec.steps, "sweep": saved.name} for spec in specs]
         )
-        return executor.submit(jobs)
+        return executor.submit([_slurm_job(store, spec, live, stamp) for spec in specs])
     except SubmissionRefusedError as error:
         raise UserError(f"cluster: {error}; run the same line again when there is room") from None
     except (QueueError, ValueError) as error:
@@ -61,29 +64,30 @@ def queue_up(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved:
 
 
 def _with_parents(steps: Iterable[Step]) -> set[str]:
+    """A job must wait for a parent that an earlier submission queued, so parents' jobs are looked up too."""
     return {id for step in steps for id in (step.id, *step.parents.values())}
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the site says of jobs before they are queued."""
+    """What the site would do with jobs, found before any is queued."""
 
     starts: dict[str, datetime | None]
-    """Kind → when SLURM would start a first such job; None: it does not say."""
+    """Kind → when SLURM would start the first job of it; None: SLURM does not say."""
     refusals: list[str]
+    """Why SLURM would refuse jobs, one line each."""
 
 
 def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> Forecast:
     """Ask SLURM about the jobs of these steps; nothing is written or queued. Raises UserError where it does not
     answer."""
-    planned = planned_jobs(list(steps), cluster)
+    specs = job_specs(list(steps), cluster)
     executor = SlurmExecutor(store.queue, cluster)
-    asked = {job.kind: _resources(job) for job in planned}
     starts: dict[str, datetime | None] = {}
     refusals: list[str] = []
     try:
         room, nodes = site.room(cluster), site.nodes()
-        for kind, resources in asked.items():
+        for kind, resources in {spec.kind: _resources(spec) for spec in specs}.items():
             problems = site.problems(cluster, resources, nodes)
             refusals += [f"{kind}: {problem}" for problem in problems]
             if not problems:
@@ -93,51 +97,53 @@ def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> For
                     refusals.append(f"{kind}: {error}")
     except QueueError as error:
         raise UserError(f"cluster: {error}") from None
-    if room < len(planned):
+    if room < len(specs):
         refusals.append(f"the site lets {room} more jobs of yours into the queue; the same line later queues the rest")
     return Forecast(starts, refusals)
 
 
-def _slurm_job(store: Store, planned: PlannedJob, live: Mapping[str, QueuedJob], stamp: str) -> Job:
-    elsewhere = {str(live[parent].id) for parent in planned.needs if parent in live}
-    job = _job(store, planned)
+def _slurm_job(store: Store, spec: JobSpec, live: Mapping[str, JobStatus], stamp: str) -> Job:
+    """The job with a name of its own, waiting also for live jobs of earlier submissions."""
+    earlier = {str(live[parent].id) for parent in spec.needs if parent in live}
+    job = _job(store, spec)
     return replace(
         job,
         name=_stamped(job.name, stamp),
         after=tuple(_stamped(name, stamp) for name in job.after),
-        after_ids=tuple(sorted(elsewhere)),
+        after_ids=tuple(sorted(earlier)),
     )
 
 
 def _stamped(name: str, stamp: str) -> str:
-    """Job names are told apart over submissions."""
+    """A name that no other submission uses: the store finds a step's latest job by it."""
     return f"{name}.{stamp}"
 
 
-def _job(store: Store, planned: PlannedJob) -> Job:
-    argv = (sys.executable, "-m", "sweeps.worker", str(store.root), *planned.steps)
-    return Job(planned.name, argv, _resources(planned), planned.after, planned.kind)
+def _job(store: Store, spec: JobSpec) -> Job:
+    argv = (sys.executable, "-m", "sweeps.worker", str(store.root), *spec.steps)
+    return Job(spec.name, argv, _resources(spec), spec.after, spec.kind)
 
 
-def _resources(planned: PlannedJob) -> Resources:
-    """Kinds that do not train are one process, whatever GPUs they ask for."""
-    asked = planned.resources
-    processes = asked.processes_per_node if planned.kind in TRAINED else asked.tasks_per_node or 1
-    return Resources(**{**asdict(asked), "tasks_per_node": processes})
+def _resources(spec: JobSpec) -> Resources:
+    """One process per GPU for jobs that train; one in all for the others, whatever GPUs they ask for."""
+    requested = spec.resources
+    processes = requested.processes_per_node if spec.kind in TRAINED else requested.tasks_per_node or 1
+    return Resources(**{**asdict(requested), "tasks_per_node": processes})
 
 
 _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
-    # Libraries' bars would only fill err.log; progress is in metrics.jsonl.
+    # Progress bars would only fill err.log; progress is in metrics.jsonl.
     "TQDM_DISABLE": "1",
-    # Threads of one job that wait for each other soon sleep: spinning costs a factor of four beside any other process.
+    # OpenMP threads that wait for each other go to sleep soon: where another process shares the cores, spinning makes
+    # training four times slower (measured: docs/LOG.md, Threads).
     "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "100"),
 }
 
 
 def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
-    """Jobs import the code as it is now, wherever they start and whatever is edited meanwhile. Raises UserError where
-    the store cannot be written."""
+    """Jobs import a snapshot of the code as it is now, wherever they start and whatever is edited meanwhile: a queued
+    job may start, or start again, days later. Raises UserError where the store cannot be written."""
     try:
         snapshot = store.snapshot_code()
     except OSError as error:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.dispatch.grouping import PlannedJob, planned_jobs
+from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.planning.config import ClusterConfig, Resources
 from sweeps.planning.plan import Plan
 from sweeps.steps.step import Step
@@ -26,27 +26,27 @@ def steps(planner: Callable[[Sequence[str]], Plan]) -> dict[str, Step]:
 def test_whatever_is_missing_is_run_after_what_it_needs(steps: dict[str, Step], data: st.DataObject) -> None:
     done = data.draw(st.sets(st.sampled_from(sorted(steps))))
     missing = [step for id, step in steps.items() if id not in done]
-    jobs = planned_jobs(missing, CLUSTER)
+    jobs = job_specs(missing, CLUSTER)
     assert {id for job in jobs for id in job.steps} == {step.id for step in missing}
     for job in jobs:
         check_order(job, {j.name: j for j in jobs}, {step.id: step for step in missing})
 
 
-def check_order(job: PlannedJob, jobs: dict[str, PlannedJob], missing: dict[str, Step]) -> None:
+def check_order(job: JobSpec, jobs: dict[str, JobSpec], missing: dict[str, Step]) -> None:
     ran = {id for name in job.after for id in jobs[name].steps}
     for id in job.steps:
         assert {parent for parent in missing[id].parents.values() if parent in missing} <= ran | above(job, jobs)
         ran.add(id)
 
 
-def above(job: PlannedJob, jobs: dict[str, PlannedJob]) -> set[str]:
+def above(job: JobSpec, jobs: dict[str, JobSpec]) -> set[str]:
     found = {id for name in job.after for id in jobs[name].steps}
     return found.union(*(above(jobs[name], jobs) for name in job.after))
 
 
 def test_what_shares_a_process(planner: Callable[[Sequence[str]], Plan]) -> None:
     steps = planner(["experiment=quickstart"]).steps
-    jobs = planned_jobs(steps.values(), CLUSTER)
+    jobs = job_specs(steps.values(), CLUSTER)
     kinds = [[steps[id].kind for id in job.steps] for job in jobs]
     assert kinds.count(["convert", "uptrain"] + ["evaluate"] * 4) == 8
     assert sorted(map(len, kinds)) == [1, 1, 4] + [6] * 8 + [8]

@@ -74,7 +74,10 @@ def test_a_torn_note_on_jobs_spoils_neither_status_nor_cancel(tmp_path: Path, mo
     store.note_jobs([{"name": "measure.2", "steps": ["measure-1"], "sweep": "a"}])
     assert store.unreadable_jobs() == f"{store.queue}/jobs.jsonl: 1 lines are no JSON and were skipped"
     wanted = ("base-1", "measure-1", "uptrain-1")
-    assert queue_status.jobs_of(wanted, store) == {"base-1": queue_status.NEVER, "measure-1": queue_status.NEVER}
+    assert queue_status.latest_jobs(wanted, store) == {
+        "base-1": queue_status.NOT_SUBMITTED,
+        "measure-1": queue_status.NOT_SUBMITTED,
+    }
     states, _ = queue_status.with_queue({id: State("PENDING") for id in wanted}, store)
     assert [states[id].name for id in wanted] == ["LOST", "LOST", "PENDING"]
     ended: list[set[str]] = []

@@ -283,4 +283,4 @@ def test_code_that_cannot_be_copied_is_one_line(store: Store) -> None:
         failing("rename", 0),
         pytest.raises(UserError, match=r"^store = .*: the code cannot be copied there \(No space"),
     ):
-        submit.start_here([], cluster, store, saved)
+        submit.start_local([], cluster, store, saved)
