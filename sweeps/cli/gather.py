@@ -107,10 +107,10 @@ def _from_files(options: argparse.Namespace) -> list[LoggedRun]:
 
 
 def _from_api(options: argparse.Namespace) -> list[LoggedRun]:
-    from sweeps.tracking.read.api import every, unfinished
+    from sweeps.tracking.read.api import all_runs, unfinished
 
     with _project(options.project or _tracked_to(options), options) as project:
-        return project.sweep(options.name, every if options.curves else unfinished)
+        return project.sweep(options.name, all_runs if options.curves else unfinished)
 
 
 def _tracked_to(options: argparse.Namespace) -> str:
@@ -129,10 +129,10 @@ def _tracked_to(options: argparse.Namespace) -> str:
 
 def _theirs(options: argparse.Namespace, asked: Asked) -> list[LoggedRun]:
     if asked.source == "api":
-        from sweeps.tracking.read.api import every, none
+        from sweeps.tracking.read.api import all_runs, no_runs
 
         with _project(options.name, options) as project:
-            runs = project.runs(asked.only, every if options.curves else none)
+            runs = project.runs(asked.only, all_runs if options.curves else no_runs)
     else:
         from sweeps.tracking.read.files import read_directory
 
@@ -154,14 +154,14 @@ def _project(path: str, options: argparse.Namespace) -> Iterator[Any]:
     from rich.progress import MofNCompleteColumn, Progress
 
     from sweeps.tracking.read.api import Project
-    from sweeps.tracking.read.cache import usual_place
+    from sweeps.tracking.read.cache import default_folder
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        project = Project(path, cache=options.cache or usual_place(), report=_bar(bars))
+        project = Project(path, cache=options.cache or default_folder(), report=_bar(bars))
         yield project
-    histories = project.fetched + project.kept
+    histories = project.fetched + project.cached
     console.print(f"W&B {path}: fetched {project.fetched} of {histories} histories", highlight=False)
 
 

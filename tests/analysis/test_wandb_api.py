@@ -24,7 +24,7 @@ from analysis.data.logged import table
 from sweeps.cli import main
 from sweeps.cli.gather import SOURCES
 from sweeps.store.store import Store
-from sweeps.tracking.read.api import PAGE, Project, WandbReadError
+from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.read.runs import LoggedRun, planned
@@ -86,11 +86,11 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
 
 @pytest.mark.long
 def test_many_runs_cost_a_page_for_hundreds_and_a_few_requests_each(server: WandbServer, tmp_path: Path) -> None:
-    fill(server, PAGE + 20, 50)
+    fill(server, RUNS_PER_PAGE + 20, 50)
     told: list[tuple[str, int, int]] = []
     runs = Project(PATH, cache=tmp_path, report=lambda *state: told.append(state)).runs()
     asked = operations(server)
-    assert [run.id for run in runs] == [f"theirs-{i}" for i in range(PAGE + 20)]
+    assert [run.id for run in runs] == [f"theirs-{i}" for i in range(RUNS_PER_PAGE + 20)]
     assert all(len(run.rows) == 50 for run in runs)
     assert asked["Runs"] == 2
     assert sum(asked.values()) <= 3 * len(runs) + 10
@@ -108,7 +108,7 @@ def test_only_what_has_changed_is_fetched_again(server: WandbServer, tmp_path: P
     project = Project(PATH, cache=tmp_path)
     again = project.runs()
     assert operations(server)["HistoryPage"] == 1
-    assert (project.fetched, project.kept) == (1, 11)
+    assert (project.fetched, project.cached) == (1, 11)
     assert [len(run.rows) for run in again if run.id == "theirs-7"] == [51]
     assert [run.rows for run in again if run.id != "theirs-7"] == [run.rows for run in runs if run.id != "theirs-7"]
     assert len(list(tmp_path.iterdir())) == 12, "one file per run, however often it changes"
@@ -116,7 +116,7 @@ def test_only_what_has_changed_is_fetched_again(server: WandbServer, tmp_path: P
 
 def test_what_is_kept_counts_for_one_run_of_one_server_and_torn_files_for_none(tmp_path: Path) -> None:
     cache, run = HistoryCache(tmp_path / "cache"), ("http://one", "me", "mlkv", "a")
-    cache.keep(run, "monday", [{"loss": float("nan")}])
+    cache.write(run, "monday", [{"loss": float("nan")}])
     (row,) = cache.read(run, "monday") or []
     assert math.isnan(row["loss"])
     assert cache.read(run, "tuesday") is None
@@ -125,7 +125,7 @@ def test_what_is_kept_counts_for_one_run_of_one_server_and_torn_files_for_none(t
     file.write_text(file.read_text()[:-3])
     assert cache.read(run, "monday") is None
     (tmp_path / "in the way").touch()
-    HistoryCache(tmp_path / "in the way").keep(run, "monday", [])
+    HistoryCache(tmp_path / "in the way").write(run, "monday", [])
 
 
 @pytest.mark.long
@@ -139,7 +139,7 @@ def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
     line += ["--store", str(tmp_path), "-o", str(tmp_path / "cells.csv"), "--curves", str(tmp_path / "curves.csv")]
     assert command(*line) == 0
     assert "fetched 1000 of 1000 histories" in capsys.readouterr().err
-    assert operations(server)["Runs"] == 1000 / PAGE
+    assert operations(server)["Runs"] == 1000 / RUNS_PER_PAGE
     assert len(server.requests) <= 3 * 1000 + 20
     assert len(pd.read_csv(tmp_path / "curves.csv")) == 50_000
     server.requests.clear()
@@ -147,7 +147,7 @@ def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
     assert command(*line) == 0
     assert len(pd.read_csv(tmp_path / "cells.csv")) == 1000
     assert "fetched 1 of 1000 histories" in capsys.readouterr().err
-    assert len(server.requests) <= 1000 / PAGE + 2 + 10
+    assert len(server.requests) <= 1000 / RUNS_PER_PAGE + 2 + 10
 
 
 def test_a_server_that_falters_is_asked_again(server: WandbServer) -> None:

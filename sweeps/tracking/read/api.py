@@ -1,7 +1,7 @@
-"""Reads a project's runs back through W&B's public API: a page of runs at a time, histories side by side.
+"""Reads a project's runs through W&B's public API: a page of runs per request, several histories at once.
 
-What was fetched is kept by (run, when it last changed), so that asking again costs the listing alone. A request that
-fails is tried again; the server's word on when (429, Retry-After) is the client's to keep.
+Histories are cached by run and by when it last changed, so that reading a project again costs the list of runs alone. A
+request that fails is repeated here; where the server limits the rate (429, Retry-After), wandb's client waits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sweeps.tracking.read.runs import LoggedRun, planned
 
 Json = dict[str, Any]
 Report = Callable[[str, int, int], None]
-"""Called with what is being read (`runs`, `histories`), how many are there and how many there will be."""
+"""Called with what is being read (`runs`, `histories`), how many were read and how many there are."""
 Wanted = Callable[[LoggedRun], bool]
 T = TypeVar("T")
-PAGE, ROWS, AT_ONCE, TRIES = 200, 10_000, 8, 5
+RUNS_PER_PAGE, ROWS_PER_PAGE, MAX_CONNECTIONS, MAX_TRIES = 200, 10_000, 8, 5
 _AXES = {"train/*": "train/global_step"}
 
 
@@ -28,23 +28,25 @@ class WandbReadError(ValueError):
     """W&B could not be read; one line that says why."""
 
 
-def every(run: LoggedRun) -> bool:
+def all_runs(run: LoggedRun) -> bool:
     return True
 
 
 def unfinished(run: LoggedRun) -> bool:
-    """A step's run of which only the history tells how far it is."""
+    """A step that is running: its summary has no scores yet, so its history is needed to show how far it is."""
     return run.summary.get("state") == "RUNNING"
 
 
-def none(run: LoggedRun) -> bool:
+def no_runs(run: LoggedRun) -> bool:
     return False
 
 
 class Project:
-    """`entity/project`, or `project` of the default entity. Every method raises WandbReadError.
+    """One W&B project. Every method raises WandbReadError.
 
-    `cache`: a directory to keep histories in.
+    path: `entity/project`, or `project` of the default entity.
+    cache: a directory for fetched histories; None: they are fetched each time.
+    timeout: seconds for one request.
     """
 
     def __init__(
@@ -53,69 +55,71 @@ class Project:
         import wandb
 
         self.path, self._report = path, report
-        self.fetched = self.kept = 0
-        """Histories that the server was asked for, and that it was not."""
+        self.fetched = self.cached = 0
+        """Histories that came from the server, and from the cache."""
         self._cache = HistoryCache(cache) if cache else None
-        self._api = self._asked(lambda: wandb.Api(timeout=timeout))
+        self._api = self._request(lambda: wandb.Api(timeout=timeout))
 
-    def runs(self, filters: Mapping[str, Any] | None = None, histories: Wanted = every) -> list[LoggedRun]:
+    def runs(self, filters: Mapping[str, Any] | None = None, histories: Wanted = all_runs) -> list[LoggedRun]:
         """The runs that match W&B's `filters`, oldest first, with the histories that are wanted."""
-        listed = self._asked(lambda: list(self._listed(filters or {})))
-        runs = [_described(each) for each in listed]
-        wanted = [(run, each) for run, each in zip(runs, listed, strict=True) if histories(run)]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = [(run, pool.submit(self._history, each)) for run, each in wanted]
-            for done, (run, rows) in enumerate(found, 1):
-                run.rows, fetched = self._asked(rows.result, tries=1)
+        listed = self._request(lambda: list(self._listed(filters or {})))
+        runs = [_logged_run(each) for each in listed]
+        selected = [(run, each) for run, each in zip(runs, listed, strict=True) if histories(run)]
+        with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+            started = [(run, pool.submit(self._history, each)) for run, each in selected]
+            for done, (run, rows) in enumerate(started, 1):
+                run.rows, fetched = self._request(rows.result, tries=1)
                 self.fetched += fetched
-                self.kept += bool(run.rows) and not fetched
-                self._report("histories", done, len(found))
+                self.cached += bool(run.rows) and not fetched
+                self._report("histories", done, len(started))
         return runs
 
     def sweep(self, name: str, histories: Wanted = unfinished) -> list[LoggedRun]:
-        """The runs of a sweep's variants and of the steps they name."""
-        variants = self.runs({"group": name, "jobType": "variant"}, none)
+        """The runs of a sweep's variants, then those of the steps that they name."""
+        variants = self.runs({"group": name, "jobType": "variant"}, no_runs)
         steps = sorted({id for run in variants for id in planned(run).get("steps", {})})
-        pages = [steps[i : i + PAGE] for i in range(0, len(steps), PAGE)]
+        pages = [steps[i : i + RUNS_PER_PAGE] for i in range(0, len(steps), RUNS_PER_PAGE)]
         return [*variants, *(run for page in pages for run in self.runs({"name": {"$in": page}}, histories))]
 
     def _listed(self, filters: Mapping[str, Any]) -> Iterator[Any]:
-        """Configuration and summary come with the page."""
-        how: Json = {"per_page": PAGE, "order": "+created_at", "lazy": False, "include_sweeps": False}
-        found = self._api.runs(self.path, filters=dict(filters), **how)
-        for done, run in enumerate(found, 1):
+        """W&B's run objects, oldest first. `lazy=False`: configuration and summary come with the page of runs; else the
+        client would request them for each run."""
+        options: Json = {"per_page": RUNS_PER_PAGE, "order": "+created_at", "lazy": False, "include_sweeps": False}
+        runs = self._api.runs(self.path, filters=dict(filters), **options)
+        for done, run in enumerate(runs, 1):
             yield run
-            self._report("runs", done, len(found))
+            self._report("runs", done, len(runs))
 
     def _history(self, run: Any) -> tuple[list[Json], bool]:
-        """The run's rows, and whether they were fetched; not where there are none, or where they are kept."""
+        """The run's rows, and whether the server was asked for them: not where it has none, or the cache has them."""
         if not run.historyLineCount:
             return [], False
         key = (self._api.settings["base_url"], run.entity, run.project, run.id)
         changed = f"{run.heartbeatAt} {run.historyLineCount}"
-        kept = self._cache.read(key, changed) if self._cache else None
-        if kept is not None:
-            return kept, False
-        rows = _tried(lambda: list(run.scan_history(page_size=ROWS, use_cache=False)), TRIES)
+        cached = self._cache.read(key, changed) if self._cache else None
+        if cached is not None:
+            return cached, False
+        rows = _with_retries(lambda: list(run.scan_history(page_size=ROWS_PER_PAGE, use_cache=False)), MAX_TRIES)
         if self._cache:
-            self._cache.keep(key, changed, rows)
+            self._cache.write(key, changed, rows)
         return rows, True
 
-    def _asked(self, ask: Callable[[], T], tries: int = TRIES) -> T:
+    def _request(self, call: Callable[[], T], tries: int = MAX_TRIES) -> T:
+        """The result of `call`, which is tried again; any failure becomes a WandbReadError."""
         try:
-            return _tried(ask, tries)
+            return _with_retries(call, tries)
         except Exception as error:  # the client raises its own, requests' and protobuf's errors
             raise WandbReadError(f"W&B project {self.path}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _tried(ask: Callable[[], T], tries: int) -> T:
+def _with_retries(call: Callable[[], T], tries: int) -> T:
     from wandb.errors import UsageError
 
     for attempt in range(tries):
         try:
-            return ask()
+            return call()
         except (ValueError, UsageError):
-            raise  # no such project, no key: asking again does not make it
+            raise  # no such project, or no key: another try would not change that
         except Exception:
             if attempt == tries - 1:
                 raise
@@ -123,7 +127,7 @@ def _tried(ask: Callable[[], T], tries: int) -> T:
     raise AssertionError("unreachable")
 
 
-def _described(run: Any) -> LoggedRun:
+def _logged_run(run: Any) -> LoggedRun:
     summary = {key: value for key, value in dict(run.summary_metrics).items() if key != "_wandb"}
     kind = run.job_type or ""
     axes = _AXES if kind in ("base", "uptrain", "") else {f"{kind}/*": f"{kind}/row"}

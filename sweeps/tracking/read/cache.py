@@ -1,4 +1,4 @@
-"""Histories that were once fetched from W&B: a file per run, good until the run changes; can be thrown away."""
+"""A cache of histories fetched from W&B: a file per run, valid until the run changes. It can be deleted at any time."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from typing import Any
 Json = dict[str, Any]
 
 
-def usual_place() -> Path:
+def default_folder() -> Path:
     """`$XDG_CACHE_HOME/mlkv/wandb`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlkv" / "wandb"
 
 
 class HistoryCache:
-    """Rows by run and by when it last changed."""
+    """Rows of runs, each with the time of the run's last change."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, run: tuple[str, ...], changed: str) -> list[Json] | None:
-        """The rows of `run` (server, entity, project, id) as it was when it changed; None for others and torn files."""
+        """The rows of `run` (server, entity, project, id) as they were after its change at `changed`; None where the
+        cache has none, has older ones, or its file is damaged."""
         try:
-            kept = json.loads(self._file(run).read_text(encoding="utf-8"))
+            stored = json.loads(self._file(run).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return kept["rows"] if kept["changed"] == changed else None
+        return stored["rows"] if stored["changed"] == changed else None
 
-    def keep(self, run: tuple[str, ...], changed: str, rows: list[Json]) -> None:
-        """A folder that cannot be written keeps nothing: the next reading only takes longer."""
+    def write(self, run: tuple[str, ...], changed: str, rows: list[Json]) -> None:
+        """Store a run's rows. A folder that cannot be written is no error: the next reading only takes longer."""
         file = self._file(run)
-        beside = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({"run": run, "changed": changed, "rows": rows}), encoding="utf-8")
-            beside.replace(file)
+            temporary.write_text(json.dumps({"run": run, "changed": changed, "rows": rows}), encoding="utf-8")
+            temporary.replace(file)
         except OSError:
             with suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
 
     def _file(self, run: tuple[str, ...]) -> Path:
         return self._folder / f"{hashlib.sha256(json.dumps(run).encode()).hexdigest()[:32]}.json"

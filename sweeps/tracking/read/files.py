@@ -1,8 +1,9 @@
-"""Reads what W&B writes offline: `run-<id>.wandb`, torn and corrupt ones too.
+"""Reads the files that W&B writes offline (`run-<id>.wandb`), truncated and corrupt ones too.
 
-The format is LevelDB's log: after a header of 7 bytes blocks of 32 KiB, in them chunks of crc (u32), length (u16) and
-type (u8: whole, first, middle, last), whose payloads are protobuf records. A chunk that does not check is left out, and
-reading goes on at the next byte that begins one which does.
+wandb has no reader for them in Python (since 0.30), so the format is read here. It is LevelDB's log format
+(https://github.com/google/leveldb/blob/main/doc/log_format.md): a header of 7 bytes, then blocks of 32 KiB, in them
+chunks of crc (u32), length (u16) and type (u8: whole, first, middle, last), whose payloads are protobuf records. A
+chunk with a wrong crc is left out, and reading goes on at the next byte where a correct one begins.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sweeps.tracking.read.runs import LoggedRun
 Json = dict[str, Any]
 HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 BLOCK = 32 * 1024
-USUAL_AXIS = "train/global_step"
+DEFAULT_AXIS = "train/global_step"
 _CHUNK = struct.Struct("<IHB")
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -31,7 +32,7 @@ class WandbFileWarning(UserWarning):
 
 
 def read_directory(path: Path) -> list[LoggedRun]:
-    """Every run below `path`: fragments of one run become one, and on a position the later one's word counts."""
+    """Every run below `path`. Fragments of one run are merged; where two have a row for one position the later wins."""
     fragments = [run for file in sorted(path.rglob("run-*.wandb")) if (run := read_file(file))]
     merged: dict[tuple[str, str, str], LoggedRun] = {}
     for fragment in sorted(fragments, key=lambda run: run.started):
@@ -42,19 +43,19 @@ def read_directory(path: Path) -> list[LoggedRun]:
 
 def read_file(path: Path) -> LoggedRun | None:
     """One fragment; None, with a warning, where not even the run's id can be read."""
-    found = _Fragment()
-    lost = 0
+    fragment = _Fragment()
+    damaged = 0
     for payload in _payloads(path):
-        if payload is None or not found.take(payload):
-            lost += 1
-    if lost:
-        warnings.warn(f"{path}: {lost} damaged places left out", WandbFileWarning, stacklevel=2)
-    if not found.records:
+        if payload is None or not fragment.take(payload):
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{path}: {damaged} damaged places left out", WandbFileWarning, stacklevel=2)
+    if not fragment.records:
         return None
-    if not found.run.id:
-        found.run.id = path.stem.removeprefix("run-")
-        warnings.warn(f"{path}: says not what run it is; taken for {found.run.id}", WandbFileWarning, stacklevel=2)
-    return found.run
+    if not fragment.run.id:
+        fragment.run.id = path.stem.removeprefix("run-")
+        warnings.warn(f"{path}: names no run; read as {fragment.run.id}", WandbFileWarning, stacklevel=2)
+    return fragment.run
 
 
 # Chunks
@@ -65,19 +66,19 @@ def _payloads(path: Path) -> Iterator[bytes | None]:
     data = path.read_bytes()
     if data[: len(HEADER)] != HEADER:
         yield None
-    begun: list[bytes] = []
+    parts: list[bytes] = []
     for kind, payload in _chunks(data):
         if kind is None:
-            begun = []
+            parts = []
             yield None
         elif kind in (_WHOLE, _FIRST):
-            begun = [payload]
-        elif begun:
-            begun.append(payload)
-        if kind in (_WHOLE, _LAST) and begun:
-            yield b"".join(begun)
-            begun = []
-    if begun:
+            parts = [payload]
+        elif parts:
+            parts.append(payload)
+        if kind in (_WHOLE, _LAST) and parts:
+            yield b"".join(parts)
+            parts = []
+    if parts:
         yield None
 
 
@@ -86,7 +87,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int | None, bytes]]:
     while position < len(data):
         left = BLOCK - position % BLOCK
         if left < _CHUNK.size:
-            position += left  # a block's tail too short for a chunk is padding
+            position += left  # the end of a block that is too short for a chunk is padding
             continue
         chunk = _chunk_at(data, position, left)
         if chunk is None:
@@ -115,7 +116,7 @@ def _chunk_at(data: bytes, position: int, left: int) -> tuple[int, bytes] | None
 
 
 class _Fragment:
-    """What the records of one file say."""
+    """The run that the records of one file describe. `_take_<record type>` reads one; other types are ignored."""
 
     def __init__(self) -> None:
         from wandb.proto import wandb_internal_pb2
@@ -138,54 +139,59 @@ class _Fragment:
         self.records += 1
         return True
 
-    def _take_run(self, told: Any) -> None:
+    def _take_run(self, message: Any) -> None:
         run = self.run
-        run.id, run.name, run.project, run.entity = told.run_id, told.display_name, told.project, told.entity
-        run.job_type, run.group, run.tags = told.job_type, told.run_group, tuple(told.tags)
-        run.sweep = told.sweep_id
-        run.started = told.start_time.seconds + told.start_time.nanos / 1e9
-        self._take_config(told.config)
-        self._take_summary(told.summary)
+        run.id, run.name, run.project, run.entity = (
+            message.run_id,
+            message.display_name,
+            message.project,
+            message.entity,
+        )
+        run.job_type, run.group, run.tags = message.job_type, message.run_group, tuple(message.tags)
+        run.sweep = message.sweep_id
+        run.started = message.start_time.seconds + message.start_time.nanos / 1e9
+        self._take_config(message.config)
+        self._take_summary(message.summary)
 
-    def _take_config(self, told: Any) -> None:
-        _update(self.run.config, told)
+    def _take_config(self, message: Any) -> None:
+        _update(self.run.config, message)
         self.run.config.pop("_wandb", None)
 
-    def _take_summary(self, told: Any) -> None:
-        _update(self.run.summary, told)
+    def _take_summary(self, message: Any) -> None:
+        _update(self.run.summary, message)
 
-    def _take_history(self, told: Any) -> None:
+    def _take_history(self, message: Any) -> None:
         row: Json = {}
-        for item in told.item:
-            _put(row, _path(item), json.loads(item.value_json))
+        for item in message.item:
+            _set(row, _path(item), json.loads(item.value_json))
         self.run.rows.append(row)
 
-    def _take_metric(self, told: Any) -> None:
-        if told.step_metric:
-            self.run.axes[told.glob_name or told.name] = told.step_metric
+    def _take_metric(self, message: Any) -> None:
+        if message.step_metric:
+            self.run.axes[message.glob_name or message.name] = message.step_metric
 
-    def _take_exit(self, told: Any) -> None:
-        self.run.state = "failed" if told.exit_code else "finished"
+    def _take_exit(self, message: Any) -> None:
+        self.run.state = "failed" if message.exit_code else "finished"
 
 
 def _path(item: Any) -> list[str]:
     return list(item.nested_key) or [item.key]
 
 
-def _update(values: Json, told: Any) -> None:
-    for item in told.update:
-        _put(values, _path(item), json.loads(item.value_json))
-    for item in told.remove:
+def _update(values: Json, message: Any) -> None:
+    for item in message.update:
+        _set(values, _path(item), json.loads(item.value_json))
+    for item in message.remove:
         path = _path(item)
-        inner = _inside(values, path)
-        inner.pop(path[-1], None)
+        _parent_of(values, path).pop(path[-1], None)
 
 
-def _put(values: Json, path: list[str], value: Any) -> None:
-    _inside(values, path)[path[-1]] = value
+def _set(values: Json, path: list[str], value: Any) -> None:
+    _parent_of(values, path)[path[-1]] = value
 
 
-def _inside(values: Json, path: list[str]) -> Json:
+def _parent_of(values: Json, path: list[str]) -> Json:
+    """The nested mapping that holds the last key of `path`; made where it is missing."""
     for part in path[:-1]:
         below = values.get(part)
         if not isinstance(below, dict):
@@ -198,7 +204,8 @@ def _inside(values: Json, path: list[str]) -> Json:
 
 
 def _merge(earlier: LoggedRun, later: LoggedRun) -> LoggedRun:
-    """Later values win; rows are put together by the run's own axis, as W&B's step starts over in each fragment."""
+    """Both fragments as one; later values win. Rows are merged by the run's own axis: W&B's step starts at 0 again in
+    each fragment, so it does not say which rows are the same."""
     later.axes = {**earlier.axes, **later.axes}
     later.rows = _merge_rows(earlier.rows, later.rows, later.axes)
     later.config = {**earlier.config, **later.config}
@@ -207,14 +214,15 @@ def _merge(earlier: LoggedRun, later: LoggedRun) -> LoggedRun:
 
 
 def _merge_rows(earlier: list[Json], later: list[Json], axes: Json) -> list[Json]:
-    """Rows of both by their place on the axis. Without an axis nothing says which rows are the same: all are kept."""
-    places = {_place(row, axes) for row in later} - {None}
-    kept = [row for row in earlier if _place(row, axes) not in places]
-    return sorted([*kept, *later], key=lambda row: _place(row, axes) or ("", 0.0))
+    """Rows of both in order of the axis. Rows without an axis are all kept, as nothing shows that two are the same."""
+    repeated = {_axis_position(row, axes) for row in later} - {None}
+    first = [row for row in earlier if _axis_position(row, axes) not in repeated]
+    return sorted([*first, *later], key=lambda row: _axis_position(row, axes) or ("", 0.0))
 
 
-def _place(row: Json, axes: Json) -> tuple[str, float] | None:
-    """The axis that the row's metrics are drawn against, and where on it; the usual name where none was defined."""
+def _axis_position(row: Json, axes: Json) -> tuple[str, float] | None:
+    """The metric that the row's metrics are drawn against, and its value; DEFAULT_AXIS where none was defined. None for
+    a row without either."""
     defined = [axis for pattern, axis in axes.items() if any(fnmatch.fnmatchcase(key, pattern) for key in row)]
-    found = next((axis for axis in (*defined, USUAL_AXIS) if isinstance(row.get(axis), int | float)), None)
-    return (found, row[found]) if found else None
+    axis = next((axis for axis in (*defined, DEFAULT_AXIS) if isinstance(row.get(axis), int | float)), None)
+    return (axis, row[axis]) if axis else None

@@ -1,4 +1,4 @@
-"""A run as W&B gives it back, from its files (read/files.py) or its API (read/api.py)."""
+"""A run as read back from W&B: from its files (files.py) or through its API (api.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 @dataclass
 class LoggedRun:
-    """One run, all its fragments put together. `rows` are in the order of its own axis."""
+    """One run, its fragments merged. `rows` are in the order of its own axis."""
 
     id: str
     name: str = ""
@@ -21,27 +21,27 @@ class LoggedRun:
     job_type: str = ""
     group: str = ""
     sweep: str = ""
-    """The id of a sweep of W&B's own."""
+    """The id of the W&B sweep (not one of ours) that made it."""
     tags: tuple[str, ...] = ()
     config: Json = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
     rows: list[Json] = field(default_factory=list)
     axes: dict[str, str] = field(default_factory=dict)
-    """Metric names, or globs of them → the metric they are drawn against."""
+    """Metric name, or a pattern of names (`train/*`) → the metric on its x axis."""
     state: str = "running"
     started: float = 0.0
 
 
 def planned(run: LoggedRun) -> Json:
-    """The part of the plan that a variant's run tells of: `sweep`, `number`, `index`, `variant`, `plan`, `steps`; empty
-    for other runs."""
+    """The part of the plan that the run of a variant holds (`sweep`, `number`, `index`, `variant`, `plan`, `steps`);
+    empty for other runs."""
     return json.loads(run.config["mlkv"]) if run.job_type == "variant" and "mlkv" in run.config else {}
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """The value as a float if it is a finite number, else None; True and False are no numbers."""
     try:
-        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        converted = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return converted if math.isfinite(converted) else None
