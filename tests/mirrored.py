@@ -11,7 +11,7 @@ from unittest.mock import patch
 from wandb_server import WandbServer
 
 from sweeps.store.store import Store
-from sweeps.tracking.sync import synced
+from sweeps.tracking.sync import sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 
 
@@ -78,6 +78,6 @@ def mirror(filler: Any, server: WandbServer) -> Mirrored:
     with patch.dict(os.environ, server.environment()):
         for mode in ("offline", "online"):
             target = Target(TrackingConfig(mode=mode, timeout=20), filler.name)  # type: ignore[arg-type]
-            done = list(synced(filler.store, target))
-            assert not [each for each in done if each.done == "failed"]
+            done = list(sync_sweep(filler.store, target))
+            assert not [each for each in done if each.outcome == "failed"]
     return Mirrored(filler.store, filler.name, filler.store.tracking(filler.name).runs, server, resumed)

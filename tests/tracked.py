@@ -18,7 +18,7 @@ from sweeps.planning.plan import Plan
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.supervisor import Mirror
-from sweeps.tracking.sync import Synced, synced
+from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -104,11 +104,11 @@ class Stage:
         acted.end(state, metrics)
         mirror.close()
 
-    def sync(self) -> tuple[int, dict[str, Synced]]:
+    def sync(self) -> tuple[int, dict[str, SyncResult]]:
         """How many failed, and what became of each run."""
         target = Target(replace(self.config, mode="online"), self.saved.name)
-        done = {each.run: each for each in synced(self.store, target)}
-        return sum(each.done == "failed" for each in done.values()), done
+        done = {each.run: each for each in sync_sweep(self.store, target)}
+        return sum(each.outcome == "failed" for each in done.values()), done
 
     def log_of(self, step: str) -> str:
         return "".join(a.tracking_log.read_text() for a in self.store.step(step).attempts() if a.tracking_log.exists())

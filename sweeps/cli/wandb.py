@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeps.store.store import SavedSweep, Store
-    from sweeps.tracking.sync import Synced
+    from sweeps.tracking.sync import SyncResult
     from sweeps.tracking.target import Target, TrackingConfig
 
 SECONDS_PER_RUN = 0.5
@@ -30,14 +30,14 @@ SECONDS_PER_RUN = 0.5
 
 def sync(options: argparse.Namespace) -> int:
     """Send what W&B does not have: of a sweep in the store, or of directories that W&B wrote."""
-    from sweeps.tracking.sync import synced
+    from sweeps.tracking.sync import sync_sweep
     from sweeps.tracking.target import saved_target
 
     if os.path.isdir(options.what):  # false for what is no path at all
         return _show(make_console(), _sync_files(Path(options.what), options), "sent")
     store = existing(options.store)
     target = _online(saved_target(store.sweep(options.what)), options)
-    return _show(make_console(), synced(store, target), "sent")
+    return _show(make_console(), sync_sweep(store, target), "sent")
 
 
 def _online(target: Target, options: argparse.Namespace) -> Target:
@@ -46,11 +46,11 @@ def _online(target: Target, options: argparse.Namespace) -> Target:
         return replace(target, config=replace(target.config, mode="online", **given))
 
 
-def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[Synced]:
-    from sweeps.tracking.sync import synced_files
+def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[SyncResult]:
+    from sweeps.tracking.sync import sync_files
     from sweeps.tracking.target import Target, TrackingConfig
 
-    return synced_files(path, _online(Target(TrackingConfig()), options))
+    return sync_files(path, _online(Target(TrackingConfig()), options))
 
 
 def track(saved: SavedSweep | None) -> None:
@@ -64,30 +64,30 @@ def track(saved: SavedSweep | None) -> None:
 def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool = False) -> None:
     """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error.
     `done`: only of the variants that are; the workers write the others as their steps end."""
-    from sweeps.tracking.sync import runs_of, synced
+    from sweeps.tracking.sync import sweep_runs, sync_sweep
     from sweeps.tracking.target import saved_target
 
     target = saved_target(saved)
     if target.config.mode == "off":
         return
-    count = sum(1 for _ in runs_of(store, saved, done)) if done else len(saved.plan["steps"]) + len(saved.variants)
+    count = sum(1 for _ in sweep_runs(store, saved, done)) if done else len(saved.plan["steps"]) + len(saved.variants)
     if not count:
         return
     allowed = target.config.timeout + SECONDS_PER_RUN * count
-    counted = Counter(each.done for each in synced(store, target, allowed, done))
+    counted = Counter(each.outcome for each in sync_sweep(store, target, allowed, done))
     told = ", ".join(f"{count} {done}" for done, count in counted.items())
     after = f"; `mlkv sync {saved.name}` sends the rest" if counted["failed"] else ""
     console.print(f"W&B ({target.config.mode}): {told}{after}", highlight=False)
 
 
-def _show(console: Console, results: Iterable[Synced], verb: str) -> int:
+def _show(console: Console, results: Iterable[SyncResult], verb: str) -> int:
     """A line per run; what was there already only in the count."""
     counted: Counter[str] = Counter()
     for each in results:
-        counted[each.done] += 1
-        if each.done != "already there":
-            line = f"{each.done}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
-            console.print(line, style="red" if each.done == "failed" else None, highlight=False, markup=False)
+        counted[each.outcome] += 1
+        if each.outcome != "already there":
+            line = f"{each.outcome}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
+            console.print(line, style="red" if each.outcome == "failed" else None, highlight=False, markup=False)
     console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or f"nothing to be {verb}")
     return NOT_DONE if counted["failed"] else OK
 

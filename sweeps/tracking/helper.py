@@ -1,8 +1,9 @@
-"""The process that mirrors what a worker does: `python -m sweeps.tracking.helper STORE`, told by lines on its stdin.
+"""The process that mirrors a worker's steps to W&B: `python -m sweeps.tracking.helper STORE`.
 
-The step that runs comes first; when there is nothing to do for it, the runs of variants are written, one at a time. It
-is no part of the work: it may hang, fail or be killed, and the step does not notice. It ends when stdin does, at the
-latest after the configured timeout.
+The worker (supervisor.py) sends it messages, a JSON object per line on stdin. The running step comes first; while there
+is nothing to do for it, the runs of variants are written, one at a time. It is a process of its own because wandb may
+hang, fail or end the process that imports it: the step does not notice. It ends when stdin does, at the latest after
+the configured timeout.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from sweeps.tracking.variants import VariantRuns
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 300.0
-"""After what could not be mirrored: a long step is taken up again when W&B is back."""
+"""Pause after a failure, so that a step of hours is mirrored again once W&B is back."""
 
 
-class Follower:
-    """Mirrors one attempt of a step while it runs."""
+class AttemptMirror:
+    """Mirrors one attempt of a step while it runs: a W&B run that is open, and how far it has read metrics.jsonl."""
 
     def __init__(self, store: Store, target: Target, step: StepDir, attempt: Attempt, pid: int) -> None:
         self._step, self._attempt, self._target = step, attempt, target
@@ -45,19 +46,19 @@ class Follower:
         if target.sweep:
             self._sweep = store.sweep(target.sweep)
         self._axis, self._position = Axis(step.kind), 0
-        self._catch_up()
+        self._skip_earlier_attempts()
         self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
         self._run.log(step.history())
 
-    def _catch_up(self) -> None:
-        """Move the axis past what earlier attempts logged."""
+    def _skip_earlier_attempts(self) -> None:
+        """Move the axis past the rows of earlier attempts: a resumed attempt logs some of them again."""
         for earlier in self._step.attempts():
             if earlier.number < self._attempt.number:
                 self._axis.new_attempt()
                 list(self._axis.rows(earlier.metrics()))
         self._axis.new_attempt()
 
-    def pump(self) -> None:
+    def send_new_rows(self) -> None:
         rows, self._position = self._attempt.metrics_from(self._position)
         self._run.log(self._axis.rows(rows))
 
@@ -71,83 +72,86 @@ class Follower:
 class Helper:
     def __init__(self, store: Store, target: Target) -> None:
         self._store, self._target = store, target
-        self._told: queue.Queue[Json | None] = queue.Queue()
-        self._follower: Follower | None = None
-        self._follow: Callable[[], Follower] | None = None
+        self._messages: queue.Queue[Json | None] = queue.Queue()
+        self._mirror: AttemptMirror | None = None
+        self._open_mirror: Callable[[], AttemptMirror] | None = None
         self._attempt: Attempt | None = None
-        self._again_at = 0.0
+        self._retry_at = 0.0
         self._variants = VariantRuns(store, target)
 
     def listen(self, lines: IO[str]) -> None:
-        """Every message, then None; from there on the time is limited."""
+        """Queue every message, then None. From the end of stdin on, the configured timeout runs."""
         for line in lines:
-            self._told.put(json.loads(line))
-        self._told.put(None)
+            self._messages.put(json.loads(line))
+        self._messages.put(None)
         overdue = threading.Timer(self._target.config.timeout, os._exit, [1])
         overdue.daemon = True
         overdue.start()
 
     def run(self) -> None:
         threading.Thread(target=self.listen, args=(sys.stdin,), daemon=True).start()
-        while (told := self._next()) is not None:
-            if "attempt" in told:
-                self._try(partial(self._begin, told))
-            elif told:
-                self._try(partial(self._variants.ended, told["step"]))
+        while (message := self._next()) is not None:
+            if "attempt" in message:
+                self._try(partial(self._begin, message))
+            elif message:
+                self._try(partial(self._variants.ended, message["step"]))
             else:
-                self._try(self._pump)
+                self._try(self._send_new_rows)
                 self._try(self._write_variant)
         while self._variants.waiting:
             self._try(self._write_variant)
 
     def _next(self) -> Json | None:
-        """What the worker says; empty while it says nothing, None at the end. Whatever it says ends the attempt."""
+        """The next message: empty when none came in time, None at the end. Any message means that the attempt before it
+        has ended."""
         try:
-            told = self._told.get(timeout=POLL_SECONDS)
+            message = self._messages.get(timeout=POLL_SECONDS)
         except queue.Empty:
             return {}
         self._try(self._finish)
-        self._follow = self._follower = None
-        return told
+        self._open_mirror = self._mirror = None
+        return message
 
-    def _begin(self, told: Json) -> None:
-        step = self._store.step(told["step"])
-        attempt = next(a for a in step.attempts() if a.number == told["attempt"])
+    def _begin(self, message: Json) -> None:
+        step = self._store.step(message["step"])
+        attempt = next(a for a in step.attempts() if a.number == message["attempt"])
         self._attempt = attempt
-        self._follow = lambda: Follower(self._store, self._target, step, attempt, told["pid"])
-        self._follower = self._follow()
+        self._open_mirror = lambda: AttemptMirror(self._store, self._target, step, attempt, message["pid"])
+        self._mirror = self._open_mirror()
 
-    def _pump(self) -> None:
-        if self._follower:
-            self._follower.pump()
-        elif self._follow and time.monotonic() >= self._again_at:
-            self._follower = self._follow()
+    def _send_new_rows(self) -> None:
+        if self._mirror:
+            self._mirror.send_new_rows()
+        elif self._open_mirror and time.monotonic() >= self._retry_at:
+            self._mirror = self._open_mirror()
 
     def _finish(self) -> None:
-        if self._follower:
-            self._follower.finish()
+        if self._mirror:
+            self._mirror.finish()
 
     def _write_variant(self) -> None:
         if self._variants.waiting:
             self._variants.write_next()
 
     def _try(self, do: Callable[[], None]) -> None:
-        """W&B's failures and a full disk end the mirroring of this attempt for a while, and nothing else."""
+        """Call `do`. A failure of W&B or of the disk is logged and stops the mirroring of this attempt for
+        RETRY_SECONDS; it never ends this process."""
         try:
             try:
                 do()
             except ServiceEndedError:
-                self._start_over(do)
+                self._retry_with_new_service(do)
         except (MirrorError, StoreError, OSError) as error:
-            self._follower, self._again_at = None, time.monotonic() + RETRY_SECONDS
+            self._mirror, self._retry_at = None, time.monotonic() + RETRY_SECONDS
             self._variants.forget()
             self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
 
-    def _start_over(self, do: Callable[[], None]) -> None:
-        """W&B's own process was killed: once more with a new one, which takes the attempt's run up where it stands."""
+    def _retry_with_new_service(self, do: Callable[[], None]) -> None:
+        """wandb writes through a process of its own (wandb-core). Where that was killed, start another, resume the
+        attempt's run in it and call `do` again."""
         restart_service()
-        if self._follower and self._follow:
-            self._follower = self._follow()
+        if self._mirror and self._open_mirror:
+            self._mirror = self._open_mirror()
         do()
 
     def _log(self, message: str) -> None:
@@ -163,7 +167,7 @@ class Helper:
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    logging.raiseExceptions = False  # on a full disk W&B's own log would fill the job's
+    logging.raiseExceptions = False  # on a full disk each line of W&B's own log would put a traceback into the job's
     target = Target.of_environment()
     if target:
         Helper(Store(Path(sys.argv[1])), target).run()

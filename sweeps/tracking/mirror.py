@@ -1,7 +1,8 @@
 """Writes runs to W&B, in a process that mirrors and does nothing else.
 
-Nothing has to remember what has arrived. Online the server is asked when a run is taken up again, and rows it has are
-left out; offline, where W&B ignores `resume`, every fragment holds the run from its first row.
+Nothing here remembers what has arrived. Online, W&B tells the next step of a run that is resumed, and rows before it
+are not sent again. Offline, W&B ignores `resume` and starts a new directory (a fragment) whose steps begin at 0, so
+every fragment is written from the run's first row.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from sweeps.store.axis import Json
 from sweeps.store.store import TrackingDir
-from sweeps.tracking.runs import MARK, Run
+from sweeps.tracking.runs import FINGERPRINT_KEY, Run
 from sweeps.tracking.target import TrackingConfig
 
-_QUERIES: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
-"""Give up soon: what does not arrive now is sent by the next attempt or `mlkv sync`."""
-_GOES_ON = ("INTERRUPTED", "RUNNING", "PENDING")
-"""W&B calls these runs preempted, others that are not done failed."""
+_RETRY_SETTINGS: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
+"""Few retries: what does not arrive now is sent by the next attempt or by `mlkv sync`."""
+_RESUMABLE = ("INTERRUPTED", "RUNNING", "PENDING")
+"""Runs in these states end as "preempted" in W&B; others that are not done end as "failed"."""
 
 
 class MirrorError(Exception):
-    """W&B could not be written to; the message holds no key."""
+    """W&B could not be written to. The message never holds the API key."""
 
 
 class ServiceEndedError(MirrorError):
-    """The process through which wandb writes is gone; `restart_service` begins another."""
+    """The process through which wandb writes has ended; `restart_service` makes the next run start another."""
 
 
 class OpenRun:
-    """A run that is being written. Raises MirrorError when W&B fails."""
+    """A W&B run that is open for writing. Every method raises MirrorError when W&B fails."""
 
     def __init__(self, run: Run, config: TrackingConfig, directory: TrackingDir, pid: int | None = None) -> None:
-        """`pid`: the process whose CPU, memory and GPU are to be shown; None for no system metrics."""
-        _make(directory)
+        """pid: the process whose CPU, memory and GPU are recorded; None: no system metrics."""
+        _make_directory(directory)
         try:
             self._run = wandb.init(
                 mode="online" if config.mode == "online" else "offline",
@@ -55,55 +56,58 @@ class OpenRun:
                 reinit="create_new",
                 settings=_settings(config, pid),
             )
-            self._describe(run)
-        except Exception as error:  # whatever W&B raises, the step goes on
-            raise _told(error) from None
-        self._next = self._run.starting_step
+            self._write_description(run)
+        except Exception as error:  # W&B raises many types, its own and its libraries'; none may end the step
+            raise _mirror_error(error) from None
+        self._next_position = self._run.starting_step
 
     @property
     def folder(self) -> str:
-        """The name of its own folder among W&B's files."""
+        """The name of this run's folder among W&B's files."""
         return Path(self._run.settings.sync_dir).name
 
-    def _describe(self, run: Run) -> None:
-        self._run.config.update(run.config, allow_val_change=True)
+    def _write_description(self, run: Run) -> None:
+        self._run.config.update(run.config, allow_val_change=True)  # resumed runs have a configuration already
         self._run.summary.update({"state": run.state})
+        # Charts are drawn against an axis of our own (optimizer steps, batch size): W&B's own step starts again at 0 in
+        # every offline fragment, and `wandb sync` renumbers it over fragments.
         for prefix, axis in run.axes.items():
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{prefix}/*", step_metric=axis)
 
     def log(self, rows: Iterable[tuple[int, Json]]) -> None:
-        """Rows by position; those the server has already are left out."""
+        """Log rows in order of position, leaving out those that the server has: W&B drops rows
+        logged at an earlier step than before."""
         try:
             for position, values in rows:
-                if position >= self._next:
+                if position >= self._next_position:
                     self._run.log(values, step=position, commit=True)
-                    self._next = position + 1
+                    self._next_position = position + 1
         except Exception as error:
-            raise _told(error) from None
+            raise _mirror_error(error) from None
 
     def finish(self, run: Run) -> None:
-        """Write the summary and wait until W&B has everything, or has given up."""
+        """Write the rest of the rows and the summary; wait until W&B has sent everything or given up."""
         self.log(run.rows)
         try:
-            whole = {MARK: run.fingerprint} if run.settled else {}
-            self._run.summary.update({**run.summary, **whole})
-            if run.state in _GOES_ON:
+            complete = {FINGERPRINT_KEY: run.fingerprint} if run.settled else {}
+            self._run.summary.update({**run.summary, **complete})
+            if run.state in _RESUMABLE:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if run.state == "DONE" else 1)
         except Exception as error:
-            raise _told(error) from None
+            raise _mirror_error(error) from None
 
 
 def connect_briefly() -> None:
-    """For a command that somebody waits for: rows too are given up after a minute without a server."""
-    queries: dict[str, Any] = {"x_graphql_retry_max": 3, "x_graphql_retry_wait_max_seconds": 2.0}
+    """Settings for a command that a person waits for: rows too are given up after a minute without a server."""
+    requests: dict[str, Any] = {"x_graphql_retry_max": 3, "x_graphql_retry_wait_max_seconds": 2.0}
     rows: dict[str, Any] = {"x_file_stream_retry_max": 10, "x_file_stream_retry_wait_max_seconds": 5.0}
-    wandb.setup(wandb.Settings(**queries, **rows))
+    wandb.setup(wandb.Settings(**requests, **rows))
 
 
 def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
-    """A whole run at once; offline, in place of what was written of it before."""
+    """Write a complete run at once; offline, in place of the fragments that were written of it before."""
     opened = OpenRun(run, config, directory)
     opened.finish(run)
     if config.mode == "offline":
@@ -113,19 +117,19 @@ def write(run: Run, config: TrackingConfig, directory: TrackingDir) -> None:
 
 
 def restart_service() -> None:
-    """Nothing is waited for: what the old one had not sent is written again."""
+    """Give up the dead process without waiting for it; the next run starts another and writes again what was lost."""
     with suppress(Exception, SystemExit):
         wandb.teardown(exit_code=1)
     os.environ.pop("WANDB_SERVICE", None)
 
 
-def _told(error: Exception) -> MirrorError:
+def _mirror_error(error: Exception) -> MirrorError:
     ended = isinstance(error, ConnectionError | MailboxClosedError | HandleAbandonedError)
     return (ServiceEndedError if ended else MirrorError)(redacted(error))
 
 
-def _make(directory: TrackingDir) -> None:
-    """W&B falls back to /tmp without a word where its directory cannot be made."""
+def _make_directory(directory: TrackingDir) -> None:
+    """Make W&B's directory, or raise: where it cannot be made, W&B writes to /tmp and reports nothing."""
     try:
         directory.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,7 +137,7 @@ def _make(directory: TrackingDir) -> None:
 
 
 def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
-    watched: dict[str, Any] = (
+    system: dict[str, Any] = (
         {"x_stats_pid": pid, "x_stats_track_process_tree": True} if pid else {"x_disable_stats": True}
     )
     return wandb.Settings(
@@ -144,19 +148,20 @@ def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
         disable_job_creation=True,
         program="sweeps.worker",
         x_save_requirements=False,
-        # On a full disk W&B would lose rows in the middle, for good; what is missing is sent from the store.
+        # With this file W&B loses rows in the middle of a run, for good, when the disk is full. Without it nothing is
+        # lost that the store cannot send again.
         x_skip_transaction_log=config.mode == "online",
         x_file_stream_transmit_interval=1.0,
         x_transaction_log_flush_interval=1.0,
         x_stats_sampling_interval=config.system_seconds,
         init_timeout=config.timeout,
-        **_QUERIES,
-        **watched,
+        **_RETRY_SETTINGS,
+        **system,
     )
 
 
 def redacted(error: BaseException) -> str:
-    """An error in one line, without the key."""
+    """An error in one line of at most 1,000 characters, without the API key."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
     key = os.environ.get("WANDB_API_KEY")
     return text.replace(key, "***") if key else text

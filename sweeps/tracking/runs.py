@@ -1,7 +1,9 @@
 """What W&B should show of a step or a variant, computed from the store alone. Imports no wandb.
 
-A step has one run, whatever sweeps use it and however often it was requeued: rows of all its attempts in one sequence
-that only moves forward on its own axis. A variant has one run per sweep, made of its steps' records.
+A step has one run, whatever sweeps use it and however often it was requeued. A resumed attempt repeats the rows after
+its checkpoint, and W&B can neither rewrite a row nor take one at an earlier step; so the rows of all attempts become
+one sequence that only moves forward (sweeps/store/axis.py). A variant has one run per sweep, from its
+steps' records.
 """
 
 from __future__ import annotations
@@ -15,30 +17,30 @@ from sweeps.store.axis import TRAINING, Axis, Json, Rows
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 
-MARK = "mlkv_fingerprint"
-"""Summary key that says what a run was made from; the same mark means the server has all of it."""
-_ENDED = {"done": "DONE", "failed": "FAILED", "interrupted": "INTERRUPTED"}
-_LEFT_OUT = ("id", "kind", "work", "inputs", "outputs", "seal")
-"""Of a record: what the run itself says, and lists of files, which stay in the store."""
+FINGERPRINT_KEY = "mlkv_fingerprint"
+"""Key of the summary that holds a run's fingerprint: where it equals ours, the server has the whole run."""
+_STATE_OF_EXIT = {"done": "DONE", "failed": "FAILED", "interrupted": "INTERRUPTED"}
+_NOT_SHOWN = ("id", "kind", "work", "inputs", "outputs", "seal")
+"""Parts of a record that are not uploaded: the run has them elsewhere, or they are lists of files of the store."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `rows` are (position, values) with growing positions: the run's W&B steps."""
+    """One W&B run. `rows` are (position, values); positions grow and are the run's W&B steps."""
 
     id: str
     name: str
     job_type: str
     config: Json
     axes: dict[str, str]
-    """Prefix of metrics → the metric they are drawn against."""
+    """Prefix of metric names → the metric on their x axis."""
     rows: Rows
     summary: Json
     state: str
     group: str | None = None
     tags: tuple[str, ...] = ()
-    mark: str = ""
-    """The fingerprint, of a run that was read back rather than made."""
+    stored_fingerprint: str = ""
+    """Of a run that was read from W&B's files: the fingerprint in its summary."""
 
     @property
     def finished(self) -> bool:
@@ -46,14 +48,15 @@ class Run:
 
     @property
     def settled(self) -> bool:
-        """Whether its mark stands for all of it; not while a step's rows may still come."""
+        """Whether the fingerprint covers the whole run. False while a step may still log rows."""
         return self.finished or self.job_type == "variant"
 
     @property
     def fingerprint(self) -> str:
-        """Of what is shown, but for the name: a step that two sweeps share goes by the label of either."""
-        if self.mark:
-            return self.mark
+        """A hash of what is shown. The name is left out: two sweeps that share a step name its run after their own
+        labels, and must not upload it in turn."""
+        if self.stored_fingerprint:
+            return self.stored_fingerprint
         shown = [self.config, self.summary, self.state, self.tags, len(self.rows)]
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -62,30 +65,31 @@ class Run:
 
 
 def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
-    """A step as it stands. `sweep` lends it the label of its plan."""
-    told = (sweep.plan["steps"].get(step.id) if sweep else None) or {}
+    """The run of a step, as the store has it now. `sweep`: whose plan gives the run its label."""
+    planned = (sweep.plan["steps"].get(step.id) if sweep else None) or {}
     axis, spec = Axis(step.kind), step.spec() or {}
-    state, reason = standing(step)
+    state, reason = step_state(step)
     record = step.record() or {}
-    kept = {key: value for key, value in record.items() if key not in _LEFT_OUT}
+    shown = {key: value for key, value in record.items() if key not in _NOT_SHOWN}
     return Run(
         id=step.id,
-        name=f"{step.kind} {told.get('label') or step.id}",
+        name=f"{step.kind} {planned.get('label') or step.id}",
         job_type=step.kind,
         config={"step": step.id, **spec},
         axes={axis.prefix: axis.name},
         rows=step.history(),
-        summary={"state": state, "reason": reason, **scores(step.kind, spec, record), "record": kept or None},
+        summary={"state": state, "reason": reason, **scores(step.kind, spec, record), "record": shown or None},
         state=state,
     )
 
 
-def standing(step: StepDir) -> tuple[str, str]:
-    """State and reason, by what the last attempt said rather than by who still holds the claim."""
+def step_state(step: StepDir) -> tuple[str, str]:
+    """State and reason by the last attempt's exit, where it has one: its worker may still hold the claim, so that the
+    store calls the step RUNNING."""
     state = step.state()
     attempts = step.attempts()
     ended = attempts[-1].exit() if attempts and state.name == "RUNNING" else None
-    return (_ENDED[ended["state"]], ended["reason"]) if ended else (state.name, state.reason)
+    return (_STATE_OF_EXIT[ended["state"]], ended["reason"]) if ended else (state.name, state.reason)
 
 
 def scores(kind: str, spec: Json, record: Json) -> Json:
@@ -93,23 +97,20 @@ def scores(kind: str, spec: Json, record: Json) -> Json:
     if not record:
         return {}
     task = (spec.get("slice") or {}).get("task")
-    found: Json = {f"{kind}/wall_seconds": record.get("wall_seconds")}
+    values: Json = {f"{kind}/wall_seconds": record.get("wall_seconds")}
     for cell in record["metrics"]:
-        name = "/".join([*_place(kind, task, cell), *_dimensions(cell)])
-        found[name] = cell.get("value")
+        dimensions = [f"{name}_{cell[name]}" for name in ("batch", "context") if cell.get(name) is not None]
+        name = "/".join([*_metric_path(kind, task, cell), *dimensions])
+        values[name] = cell.get("value")
         if cell.get("stderr") is not None:
-            found[f"{name}_stderr"] = cell["stderr"]
-    return found
+            values[f"{name}_stderr"] = cell["stderr"]
+    return values
 
 
-def _place(kind: str, task: str | None, cell: Json) -> list[str]:
+def _metric_path(kind: str, task: str | None, cell: Json) -> list[str]:
     if kind == "evaluate":
         return ["eval", *filter(None, [task, cell.get("subtask")]), cell["metric"]]
     return ["final" if kind in TRAINING else kind, cell["metric"]]
-
-
-def _dimensions(cell: Json) -> list[str]:
-    return [f"{name}_{cell[name]}" for name in ("batch", "context") if cell.get(name) is not None]
 
 
 # Runs of variants
@@ -117,14 +118,14 @@ def _dimensions(cell: Json) -> list[str]:
 
 @dataclass
 class SweepRuns:
-    """The runs of a sweep: its steps' and its variants', each step read once."""
+    """The runs of a sweep's steps and variants. Reads each step's record once."""
 
     store: Store
     sweep: SavedSweep
     _records: dict[str, Json | None] = field(default_factory=dict)
 
     def steps(self) -> list[StepDir]:
-        """Steps that have something to show."""
+        """Steps that were started at least once."""
         return [step for id in self.sweep.plan["steps"] if (step := self.store.step(id)).attempts()]
 
     def variants(self) -> Iterator[Run]:
@@ -137,8 +138,8 @@ class SweepRuns:
     def _variant(self, index: int, row: Json) -> Run:
         ids = _step_ids(row)
         records = {id: record for id in ids if (record := self._record(id))}
-        states = {id: "DONE" if id in records else standing(self.store.step(id))[0] for id in ids}
-        state = _overall(list(states.values()))
+        states = {id: "DONE" if id in records else step_state(self.store.step(id))[0] for id in ids}
+        state = _worst_state(list(states.values()))
         values: Json = {"state": state, "steps_done": len(records), "steps_total": len(ids)}
         for id, record in records.items():
             values |= scores(self.store.step(id).kind, self.store.step(id).spec() or {}, record)
@@ -148,6 +149,7 @@ class SweepRuns:
             job_type="variant",
             config=_variant_config(self.sweep, index, row),
             axes={"train": "train/global_step", "memory": "memory/batch"},
+            # Rows cannot be taken back, so they are uploaded once, when nothing can change them any more.
             rows=self._rows(row) if state == "DONE" else [],
             summary={**values, **_quality(self.sweep.plan, row, records)},
             state=state,
@@ -173,28 +175,27 @@ def variant_id(sweep: str, variant: str) -> str:
 
 
 def _step_ids(row: Json) -> list[str]:
-    """Corpus to measure; a step without an id is not planned."""
-    named = [row["steps"].get(kind) for kind in ("corpus", "base", "convert", "uptrain")]
-    return [id for id in [*named, *row["steps"]["evaluate"].values(), row["steps"].get("measure")] if id]
+    """Ids of the variant's steps, corpus first, measure last; a kind that is not planned has none."""
+    before_evaluate = [row["steps"].get(kind) for kind in ("corpus", "base", "convert", "uptrain")]
+    return [id for id in [*before_evaluate, *row["steps"]["evaluate"].values(), row["steps"].get("measure")] if id]
 
 
-def _overall(states: list[str]) -> str:
-    """The worst of its steps."""
+def _worst_state(states: list[str]) -> str:
     order = ("FAILED", "LOST", "CANCELLED", "INTERRUPTED", "RUNNING", "PENDING", "DONE")
     return min(states, key=order.index)
 
 
 def _variant_config(sweep: SavedSweep, index: int, row: Json) -> Json:
-    """The resolved configuration and the cost columns to filter and plot by; under `mlkv` the plan itself, from which
-    a reader of W&B alone makes the same table as the store's. It is text: W&B drops empty mappings and the order of
-    keys."""
+    """The resolved configuration, and the cost columns to filter and plot by. Under `mlkv` stands the variant's part of
+    the plan, so that the table of results can be made from W&B alone. It is JSON text, because W&B drops empty mappings
+    and the order of keys."""
     costs = ("baseline", "pattern", "family", "kv_layers", "kv_heads", "budget", "kv_bytes_per_token", "parameters")
     plan = {"accuracy": sweep.plan.get("accuracy"), "axis": sweep.plan.get("axis")}
     steps = {id: sweep.plan["steps"][id] for id in _step_ids(row)}
-    kept = {key: value for key, value in row.items() if key != "config"}
+    variant = {key: value for key, value in row.items() if key != "config"}
     place = {"sweep": sweep.name, "number": sweep.number, "index": index}
-    told = json.dumps({**place, "variant": kept, "plan": plan, "steps": steps})
-    return {**row["config"], **{key: row[key] for key in costs}, "steps": row["steps"], "mlkv": told}
+    planned = json.dumps({**place, "variant": variant, "plan": plan, "steps": steps})
+    return {**row["config"], **{key: row[key] for key in costs}, "steps": row["steps"], "mlkv": planned}
 
 
 def _tags(row: Json) -> tuple[str, ...]:
@@ -204,19 +205,19 @@ def _tags(row: Json) -> tuple[str, ...]:
 
 
 def _quality(plan: Json, row: Json, records: dict[str, Json]) -> Json:
-    """Accuracy (the mean over the sweep's list) and the main axis, where every part is there."""
-    wanted = [tuple(pair) for pair in plan.get("accuracy") or []]
-    parts = [_score(row, records, task, metric) for task, metric in wanted]
-    whole = [part for part in parts if part is not None]
-    accuracy = sum(whole) / len(whole) if wanted and len(whole) == len(wanted) else None
+    """Accuracy (the mean over the sweep's list of tasks) and the main axis; None where a score is missing."""
+    listed = [tuple(pair) for pair in plan.get("accuracy") or []]
+    values = [_score(row, records, task, metric) for task, metric in listed]
+    present = [value for value in values if value is not None]
+    accuracy = sum(present) / len(present) if listed and len(present) == len(listed) else None
     axis = plan.get("axis")
     return {"accuracy": accuracy, "quality": _score(row, records, *axis) if axis else accuracy}
 
 
 def _score(row: Json, records: dict[str, Json], task: str, metric: str) -> float | None:
     record = records.get(row["steps"]["evaluate"].get(task), {})
-    found = [c["value"] for c in record.get("metrics", []) if c["metric"] == metric and not c.get("subtask")]
-    return found[0] if found else None
+    values = [c["value"] for c in record.get("metrics", []) if c["metric"] == metric and not c.get("subtask")]
+    return values[0] if values else None
 
 
 def _by_batch(cells: list[Json]) -> list[Json]:

@@ -1,4 +1,4 @@
-"""The worker's end of mirroring: starts the helper process and tells it what happens. Never waits but at the end."""
+"""The worker's side of mirroring: starts the helper process and sends it messages. Waits for it at the end alone."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from sweeps.tracking.target import Target
 
 
 def environment(target: Target) -> dict[str, str]:
-    """Of a process that writes to W&B. WANDB_SERVICE would make it share, and end with, somebody else's client."""
+    """The environment of a process that writes to W&B. Without WANDB_SERVICE: it names another program's wandb process,
+    which this one would share, and would end with."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return {**inherited, "WANDB_SILENT": "true", **target.environment()}
 
 
 class Mirror:
-    """Does nothing at all where the environment names no target."""
+    """Sends a worker's steps to the helper process; does nothing where the environment names no target."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._target = store, Target.of_environment()
         self._process: subprocess.Popen[bytes] | None = None
 
     def began(self, claim: Claim, pid: int | None) -> None:
-        """An attempt has begun; process `pid` computes."""
+        """An attempt has begun; `pid` is the process that computes."""
         if self._target and self._process is None:
             try:
                 self._start()
             except OSError as error:
-                say(f"W&B's helper cannot be started ({error}); `mlkv sync` sends it all", sys.stderr)
-        self._tell({"step": claim.step.id, "attempt": claim.attempt.number, "pid": pid})
+                say(f"the process that writes to W&B cannot be started ({error}); `mlkv sync` uploads everything", sys.stderr)
+        self._send({"step": claim.step.id, "attempt": claim.attempt.number, "pid": pid})
 
     def ended(self, claim: Claim) -> None:
         """The attempt has ended and its record, if any, is written."""
-        self._tell({"step": claim.step.id})
+        self._send({"step": claim.step.id})
 
     def close(self) -> None:
-        """Let the helper finish, for as long as the configuration says."""
+        """Wait until the helper has finished, for at most the configured timeout."""
         if not self._process or not self._target:
             return
         assert self._process.stdin
@@ -50,10 +51,11 @@ class Mirror:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            say("W&B took too long; `mlkv sync` sends what it did not get", sys.stderr)
+            say("W&B took too long; `mlkv sync` uploads the rest", sys.stderr)
 
     def _start(self) -> None:
-        """In a session of its own, so that what ends the worker's group lets the last rows arrive."""
+        """Start the helper in a session of its own: a signal to the worker's process group must not end it before the
+        last rows have arrived."""
         assert self._target
         command = [sys.executable, "-m", "sweeps.tracking.helper", str(self._store.root)]
         self._process = subprocess.Popen(
@@ -65,12 +67,12 @@ class Mirror:
             bufsize=0,
         )
         assert self._process.stdin
-        os.set_blocking(self._process.stdin.fileno(), False)
+        os.set_blocking(self._process.stdin.fileno(), False)  # a helper that hangs must not stop the worker
 
-    def _tell(self, message: dict[str, object]) -> None:
-        """A helper that died or hangs is not waited for."""
+    def _send(self, message: dict[str, object]) -> None:
+        """Send a message, or print a line where the helper has died or hangs."""
         if self._process and self._process.stdin:
             try:
                 self._process.stdin.write(json.dumps(message).encode() + b"\n")
             except OSError:
-                say("W&B's helper is gone; `mlkv sync` sends what it did not", sys.stderr)
+                say("the process that writes to W&B ended; `mlkv sync` uploads the rest", sys.stderr)

@@ -1,10 +1,10 @@
-"""`mlkv sync`: the mirror run later, from the store or from plain W&B directories. Says what it did with every run.
+"""`mlkv sync`: uploads missing runs to W&B, from the store or from directories that W&B wrote; one result per run.
 
-The server is asked what it has before and after, a page of runs at a time; what is there already is not sent again, and
-only what it then has counts as sent. So it can be stopped, fail and be repeated at any point.
+The server is asked which runs it has before and after, a page at a time. A run that is there is not sent again, and
+only a run that is there afterwards counts as sent. So it can be stopped, fail and be repeated at any point.
 
-`python -m sweeps.tracking.sync --store STORE` is the process that talks to W&B (target: the environment); it prints
-a JSON line per run. `synced` starts it and reads them.
+`python -m sweeps.tracking.sync --store STORE` is the process that imports wandb (its target: the environment); it
+prints a JSON line per run. `sync_sweep` and `sync_files` start it and read them.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from typing import TYPE_CHECKING, Literal
 
 from sweeps.store.axis import Json, Rows
 from sweeps.store.store import SavedSweep, Store, TrackingDir
-from sweeps.tracking.runs import MARK, Run, SweepRuns, step_run
+from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
 from sweeps.tracking.supervisor import environment
 from sweeps.tracking.target import Target, TrackingConfig
 
 _STATES = {"finished": "DONE", "failed": "FAILED"}
-Done = Literal["sent", "already there", "still running", "written", "failed"]
+Outcome = Literal["sent", "already there", "still running", "written", "failed"]
 if TYPE_CHECKING:
     from sweeps.tracking.read.runs import LoggedRun
 
 PAGE = 200
-PATIENCE = 30.0
-"""Seconds for one answer, whatever jobs are told: somebody waits for this command, and nothing computes meanwhile."""
-_DEFAULT = TrackingConfig()
+MIN_TIMEOUT = 30.0
+"""Seconds to wait for one answer, even where jobs wait less: a person waits for this command, and no GPU does."""
+_DEFAULT_CONFIG = TrackingConfig()
 
 
 @dataclass(frozen=True)
-class Synced:
-    """What became of one run."""
+class SyncResult:
+    """What was done with one run."""
 
     run: str
     name: str
-    done: Done
+    outcome: Outcome
     reason: str = ""
 
 
-Report = Callable[[Synced], None]
+Report = Callable[[SyncResult], None]
 
 
-def runs_of(store: Store, sweep: SavedSweep, done: bool = False) -> Iterator[Run]:
-    """The runs of a sweep's steps and variants, as the store has them; `done`: those of variants that are."""
+def sweep_runs(store: Store, sweep: SavedSweep, only_done: bool = False) -> Iterator[Run]:
+    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone."""
     runs = SweepRuns(store, sweep)
-    if done:
+    if only_done:
         yield from (run for run in runs.variants() if run.state == "DONE")
         return
     for step in runs.steps():
@@ -62,8 +62,8 @@ def runs_of(store: Store, sweep: SavedSweep, done: bool = False) -> Iterator[Run
 
 
 def logged_run(run: LoggedRun) -> Run:
-    """A run that W&B wrote to files, ready to be sent."""
-    shown = {key: value for key, value in run.summary.items() if not key.startswith("_") and key != MARK}
+    """A run that was read from W&B's files, in the form that `send` takes."""
+    shown = {key: value for key, value in run.summary.items() if not key.startswith("_") and key != FINGERPRINT_KEY}
     return Run(
         id=run.id,
         name=run.name or run.id,
@@ -75,23 +75,27 @@ def logged_run(run: LoggedRun) -> Run:
         state=_STATES.get(run.state, "LOST"),
         group=run.group or None,
         tags=run.tags,
-        mark=str(run.summary.get(MARK, "")),
+        stored_fingerprint=str(run.summary.get(FINGERPRINT_KEY, "")),
     )
 
 
 def _positions(rows: list[Json]) -> Rows:
-    """Their own W&B steps where those only grow; fragments that each began at 0 are counted through."""
+    """Rows with their own W&B steps where those only grow, else numbered from 0: offline, W&B starts each fragment of
+    a resumed run at step 0 again, and drops rows whose step does not grow."""
     steps = [row.get("_step", -1) for row in rows]
     grows = all(before < after for before, after in pairwise([-1, *steps]))
-    kept = [{key: value for key, value in row.items() if key not in ("_step", "_runtime")} for row in rows]
-    return list(zip(steps, kept, strict=True)) if grows else list(enumerate(kept))
+    values = [{key: value for key, value in row.items() if key not in ("_step", "_runtime")} for row in rows]
+    return list(zip(steps, values, strict=True)) if grows else list(enumerate(values))
 
 
 def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, report: Report) -> int:
-    """Upload what the server does not have; how many runs it did not get. `directory` is W&B's scratch space."""
+    """Upload the runs that the server does not have; returns the number of runs that did not arrive.
+
+    directory: where W&B writes its own files meanwhile.
+    """
     from sweeps.tracking.mirror import connect_briefly, redacted
 
-    online = replace(config, mode="online", timeout=max(config.timeout, PATIENCE))
+    online = replace(config, mode="online", timeout=max(config.timeout, MIN_TIMEOUT))
     connect_briefly()
     pending = list(runs)
     try:
@@ -108,46 +112,46 @@ def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, re
 
 
 def write_files(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, report: Report) -> int:
-    """Offline: give every finished run a whole copy in `directory`; how many could not be written."""
+    """Offline: write a complete copy of every finished run to `directory`; returns the number that failed."""
     failed = 0
     for run in runs:
         if run.state in ("RUNNING", "LOST"):
-            report(Synced(run.id, run.name, "still running"))
+            report(SyncResult(run.id, run.name, "still running"))
         elif directory.written(run.id) == run.fingerprint:
-            report(Synced(run.id, run.name, "already there"))
+            report(SyncResult(run.id, run.name, "already there"))
         else:
             reason = _attempt(run, config, directory)
             failed += bool(reason)
-            report(Synced(run.id, run.name, "failed" if reason else "written", reason))
+            report(SyncResult(run.id, run.name, "failed" if reason else "written", reason))
     return failed
 
 
 def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, tuple[str, int]]:
-    """Fingerprint and number of rows of those runs that the server knows."""
+    """Run id → fingerprint and number of rows on the server; without the runs that it does not know."""
     import wandb
 
     api = wandb.Api(timeout=int(config.timeout) + 1)
-    found: dict[str, tuple[str, int]] = {}
+    known: dict[str, tuple[str, int]] = {}
     for start in range(0, len(runs), PAGE):
         ids = [run.id for run in runs[start : start + PAGE]]
         page = api.runs(config.path, filters={"name": {"$in": ids}}, per_page=PAGE, lazy=False)
         try:
-            for known in page:
-                found[known.id] = (str(known.summary_metrics.get(MARK, "")), known.historyLineCount or 0)
+            for run in page:
+                known[run.id] = (str(run.summary_metrics.get(FINGERPRINT_KEY, "")), run.historyLineCount or 0)
         except ValueError:
             return {}  # there is no such project yet
-    return found
+    return known
 
 
 def _send(
     run: Run, before: dict[str, tuple[str, int]], config: TrackingConfig, directory: TrackingDir, report: Report
 ) -> str | None:
-    """None where nothing was to do; else what went wrong, or an empty string."""
+    """The error of a run that was sent, an empty string without one; None for a run that need not be sent."""
     if run.state == "RUNNING":
-        report(Synced(run.id, run.name, "still running"))
+        report(SyncResult(run.id, run.name, "still running"))
         return None
     if before.get(run.id) == _expected(run):
-        report(Synced(run.id, run.name, "already there"))
+        report(SyncResult(run.id, run.name, "already there"))
         return None
     return _attempt(run, config, directory)
 
@@ -163,40 +167,43 @@ def _attempt(run: Run, config: TrackingConfig, directory: TrackingDir) -> str:
 
 
 def _expected(run: Run) -> tuple[str, int]:
+    """What `_on_server` returns for a run that has arrived."""
     return (run.fingerprint if run.settled else "", len(run.rows))
 
 
 def _arrived(run: Run, after: dict[str, tuple[str, int]], reason: str, report: Report) -> bool:
-    there = after.get(run.id, ("", 0))
-    if there == _expected(run):
-        report(Synced(run.id, run.name, "sent"))
+    fingerprint, rows = after.get(run.id, ("", 0))
+    if (fingerprint, rows) == _expected(run):
+        report(SyncResult(run.id, run.name, "sent"))
         return True
-    missing = f"the server has {there[1]} of {len(run.rows)} rows" + ("" if there[0] else " and no summary")
-    report(Synced(run.id, run.name, "failed", reason or missing))
+    missing = f"the server has {rows} of {len(run.rows)} rows" + ("" if fingerprint else " and no summary")
+    report(SyncResult(run.id, run.name, "failed", reason or missing))
     return False
 
 
 def _all_failed(runs: list[Run], reason: str, report: Report) -> int:
     for run in runs:
-        report(Synced(run.id, run.name, "failed", reason))
+        report(SyncResult(run.id, run.name, "failed", reason))
     return len(runs)
 
 
 # The process
 
 
-def synced(store: Store, target: Target, timeout: float | None = None, done: bool = False) -> Iterator[Synced]:
-    """Mirror a sweep, or its variants that are done, in a process of its own, a result per run as they come. Ends it
-    after `timeout` seconds."""
-    yield from _process(["--done" if done else "--store", str(store.root)], target, timeout)
+def sync_sweep(
+    store: Store, target: Target, timeout: float | None = None, only_done: bool = False
+) -> Iterator[SyncResult]:
+    """Mirror a sweep, or its finished variants alone, in a process of its own; yields results as they come. The process
+    is killed after `timeout` seconds."""
+    yield from _process(["--done" if only_done else "--store", str(store.root)], target, timeout)
 
 
-def synced_files(path: Path, target: Target) -> Iterator[Synced]:
-    """Send the runs in a directory that W&B wrote, each under its own id; fragments of a run as one."""
+def sync_files(path: Path, target: Target) -> Iterator[SyncResult]:
+    """Send the runs in a directory that W&B wrote, each under its own id, the fragments of a run as one run."""
     yield from _process(["--files", str(path)], target, None)
 
 
-def _process(arguments: list[str], target: Target, timeout: float | None) -> Iterator[Synced]:
+def _process(arguments: list[str], target: Target, timeout: float | None) -> Iterator[SyncResult]:
     command = [sys.executable, "-m", "sweeps.tracking.sync", *arguments]
     process = subprocess.Popen(command, env=environment(target), stdout=subprocess.PIPE, text=True)
     overdue = threading.Timer(timeout or 0.0, process.kill)
@@ -205,10 +212,10 @@ def _process(arguments: list[str], target: Target, timeout: float | None) -> Ite
     assert process.stdout
     with process.stdout:
         for line in process.stdout:
-            yield Synced(**json.loads(line))
+            yield SyncResult(**json.loads(line))
     if process.wait() not in (0, 1):
         reason = "W&B took too long" if overdue.finished.is_set() else "the process that sends ended"
-        yield Synced("", "the rest", "failed", reason)
+        yield SyncResult("", "the other runs", "failed", reason)
     overdue.cancel()
 
 
@@ -216,35 +223,40 @@ def main() -> None:
     (source, path), target = sys.argv[1:], Target.of_environment()
     assert target
     failed = (
-        _files(Path(path), target) if source == "--files" else _store(Store(Path(path)), target, source == "--done")
+        _sync_directory(Path(path), target)
+        if source == "--files"
+        else _sync_store(Store(Path(path)), target, source == "--done")
     )
     sys.exit(1 if failed else 0)
 
 
-def _say(done: Synced) -> None:
-    print(json.dumps(asdict(done)), flush=True)
+def _print_result(result: SyncResult) -> None:
+    print(json.dumps(asdict(result)), flush=True)
 
 
-def _store(store: Store, target: Target, done: bool) -> int:
+def _sync_store(store: Store, target: Target, only_done: bool) -> int:
     assert target.sweep
     sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
     mirror = send if target.config.mode == "online" else write_files
-    return mirror(runs_of(store, sweep, done), target.config, directory, _say)
+    return mirror(sweep_runs(store, sweep, only_done), target.config, directory, _print_result)
 
 
-def _files(path: Path, target: Target) -> int:
+def _sync_directory(path: Path, target: Target) -> int:
     from sweeps.tracking.read.files import read_directory
 
-    by_place: dict[tuple[str, str], list[Run]] = {}
+    by_project: dict[tuple[str, str], list[Run]] = {}
     for run in read_directory(path):
-        by_place.setdefault((run.entity, run.project), []).append(logged_run(run))
+        by_project.setdefault((run.entity, run.project), []).append(logged_run(run))
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for (entity, project), runs in by_place.items():
+        for (entity, project), runs in by_project.items():
+            # A project that the user names wins over the one that the files name.
             own = {key: value for key, value in (("entity", entity), ("project", project)) if value}
-            given = {key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT, key)}
+            given = {
+                key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT_CONFIG, key)
+            }
             config = replace(target.config, **{**own, **given})
-            failed += send(runs, config, TrackingDir(Path(scratch)), _say)
+            failed += send(runs, config, TrackingDir(Path(scratch)), _print_result)
     return failed
 
 

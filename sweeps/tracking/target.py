@@ -1,4 +1,4 @@
-"""Where runs are mirrored to, and how a job is told: by one environment variable, which holds no secret."""
+"""Where runs are mirrored to. Jobs get it in one environment variable, which holds no secret."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from sweeps.store.store import SavedSweep
 
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")
-"""W&B's own client takes these for a part of a path: `Api().run("entity/sweeps/id")` finds nothing."""
+"""Names that W&B's client takes for a part of a path: `Api().run("entity/sweeps/id")` finds nothing."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Weights & Biases. The server is WANDB_BASE_URL's and the key WANDB_API_KEY's or `wandb login`'s: neither is kept
-    in a configuration. `timeout` is how many seconds a job waits for W&B, at its end and all in all."""
+    """Settings for Weights & Biases. WANDB_BASE_URL names the server; WANDB_API_KEY or `wandb login` gives the key.
+    Neither is stored in a configuration. `timeout`: seconds that a job waits for W&B, at its end and in total."""
 
     mode: Literal["offline", "online", "off"] = "offline"
     project: str = "mlkv"
     entity: str | None = None
     timeout: Annotated[float, Gt(0)] = 30.0
     system_seconds: Annotated[float, Gt(0)] = 15.0
-    """Between two readings of the computing process's CPU, memory and GPU."""
+    """Seconds between two readings of the computing process's CPU, memory and GPU."""
 
     @property
     def path(self) -> str:
-        """What W&B's API calls the project."""
+        """The project's name in W&B's API: `entity/project`, or `project` of the default entity."""
         return f"{self.entity}/{self.project}" if self.entity else self.project
 
     def __post_init__(self) -> None:
@@ -45,24 +45,24 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Target:
-    """A project, and the sweep on whose behalf a job runs (None: a step run by itself)."""
+    """A project, and the sweep that a job runs for (None: a step that is run by itself)."""
 
     config: TrackingConfig
     sweep: str | None = None
 
     def environment(self) -> dict[str, str]:
-        """For jobs."""
+        """The environment variable that a job needs."""
         return {VARIABLE: json.dumps({"config": dataclasses.asdict(self.config), "sweep": self.sweep})}
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Target | None:
-        """What the launcher said; None where nothing is to be mirrored."""
-        told = json.loads(environment.get(VARIABLE) or "null")
-        if told is None or told["config"]["mode"] == "off":
+        """The target that the launcher set; None where nothing is to be mirrored."""
+        target = json.loads(environment.get(VARIABLE) or "null")
+        if target is None or target["config"]["mode"] == "off":
             return None
-        return cls(TrackingConfig(**told["config"]), told["sweep"])
+        return cls(TrackingConfig(**target["config"]), target["sweep"])
 
 
 def saved_target(saved: SavedSweep) -> Target:
-    """Where a frozen plan is mirrored to."""
+    """The target of a frozen plan; plans from before tracking existed have none."""
     return Target(TrackingConfig(**saved.plan.get("tracking", {"mode": "off"})), saved.name)

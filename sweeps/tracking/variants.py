@@ -1,23 +1,25 @@
-"""The runs of a sweep's variants, kept up with its steps: whoever ends a step writes those that it belongs to anew.
+"""The runs of a sweep's variants. The job that ends a step writes the runs of the variants that the step belongs to.
 
-Nobody waits for anybody: several may write one run at once. Each looks again after it has written, so that whoever is
-last has seen the last step end, and what stands in the end is what the store says.
+There is no lock: several jobs may write one run at once. Each reads the store again after it has written, and writes
+again where the store has changed. So the job that writes last has seen the last step end, and the run ends as the store
+has it.
 """
 
 from __future__ import annotations
 
 from sweeps.store.store import SavedSweep, Store
-from sweeps.tracking.runs import Run, SweepRuns, standing
+from sweeps.tracking.runs import Run, SweepRuns, step_state
 from sweeps.tracking.target import Target
 
-FEW = 4
-"""A step that more variants share (corpus, base) is told of by the next steps of theirs, unless it ends them."""
-LOOKS = 5
-"""How often at most a run is written anew because its steps went on meanwhile."""
+MAX_SHARED_VARIANTS = 4
+"""A step that more variants share (corpus, base) does not write their runs, unless it ends them (by failing): the next
+step of each variant does it. Else one step of a large sweep would write a hundred runs."""
+MAX_REWRITES = 5
+"""How often a run is written, at most, because its steps went on meanwhile."""
 
 
 class VariantRuns:
-    """Those that wait to be written, in this process."""
+    """The runs of variants that this process has to write."""
 
     def __init__(self, store: Store, target: Target) -> None:
         self._store, self._target = store, target
@@ -26,28 +28,29 @@ class VariantRuns:
         self._written: dict[str, str] = {}
 
     def ended(self, step: str) -> None:
-        """A step has ended. One that was interrupted goes on elsewhere, and its job may have little time left."""
-        if not self._sweep or standing(self._store.step(step))[0] == "INTERRUPTED":
+        """Note which runs a step's end changes. An interrupted step changes none: it goes on in another job, and this
+        one may have little time left."""
+        if not self._sweep or step_state(self._store.step(step))[0] == "INTERRUPTED":
             return
         labels = self._sweep.plan["steps"].get(step, {}).get("variants", [])
         runs = SweepRuns(self._store, self._sweep)
-        told = [label for label in labels if len(labels) <= FEW or runs.variant(label).finished]
-        self._waiting |= dict.fromkeys(told)
+        changed = [label for label in labels if len(labels) <= MAX_SHARED_VARIANTS or runs.variant(label).finished]
+        self._waiting |= dict.fromkeys(changed)
 
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)
 
     def forget(self) -> None:
-        """What waits is left to the next step, or to `mlkv sync`."""
+        """Leave the waiting runs to the next step that ends, or to `mlkv sync`."""
         self._waiting.clear()
 
     def write_next(self) -> None:
-        """The run that has waited longest, until it is as the store has it. Raises MirrorError."""
+        """Write the run that has waited longest, again until it is as the store has it. Raises MirrorError."""
         from sweeps.tracking.mirror import write
 
         label = next(iter(self._waiting))
-        for _ in range(LOOKS):
+        for _ in range(MAX_REWRITES):
             run = self._run(label)
             if self._written.get(label) == run.fingerprint:
                 break

@@ -1,7 +1,7 @@
-"""A sweep's dashboard online: one saved view of the project's workspace, made through W&B's own package.
+"""A sweep's dashboard in W&B: a saved view of the project's workspace, made through the package wandb-workspaces.
 
-The panels are those of docs/wandb.md, where the same view is described for making it by hand. Needs `wandb-workspaces`
-(`pip install mlkv[workspaces]`), which is imported here alone.
+docs/wandb.md describes how to make the same view by hand. The package is optional (`pip install mlkv[workspaces]`) and
+imported here alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ COLUMNS = ("state", "steps_done", "steps_total", "accuracy", "quality")
 
 
 def save(saved: SavedSweep, config: TrackingConfig, higher_is_better: bool) -> str:
-    """Make or renew the sweep's view; its address. Raises UserError without the package, the server or the project."""
+    """Make or renew the sweep's view; returns its address. Raises UserError where the package, the server or the
+    project is missing."""
     if find_spec(PACKAGE) is None:
         raise UserError(
             "wandb-workspaces is not installed: pip install wandb-workspaces, or see docs/wandb.md, Looking"
@@ -33,22 +34,22 @@ def save(saved: SavedSweep, config: TrackingConfig, higher_is_better: bool) -> s
 
     try:
         entity = config.entity or str(wandb.Api().default_entity)
-        view = _known(entity, config.project, _name(saved.name))
+        view = _existing_id(entity, config.project, _view_name(saved.name))
         workspace = make(saved.name, entity, config.project, higher_is_better)
-        workspace._internal_name, workspace._internal_id = _name(saved.name), view
+        workspace._internal_name, workspace._internal_id = _view_name(saved.name), view
         workspace.save()
         return str(workspace.url)
     except Exception as error:  # the client raises its own, requests' and protobuf's errors
         raise UserError(f"W&B project {config.path}: {redacted(error)}") from None
 
 
-def _name(sweep: str) -> str:
-    """In the form that W&B gives to views; always the same, so that saving again renews it."""
+def _view_name(sweep: str) -> str:
+    """A name of the form that W&B gives to views; always the same for a sweep, so that saving again renews its view."""
     return f"nw-{hashlib.sha256(sweep.encode()).hexdigest()[:11]}-v"
 
 
-def _known(entity: str, project: str, name: str) -> str:
-    """The id of a view that is there already; empty where there is none."""
+def _existing_id(entity: str, project: str, name: str) -> str:
+    """The id of the sweep's view if it has one, else an empty string."""
     from wandb_workspaces.workspaces import internal
 
     try:
@@ -60,10 +61,10 @@ def _known(entity: str, project: str, name: str) -> str:
 
 
 def make(sweep: str, entity: str, project: str, higher_is_better: bool) -> Workspace:
-    """The runs of the sweep's variants: what each costs and what it is worth, how it trained, how far it is."""
+    """A view of the runs of the sweep's variants: quality against cost, training curves, memory, and progress."""
     from wandb_workspaces import workspaces as ws
 
-    quality, progress = _panels(higher_is_better)
+    quality, progress = _make_panels(higher_is_better)
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -79,7 +80,7 @@ def make(sweep: str, entity: str, project: str, higher_is_better: bool) -> Works
     )
 
 
-def _panels(higher_is_better: bool) -> tuple[list[Any], list[Any]]:
+def _make_panels(higher_is_better: bool) -> tuple[list[Any], list[Any]]:
     from wandb_workspaces.reports import v2 as panels
 
     pareto = panels.ScatterPlot(

@@ -24,7 +24,7 @@ from sweeps.planning.resolve import Resolver
 from sweeps.steps.verify import edited
 from sweeps.store.prune import prunable
 from sweeps.store.store import Store
-from sweeps.tracking.sync import runs_of
+from sweeps.tracking.sync import sweep_runs
 from sweeps.worker import child_main, supervisor
 
 FOLDER = Path(__file__).with_name("old_store")
@@ -142,7 +142,7 @@ def test_tables_and_the_report(mlkv: Run, folder: Path) -> None:
 
 def test_w_and_b_can_be_sent_all_of_it(store: Store) -> None:
     saved = store.sweep("old")
-    runs = list(runs_of(store, saved))
+    runs = list(sweep_runs(store, saved))
     begun = [id for id in saved.plan["steps"] if store.step(id).attempts()]
     assert {run.id for run in runs} >= set(begun)
     assert len(runs) == len(begun) + len(saved.variants)

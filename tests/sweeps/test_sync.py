@@ -17,7 +17,7 @@ from tracked import Planner, Stage, make_stage, positions, record, training, use
 from wandb_server import WandbServer
 
 from sweeps.tracking.runs import variant_id
-from sweeps.tracking.sync import Synced, synced, synced_files
+from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 
 SMALL = ["layout=mqa", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
@@ -43,7 +43,7 @@ class Sent:
 
     stage: Stage
     server: WandbServer
-    done: dict[str, Synced]
+    done: dict[str, SyncResult]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def finish(stage: Stage, step: str, kind: str) -> None:
 
 def test_a_sweep_of_nothing_but_hits_has_a_run_for_every_variant(sent: Sent) -> None:
     stage, server = sent.stage, sent.server
-    assert {each.done for each in sent.done.values()} == {"sent"}
+    assert {each.outcome for each in sent.done.values()} == {"sent"}
     variants = [run for run in server.runs.values() if run.shown["jobType"] == "variant"]
     assert {run.shown["groupName"] for run in variants} == {"tiny"}
     assert [run.shown["displayName"] for run in variants] == [row["variant"] for row in stage.saved.variants]
@@ -94,7 +94,7 @@ def test_a_sweep_of_nothing_but_hits_has_a_run_for_every_variant(sent: Sent) -> 
 def test_sending_again_sends_nothing(sent: Sent) -> None:
     server, before = sent.server, len(sent.server.requests)
     failed, done = sent.stage.sync()
-    assert (failed, {each.done for each in done.values()}) == (0, {"already there"})
+    assert (failed, {each.outcome for each in done.values()}) == (0, {"already there"})
     assert set(Counter(server.requests[before:])) == {"POST /graphql"}
     assert len(server.requests) - before <= 3
 
@@ -107,7 +107,7 @@ def test_half_of_it_arrived_and_the_rest_follows_without_a_row_twice(sent: Sent)
     run.summary = {}
     del server.backend.runs["tester", "mlkv", stage.id("base")]
     failed, done = stage.sync()
-    again = {each.run for each in done.values() if each.done == "sent"}
+    again = {each.run for each in done.values() if each.outcome == "sent"}
     assert (failed, again) == (0, {step, stage.id("base")})
     assert positions(server, step) == list(range(1, 13))
 
@@ -115,7 +115,7 @@ def test_half_of_it_arrived_and_the_rest_follows_without_a_row_twice(sent: Sent)
 @pytest.mark.slow
 def test_a_sync_that_is_killed_is_taken_up_again(stage: Stage, server: WandbServer) -> None:
     target = Target(replace(stage.config, mode="online"), stage.saved.name)
-    assert [each.done for each in synced(stage.store, target, timeout=3.0)][-1:] == ["failed"]
+    assert [each.outcome for each in sync_sweep(stage.store, target, timeout=3.0)][-1:] == ["failed"]
     assert stage.sync()[0] == 0
     rows = [tuple(positions(server, id)) for id in server.runs if id.startswith("uptrain-")]
     assert set(rows) == {tuple(range(1, 13))}
@@ -154,8 +154,8 @@ def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: Wandb
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
     for expected in ("sent", "already there"):
-        (done,) = synced_files(tmp_path / "wandb", Target(TrackingConfig(mode="online")))
-        assert (done.run, done.done) == ("theirs", expected), done.reason
+        (done,) = sync_files(tmp_path / "wandb", Target(TrackingConfig(mode="online")))
+        assert (done.run, done.outcome) == ("theirs", expected), done.reason
     run = server.backend.run("theirs", "theirs")
     assert [row["train/global_step"] for row in run.history] == list(range(9))
     assert (run.summary["best"], run.state, run.shown["displayName"]) == (4, "finished", "their run")
@@ -163,12 +163,12 @@ def test_a_directory_of_fragments_is_sent_as_one_run(stage: Stage, server: Wandb
 
 @pytest.mark.long
 def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, server: WandbServer) -> None:
-    assert not [e for e in synced(stage.store, Target(stage.config, "tiny")) if e.done != "written"]
-    assert {e.done for e in synced(stage.store, Target(stage.config, "tiny"))} == {"already there"}
+    assert not [e for e in sync_sweep(stage.store, Target(stage.config, "tiny")) if e.outcome != "written"]
+    assert {e.outcome for e in sync_sweep(stage.store, Target(stage.config, "tiny"))} == {"already there"}
     files = stage.store.tracking("tiny").runs
-    sent = Counter(each.done for each in synced_files(files, Target(TrackingConfig(mode="online"))))
+    sent = Counter(each.outcome for each in sync_files(files, Target(TrackingConfig(mode="online"))))
     assert sent == {"sent": len(stage.saved.plan["steps"]) + len(stage.saved.variants)}
-    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+    assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
 # Offline

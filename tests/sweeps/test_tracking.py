@@ -76,7 +76,7 @@ def test_killed_outright_what_arrived_stays_and_sync_brings_the_rest(stage: Stag
     assert arrived == list(range(1, max(41, len(arrived)) + 1))
     acted.end()
     failed, done = stage.sync()
-    assert (failed, done[step].done) == (0, "sent")
+    assert (failed, done[step].outcome) == (0, "sent")
     assert positions(server, step) == list(range(1, 82))
 
 

@@ -50,7 +50,7 @@ def test_no_server_does_not_fail_or_delay_and_sync_mends_it(
     server.start()
     assert stage.sync()[0] == 0
     assert positions(server, step) == list(range(1, 21))
-    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+    assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
 def test_a_bad_key_is_logged_without_the_key(
@@ -134,24 +134,24 @@ def test_a_long_step_is_taken_up_again_when_the_server_is_back(
     claim = stage.store.step(step).claim()
     assert claim
 
-    class Follower:
+    class AttemptMirror:
         def __init__(self, *_: object) -> None:
             tried.append(1)
             if len(tried) < 3:
                 raise helper.MirrorError("no server")
 
-        def pump(self) -> None:
+        def send_new_rows(self) -> None:
             tried.append(2)
 
-    monkeypatch.setattr(helper, "Follower", Follower)
+    monkeypatch.setattr(helper, "AttemptMirror", AttemptMirror)
     acted = helper.Helper(stage.store, Target(stage.config, "tiny"))
     acted._try(partial(acted._begin, {"step": step, "attempt": 1, "pid": 1}))
-    acted._try(acted._pump)
+    acted._try(acted._send_new_rows)
     assert tried == [1], "not at once"
     monkeypatch.setattr(helper, "RETRY_SECONDS", 0.0)
-    acted._again_at = 0.0
+    acted._retry_at = 0.0
     for _ in range(3):
-        acted._try(acted._pump)
+        acted._try(acted._send_new_rows)
     assert tried == [1, 1, 1, 2]
     assert stage.log_of(step).count("no server") == 2
 
@@ -179,7 +179,7 @@ def test_a_full_disk_is_logged_and_nothing_else_and_sync_mends_it(
         ends_all_the_same(stage, step, rows=3000)
         assert mode == "online" or "No space left on device" in stage.log_of(step)
     failed, done = stage.sync()
-    assert not failed, [each for each in done.values() if each.done == "failed"]
+    assert not failed, [each for each in done.values() if each.outcome == "failed"]
     assert positions(server, step) == list(range(1, 3001))
 
 

@@ -106,7 +106,7 @@ def test_hundreds_of_runs_of_two_dozen_workers_all_arrive_though_the_server_says
     with ThreadPoolExecutor(24) as pool:
         list(pool.map(work, [steps[i::24] for i in range(24)]))
     failed, done = stage.sync()
-    assert not failed, [each for each in done.values() if each.done == "failed"][:3]
+    assert not failed, [each for each in done.values() if each.outcome == "failed"][:3]
     assert {tuple(positions(server, step)) for step in steps} == {(1, 2, 3, 4, 5)}
     assert set(server.runs) == set(steps)
     assert waited.done > 20

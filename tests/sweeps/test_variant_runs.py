@@ -45,7 +45,7 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
     run = server.runs[MQA]
     assert (run.state, run.summary["state"], run.summary["steps_done"]) == ("finished", "DONE", len(steps))
     assert positions(server, MQA) == list(range(1, 9))
-    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+    assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
 @pytest.mark.long
@@ -73,9 +73,9 @@ def test_sync_renews_a_variant_that_is_not_done_and_then_leaves_it(
     stage = small_stage(planner, text_files, tmp_path, "online")
     stage.act(stage.id("corpus"), [])
     server.runs[MQA].summary = {"state": "PENDING", "steps_done": 0}
-    assert stage.sync()[1][MQA].done == "sent"
+    assert stage.sync()[1][MQA].outcome == "sent"
     assert server.runs[MQA].summary["steps_done"] == 1
-    assert stage.sync()[1][MQA].done == "already there"
+    assert stage.sync()[1][MQA].outcome == "already there"
 
 
 @pytest.mark.long
@@ -88,7 +88,7 @@ def test_workers_that_end_steps_at_once_leave_one_whole_run(
     run = server.runs[MQA]
     assert (run.summary["state"], run.summary["steps_done"], run.state) == ("DONE", 5, "finished")
     assert positions(server, MQA) == list(range(1, 6))
-    assert {each.done for each in stage.sync()[1].values()} == {"already there"}
+    assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
 def test_a_writer_that_was_overtaken_writes_again(
@@ -119,7 +119,7 @@ def test_what_many_share_writes_only_the_variants_that_it_ends(
 ) -> None:
     stage = make_stage(planner, [*tiny, "sweep.grid={layout.kv_layers: [1, 2], layout.kv_heads: [1, 2]}",
                                  "sweep.zip=[]"], tmp_path, mode="off")  # fmt: skip
-    assert len(stage.saved.variants) > variants.FEW
+    assert len(stage.saved.variants) > variants.MAX_SHARED_VARIANTS
     runs = VariantRuns(stage.store, Target(stage.config, "tiny"))
     stage.act(stage.id("corpus"), [])
     runs.ended(stage.id("corpus"))
