@@ -1,4 +1,4 @@
-"""What a running step is given besides its recipe and its inputs."""
+"""What a running step gets beside its recipe and its inputs, and how it ends early."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """`work` outlives the process (resume checkpoints); `log` appends a row to the attempt's metrics.jsonl;
-    `should_stop` turns true when the job has been asked to end: save to `work` and raise Interrupted. `attempt` tells
-    executions of one step apart: one that slept may wake up beside the next, so no two write one file in `work`."""
+    """work: a directory for resume checkpoints; it outlives the process.
+    log: appends a row to the attempt's metrics.jsonl.
+    should_stop: true once the job has been asked to end: save to `work` and raise Interrupted.
+    attempt: the number of this execution of the step. One that was suspended may go on beside the next, so no two may
+    write the same file in `work`.
+    """
 
     work: Path
     log: Callable[[Row], None]

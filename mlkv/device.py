@@ -1,4 +1,4 @@
-"""The processor a step computes on: which it is, what it computes in, and telling that it ran out of memory."""
+"""The processor that a step computes on: which one, its precision, its memory, and how running out of it shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def default_device() -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster choice on this processor, by what it has, never by a timing: two runs must agree.
+    """Whether bf16 is the faster choice on this processor. Decided by its instruction set, never by a timing: two runs
+    must come to the same answer.
 
     Intel's avx512_bf16 without AMX multiplies at half the rate of its fp32 units (80 against 150 GFLOP/s measured on a
     core); AMX, and avx512_bf16 on AMD, are faster than fp32.
@@ -58,7 +59,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_memory() -> int:
-    """Bytes a new allocation can still use on the CPU side: the machine's, or the cgroup's where that is less."""
+    """Bytes of CPU memory that a new allocation can still use: the machine's, or the control group's where that is
+    less: in a container or a SLURM job the kernel kills a process long before the machine's memory is used up."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup") / _cgroup().lstrip("/")
     try:

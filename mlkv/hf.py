@@ -76,7 +76,8 @@ class MLKVConfig(PreTrainedConfig):
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """What transformers ≥ 5.23 asks so that its caches make no place for readers."""
+        """One entry per layer. transformers ≥ 5.23 allocates no cache for layers that say "reuse"; without it, a static
+        cache would be allocated for all layers and sharing would save nothing."""
         return [None if source == i else "reuse" for i, source in enumerate(self.kv_source_layers)]
 
 
@@ -90,7 +91,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     loss_only = False
-    """Return the loss alone, so that a trainer neither keeps nor gathers logits."""
+    """Return the loss alone, so that a trainer neither stores nor gathers logits."""
 
     def __init__(self, config: MLKVConfig) -> None:
         super().__init__(config)
@@ -141,7 +142,9 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """`labels` are token ids like `input_ids` (the shift happens here; -100 is left out of the loss).
 
-        The loss is the mean over labelled tokens, or their sum over `num_items_in_batch` where a trainer accumulates.
+        The loss is the mean over labelled tokens. A trainer that accumulates gradients gives `num_items_in_batch`, the
+        tokens of the whole batch, and the loss is their sum divided by that: a mean of means would weigh a short
+        micro-batch as much as a long one.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -149,14 +152,14 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else self._loss(hidden_BTD, labels, num_items_in_batch)
         if labels is not None and (self.loss_only if loss_only is None else loss_only):
             return CausalLMOutputWithPast(loss=loss)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output = CausalLMOutputWithPast(
-            loss=loss, logits=self.model.head(hidden_BTD[:, kept]), past_key_values=past_key_values
+            loss=loss, logits=self.model.head(hidden_BTD[:, selected]), past_key_values=past_key_values
         )
         return output if return_dict else output.to_tuple()
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
-        logits = self.model.head(hidden_BTD[:, :-1]).flatten(0, 1).float()
+        logits = self.model.head(hidden_BTD[:, :-1]).flatten(0, 1).float()  # from bf16 the loss itself would be rounded
         targets = labels_BT[:, 1:].flatten()
         if num_items is None:
             return functional.cross_entropy(logits, targets)
@@ -192,7 +195,8 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
     """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's, or not all finite. Raises
     ValueError."""
-    # Mismatched sizes are let through only to be named below.
+    # transformers only logs missing weights and goes on with random ones: a resumed training once continued with a new
+    # head. Mismatched sizes are let through here to be named below.
     loaded: Any = MLKVForCausalLM.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -207,17 +211,18 @@ def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Which weight is infinite or not a number, and how much of it: nothing computed with it means anything."""
-    found = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if not found:
+    """The first weight that is infinite or not a number and how many of its values are; None where all are finite.
+    Whatever is computed with such a weight means nothing."""
+    names = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if not names:
         return None
-    first, bad = found[0], int((~weights[found[0]].isfinite()).sum())
-    others = f", and {len(found) - 1} other weights" if found[1:] else ""
+    first, bad = names[0], int((~weights[names[0]].isfinite()).sum())
+    others = f", and {len(names) - 1} other weights" if names[1:] else ""
     return f"weight {first} is not finite ({bad:,} of its {weights[first].numel():,} values){others}"
 
 
 MLKVConfig.register_for_auto_class()
 MLKVForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-if not __name__.startswith("transformers_modules"):
+if not __name__.startswith("transformers_modules"):  # a copy out of a checkpoint is known by its auto_map already
     AutoConfig.register("mlkv", MLKVConfig)
     AutoModelForCausalLM.register(MLKVConfig, MLKVForCausalLM)

@@ -1,4 +1,4 @@
-"""KV layouts: which layers compute keys and values, how many heads each keeps, and who reads whom.
+"""KV layouts: which layers compute keys and values, with how many heads, and which layer attends to whose.
 
 `L` layers, `M` KV layers (owners), `H` query heads, `G` KV heads of an owner. MHA, GQA (arXiv 2305.13245), MQA
 (1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442)
@@ -16,11 +16,12 @@ Sources = tuple[int, ...]
 
 @dataclass(frozen=True)
 class KVLayout:
-    """A checked KV layout.
+    """A KV layout, checked when it is made.
 
-    `kv_source_layers` has `L` entries: the layer whose keys and values layer `i` attends to; an owner names itself.
-    `kv_heads` has one entry per owner, lowest layer first. `heads` is `H`.
-    Raises ValueError naming the layer and the rule it breaks.
+    kv_source_layers: `L` entries: the layer whose keys and values layer `i` attends to; an owner names itself.
+    kv_heads: one entry per owner, lowest layer first.
+    heads: `H`.
+    Raises ValueError that names the layer and the rule it breaks.
     """
 
     kv_source_layers: Sources
@@ -57,7 +58,7 @@ class KVLayout:
         return self.kv_heads[self.owners.index(self.kv_source_layers[layer])]
 
     def readers(self, owner: int) -> tuple[int, ...]:
-        """Layers that attend to `owner`'s keys and values, the owner itself left out."""
+        """Layers that attend to `owner`'s keys and values, without the owner itself."""
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source == owner and i != owner)
 
     def kv_bytes_per_token(self, head_dim: int, element_bytes: int = 2) -> int:
@@ -66,7 +67,8 @@ class KVLayout:
 
     @cached_property
     def family(self) -> str:
-        """The field's name for this layout: MHA, MQA, GQA, MLKV, CLA, …; `Custom` where no published rule makes it."""
+        """The literature's name for this layout: MHA, MQA, GQA, MLKV, CLA, …. Where several rules make it, the first in
+        _FAMILIES; where none does, `Custom`."""
         if self.kv_layers == self.layers:
             uniform = {1: "MQA", self.heads: "MHA"}.get(self.kv_heads[0], "GQA")
             return uniform if len(set(self.kv_heads)) == 1 else "Custom"
@@ -74,7 +76,7 @@ class KVLayout:
 
     def _is_of(self, pattern: str) -> bool:
         if pattern == "cla":
-            # Several factors can leave as many owners.
+            # Two factors can give the same number of owners in different places, so the number alone does not decide.
             return any(cla(self.layers, factor) == self.kv_source_layers for factor in range(2, self.layers + 1))
         try:
             return PATTERNS[pattern](self.layers, self.kv_layers) == self.kv_source_layers
@@ -82,7 +84,8 @@ class KVLayout:
             return False
 
     def family_by(self, pattern: str) -> str:
-        """`family`, but `pattern`'s own name where several rules make this layout: CLA2 is MLKV's too."""
+        """As `family`, but with the name of `pattern` where it is one of several rules that make this layout: MLKV's
+        rule makes CLA2 too."""
         label = next((label for label, named in _FAMILIES.items() if named == pattern), None)
         return label if label and self.kv_layers < self.layers and self._is_of(pattern) else self.family
 
@@ -117,13 +120,10 @@ def _check_heads(owners: tuple[int, ...], kv_heads: tuple[int, ...], heads: int)
         raise ValueError(
             f"kv_heads has {len(kv_heads)} entries for {len(owners)} owners (layers {', '.join(map(str, owners))})"
         )
-    for owner, kept in zip(owners, kv_heads, strict=True):
-        if kept < 1 or heads % kept:
-            raise ValueError(f"kv_heads = {kept} at layer {owner}: must divide {heads} query heads ({_choices(heads)})")
-
-
-def _choices(heads: int) -> str:
-    return ", ".join(str(g) for g in divisors(heads))
+    for owner, count in zip(owners, kv_heads, strict=True):
+        if count < 1 or heads % count:
+            choices = ", ".join(map(str, divisors(heads)))
+            raise ValueError(f"kv_heads = {count} at layer {owner}: must divide {heads} query heads ({choices})")
 
 
 def divisors(n: int) -> list[int]:
@@ -132,16 +132,20 @@ def divisors(n: int) -> list[int]:
 
 def from_owners(layers: int, owners: Iterable[int]) -> Sources:
     """Sources where every layer reads the nearest owner at or below it."""
-    kept, current = set(owners), 0
+    owned, owner = set(owners), 0
     sources = []
     for i in range(layers):
-        current = i if i in kept else current
-        sources.append(current)
+        owner = i if i in owned else owner
+        sources.append(owner)
     return tuple(sources)
 
 
 def even(layers: int, kv_layers: int) -> Sources:
-    """`M` groups as even as integers allow: owners at `i·L // M` (MLKV; lasagna with the target at the bottom)."""
+    """`M` groups as even as integers allow: owners at `i·L // M` (MLKV; lasagna with the target at the bottom).
+
+    In exact integers: the rule of MLKV's published code, `int((i+1)*(L/M))`, is rounded wrongly for some pairs (37 up
+    to L = 96; first L = 30, M = 22).
+    """
     _require(1 <= kv_layers <= layers, "even", layers, kv_layers, f"1 to {layers}")
     return from_owners(layers, (i * layers // kv_layers for i in range(kv_layers)))
 
@@ -233,23 +237,23 @@ def mha(layers: int, heads: int) -> KVLayout:
 
 def of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
     """Every layout of `pattern` with `budget` KV heads in all, most KV layers first. Raises ValueError if none has."""
-    found = _of_budget(pattern, budget, layers, heads)
-    if not found:
+    layouts = _of_budget(pattern, budget, layers, heads)
+    if not layouts:
         valid = sorted(b for b in range(1, layers * heads + 1) if _of_budget(pattern, b, layers, heads))
         choices = ", ".join(map(str, valid))
         raise ValueError(
             f"layout.budget = {budget}: pattern {pattern} on {layers} layers of {heads} heads takes {choices}"
         )
-    return found
+    return layouts
 
 
 def _of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
-    found = []
+    layouts = []
     for kv_heads in divisors(heads):
         if budget % kv_heads == 0:
             try:
-                found.append(make(pattern, layers, heads, budget // kv_heads, kv_heads))
+                layouts.append(make(pattern, layers, heads, budget // kv_heads, kv_heads))
             except ValueError:
                 if pattern not in PATTERNS:
                     raise
-    return found
+    return layouts

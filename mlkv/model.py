@@ -1,9 +1,11 @@
-"""The one decoder: GPT-NeoX, Llama, GPT-2 and OPT are switches of it, and any KV layout is a value it is built with.
+"""The one decoder: GPT-NeoX, Llama, GPT-2 and OPT are settings of it, and it is built for any KV layout.
 
-Legend: `B` batch, `T` query tokens, `S` cached tokens, `D` width, `F` MLP width, `H` query heads, `G` KV heads,
+Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `D` width, `F` MLP width, `H` query heads, `G` KV heads,
 `K` head width, `V` vocabulary. Nothing here knows transformers: a cache is anything with `KVCache`'s three methods.
 
-Keys and values travel from owner to reader inside the forward pass; the cache object only ever holds the owners'.
+An owner's keys and values go to its readers inside the forward pass, in a dict by owner. They do not go through the
+cache object: without a cache (training) there is none, and with one it holds the owners' alone, which is the memory
+that sharing saves.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class KVCache(Protocol):
-    """What the decoder asks of a cache; transformers' DynamicCache and StaticCache have it."""
+    """The methods that the decoder needs of a cache; transformers' DynamicCache and StaticCache have them."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> KeysValues: ...
 
@@ -38,8 +40,9 @@ class KVCache(Protocol):
 class Decoder(nn.Module):
     """Token ids to final hidden states; `head` turns those into logits.
 
-    `keys="unrotated"` reproduces the published MLKV checkpoints, whose readers attend to their owner's keys before
-    rotation (arXiv 2406.09297's code); everything else keeps and hands up rotated keys.
+    Keys are rotated before they are cached and shared, so training, scoring and decoding with a cache see the same
+    keys. `keys="unrotated"` is for the published MLKV checkpoints alone (arXiv 2406.09297): their readers attend to
+    their owner's keys as they are before rotation, and only the owner itself to rotated ones.
     """
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, keys: Keys = "rotated") -> None:
@@ -66,21 +69,22 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states `[B, T, D]` after the last norm.
 
-        `mask` is `[B, past + T]` (0 at padding) or a ready `[B, 1, T, S]` one; `positions_BT` default to the count of
-        real tokens before each token, so that padding on the left does not shift them.
+        mask: `[B, past + T]` (0 at padding), or a complete `[B, 1, T, S]` one.
+        positions_BT: default: the number of real tokens before each token.
         """
-        tokens = _see(self.shape, self.keys, ids_BT, mask, positions_BT, cache)
+        tokens = _prepare_tokens(self.shape, self.keys, ids_BT, mask, positions_BT, cache)
         x_BTD = self.embed(ids_BT)
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
         shared: dict[int, KeysValues] = {}
         for i, block in enumerate(self.blocks):
             owner = self.layout.kv_source_layers[i]
-            x_BTD, shared[owner] = self._run(block, x_BTD, shared.get(owner), tokens)
+            x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
         return self.norm(x_BTD)
 
-    def _run(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeysValues]:
-        # Reentrant checkpointing loses the gradient of keys and values that leave their layer.
+    def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeysValues]:
+        # Reentrant checkpointing gives wrong gradients where a layer's keys and values are used outside of it (relative
+        # error 0.9, measured; no error is raised).
         if self.gradient_checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -99,18 +103,18 @@ class Block(nn.Module):
         self.mlp_norm = _norm(shape)
         self.mlp = MLP(shape)
 
-    def forward(self, x_BTD: Tensor, owned: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
-        queried_BTD = self.attention_norm(x_BTD)
-        kept_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else queried_BTD
-        attended_BTD, owned = self.attention(queried_BTD, kept_BTD, owned, tokens)
+    def forward(self, x_BTD: Tensor, shared_kv: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
+        q_input_BTD = self.attention_norm(x_BTD)
+        kv_input_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else q_input_BTD
+        attended_BTD, shared_kv = self.attention(q_input_BTD, kv_input_BTD, shared_kv, tokens)
         if self.parallel:
-            return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), owned
+            return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
         x_BTD = x_BTD + attended_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), owned
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
 
 
 class Attention(nn.Module):
-    """Causal attention of an owner (makes, caches and hands up its keys and values) or a reader (queries only)."""
+    """Causal attention of an owner (computes, caches and shares keys and values) or of a reader (has queries only)."""
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
         super().__init__()
@@ -124,27 +128,31 @@ class Attention(nn.Module):
         self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=shape.attention_bias)
 
     def forward(
-        self, queried_BTD: Tensor, kept_BTD: Tensor, owned: KeysValues | None, tokens: Tokens
+        self, q_input_BTD: Tensor, kv_input_BTD: Tensor, shared_kv: KeysValues | None, tokens: Tokens
     ) -> tuple[Tensor, KeysValues]:
-        """Queries come from `queried_BTD`; an owner's keys and values from `kept_BTD`."""
-        q_BHTK = rotate(self._heads(self.q(queried_BTD)), tokens.query_angles)
-        if owned is None:
-            owned = self._make_keys_values(kept_BTD, tokens)
-        k_BGSK, v_BGSK = owned
+        """Attention's output and the keys and values it used.
+
+        shared_kv: the owner's, for a reader; None for an owner, which computes its own from `kv_input_BTD`.
+        """
+        q_BHTK = rotate(self._split_heads(self.q(q_input_BTD)), tokens.query_angles)
+        if shared_kv is None:
+            shared_kv = self._compute_kv(kv_input_BTD, tokens)
+        k_BGSK, v_BGSK = shared_kv
         if self.owner and self.keys == "unrotated":
+            # The cache holds these keys unrotated, so all of them are rotated at each step, not the new ones alone.
             k_BGSK = rotate(k_BGSK, tokens.key_angles)
         out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, tokens.mask)
-        return self.o(out_BHTK.transpose(1, 2).flatten(2)), owned
+        return self.o(out_BHTK.transpose(1, 2).flatten(2)), shared_kv
 
-    def _make_keys_values(self, x_BTD: Tensor, tokens: Tokens) -> KeysValues:
-        k_BGTK, v_BGTK = self._heads(self.k(x_BTD)), self._heads(self.v(x_BTD))
+    def _compute_kv(self, x_BTD: Tensor, tokens: Tokens) -> KeysValues:
+        k_BGTK, v_BGTK = self._split_heads(self.k(x_BTD)), self._split_heads(self.v(x_BTD))
         if self.keys == "rotated":
             k_BGTK = rotate(k_BGTK, tokens.query_angles)
         if tokens.cache is None:
             return k_BGTK, v_BGTK
         return tokens.cache.update(k_BGTK, v_BGTK, self.layer)
 
-    def _heads(self, flat: Tensor) -> Tensor:
+    def _split_heads(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
@@ -188,19 +196,22 @@ def _check_fit(shape: DecoderShape, layout: KVLayout) -> None:
 
 def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor | None) -> Tensor:
     """Softmax attention `[B, H, T, K]`; no mask means causal over `T = S` tokens, or one token that sees all `S`."""
-    (_, heads, queries, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
-    if queries == 1:
-        # The query heads of a KV head become rows of one product: K/V are read once per group, not once per head.
+    (_, heads, query_length, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
+    if query_length == 1:
+        # The query heads of a KV head become the rows of one matrix product, so keys and values are read once per KV
+        # head. At batch 8 and more on CPUs this is 1.06 to 1.4 times as fast as `enable_gqa` in fp32 and 2.9 to 8
+        # times in bf16 (measured).
         q_BGRK = q_BHTK.squeeze(2).unflatten(1, (kv_heads, heads // kv_heads))
         out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS)
         return out_BGRK.flatten(1, 2).unsqueeze(2)
+    # `is_causal` aligns its triangle to the first key: right for T = S alone, which `_causal_mask` sees to.
     return functional.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=mask_B1TS is None, enable_gqa=kv_heads < heads
     )
 
 
 Angles = tuple[Tensor, Tensor]
-"""Cosine and sine `[B, 1, T, R/2]` of a token's rotation, `R` the rotated part of `K`; always float32."""
+"""Cosine and sine `[B, 1, T, R/2]` of each token's rotation, always float32; the first `R` of `K` dimensions rotate."""
 
 
 def rotate(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
@@ -210,7 +221,7 @@ def rotate(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
     cos, sin = angles
     half = cos.shape[-1]
     a, b, rest = x_BHTK.split([half, half, x_BHTK.shape[-1] - 2 * half], dim=-1)
-    # float32 tables would make q and k wider than v, which attention refuses.
+    # Angles are float32: with bf16 weights they would make q and k float32, and attention refuses those with a bf16 v.
     return torch.cat([(a * cos - b * sin).type_as(rest), (b * cos + a * sin).type_as(rest), rest], dim=-1)
 
 
@@ -223,7 +234,7 @@ def rotary_angles(shape: DecoderShape, positions_BT: Tensor) -> Angles:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What every layer of one forward pass needs to know about the tokens it is given."""
+    """What every layer of one forward pass needs to know about its tokens; computed once for all layers."""
 
     positions: Tensor
     """`[B, T]`"""
@@ -231,11 +242,11 @@ class Tokens:
     """`[B, 1, T, S]`, see `attend`"""
     query_angles: Angles | None
     key_angles: Angles | None
-    """Of all `S` keys; only where the cache keeps them unrotated."""
+    """Of all `S` keys; only where they are cached unrotated."""
     cache: KVCache | None
 
 
-def _see(
+def _prepare_tokens(
     shape: DecoderShape,
     keys: Keys,
     ids_BT: Tensor,
@@ -243,9 +254,9 @@ def _see(
     positions_BT: Tensor | None,
     cache: KVCache | None,
 ) -> Tokens:
-    queries = ids_BT.shape[1]
+    query_length = ids_BT.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
-    cached = cache.get_mask_sizes(queries, 0)[0] if cache is not None else queries
+    cached = cache.get_mask_sizes(query_length, 0)[0] if cache is not None else query_length
     if positions_BT is None:
         positions_BT = _positions(ids_BT, mask, past)
     mask_B1TS = _causal_mask(ids_BT, mask, past, cached)
@@ -258,31 +269,39 @@ def _see(
 
 
 def _positions(ids_BT: Tensor, mask: Tensor | None, past: int) -> Tensor:
+    """Positions `[B, T]`: the number of real tokens before each token.
+
+    Sequences of a batch are padded on the left, so counting columns would give the first real token of a short sequence
+    a position above 0: learned embeddings would be wrong, and scores would depend on what else is in the batch.
+    """
     if mask is not None and mask.dim() == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
     return past + torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
 
 
 def _causal_mask(ids_BT: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
-    """True where a query may look, or None where attention needs no mask (see `attend`)."""
+    """`[B, 1, T, S]`, true where a query attends to a key; None where attention needs no mask (see `attend`), as it
+    then may use a faster kernel."""
     if mask is not None and mask.dim() == 4:
         return mask
-    queries = ids_BT.shape[1]
-    # A static cache has room to hide, and its length is a tensor.
-    if mask is None and isinstance(past, int) and cached == past + queries and (past == 0 or queries == 1):
+    query_length = ids_BT.shape[1]
+    # A static cache needs a mask, as it returns its empty places too. Its length is a tensor: comparing that would
+    # break a compiled forward. Several tokens after cached ones need a mask, as their triangle starts at key `past`.
+    if mask is None and isinstance(past, int) and cached == past + query_length and (past == 0 or query_length == 1):
         return None
     key_S = torch.arange(cached, device=ids_BT.device)
-    query_T1 = past + torch.arange(queries, device=ids_BT.device)[:, None]
+    query_T1 = past + torch.arange(query_length, device=ids_BT.device)[:, None]
     allowed_B1TS = (key_S <= query_T1)[None, None]
     if mask is not None:
         real_BS = functional.pad(mask.bool(), (0, cached - mask.shape[1]))
-        # Padding looks at itself: a row without a single key would be NaN in some kernels.
+        # Padding attends to itself: the softmax of a row without any key is NaN in some kernels.
         allowed_B1TS = allowed_B1TS & (real_BS[:, None, None] | (key_S == query_T1))
     return allowed_B1TS
 
 
 def _key_positions(positions_BT: Tensor, mask_B1TS: Tensor | None, cached: int) -> Tensor:
-    """Positions `[B, S]` of all keys: how many keys the newest token sees up to each."""
+    """Positions `[B, S]` of all keys. The cache does not store them: a key's is the number of real keys before it, and
+    real are those that the newest token attends to."""
     if positions_BT.shape[1] == cached:
         return positions_BT
     if mask_B1TS is None:

@@ -45,7 +45,8 @@ def _choices(schema: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def added(default: Any) -> Any:
-    """A field that came later: at its default it says nothing, and stays out of a step's identity."""
+    """A field that was added after step ids had been given out. At its default it is left out of the hash, so that the
+    older ids keep their meaning."""
     return field(default=default, metadata={"neutral": default})
 
 
@@ -74,8 +75,8 @@ class DecoderShape(Choices):
     tied: bool = False
     init_std: Annotated[float, Gt(0)] = 0.02
     kv_norm: bool = added(False)
-    """Where layers share, an owner makes its keys and values from its input under a norm of their own, beside the one
-    of its queries (arXiv 2405.12981)."""
+    """Where layers share, an owner computes its keys and values from its input under a norm of their own; the queries
+    have another (arXiv 2405.12981)."""
 
     def parameters(self, layout: KVLayout, mlp_width: int | None = None) -> int:
         """Parameter count of a decoder of this shape with `layout`, MLPs `mlp_width` wide if given."""
@@ -93,7 +94,7 @@ class DecoderShape(Choices):
         return embeddings + blocks + norm + kv_norms + layout.budget * self._kv_head_parameters
 
     def has_kv_norms(self, layout: KVLayout) -> bool:
-        """Whether the owners of `layout` have a norm for their keys and values alone."""
+        """Whether the owners of `layout` have a separate norm for keys and values."""
         return self.kv_norm and layout.kv_layers < layout.layers
 
     @property

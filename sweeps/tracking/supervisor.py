@@ -33,7 +33,7 @@ class Mirror:
             try:
                 self._start()
             except OSError as error:
-                say(f"the process that writes to W&B cannot be started ({error}); `mlkv sync` uploads everything", sys.stderr)
+                say(f"W&B's process cannot be started ({error}); `mlkv sync` uploads everything", sys.stderr)
         self._send({"step": claim.step.id, "attempt": claim.attempt.number, "pid": pid})
 
     def ended(self, claim: Claim) -> None:
@@ -75,4 +75,4 @@ class Mirror:
             try:
                 self._process.stdin.write(json.dumps(message).encode() + b"\n")
             except OSError:
-                say("the process that writes to W&B ended; `mlkv sync` uploads the rest", sys.stderr)
+                say("W&B's process has ended; `mlkv sync` uploads the rest", sys.stderr)
