@@ -1,4 +1,8 @@
-"""Which jobs share a SLURM array, and what each array waits for. Pure."""
+"""Which jobs share a SLURM array, and what each array waits for. Pure.
+
+An array is one sbatch call and one line of the queue, whatever its size. Its tasks can still have parents of their
+own: with `aftercorr`, task i of one array waits for task i of another.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,19 @@ from .jobs import Job, JobId, in_order
 
 def ranges(numbers: Iterable[int]) -> str:
     """Numbers as SLURM writes task indices: `0-5,7`."""
-    given = set(numbers)
-    starts = sorted(n for n in given if n - 1 not in given)
-    ends = sorted(n for n in given if n + 1 not in given)
+    present = set(numbers)
+    starts = sorted(n for n in present if n - 1 not in present)
+    ends = sorted(n for n in present if n + 1 not in present)
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 @dataclass(frozen=True)
 class Array:
-    """Jobs of one kind with equal resources, by task index, and their parents among earlier arrays.
+    """Jobs of one kind with equal resources, by task index, and their parents in earlier arrays.
 
     corresponding: arrays in which task i is the parent of this array's task i (`aftercorr`).
     every: parents of all tasks, as (array, index), or (array, None) for all tasks of that array (`afterok`).
-    Arrays are named by their position in the list that `arrays` returns.
+    An array's number is its index in the list that `arrays` returns.
     """
 
     jobs: dict[int, Job]
@@ -31,6 +35,7 @@ class Array:
 
     @property
     def any_job(self) -> Job:
+        """One of its jobs: kind, resources and `after_ids` are the same for all."""
         return next(iter(self.jobs.values()))
 
     @property
@@ -45,22 +50,24 @@ class Array:
         return ",".join(terms) or None
 
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """Array and task index."""
 
 
 def arrays(jobs: Sequence[Job], max_size: int) -> list[Array]:
-    """As few arrays as follow from kind, resources and parents, each of at most `max_size` tasks with indices below it;
-    every array comes after those it waits for. Every job's parents are exactly those in `after` (or, where the whole
-    of an array is meant, that array)."""
-    made: list[Array] = []
-    places: dict[str, Place] = {}
+    """The arrays to submit, in order: each comes after those that it waits for.
+
+    Jobs share an array where kind, resources and parents allow it. An array has at most `max_size` tasks, with indices
+    below `max_size`. A task waits for exactly the jobs in its `after`.
+    """
+    planned: list[Array] = []
+    positions: dict[str, Position] = {}
     for level in _levels(in_order(jobs)):
-        for group in _alike(level, places):
-            for array in _split(group, places, made, max_size):
-                places |= {job.name: (len(made), index) for index, job in array.jobs.items()}
-                made.append(array)
-    return made
+        for group in _group_equal(level, positions):
+            for array in _split(group, positions, planned, max_size):
+                positions |= {job.name: (len(planned), index) for index, job in array.jobs.items()}
+                planned.append(array)
+    return planned
 
 
 def _levels(ordered: Sequence[Job]) -> list[list[Job]]:
@@ -74,37 +81,39 @@ def _levels(ordered: Sequence[Job]) -> list[list[Job]]:
     return levels
 
 
-def _alike(level: Sequence[Job], places: dict[str, Place]) -> list[list[Job]]:
-    """Jobs of one kind, with equal resources, and with parents in the same arrays."""
+def _group_equal(level: Sequence[Job], positions: dict[str, Position]) -> list[list[Job]]:
+    """Groups of jobs with equal kind and resources whose parents are in the same arrays."""
     groups: dict[object, list[Job]] = {}
     for job in level:
-        parents = frozenset(places[parent][0] for parent in job.after)
+        parents = frozenset(positions[parent][0] for parent in job.after)
         groups.setdefault((job.kind, job.resources, parents, job.after_ids), []).append(job)
     return list(groups.values())
 
 
-def _split(group: list[Job], places: dict[str, Place], made: list[Array], max_size: int) -> Iterator[Array]:
-    """One array where tasks and parents pair off by index; else one per distinct set of parents."""
-    if paired := _paired(group, places, made):
+def _split(group: list[Job], positions: dict[str, Position], earlier: list[Array], max_size: int) -> Iterator[Array]:
+    """The arrays of a group: one, where each task has the index of its parent; else one for each set of parents."""
+    if paired := _paired_array(group, positions, earlier):
         yield paired
         return
     by_parents: dict[frozenset[str], list[Job]] = {}
     for job in group:
         by_parents.setdefault(frozenset(job.after), []).append(job)
     for parents, same in by_parents.items():
-        every = _compressed(sorted(places[parent] for parent in parents), made)
+        every = _whole_arrays(sorted(positions[parent] for parent in parents), earlier)
         for chunk in _chunks(same, max_size):
             yield Array(dict(enumerate(chunk)), every=every)
 
 
-def _paired(group: list[Job], places: dict[str, Place], made: list[Array]) -> Array | None:
-    """An array whose task indices are those of the parents, or None where they do not pair off.
+def _paired_array(group: list[Job], positions: dict[str, Position], earlier: list[Array]) -> Array | None:
+    """One array whose tasks have the indices of their parents, or None where that is impossible.
 
-    Each array that holds parents must either hold one per job, at an index no other job of the group has, or hold
-    parents that all jobs share.
+    `aftercorr` pairs the tasks of two arrays by index and by nothing else. A task without a counterpart in the parent
+    array starts at once, so each task here must have one (both measured on SLURM 22.05). Each array that holds parents
+    must therefore hold either one for each job, at an index that no other job of the group has, or only parents that
+    all jobs share.
     """
     shared = frozenset.intersection(*(frozenset(job.after) for job in group))
-    own = {job.name: [places[parent] for parent in job.after if parent not in shared] for job in group}
+    own = {job.name: [positions[parent] for parent in job.after if parent not in shared] for job in group}
     index_of = {name: {index for _, index in parents} for name, parents in own.items()}
     if len(group) < 2 or any(len(indices) != 1 for indices in index_of.values()):
         return None
@@ -115,15 +124,16 @@ def _paired(group: list[Job], places: dict[str, Place], made: list[Array]) -> Ar
     corresponding = {array for parents in own.values() for array, _ in parents}
     if any(len(parents) != len(corresponding) for parents in own.values()):
         return None
-    return Array(tasks, tuple(sorted(corresponding)), _compressed(sorted(places[parent] for parent in shared), made))
+    every = _whole_arrays(sorted(positions[parent] for parent in shared), earlier)
+    return Array(tasks, tuple(sorted(corresponding)), every)
 
 
-def _compressed(parents: list[Place], made: list[Array]) -> tuple[tuple[int, int | None], ...]:
-    """The same parents, with an array whose every task is meant as (array, None)."""
+def _whole_arrays(parents: list[Position], earlier: list[Array]) -> tuple[tuple[int, int | None], ...]:
+    """The same parents; where all tasks of an array are among them, (array, None) stands for these."""
     terms: list[tuple[int, int | None]] = []
     for array in sorted({array for array, _ in parents}):
         indices = [index for at, index in parents if at == array]
-        whole = len(indices) == len(made[array].jobs)
+        whole = len(indices) == len(earlier[array].jobs)
         terms += [(array, None)] if whole else [(array, index) for index in indices]
     return tuple(terms)
 

@@ -1,4 +1,4 @@
-"""What both executors take and return: a job, what it needs, what became of it."""
+"""The types that both executors take and return: a job, its resources, its state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 JobId = str
-"""An executor's own name for a queued job: `12345_7` (or `12345`) on SLURM, a running number on this machine."""
+"""An executor's id of a job: `12345_7` (or `12345`) on SLURM, a number counted from 1 on this machine."""
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -19,14 +19,14 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-"""What tells numeric libraries how many cores are theirs."""
+"""The variables by which numeric libraries learn how many threads they may start."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job needs. `memory_gb` None: the executor's default. `minutes` is a time limit on SLURM only."""
+    """The resources of one job. `memory_gb` None: the executor's default. `minutes`: the time limit, on SLURM only."""
 
     gpus: int = 0
     """Per node."""
@@ -38,7 +38,7 @@ class Resources:
     nodes: int = 1
     tasks_per_node: int = 1
     exclusive: bool = False
-    """Nothing else on the node (SLURM) or on this machine (local) meanwhile: for timings."""
+    """No other job on the node (SLURM) or on this machine (local) at the same time: for timings."""
 
     def __post_init__(self) -> None:
         for name, least in (("gpus", 0), ("cpus", 1), ("minutes", 1), ("nodes", 1), ("tasks_per_node", 1)):
@@ -81,7 +81,7 @@ class Phase(StrEnum):
     PREEMPTED = "PREEMPTED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     UNKNOWN = "UNKNOWN"
-    """The queue does not know the job (any more): what it did is only in the store."""
+    """The queue does not know the job, or has forgotten it: only the store can tell what it did."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,24 @@ class JobState:
 
 
 class Executor(Protocol):
-    """Where jobs run. `submit` returns without waiting; job ids are strings that survive the process (SLURM) or not
-    (local)."""
+    """Where jobs run. `submit` returns without waiting. A job id can be used by a later process on SLURM, and by this
+    process alone on this machine."""
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
-        """Queue jobs, in an order in which none precedes a parent; job name → id. ValueError: a job that can never
-        run here (unknown parent, cycle, repeated name, more than this place has)."""
+        """Queue jobs, parents first; returns job name → id.
+
+        Raises ValueError for a job that can never run here: unknown parent, cycle, repeated name, more resources than
+        there are.
+        """
 
     def states(self, ids: Iterable[JobId]) -> dict[JobId, JobState]:
-        """One entry per id asked for."""
+        """The state of each of these jobs."""
 
     def cancel(self, ids: Iterable[JobId]) -> None:
-        """End these jobs, and (by dependency) what waits for them. Ids that have ended are ignored."""
+        """End these jobs, and with them the jobs that depend on them. Jobs that have ended are left alone."""
 
     def output(self, job_id: JobId) -> Path:
-        """The file that the job's stdout and stderr go to; it may not exist yet."""
+        """The file that holds the job's stdout and stderr; it may not exist yet."""
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
@@ -139,7 +142,7 @@ def _topological(jobs: Sequence[Job]) -> list[Job]:
         for parent in set(job.after):
             children[parent].append(job)
     ordered = [job for job in jobs if not job.after]
-    for job in ordered:  # grows while it is walked
+    for job in ordered:  # the list grows in the loop: a job is appended when its last parent is in it
         for child in children[job.name]:
             waits_for[child.name] -= 1
             if not waits_for[child.name]:

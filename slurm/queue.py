@@ -1,4 +1,4 @@
-"""What the queue says about jobs: one `squeue`, then `sacct` for what it has forgotten, if the site keeps accounts."""
+"""States of jobs: one `squeue`, then `sacct` for jobs that slurmctld has forgotten, where the site has accounting."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ IDS_PER_CALL = 500
 
 
 class QueueError(RuntimeError):
-    """SLURM could not be asked, or refused; the text is its own."""
+    """A SLURM command failed or did not answer; the text is SLURM's own."""
 
 
 def command(*argv: str, timeout_seconds: float = 60.0) -> str:
-    """Run a SLURM command; its stdout. Raises QueueError with its first line of complaint."""
+    """Run a SLURM command and return its stdout. Raises QueueError with the first line of its error message."""
     try:
         done = subprocess.run(
             argv, env=_plain_environment(), capture_output=True, text=True, check=False, timeout=timeout_seconds
@@ -57,71 +57,73 @@ def command(*argv: str, timeout_seconds: float = 60.0) -> str:
 
 
 def states(ids: Iterable[JobId]) -> dict[JobId, JobState]:
-    """The state of each id (`12` or `12_3`); UNKNOWN where nothing knows the job any more.
+    """The state of each id (`12` or `12_3`); UNKNOWN where neither squeue nor sacct knows the job.
 
-    Raises QueueError if squeue itself cannot be asked: then nothing is known, which is different from UNKNOWN.
+    Raises QueueError if squeue does not answer: a job may then still be running, which UNKNOWN rules out.
     """
-    wanted = list(dict.fromkeys(ids))
-    found = _from_squeue(wanted)
-    if missing := [id for id in wanted if id not in found]:
-        found |= _from_sacct(missing)
-    return {id: found.get(id, FORGOTTEN) for id in wanted}
+    unique = list(dict.fromkeys(ids))
+    known = _from_squeue(unique)
+    # slurmctld forgets a job MinJobAge seconds (by default 300) after its end.
+    if missing := [id for id in unique if id not in known]:
+        known |= _from_sacct(missing)
+    return {id: known.get(id, FORGOTTEN) for id in unique}
 
 
 def parse_state(word: str, reason: str) -> JobState:
-    """SLURM's word, which may carry more (`CANCELLED by 0`), and its reason."""
+    """A state from SLURM's word for it, which may say more than the phase (`CANCELLED by 0`), and SLURM's reason."""
     phase = PHASE_OF.get(word.split()[0].rstrip("+") if word.strip() else "", Phase.UNKNOWN)
-    said = "" if reason in ("None", "(null)") else reason
-    more = word.strip() if word.strip() != phase and phase in (Phase.FAILED, Phase.CANCELLED, Phase.UNKNOWN) else ""
-    return JobState(phase, said or more)
+    given = "" if reason in ("None", "(null)") else reason
+    detail = word.strip() if word.strip() != phase and phase in (Phase.FAILED, Phase.CANCELLED, Phase.UNKNOWN) else ""
+    return JobState(phase, given or detail)
 
 
 def _from_squeue(ids: list[JobId]) -> dict[JobId, JobState]:
-    found: dict[JobId, JobState] = {}
-    for some in _base_ids(ids):
+    known: dict[JobId, JobState] = {}
+    for chunk in _base_ids(ids):
         try:
-            shown = command("squeue", "--noheader", "--array", "--states=all", f"--jobs={some}", "--format=%i|%T|%r")
+            shown = command("squeue", "--noheader", "--array", "--states=all", f"--jobs={chunk}", "--format=%i|%T|%r")
         except QueueError as error:
             if "Invalid job id" not in str(error):
                 raise
-            continue  # what squeue says of a single id that it has forgotten
+            continue  # squeue's error for a single id that it has forgotten
         for line in shown.splitlines():
             id, word, reason = line.split("|", 2)
-            found[id] = parse_state(word, reason)
-    return _of_each(ids, found)
+            known[id] = parse_state(word, reason)
+    return _of_each(ids, known)
 
 
-def _of_each(ids: list[JobId], found: dict[JobId, JobState]) -> dict[JobId, JobState]:
-    """When the last waiting tasks of an array are cancelled, SLURM may keep a single entry without an index."""
-    return {id: found.get(id) or found[id.split("_")[0]] for id in ids if {id, id.split("_")[0]} & found.keys()}
+def _of_each(ids: list[JobId], known: dict[JobId, JobState]) -> dict[JobId, JobState]:
+    """The states of `ids`, by their own entry or by their array's: when the last waiting tasks of an array are
+    cancelled, SLURM may keep a single entry without an index."""
+    return {id: known.get(id) or known[id.split("_")[0]] for id in ids if {id, id.split("_")[0]} & known.keys()}
 
 
 def _from_sacct(ids: list[JobId]) -> dict[JobId, JobState]:
-    found: dict[JobId, JobState] = {}
+    known: dict[JobId, JobState] = {}
     columns = "--format=JobID,State,ExitCode,Reason"
-    for some in _base_ids(ids):
+    for chunk in _base_ids(ids):
         try:
-            shown = command("sacct", "--noheader", "--allocations", "--parsable2", columns, f"--jobs={some}")
+            shown = command("sacct", "--noheader", "--allocations", "--parsable2", columns, f"--jobs={chunk}")
         except QueueError:
-            return found  # no accounting here, or none just now: the caller's records have the last word anyway
+            return known  # no accounting, or none just now: these jobs stay UNKNOWN and the store decides
         for line in shown.splitlines():
             id, word, code, reason = line.split("|", 3)
             for single in expand(id):
-                found[single] = parse_state(
+                known[single] = parse_state(
                     word, reason if reason != "None" or code == "0:0" else f"exit status {code}"
                 )
-    return _of_each(ids, found)
+    return _of_each(ids, known)
 
 
 def _base_ids(ids: list[JobId]) -> Iterator[str]:
-    """Comma lists of the ids without their array indices: one array is asked for once."""
+    """The ids of arrays, without task indices and each once, joined by commas for one command line each."""
     bases = sorted({id.split("_")[0] for id in ids})
     for start in range(0, len(bases), IDS_PER_CALL):
         yield ",".join(bases[start : start + IDS_PER_CALL])
 
 
 def expand(id: str) -> list[JobId]:
-    """`12_[0-2,5%1]`, as sacct shows waiting tasks, as single ids."""
+    """Single ids out of `12_[0-2,5%1]`, the form in which sacct shows waiting tasks."""
     single: list[JobId] = []
     for base, *index in read_job_id(id):
         first, last = (index[0], index[-1]) if index else ("", "")
@@ -129,8 +131,8 @@ def expand(id: str) -> list[JobId]:
     return single
 
 
-def named(name: str) -> str | None:
-    """The id of the array with this (unique) job name, if SLURM knows one. An array's id has no index."""
+def array_id_of(name: str) -> str | None:
+    """The id of the array with this job name, which is unique; None if SLURM knows none. It has no task index."""
     shown = command("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F")
     if not shown.strip():
         try:
@@ -150,27 +152,28 @@ def named(name: str) -> str | None:
 
 
 def cancel(ids: Iterable[JobId]) -> None:
-    """End these jobs (an array's id without an index means all its tasks); ids that have ended or are unknown are
-    ignored."""
+    """End these jobs; an array's id without an index means all its tasks. Jobs that have ended or are unknown are left
+    alone."""
     tasks: dict[str, list[int]] = {}
     for id in ids:
         array, _, index = id.partition("_")
         tasks.setdefault(array, []).extend([int(index)] if index else [])
-    wanted = [f"{array}_[{ranges(indices)}]" if indices else array for array, indices in tasks.items()]
-    for start in range(0, len(wanted), IDS_PER_CALL):
+    targets = [f"{array}_[{ranges(indices)}]" if indices else array for array, indices in tasks.items()]
+    for start in range(0, len(targets), IDS_PER_CALL):
         try:
-            command("scancel", "--quiet", *wanted[start : start + IDS_PER_CALL])
+            command("scancel", "--quiet", *targets[start : start + IDS_PER_CALL])
         except QueueError as error:
             if "Invalid job id" not in str(error):
                 raise
 
 
 def throttle(array_id: str, max_running: int) -> None:
-    """Let so many tasks of a queued array run at a time; 0 lifts the limit."""
+    """Limit how many tasks of a queued array run at a time; 0 lifts the limit."""
     command("scontrol", "update", f"JobId={array_id}", f"ArrayTaskThrottle={max_running}")
 
 
 def _plain_environment() -> dict[str, str]:
-    """The environment without what would change the output's format."""
-    changing = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SINFO_")
-    return {key: value for key, value in os.environ.items() if not key.startswith(changing)} | {"SLURM_BITSTR_LEN": "0"}
+    """The environment without variables that change the format of SLURM's output."""
+    format_variables = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SINFO_")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(format_variables)}
+    return plain | {"SLURM_BITSTR_LEN": "0"}

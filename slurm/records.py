@@ -1,7 +1,7 @@
-"""One directory per submitted array: its commands, its output, and the record that ties job names to SLURM's ids.
+"""One directory per submitted array: its commands, its output, and a record that maps job names to SLURM's ids.
 
-The record is written before sbatch runs and again with the id, so that a launcher that dies in between loses nothing:
-the array's name is unique, and SLURM (or the output files, whose names carry the id) still tells its number.
+The record is written before sbatch runs, and again with the id. A launcher that dies in between loses nothing: the
+array's name is unique, so its id can still be learnt from SLURM, or from the output files, whose names hold it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class ArrayRecord:
-    """`name` is the job name in SLURM; `tasks` maps the names of jobs to task indices; `array_id` None: not known."""
+    """name: the array's job name in SLURM.
+    tasks: our job's name → task index.
+    array_id: None as long as it is not known.
+    """
 
     name: str
     tasks: Mapping[str, int]
@@ -59,28 +62,28 @@ def write(folder: Path, record: ArrayRecord) -> None:
 
 def read(folder: Path) -> list[ArrayRecord]:
     """All records of a folder, oldest first."""
-    found = [ArrayRecord(**json.loads(path.read_text())) for path in folder.glob(f"*/{RECORD}")]
-    return sorted(found, key=lambda record: (record.created, record.name))
+    records = [ArrayRecord(**json.loads(path.read_text())) for path in folder.glob(f"*/{RECORD}")]
+    return sorted(records, key=lambda record: (record.created, record.name))
 
 
 def recover(folder: Path) -> list[ArrayRecord]:
-    """As `read`, after looking for the ids that a dying launcher did not write down. A record that stays without an id
-    was never queued, or its jobs ended before they could write a line and SLURM has forgotten them.
+    """As `read`, with the ids that a launcher could not write before it died. A record that stays without an id was
+    never queued, or its jobs ended before they wrote a line and SLURM has forgotten them.
 
-    Raises queue.QueueError where SLURM has to be asked and does not answer.
+    Raises queue.QueueError where SLURM is needed for an id and does not answer.
     """
     records = []
     for record in read(folder):
-        if record.array_id is None and (id := queue.named(record.name) or _id_in_outputs(folder / record.name)):
+        if record.array_id is None and (id := queue.array_id_of(record.name) or _id_in_outputs(folder / record.name)):
             record = replace(record, array_id=id)
-            with suppress(OSError):  # it can be found again, and who only looks need not be able to write
+            with suppress(OSError):  # the id can be found again, and a reader need not be able to write here
                 write(folder, record)
         records.append(record)
     return records
 
 
 def output(folder: Path, record: ArrayRecord, index: int) -> Path:
-    """stdout and stderr of a task, all its runs in one file (of rank 0, where there are several)."""
+    """The file with a task's stdout and stderr (rank 0's, where there are several); its runs append to one file."""
     return Path(JobPaths(folder / record.name, f"{record.array_id}_{index}", 0).stdout)
 
 

@@ -1,16 +1,16 @@
-"""Jobs on SLURM: arrays with dependencies, submitted through submitit and left to the queue.
+"""Submits jobs to SLURM as arrays with dependencies, through submitit, and leaves them to the queue.
 
-submitit makes the batch script, checks its options, calls sbatch and reads the id. What it does not do here is carry a
-pickled function to the node. Its `submit` and `map_array` do, and with that three things could not hold:
+submitit makes the batch script, checks its options, calls sbatch and reads the id. Its `submit` and `map_array` are not
+used. They send a pickled function to the node, which has three faults here (submitit 1.5):
 
-- Pickles get their final place only after sbatch has returned: a launcher that dies in between leaves jobs that wait
-  60 s and fail.
-- Its handler of SIGUSR2 decides by its own clock whether a job was preempted or timed out, and ends some of the
-  preempted ones as COMPLETED.
-- Tasks are always numbered 0 … n-1: `aftercorr` could not pair children with the third and ninth task of their parent.
+- A pickle is moved to its final name only after sbatch has returned. A launcher that dies in between leaves jobs that
+  wait 60 s for it and fail.
+- Its handler of SIGUSR2 decides by its own clock whether a job was preempted or reached its time limit. It ends some
+  preempted jobs as COMPLETED, and their dependents start.
+- Its tasks are always numbered 0 … n-1, so `aftercorr` could not pair children with tasks 3 and 9 of their parent.
 
-So the commands of an array are a shell script, complete before sbatch runs, and submitit submits that through
-`_submit_command`, its own layer beneath the pickles.
+So the commands of an array are a shell script that is complete before sbatch runs. submitit submits it through
+`_submit_command`, its own layer below the pickles.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from .profile import Profile
 from .records import ArrayRecord
 
 INTERRUPTED = 4
-"""Exit status by which a command says: my progress is saved, put me in the queue again."""
+"""Exit status of a command that saved its progress and wants to be queued again."""
 KILLED = 137
-"""What the batch shell is told of a command that was ended by SIGKILL: 128 + 9."""
-REVIVALS = 3
-"""How often a task whose command was killed outright goes back into the queue. The command could not say whether it got
-further, so these are few."""
+"""Exit status that the batch shell sees of a command that was ended by SIGKILL: 128 + 9."""
+MAX_KILL_REQUEUES = 3
+"""How often a task whose command was killed is queued again. Few: it could not say whether it had made progress, and a
+command that always runs out of memory would be killed for ever."""
 
 
 class SubmissionRefusedError(RuntimeError):
-    """SLURM took only some of the jobs. `submitted` are queued and will run; `left` are not."""
+    """SLURM took only some of the jobs. `submitted` are queued and will run; `not_submitted` are not queued."""
 
-    def __init__(self, reason: str, submitted: dict[str, JobId], left: list[str]) -> None:
-        super().__init__(f"{reason} ({len(submitted)} jobs queued, {len(left)} left)")
-        self.reason, self.submitted, self.left = reason, submitted, left
+    def __init__(self, reason: str, submitted: dict[str, JobId], not_submitted: list[str]) -> None:
+        super().__init__(f"{reason} ({len(submitted)} jobs queued, {len(not_submitted)} left)")
+        self.reason, self.submitted, self.not_submitted = reason, submitted, not_submitted
 
 
 class SlurmExecutor:
-    """Queues jobs on SLURM and returns; nothing here has to stay alive for them to run.
+    """Queues jobs on SLURM and returns. No process has to stay alive for them to run.
 
     folder: shared with the nodes; gets a directory per array (records.py).
-    env: exported in every job, after the environment of this process.
-    interrupted: the exit status that puts a job back in the queue (at most `profile.max_requeues` times).
+    env: exported in every job, over the environment of this process.
+    interrupted: the exit status after which a job is queued again (at most `profile.max_requeues` times).
     """
 
     def __init__(
@@ -73,22 +73,23 @@ class SlurmExecutor:
         self.interrupted = interrupted
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
-        """Queue jobs as arrays, parents first; job name → id.
+        """Queue jobs as arrays, parents first; returns job name → id.
 
         Raises ValueError where a job can never run here, queue.QueueError where SLURM does not answer, and
-        SubmissionRefusedError where the site takes no more, with what it has taken.
+        SubmissionRefusedError where the site takes some of the jobs alone.
         """
         ordered = in_order(jobs)
         room = site.room(self.profile)
         if room:
             self._check(ordered)
         submitted = self._submit_arrays(arrays(ordered[:room], site.max_array_size()), [job.name for job in jobs])
-        if left := [job.name for job in ordered[room:]]:
-            raise SubmissionRefusedError(f"the site lets {room} more jobs into the queue", submitted, left)
+        if not_submitted := [job.name for job in ordered[room:]]:
+            raise SubmissionRefusedError(f"the site lets {room} more jobs into the queue", submitted, not_submitted)
         return submitted
 
     def _check(self, jobs: Sequence[Job]) -> None:
-        """Raise ValueError if the site would refuse a job or could never run it, before anything is queued."""
+        """Raise ValueError if the site would refuse a job or could never run it: before the first is queued, as the
+        others would already run when the last is refused."""
         kinds = site.nodes()
         for job in {job.resources: job for job in jobs}.values():
             if problems := site.problems(self.profile, job.resources, kinds):
@@ -101,7 +102,7 @@ class SlurmExecutor:
         Raises ValueError with SLURM's own words if it would refuse the job.
         """
         with tempfile.TemporaryDirectory() as folder:
-            executor = self._submitit(Path(folder), Job("estimate", ("true",), resources))
+            executor = self._submitit_executor(Path(folder), Job("estimate", ("true",), resources))
             script = Path(folder) / "estimate.sh"
             script.write_text(executor._make_submission_file_text("true", "estimate"))
             with submission_environment():
@@ -123,22 +124,24 @@ class SlurmExecutor:
     def _submit_array(self, array: Array, dependency: str | None) -> ArrayRecord:
         tasks = {job.name: index for index, job in array.jobs.items()}
         record = records.new_record(array.any_job.kind, tasks, dependency)
-        records.write(self.folder, record)
+        records.write(self.folder, record)  # before sbatch: an array that is queued must never be without a record
         directory = self.folder / record.name
         script = directory / "tasks.sh"
         script.write_text(self.task_script(array))
-        executor = self._submitit(directory, array.any_job)
+        executor = self._submitit_executor(directory, array.any_job)
         executor.update_parameters(job_name=record.name, dependency=dependency)
         executor.parameters["map_count"] = len(array.jobs)
-        executor.parameters["additional_parameters"] |= {"array": array.indices + self._throttle()}
+        limit = f"%{self.profile.max_running}" if self.profile.max_running else ""
+        executor.parameters["additional_parameters"] |= {"array": array.indices + limit}
         with submission_environment():
             job = executor._submit_command(f"sh {shlex.quote(str(script))}")
         record = replace(record, array_id=job.job_id)
         records.write(self.folder, record)
         return record
 
-    def _submitit(self, directory: Path, job: Job) -> submitit.SlurmExecutor:
+    def _submitit_executor(self, directory: Path, job: Job) -> submitit.SlurmExecutor:
         executor = submitit.SlurmExecutor(directory)
+        # Without kill-on-invalid-dep the children of a failed parent stay in the queue (DependencyNeverSatisfied).
         options = {"kill-on-invalid-dep": "yes", "requeue": True}
         executor.update_parameters(
             **self.profile.parameters(job.resources),
@@ -148,34 +151,35 @@ class SlurmExecutor:
         )
         return executor
 
-    def _throttle(self) -> str:
-        return f"%{self.profile.max_running}" if self.profile.max_running else ""
-
     def _setup(self, job: Job) -> list[str]:
         threads = dict.fromkeys(THREAD_VARIABLES, str(job.resources.cpus))
         exports = [f"export {name}={shlex.quote(value)}" for name, value in (threads | self.env).items()]
-        return [*exports, *self.profile.setup, "set +e"]  # what the command's end means is told below
+        return [*exports, *self.profile.setup, "set +e"]  # `_teardown` looks at the command's exit status
 
     def _teardown(self, directory: Path) -> list[str]:
-        """The batch shell outlives the command only if nobody ended the job (SLURM's own ends reach the shell too), so
-        here an interrupted command was warned of its time limit, and one that was killed was singled out by somebody
-        or by the kernel. Both go back into the queue, within their budgets."""
+        """Shell lines after the command, which decide whether the task is queued again.
+
+        They run only where SLURM itself did not end the job: a cancelled, preempted or timed-out job loses its batch
+        shell too, and SLURM requeues it or not. So here, a command with the status `interrupted` was warned of its time
+        limit and saved its progress, and a command that was killed was killed alone, by a person or by the kernel's
+        out-of-memory killer. Both are queued again, a limited number of times. Any other status is the command's own.
+        """
         killed = f'{shlex.quote(str(directory))}/killed_"$SLURM_ARRAY_TASK_ID"'
-        revive = f'echo "run $SLURM_RESTART_COUNT" >> {killed} && [ "$(wc -l < {killed})" -le {REVIVALS} ]'
-        # Never by SLURM_JOB_ID: one of the tasks shares it with the array, and would take all others along.
+        few_kills = f'echo "run $SLURM_RESTART_COUNT" >> {killed} && [ "$(wc -l < {killed})" -le {MAX_KILL_REQUEUES} ]'
+        # Not SLURM_JOB_ID: of one task it is the array's own id, and would requeue all of the array's tasks.
         task = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
-        budget = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.profile.max_requeues} ]'
+        requeues_left = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.profile.max_requeues} ]'
         return [
             "code=$?",
             "again=",
             f'if [ "$code" -eq {self.interrupted} ]; then again=yes; fi',
-            f'if [ "$code" -eq {KILLED} ] && {revive}; then again=yes; fi',
-            f'if [ "$again" ] && {budget}; then scontrol requeue {task}; fi',
+            f'if [ "$code" -eq {KILLED} ] && {few_kills}; then again=yes; fi',
+            f'if [ "$again" ] && {requeues_left}; then scontrol requeue {task}; fi',
             'exit "$code"',
         ]
 
     def task_script(self, array: Array) -> str:
-        """A shell script that becomes the command of the task it runs in."""
+        """A shell script that becomes (`exec`, so that signals reach it) the command of the task that it is run for."""
         cases = [f"{i}) exec {self.profile.command(job)} ;;  # {job.name}" for i, job in sorted(array.jobs.items())]
         unknown = '*) echo "no task $SLURM_ARRAY_TASK_ID in this array" >&2; exit 64 ;;'
         lines = ["#!/bin/sh", 'case "$SLURM_ARRAY_TASK_ID" in', *cases, unknown, "esac"]
@@ -185,16 +189,16 @@ class SlurmExecutor:
         return queue.states(ids)
 
     def cancel(self, ids: Iterable[JobId]) -> None:
-        """As queue.cancel, but an array of which every task is meant goes as a whole: of waiting tasks that are
-        cancelled one by one SLURM keeps no trace, and their state would be UNKNOWN."""
-        wanted = set(ids)
+        """As queue.cancel, but an array whose tasks are all cancelled is cancelled as a whole: SLURM keeps no trace of
+        waiting tasks that are cancelled one by one, and their state would be UNKNOWN."""
+        targets = set(ids)
         for record in records.read(self.folder):
-            if record.array_id and (tasks := set(record.ids().values())) <= wanted:
-                wanted = (wanted - tasks) | {record.array_id}
-        queue.cancel(wanted)
+            if record.array_id and (tasks := set(record.ids().values())) <= targets:
+                targets = (targets - tasks) | {record.array_id}
+        queue.cancel(targets)
 
     def set_max_running(self, ids: Iterable[JobId], tasks: int) -> None:
-        """Let so many tasks at a time run of every array that holds one of these jobs, from now on; 0: no limit."""
+        """Limit how many tasks at a time run of every array that holds one of these jobs, from now on; 0: no limit."""
         for array_id in sorted({id.split("_")[0] for id in ids}):
             queue.throttle(array_id, tasks)
 
@@ -208,7 +212,8 @@ class SlurmExecutor:
 
 @contextmanager
 def submission_environment() -> Iterator[None]:
-    """Without what a surrounding SLURM job would pass on to new jobs, but with the cluster that is meant."""
-    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
-    with clean_env(), environment_variables(**kept):
+    """The environment for sbatch: without the variables of a surrounding SLURM job, which new jobs would inherit, but
+    with those that name the cluster."""
+    cluster = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
+    with clean_env(), environment_variables(**cluster):
         yield

@@ -62,7 +62,7 @@ def test_a_qos_that_limits_submission_takes_what_it_takes(accounted: LocalCluste
     with pytest.raises(SubmissionRefusedError, match="lets 3 more jobs into the queue") as refused:
         executor.submit([Job(f"j{i}", ("true",)) for i in range(5)])
     assert sorted(refused.value.submitted) == ["j0", "j1", "j2"]
-    assert refused.value.left == ["j3", "j4"]
+    assert refused.value.not_submitted == ["j3", "j4"]
     assert site.room(executor.profile) == 0
 
 

@@ -20,7 +20,7 @@ from slurm import queue, records
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
-from slurm.submit import REVIVALS, SlurmExecutor, SubmissionRefusedError
+from slurm.submit import MAX_KILL_REQUEUES, SlurmExecutor, SubmissionRefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -270,7 +270,7 @@ def test_when_sbatch_fails_halfway_what_is_queued_and_what_is_left_is_told(
     with pytest.raises(SubmissionRefusedError, match="submission failed: no") as refused:
         executor.submit([sh("a", "true"), sh("b", "true", "a", kind="evaluate")])
     executor.cancel(refused.value.submitted.values())
-    assert (list(refused.value.submitted), refused.value.left) == (["a"], ["b"])
+    assert (list(refused.value.submitted), refused.value.not_submitted) == (["a"], ["b"])
     assert sorted(record.array_id is None for record in records.recover(folder)) == [False, True]
 
 
@@ -282,7 +282,7 @@ def test_a_limit_on_submitted_jobs_is_respected(cluster: LocalCluster, folder: P
         executor.submit(jobs)
     executor.cancel(refused.value.submitted.values())
     assert sorted(refused.value.submitted) == ["u0", "u1", "u2"], "parents first"
-    assert sorted(refused.value.left) == ["e0", "e1", "e2", "e3", "u3"]
+    assert sorted(refused.value.not_submitted) == ["e0", "e1", "e2", "e3", "u3"]
 
 
 def test_start_estimates(cluster: LocalCluster, folder: Path) -> None:
@@ -403,7 +403,7 @@ def test_a_command_that_is_killed_outright_runs_again_a_few_times(slow: Slow, cl
     got = ended(slow.executor, [slow.ids["killed"], slow.ids["hopeless"]])
     assert got[slow.ids["killed"]].phase is Phase.DONE
     assert got[slow.ids["hopeless"]].phase is Phase.FAILED
-    for name, runs in (("killed", 2), ("hopeless", 1 + REVIVALS)):
+    for name, runs in (("killed", 2), ("hopeless", 1 + MAX_KILL_REQUEUES)):
         assert [line for line in slow.lines(name) if line.startswith("run")] == [f"run {i}" for i in range(runs)]
     assert "ExitCode=137:0" in cluster.run("scontrol", "show", "job", slow.ids["hopeless"])
 

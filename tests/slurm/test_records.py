@@ -53,6 +53,6 @@ def test_many_write_a_record_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_who_may_only_read_finds_a_lost_id_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records.write(tmp_path, records.new_record("uptrain", {"a": 0}, None))
-    monkeypatch.setattr(queue, "named", lambda name: "17")
+    monkeypatch.setattr(queue, "array_id_of", lambda name: "17")
     with failing(tmp_path, at=1, error=errno.EACCES, only=("mkdir", "open")):
         assert [record.array_id for record in records.recover(tmp_path)] == ["17"]
