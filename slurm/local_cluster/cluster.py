@@ -1,4 +1,4 @@
-"""Bringing the local cluster up and down. Everything lives in one state directory; several can run side by side."""
+"""Starts and stops the local cluster. All its files are in one state directory; several clusters can run at once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pathlib import Path
 from .config import GPUS, NODES, Site, files, user_name
 from .daemons import Daemon, end, listeners
 
-NEEDED = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo", "squeue", "scancel")
-NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo", "squeue", "scancel")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 DATABASE = ("mariadbd", "slurmdbd")
-ALL = ("munged", *DATABASE, "slurmctld", *NODES)
+DAEMONS = ("munged", *DATABASE, "slurmctld", *NODES)
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket."""
 
 
 class LocalCluster:
-    """A SLURM of four pretended nodes on this machine, run by its owner from one directory."""
+    """A SLURM with four simulated nodes on this machine, run by the user who starts it, from one directory."""
 
     def __init__(self, state: Path) -> None:
         self.state = state.absolute()
@@ -40,7 +40,7 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client of this cluster needs to have set."""
+        """The environment variables that a client of this cluster needs."""
         return {"SLURM_CONF": str(self.slurm_conf)}
 
     def daemon(self, name: str) -> Daemon:
@@ -63,11 +63,11 @@ class LocalCluster:
         return (self.state / "site.json").exists()
 
     def up(self, *, accounting: bool = False, options: Mapping[str, str] | None = None) -> None:
-        """Start whatever is not running and wait until every node is idle.
+        """Start the daemons that are not running and wait until every node is ready.
 
         Raises RuntimeError: a program is missing, a daemon does not come up, or the cluster runs with other settings.
         """
-        _require(NEEDED + (NEEDED_FOR_ACCOUNTING if accounting else ()))
+        _require(PROGRAMS + (ACCOUNTING_PROGRAMS if accounting else ()))
         self.state.mkdir(parents=True, exist_ok=True)
         self.state.chmod(0o755)
         with self._lock():
@@ -81,20 +81,20 @@ class LocalCluster:
             self._start_all(site)
 
     def down(self) -> None:
-        """Cancel all jobs, then stop what `up` started, and nothing else. Files stay until the next `up`."""
+        """Cancel all jobs, then stop the daemons that `up` started, and no others. Files stay until the next `up`."""
         if not self.exists():
             return
         with self._lock():
             if self._running():
                 self._end_jobs()
-            for name in reversed(ALL):
+            for name in reversed(DAEMONS):
                 self.daemon(name).stop()
-            # A step that cannot report its end, because its node or its job was lost, tries for ever.
+            # A job step (slurmstepd) that cannot report its end, as its node or its job was lost, tries for ever.
             for step in listeners(self.state / "spool"):
                 end(step, grace_seconds=0.0)
 
     def status(self) -> dict[str, bool]:
-        """Daemon → is it running."""
+        """Daemon → whether it is running."""
         return {name: self.daemon(name).alive() for name in self.names()} if self.exists() else {}
 
     def run(self, *argv: str, check: bool = True) -> str:
@@ -106,7 +106,7 @@ class LocalCluster:
         return done.stdout
 
     def _running(self) -> bool:
-        return any(self.daemon(name).alive() for name in ALL)
+        return any(self.daemon(name).alive() for name in DAEMONS)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -134,7 +134,7 @@ class LocalCluster:
             shutil.rmtree(self.state / name, ignore_errors=True)
         for name in ("controller", "etc", "gpu", *(f"spool/{node}" for node in NODES)):
             (self.state / name).mkdir(parents=True, exist_ok=True)
-        for number in range(GPUS):  # slurmd wants a device, and takes the GPU's number from the name
+        for number in range(GPUS):  # slurmd needs a device file, and reads the GPU's number from its name
             link = self.state / "gpu" / f"fake{number}"
             link.unlink(missing_ok=True)
             link.symlink_to(os.devnull)
@@ -158,13 +158,13 @@ class LocalCluster:
         self._wait("slurmctld", self._nodes_ready)
 
     def _start_munge(self, site: Site) -> None:
-        inside = self.state / "munge"
-        inside.mkdir(mode=0o700, exist_ok=True)
+        folder = self.state / "munge"
+        folder.mkdir(mode=0o700, exist_ok=True)
         argv = ["munged", "--foreground", f"--socket={site.munge_socket}", f"--key-file={self.state}/munge.key"]
         argv += [
-            f"--pid-file={inside}/pid",
-            f"--log-file={inside}/log",
-            f"--seed-file={inside}/seed",
+            f"--pid-file={folder}/pid",
+            f"--log-file={folder}/log",
+            f"--seed-file={folder}/seed",
             "--num-threads=4",
         ]
         # --force: munged only warns, instead of ending, where a parent directory is writable by others, as /tmp is.
@@ -174,8 +174,14 @@ class LocalCluster:
     def _start_accounting(self, site: Site, env: Mapping[str, str]) -> None:
         data = self.state / "database"
         if not data.exists():
-            made = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={site.user}", "--skip-test-db"]
-            self.run(*made)
+            install = [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--datadir={data}",
+                f"--user={site.user}",
+                "--skip-test-db",
+            ]
+            self.run(*install)
         argv = ["mariadbd", "--no-defaults", f"--datadir={data}", f"--user={site.user}", f"--port={site.database_port}"]
         argv += ["--bind-address=127.0.0.1", f"--socket={data}/sock", f"--pid-file={data}/pid", "--skip-name-resolve"]
         argv += ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M"]
@@ -186,7 +192,8 @@ class LocalCluster:
         self._register(site)
 
     def _register(self, site: Site) -> None:
-        """The cluster, one account, and the owner as its user: without them, enforced limits refuse every job."""
+        """Register the cluster, one account, and the owner as its user: with enforced limits (AccountingStorageEnforce)
+        SLURM refuses every job of users that it does not know."""
         if "mlkv" not in self.run("sacctmgr", "-nP", "show", "cluster", "format=cluster"):
             self.run("sacctmgr", "-i", "add", "cluster", "mlkv")
         if "research" not in self.run("sacctmgr", "-nP", "show", "account", "format=account"):
@@ -195,13 +202,14 @@ class LocalCluster:
 
     def _nodes_ready(self) -> bool:
         states = [line.split("|") for line in self.run("sinfo", "-hN", "-p", "preemptible", "-o", "%N|%T").splitlines()]
-        if late := [node for node, state in states if state.rstrip("*") in ("down", "drained")]:
-            self.run("scontrol", "update", f"nodename={','.join(late)}", "state=resume", check=False)
+        if down := [node for node, state in states if state.rstrip("*") in ("down", "drained")]:
+            self.run("scontrol", "update", f"nodename={','.join(down)}", "state=resume", check=False)
         return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for _, state in states)
 
     def _end_jobs(self) -> None:
-        """A running step outlives its slurmd and only a slurmd ends it, so whatever has died is started once more."""
-        with suppress(RuntimeError):  # a cluster too broken for that is stopped all the same
+        """Cancel all jobs and wait for their end. A running job step outlives its slurmd, and only a slurmd can end it,
+        so daemons that have died are started once more."""
+        with suppress(RuntimeError):  # where that fails, the cluster is stopped all the same
             self._start_all(self.site())
             self.run("scancel", "--user", self.site().user)
             deadline = time.monotonic() + 10
@@ -217,7 +225,7 @@ class LocalCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, below the range the kernel gives to outgoing connections."""
+    """Ports without a listener, below the range from which the kernel takes ports for outgoing connections."""
     candidates = random.SystemRandom().sample(range(20_000, 32_000), 50 * count)
     return [port for port in candidates if not _answers(port) and _can_bind(port)][:count]
 
@@ -243,7 +251,7 @@ def _write_private(path: Path, text: str, mode: int) -> None:
 
 
 def _require(programs: tuple[str, ...]) -> None:
-    # Debian keeps daemons where an ordinary user's PATH does not look.
+    # Debian installs daemons in directories that are not in an ordinary user's PATH.
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
     if missing := [program for program in programs if shutil.which(program) is None]:
         raise RuntimeError(f"not installed: {', '.join(missing)} ({sys.executable} -m slurm.local_cluster install)")

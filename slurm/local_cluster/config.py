@@ -1,4 +1,4 @@
-"""The configuration files of the local cluster, as text. Every number that a waiting test notices is as low as SLURM
+"""The configuration files of the local cluster, as text. Every interval that a test would wait for is as short as SLURM
 allows."""
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
 CPUS, GPUS, MEMORY_MB = 8, 4, 16_000
-"""Per node; all of it pretended."""
+"""Per node. SLURM believes these numbers; the machine need not have as much."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the files need to know. `options` overrides or adds lines of slurm.conf."""
+    """The values in the files. `options` replaces lines of slurm.conf, or adds some."""
 
     state: Path
     host: str
@@ -39,20 +39,20 @@ class Site:
 
 def files(site: Site) -> dict[str, str]:
     """File name → content, for the directory of slurm.conf."""
-    written = {"slurm.conf": slurm_conf(site), "gres.conf": gres_conf(site), "cgroup.conf": "CgroupPlugin=autodetect\n"}
+    texts = {"slurm.conf": slurm_conf(site), "gres.conf": gres_conf(site), "cgroup.conf": "CgroupPlugin=autodetect\n"}
     if site.accounting_port:
-        written |= {"slurmdbd.conf": slurmdbd_conf(site), "database.sql": database_sql(site)}
-    return written
+        texts |= {"slurmdbd.conf": slurmdbd_conf(site), "database.sql": database_sql(site)}
+    return texts
 
 
 def slurm_conf(site: Site) -> str:
     settings = _general(site) | _timing() | _scheduling() | _accounting(site) | dict(site.options)
     lines = [f"{key}={value}" for key, value in settings.items()]
     for node, port in zip(NODES, site.node_ports, strict=True):
-        shape = f"CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:fake:{GPUS} Feature=fake,{node} State=UNKNOWN"
-        lines.append(f"NodeName={node} NodeHostname={site.host} NodeAddr=127.0.0.1 Port={port} {shape}")
-    low = "Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=1-0 DefaultTime=5"
-    lines.append(f"PartitionName=preemptible Nodes=ALL {low}")
+        resources = f"CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:fake:{GPUS} Feature=fake,{node} State=UNKNOWN"
+        lines.append(f"NodeName={node} NodeHostname={site.host} NodeAddr=127.0.0.1 Port={port} {resources}")
+    preemptible = "Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=1-0 DefaultTime=5"
+    lines.append(f"PartitionName=preemptible Nodes=ALL {preemptible}")
     lines.append("PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60 DefaultTime=5")
     return "\n".join(lines) + "\n"
 
@@ -66,7 +66,7 @@ def _general(site: Site) -> dict[str, object]:
         "SlurmdUser": site.user,
         "AuthType": "auth/munge",
         "CredType": "cred/munge",
-        # The wait of a requeued job before it may start again is derived from cred_expire (default 120 s).
+        # SLURM derives from cred_expire (default 120 s) how long a requeued job waits before it may start again.
         "AuthInfo": f"socket={site.munge_socket},cred_expire=5",
         "StateSaveLocation": site.state / "controller",
         "SlurmdSpoolDir": site.state / "spool" / "%n",
@@ -79,7 +79,7 @@ def _general(site: Site) -> dict[str, object]:
         "SlurmdParameters": "config_overrides",
         "ReturnToService": 2,
         "MailProg": "/bin/true",
-        # Ids of an earlier cluster in this directory must not come to mean jobs of this one.
+        # A new cluster in this directory must not give out the job ids of an earlier one again.
         "FirstJobId": site.first_job_id,
     }
 
@@ -142,12 +142,12 @@ def slurmdbd_conf(site: Site) -> str:
 
 
 def database_sql(site: Site) -> str:
-    """Run by mariadbd whenever it starts."""
-    who = "'slurm'@'127.0.0.1'"
+    """Statements that mariadbd runs whenever it starts."""
+    user = "'slurm'@'127.0.0.1'"
     return (
         "CREATE DATABASE IF NOT EXISTS slurm;\n"
-        f"CREATE USER IF NOT EXISTS {who} IDENTIFIED BY '{site.database_password}';\n"
-        f"GRANT ALL ON slurm.* TO {who};\n"
+        f"CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '{site.database_password}';\n"
+        f"GRANT ALL ON slurm.* TO {user};\n"
     )
 
 

@@ -1,8 +1,8 @@
-"""Background processes that a later command can stop: exactly those, or nothing.
+"""Background processes that a later command can stop, and it never stops others.
 
-A pid alone is no identity. What is recorded is the pid, the kernel's start time of that process and the boot it
-belongs to; a signal is sent only to a process where all three still agree, and through a file descriptor that cannot
-come to mean another process.
+A pid alone does not identify a process: the kernel gives it out again. So the pid, the process's start time and the id
+of the boot are recorded. A signal is sent only to a process where all three agree, and through a file descriptor
+(pidfd), which stays with that process.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Daemon:
 
 
 def end(identity: Identity, grace_seconds: float) -> bool:
-    """SIGTERM, then SIGKILL after the grace (0: at once), to just this process; whether it is gone."""
+    """Send this process SIGTERM, then SIGKILL after the grace (0: at once). Returns whether it is gone."""
     try:
         handle = os.pidfd_open(identity.pid) if identity.alive() else None
     except ProcessLookupError:
@@ -114,20 +114,21 @@ def _wait_gone(identity: Identity, seconds: float) -> None:
 
 
 def listeners(folder: Path) -> list[Identity]:
-    """The processes that hold a Unix socket bound to a path below the folder: whoever made it, they belong to it."""
+    """The processes that have a Unix socket bound to a path below `folder`: they belong to this cluster, whoever
+    started them."""
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     inodes = {f"socket:[{fields[6]}]" for fields in lines if fields[-1].startswith(f"{folder}/")}
-    found = []
+    identities = []
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
         ticks = start_ticks(pid)
         if pid > 1 and ticks is not None and inodes & set(_descriptors(process)):
-            found.append(Identity(pid, ticks, boot_id()))
-    return found
+            identities.append(Identity(pid, ticks, boot_id()))
+    return identities
 
 
 def _descriptors(process: Path) -> Iterator[str]:
-    """What the process has open; nothing if it is somebody else's, or gone."""
+    """The files that a process has open; none if it belongs to another user or has ended."""
     with suppress(OSError):
         for link in (process / "fd").iterdir():
             yield os.readlink(link)

@@ -67,7 +67,7 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slurm.local_cluster.cluster.NEEDED", ("sh", "not-a-program"))
+    monkeypatch.setattr("slurm.local_cluster.cluster.PROGRAMS", ("sh", "not-a-program"))
     with pytest.raises(RuntimeError, match="not installed: not-a-program"):
         LocalCluster(tmp_path).up()
 
