@@ -1,17 +1,17 @@
-"""Runs one command for LocalExecutor and outlives the launcher just long enough to end it.
+"""Runs one command for LocalExecutor, and ends it where the launcher dies.
 
     python -I -S guard.py GRACE_SECONDS TASKS COMMAND [ARGUMENT …]
 
-Standard input is a pipe whose other end only the launcher holds: however the launcher dies, kill -9 included, this
-process reads end-of-file and ends its process group (SIGTERM, grace, SIGKILL). PR_SET_PDEATHSIG would need a
-preexec_fn, which is unsafe beside the launcher's threads, would follow the starting thread rather than the process, and
-would reach the command but not the processes that the command started.
+Standard input is a pipe whose other end only the launcher holds. However the launcher dies, by SIGKILL too, this
+process then reads end-of-file and ends its process group (SIGTERM, grace, SIGKILL). PR_SET_PDEATHSIG is no alternative:
+it needs a preexec_fn, which is unsafe in a launcher with threads; it fires when the thread that started the process
+ends; and it reaches the command, but not the processes that the command started.
 
 The guard leads a process group of its own that the command shares, and answers SIGTERM by waiting for the command.
 It exits as the command did, or with 128 + n after signal n.
 
-Of TASKS processes that run the command together each finds in its environment which it is (RANK_VARIABLE) and how many
-there are. One that ends badly ends the others, and its exit status is the guard's.
+TASKS processes run the command. Each has its number (RANK_VARIABLE) and the count (RANKS_VARIABLE) in its environment.
+When one fails, the others are ended, and its exit status is the guard's.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ def become(argv: list[str]) -> None:
 
 
 def supervise(children: set[int], wake: int, grace_seconds: float) -> int:
+    """Wait until all children have ended; the first exit status that is not 0. Ends the group when a child fails or the
+    launcher is gone. `wake` is readable after a signal (SIGCHLD is one)."""
     deadline: float | None = None
-    outcome, alone = 0, False
+    outcome, launcher_gone = 0, False
     while True:
         for code in ended(children):
             outcome = outcome or code
         if not children:
             return outcome
-        if deadline is None and (outcome or alone):
+        if deadline is None and (outcome or launcher_gone):
             deadline = time.monotonic() + grace_seconds
             os.killpg(0, signal.SIGTERM)
         elif deadline is not None and time.monotonic() > deadline:
@@ -74,11 +76,11 @@ def supervise(children: set[int], wake: int, grace_seconds: float) -> int:
         ready, _, _ = select.select(watched, [], [], 0.1 if deadline else None)
         if wake in ready:
             os.read(wake, 512)
-        alone = 0 in ready and not os.read(0, 512)
+        launcher_gone = 0 in ready and not os.read(0, 512)
 
 
 def ended(children: set[int]) -> list[int]:
-    """Exit statuses of the children that have ended since; they are children no more."""
+    """Exit statuses of the children that have ended; removes them from `children`."""
     codes = []
     for child in list(children):
         gone, status = os.waitpid(child, os.WNOHANG)

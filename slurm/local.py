@@ -1,4 +1,4 @@
-"""Jobs as subprocesses of this machine, at most so many at a time. `poll()` does all the work: call it in a loop."""
+"""Runs jobs as subprocesses of this machine, a limited number at a time. `poll()` does the work: call it in a loop."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from . import guard
 from .jobs import THREAD_VARIABLES, Job, JobId, JobState, Phase, in_order
 
 JOB_VARIABLE = "MLKV_LOCAL_JOB"
-"""Tells the processes of a job which it is: no two jobs of this machine have one name."""
+"""Holds the job's id in the environment of its processes; no two jobs of this machine have the same."""
 
 
 def visible_cores() -> int:
-    """CPUs that this process may run on (its affinity), which is what children inherit."""
+    """The number of CPUs that this process may run on (its affinity, which its children inherit)."""
     return len(os.sched_getaffinity(0))
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name: what it names already, else a number per line of `nvidia-smi -L`."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in named.split(",") if name]
+    """GPUs as CUDA_VISIBLE_DEVICES names them: those it lists already, else a number per line of `nvidia-smi -L`."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
@@ -52,17 +52,16 @@ class _Entry:
 
 
 class LocalExecutor:
-    """Runs jobs here, in order of submission, each in a session of its own with its share of cores and GPUs.
+    """Runs jobs on this machine in order of submission, each in a session of its own with its share of cores and GPUs.
 
     folder: gets one `<job name>.log` per job (stdout and stderr).
     slots: jobs at a time (default: one per GPU, else half the cores, at least one).
     cores, gpus: what to divide between the slots (default: what this process may use).
 
-    A job takes one slot, or one per GPU it asks for, or one per process (as far as there are slots); a job that asks
-    for no GPU sees none; an exclusive job waits for all slots and takes them. Time limits and memory are not enforced
-    here.
+    A job takes one slot for each GPU, else one for each process (at most all slots). A job without GPUs sees none. An
+    exclusive job waits for all slots and takes them. Time limits and memory are not enforced.
 
-    Leaving the `with` block, or `close()`, ends every job this executor started. If the launcher is killed outright the
+    Leaving the `with` block, or `close()`, ends every job that this executor started. If the launcher is killed, the
     jobs are ended by their guards (guard.py).
     """
 
@@ -88,7 +87,7 @@ class LocalExecutor:
         self._free = list(range(self.slots))
         self._numbers = itertools.count(1)
         self._name = secrets.token_hex(3)
-        self._lifeline, self._held = os.pipe()
+        self._lifeline, self._lifeline_writer = os.pipe()
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
         ordered = in_order(jobs)
@@ -105,8 +104,8 @@ class LocalExecutor:
         if need.nodes > 1:
             raise ValueError(f"job {job.name}: resources.nodes = {need.nodes}, but this is one machine")
         if need.gpus > min(len(self.gpus), self.slots):
-            have = f"this machine has {len(self.gpus)} in {self.slots} slots"
-            raise ValueError(f"job {job.name}: resources.gpus = {need.gpus}, but {have}")
+            available = f"this machine has {len(self.gpus)} in {self.slots} slots"
+            raise ValueError(f"job {job.name}: resources.gpus = {need.gpus}, but {available}")
         if unknown := [parent for parent in job.after_ids if parent not in self._entries]:
             raise ValueError(f"job {job.name}: after_ids names unknown jobs ({', '.join(unknown)})")
 
@@ -127,7 +126,7 @@ class LocalExecutor:
         return all(entry.state.ended for entry in self._entries.values())
 
     def poll(self) -> None:
-        """Take note of what ended, kill what has outstayed its grace, start what is ready. Never blocks."""
+        """Note which jobs have ended, kill those whose grace is over, start those that are ready. Never blocks."""
         for entry in self._entries.values():
             if entry.process is not None:
                 self._reap(entry)
@@ -138,8 +137,8 @@ class LocalExecutor:
                 continue
             if slots := self._slots_for(entry.job):
                 self._start(entry, slots)
-            elif entry.job.resources.exclusive or self._slots_of(entry.job) > 1:
-                break  # what came later must not take the slots this one is waiting for
+            elif entry.job.resources.exclusive or self._slot_count(entry.job) > 1:
+                break  # later jobs must not take the slots that this one waits for, or it might never start
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Poll until everything has ended (True) or time is up (False)."""
@@ -169,10 +168,10 @@ class LocalExecutor:
         """End everything and wait until it has ended."""
         self.cancel(list(self._entries))
         self.wait()
-        for descriptor in (self._lifeline, self._held):
+        for descriptor in (self._lifeline, self._lifeline_writer):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._lifeline = self._held = -1
+        self._lifeline = self._lifeline_writer = -1
 
     def __enter__(self) -> Self:
         return self
@@ -189,8 +188,8 @@ class LocalExecutor:
             if entry.kill_at is not None and time.monotonic() > entry.kill_at:
                 _signal_group(process, signal.SIGKILL)
             return
-        # The leader is dead but not yet reaped, so the group's number cannot have passed to anybody else: end what the
-        # job left running, as SLURM does.
+        # End the processes that the job left running, as SLURM does. Its leader is dead but not reaped yet, so the
+        # number of its process group cannot have been given to another.
         _signal_group(process, signal.SIGKILL)
         entry.state = _outcome(process.wait(), entry.cancelled)
         self._free = sorted({*self._free, *entry.slots})
@@ -207,14 +206,15 @@ class LocalExecutor:
         return pending and all(self._entries[parent].state.ok for parent in entry.parents)
 
     def _slots_for(self, job: Job) -> tuple[int, ...]:
-        """Slots to run on, or none yet. Slot i owns GPU i; jobs without a GPU take slots from the other end."""
+        """Slots for the job, or none as long as too few are free. Slot i has GPU i; jobs without a GPU take slots from
+        the other end, so that they block no GPU while there is another slot."""
         if job.resources.exclusive:
             return tuple(self._free) if len(self._free) == self.slots else ()
         free = [slot for slot in self._free if slot < len(self.gpus)] if job.resources.gpus else self._free[::-1]
-        count = self._slots_of(job)
+        count = self._slot_count(job)
         return tuple(free[:count]) if len(free) >= count else ()
 
-    def _slots_of(self, job: Job) -> int:
+    def _slot_count(self, job: Job) -> int:
         return job.resources.gpus or min(job.resources.tasks_per_node, self.slots)
 
     def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
@@ -248,9 +248,10 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _outcome(code: int, cancelled: bool) -> JobState:
-    """guard.py passes a signal on as 128 + n; a negative code says the guard itself was killed."""
+    """A job's state by its guard's exit status: 128 + n where signal n ended the command (guard.py), negative where a
+    signal ended the guard itself."""
     number = -code if code < 0 else code - 128
-    named = f"ended by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit status {code}"
+    reason = f"ended by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit status {code}"
     if cancelled:
-        return JobState(Phase.CANCELLED, named)
-    return JobState(Phase.DONE) if code == 0 else JobState(Phase.FAILED, named)
+        return JobState(Phase.CANCELLED, reason)
+    return JobState(Phase.DONE) if code == 0 else JobState(Phase.FAILED, reason)

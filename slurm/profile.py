@@ -1,5 +1,4 @@
-"""How one site wants its jobs: what stays the same whatever runs. Fields are sbatch's options of the same name unless
-said otherwise."""
+"""The settings of one site, the same for every job. Fields are sbatch's options of the same name unless noted."""
 
 from __future__ import annotations
 
@@ -11,8 +10,18 @@ from typing import Any
 
 from .jobs import Job, Resources
 
-OURS = ("array", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "job-name", "requeue")
-"""sbatch options that `extra` may not set: submission relies on them."""
+RESERVED = (
+    "array",
+    "dependency",
+    "kill-on-invalid-dep",
+    "output",
+    "error",
+    "open-mode",
+    "signal",
+    "job-name",
+    "requeue",
+)
+"""sbatch options that `extra` may not set, because submission sets them."""
 
 
 @dataclass(frozen=True)
@@ -21,28 +30,28 @@ class Profile:
     account: str | None = None
     qos: str | None = None
     gres: str = "gpu:{gpus}"
-    """Asked for by jobs that need GPUs; `gpu:a100:{gpus}` names a type."""
+    """Requested by jobs that need GPUs; `gpu:a100:{gpus}` names a type."""
     constraint: str | None = None
     time: int | None = None
-    """Minutes for every job, in place of what its resources say."""
+    """Time limit in minutes of every job, in place of its resources' `minutes`."""
     memory_gb: float | None = None
-    """Per node, for jobs whose resources leave it open."""
+    """Per node, for jobs whose resources do not set it."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the command, on the node (`module load …`, `source …`)."""
+    """Shell lines to run on the node before the command (`module load …`, `source …`)."""
     python: str | None = None
     """Shell words in place of this process's interpreter: another path, or `apptainer exec image.sif python`."""
     max_running: int | None = None
-    """Tasks of one array at a time."""
+    """How many tasks of one array run at a time."""
     max_submit: int | None = None
-    """Jobs in the queue at a time, where the site does not say so through sacctmgr."""
+    """How many jobs may be in the queue, where sacctmgr does not tell the site's limit."""
     warning_seconds: int = 120
-    """SIGUSR2 reaches the command so long before its time limit (SLURM may round up by a minute)."""
+    """The command gets SIGUSR2 this many seconds before its time limit (SLURM may add up to a minute)."""
     max_requeues: int = 100
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further sbatch options by their long name: `{"reservation": "mine", "nice": 100, "exclusive": True}`."""
 
     def __post_init__(self) -> None:
-        least = {
+        minimum = {
             "time": 1,
             "memory_gb": 0.001,
             "max_running": 1,
@@ -50,16 +59,16 @@ class Profile:
             "warning_seconds": 1,
             "max_requeues": 0,
         }
-        for name, low in least.items():
+        for name, low in minimum.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name} = {value}: must be at least {low}")
-        if taken := [name for name in self.extra if name.replace("_", "-") in OURS]:
-            raise ValueError(f"extra.{taken[0]}: set by submission itself (also {', '.join(OURS)})")
+        if taken := [name for name in self.extra if name.replace("_", "-") in RESERVED]:
+            raise ValueError(f"extra.{taken[0]}: set by submission itself (also {', '.join(RESERVED)})")
         try:
             self.gres.format(gpus=1)
         except (KeyError, IndexError, ValueError):
-            raise ValueError(f"gres = {self.gres!r}: only {{gpus}} can stand in it") from None
+            raise ValueError(f"gres = {self.gres!r}: the only field it can have is {{gpus}}") from None
 
     def minutes(self, resources: Resources) -> int:
         return self.time or resources.minutes
@@ -67,7 +76,7 @@ class Profile:
     def parameters(self, resources: Resources) -> dict[str, Any]:
         """The keywords of submitit.SlurmExecutor.update_parameters for jobs with these resources."""
         memory_gb = resources.memory_gb or self.memory_gb
-        given = {
+        options = {
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -76,7 +85,7 @@ class Profile:
             "mem": f"{round(memory_gb * 1024)}M" if memory_gb else None,
             "exclusive": resources.exclusive or None,
         }
-        return {name: value for name, value in given.items() if value is not None} | {
+        return {name: value for name, value in options.items() if value is not None} | {
             "time": self.minutes(resources),
             "nodes": resources.nodes,
             "ntasks_per_node": resources.tasks_per_node,
@@ -84,7 +93,8 @@ class Profile:
             "signal_delay_s": self.warning_seconds,
             "wckey": None,  # submitit's own default is refused where wckeys are enforced
             "stderr_to_stdout": True,
-            # Since 22.05 srun no longer takes the job's --cpus-per-task over; one rank's end must end the others.
+            # Since SLURM 22.05 srun does not inherit the job's --cpus-per-task. When one rank fails, the others
+            # would wait for it in a collective operation until the time limit.
             "srun_args": [f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1"],
         }
 

@@ -1,4 +1,4 @@
-"""What a site allows, asked before anything is queued: array size, partitions, nodes, jobs a user may have waiting."""
+"""The limits of a site, read before anything is queued: array size, partitions, nodes, jobs that a user may queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNLIMITED = 10**9
 
 @dataclass(frozen=True)
 class Nodes:
-    """Alike nodes of one partition. `minutes`: the partition's longest time limit."""
+    """Equal nodes of one partition. `minutes`: the partition's longest time limit."""
 
     partition: str
     default: bool
@@ -30,16 +30,16 @@ class Nodes:
 
 
 def max_array_size() -> int:
-    """Tasks in one array, at most; their indices are below it. Raises QueueError."""
+    """The largest number of tasks in an array; task indices are below it. Raises QueueError."""
     shown = command("scontrol", "show", "config")
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+    if match is None:
         raise QueueError("scontrol show config does not tell MaxArraySize")
-    return int(found.group(1))
+    return int(match.group(1))
 
 
 def nodes() -> list[Nodes]:
-    """Every kind of node in every partition this user may see. Raises QueueError."""
+    """Every kind of node in every partition that this user may see. Raises QueueError."""
     shown = command("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%m|%G|%l")
     return [parse_nodes(line) for line in shown.splitlines()]
 
@@ -62,17 +62,17 @@ def parse_minutes(text: str) -> int:
 
 
 def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list[str]:
-    """Why no node of the partition could ever run such a job, one line each, with what there is instead."""
-    named = sorted({kind.partition for kind in kinds})
-    if profile.partition and (unknown := set(profile.partition.split(",")) - set(named)):
-        return [f"cluster.partition = {sorted(unknown)[0]}: this site has {', '.join(named)}"]
-    wanted = profile.partition.split(",") if profile.partition else None
-    usable = [kind for kind in kinds if (kind.partition in wanted if wanted else kind.default)]
+    """Why no node of the partition could ever run such a job: one line for each reason, with what the site has."""
+    partitions = sorted({kind.partition for kind in kinds})
+    if profile.partition and (unknown := set(profile.partition.split(",")) - set(partitions)):
+        return [f"cluster.partition = {sorted(unknown)[0]}: this site has {', '.join(partitions)}"]
+    chosen = profile.partition.split(",") if profile.partition else None
+    usable = [kind for kind in kinds if (kind.partition in chosen if chosen else kind.default)]
     if not usable:
-        return [f"cluster.partition is empty and this site has no default: choose from {', '.join(named)}"]
-    place = "/".join(sorted({kind.partition for kind in usable}))
+        return [f"cluster.partition is empty and this site has no default: choose from {', '.join(partitions)}"]
+    usable_names = "/".join(sorted({kind.partition for kind in usable}))
     memory_mb = round((resources.memory_gb or profile.memory_gb or 0) * 1024)
-    asked = {
+    limits = {
         "gpus": (resources.gpus, max(kind.gpus for kind in usable), "GPUs per node"),
         "cpus": (resources.cpus * resources.tasks_per_node, max(kind.cpus for kind in usable), "CPUs per node"),
         "memory_gb": (memory_mb, max(kind.memory_mb for kind in usable), "MB per node"),
@@ -80,9 +80,9 @@ def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list
         "nodes": (resources.nodes, _node_count(usable), "nodes"),
     }
     return [
-        f"resources.{name}: {want} {unit} asked for, partition {place} has {most}"
-        for name, (want, most, unit) in asked.items()
-        if want > most
+        f"resources.{name}: {requested} {unit} asked for, partition {usable_names} has {most}"
+        for name, (requested, most, unit) in limits.items()
+        if requested > most
     ]
 
 
@@ -92,8 +92,9 @@ def _node_count(usable: list[Nodes]) -> int:
 
 
 def room(profile: Profile) -> int:
-    """Jobs this user may still put into the queue: the least of the profile's, the association's and the QOS's limit on
-    submitted jobs, less what is queued. UNLIMITED where no limit is known; sbatch has the last word."""
+    """The number of jobs that this user may still queue: the lowest of the profile's, the association's and the QOS's
+    limit on submitted jobs, less the user's jobs in the queue. UNLIMITED where no limit is known; sbatch may know more
+    (a partition's QOS)."""
     limits = [limit for limit in (profile.max_submit, *_accounted_limits(profile)) if limit is not None]
     if not limits:
         return UNLIMITED
@@ -102,15 +103,16 @@ def room(profile: Profile) -> int:
 
 
 def start_estimate(script: Path) -> datetime | None:
-    """When this batch script would start, by `sbatch --test-only`. ValueError: refused, in SLURM's words."""
+    """When this batch script would start, by `sbatch --test-only`; None if SLURM does not say. Raises ValueError with
+    SLURM's own words where it would refuse the job."""
     done = subprocess.run(
         ["sbatch", "--test-only", str(script)], capture_output=True, text=True, check=False, timeout=60
     )
-    said = done.stderr.strip()
+    message = done.stderr.strip()
     if done.returncode:
-        raise ValueError(said.removeprefix("allocation failure: ") or "sbatch --test-only failed")
-    found = re.search(r"to start at (\S+)", said)
-    return datetime.fromisoformat(found.group(1)) if found else None
+        raise ValueError(message.removeprefix("allocation failure: ") or "sbatch --test-only failed")
+    match = re.search(r"to start at (\S+)", message)
+    return datetime.fromisoformat(match.group(1)) if match else None
 
 
 def _accounted_limits(profile: Profile) -> list[int]:
