@@ -87,6 +87,7 @@ def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list
 
 
 def _node_count(usable: list[Nodes]) -> int:
+    """The most nodes that one job can have: SLURM starts a job in one partition, whatever list it is given."""
     partitions = {kind.partition for kind in usable}
     return max(sum(kind.count for kind in usable if kind.partition == partition) for partition in partitions)
 

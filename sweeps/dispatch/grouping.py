@@ -36,7 +36,8 @@ def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:
     for step in todo.values():
         if step.kind == "convert" and step.id in converted:
             continue
-        groups.setdefault(_job_name(step, todo), []).extend(_with_conversion(step, todo))
+        start = todo.get(step.parents.get("start", ""))
+        groups.setdefault(_job_name(step, todo), []).extend([start, step] if start else [step])
     job_of = {step.id: name for name, group in groups.items() for step in group}
     jobs = [_job_spec(name, group, job_of, cluster) for name, group in groups.items()]
     return sorted(jobs, key=lambda job: job.kind == "measure")
@@ -56,11 +57,6 @@ def _job_name(step: Step, todo: dict[str, Step]) -> str:
 def _short(step_id: str) -> str:
     """A step id without the second half of its hash: job names are read in squeue."""
     return step_id[:-8]
-
-
-def _with_conversion(step: Step, todo: dict[str, Step]) -> list[Step]:
-    start = todo.get(step.parents.get("start", ""))
-    return [start, step] if start else [step]
 
 
 def _job_spec(name: str, group: list[Step], job_of: dict[str, str], cluster: ClusterConfig) -> JobSpec:
