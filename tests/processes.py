@@ -14,7 +14,7 @@ def alive(pid: int) -> bool:
     """True unless the process is gone or only waits to be reaped by whoever inherited it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or while it was read
         return False
 
 
