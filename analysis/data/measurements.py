@@ -14,6 +14,8 @@ from analysis.data.json_values import name_of
 _AUTHORS = {"model_name", "batch_size", "kv_cache_mem", "memory_usage", "inference_speed", "inference_time"}
 _OURS = {"variant", "batch", "metric", "value"}
 _LARGEST = 2.0**53
+_ABOVE_ZERO = {"cache_bytes", "cache_bytes_per_token", "memory_bytes", "peak_bytes", "tokens_per_second"}
+"""No run takes no memory or stands still: a zero stands for what was not measured."""
 
 Line = dict[str, str]
 T = TypeVar("T")
@@ -74,7 +76,7 @@ def _authors_cells(line: Line) -> list[Row]:
         "memory_bytes": _number(line, "memory_usage") * 2**20,
         "tokens_per_second": speed,
     }
-    return [{**common, "metric": metric, "value": value} for metric, value in scores.items()]
+    return [{**common, **_measurement(metric, value)} for metric, value in scores.items()]
 
 
 def _own_cells(line: Line) -> list[Row]:
@@ -83,7 +85,16 @@ def _own_cells(line: Line) -> list[Row]:
     context = _whole(line, "context") if line.get("context") else None
     if (batch := _whole(line, "batch")) < 1:
         raise ValueError(f"batch = {batch}: must be at least 1")
-    return [{"batch": batch, "context": context, "metric": name_of(line["metric"]), "value": _number(line, "value")}]
+    if context is not None and context < 0:
+        raise ValueError(f"context = {context}: may not be negative")
+    return [{"batch": batch, "context": context, **_measurement(name_of(line["metric"]), _number(line, "value"))}]
+
+
+def _measurement(metric: str, value: float) -> Row:
+    """Its value, or why there is none."""
+    if metric in _ABOVE_ZERO and value <= 0:
+        return {"metric": metric, "value": None, "reason": f"{value:g}, not above zero"}
+    return {"metric": metric, "value": value}
 
 
 def _number(line: Line, name: str) -> float:

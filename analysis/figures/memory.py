@@ -67,12 +67,14 @@ class Line:
 
 
 def measured(table: pd.DataFrame) -> tuple[str, list[Row]]:
-    """What was swept, `batch` or, at a single batch size, `context`; and the numbers of it, at the longest context."""
+    """What was swept, `batch` or, at a single batch size, `context`; and the numbers of it, at the longest context.
+    Numbers at an unknown context (of an import) are taken where there are no others."""
     rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
+    rows = [row for row in rows if row["context"]] or rows
     if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
-        return "context", rows
-    longest = max((row["context"] for row in rows), default=0)
-    return "batch", [row for row in rows if row["context"] >= _ALIKE * longest]
+        return "context", [row for row in rows if row["context"]]
+    longest = max((row["context"] or 0 for row in rows), default=0)
+    return "batch", [row for row in rows if (row["context"] or 0) >= _ALIKE * longest]
 
 
 def left_out(table: pd.DataFrame) -> list[str]:
@@ -92,24 +94,24 @@ def lines(table: pd.DataFrame) -> list[Line]:
             by_variant.setdefault(row["variant"], []).append(row)
     by_size: dict[tuple[float, int, float], list[Row]] = {}
     for own in by_variant.values():
-        tokens, factor = _tokens(own), _wider(own)
-        if tokens:
+        if tokens := _tokens(own):
+            factor = _wider(own)
             by_size.setdefault((own[0]["kv_bytes_per_token"] * factor, tokens, factor), []).extend(own)
     return [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
 
 
 def _tokens(rows: list[Row]) -> int:
     """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
-    nothing was measured. What was decoded after the context counts where the step recorded bytes per token."""
+    nothing was measured, or at an unknown context. What was decoded after the context counts where the step recorded bytes per token."""
     caches = {(row["batch"], row["context"]): row["value"] for row in rows if row["metric"] == CACHE}
     for row in rows:
         if row["metric"] == PER_TOKEN and (cache := caches.get((row["batch"], row["context"]))):
-            return round(cache / (row["value"] * row["batch"])) - int(row["context"]) + _first(rows)
+            return round(cache / (row["value"] * row["batch"])) - int(row["context"] or 0) + _first(rows)
     return _first(rows)
 
 
 def _first(rows: list[Row]) -> int:
-    return int(rows[0]["context"]) if rows else 0
+    return int(rows[0]["context"] or 0) if rows else 0
 
 
 def _wider(rows: list[Row]) -> float:

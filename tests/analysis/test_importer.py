@@ -551,14 +551,14 @@ def test_a_layout_that_may_be_of_several_models_is_refused(layouts: str, told: s
 
 def test_measurements_of_models_with_one_last_name_stay_apart(tmp_path: Path) -> None:
     write(tmp_path, content({"arc_easy": 0.5}, "pretrained=a/gqa/last"))
-    lines = "".join(f"{path},1,cache_bytes,{i}\n" for i, path in enumerate(["gqa/last", "a/mqa/last", "b/gqa/last"]))
-    (tmp_path / "speed.csv").write_text(f"variant,batch,metric,value\n{lines}gqa/last,1,cache_bytes,0\n")
+    lines = "".join(f"{path},1,cache_bytes,{i}\n" for i, path in enumerate(["gqa/last", "a/mqa/last", "b/gqa/last"], 1))
+    (tmp_path / "speed.csv").write_text(f"variant,batch,metric,value\n{lines}gqa/last,1,cache_bytes,1\n")
     table = import_results(tmp_path)
     assert sorted(table["variant"].unique()) == ["a/gqa/last", "b/gqa/last", "mqa/last"]
     assert len(table[table["kind"] == "measure"]) == 3
     with (tmp_path / "speed.csv").open("a") as file:
         file.write("gqa/last,1,cache_bytes,9\n")
-    with pytest.raises(ValueError, match=r"cache_bytes at batch 1 is 0.0 in speed.csv and 9.0 in speed.csv"):
+    with pytest.raises(ValueError, match=r"cache_bytes at batch 1 is 1.0 in speed.csv and 9.0 in speed.csv"):
         import_results(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 
 from analysis.data import frame
 from analysis.data.gather import gather
+from analysis.data.importer import import_results
 from analysis.data.published import published
 from analysis.figures.cloud import main_cloud
+from analysis.figures.drawing import draw_all
 from analysis.figures.memory import lines, memory_figure
 from analysis.figures.pareto import cloud_figure
-from analysis.figures.throughput import throughput_figure
+from analysis.figures.throughput import paces, throughput_figure
 from analysis.statistics.results import results
+from analysis.statistics.sources import Source
 
 
 def label(table: Any) -> str:
@@ -117,3 +121,29 @@ def test_a_line_of_one_of_several_baselines_has_its_name() -> None:
     names = [text.get_text() for text in cloud_figure(found).axes[0].texts]
     assert "base, trained equally" not in names
     assert names.count("MHA lr=1") >= 1
+
+
+IMPORTED = "variant,batch,context,metric,value\n"
+
+
+@pytest.mark.parametrize(
+    ("measured", "caches", "speeds"),
+    [
+        (["A,1,,tokens_per_second,9", "A,1,,cache_bytes,96", "A,2,,cache_bytes,192"], 0, 1),
+        (["A,1,0,tokens_per_second,9", "A,1,0,cache_bytes,96"], 0, 1),
+        (["A,1,,tokens_per_second,9", "A,1,128,cache_bytes,3072", "A,2,128,tokens_per_second,12"], 1, 1),
+        (["A,1,8,tokens_per_second,0", "A,1,8,cache_bytes,0", "A,2,8,tokens_per_second,-3"], 0, 0),
+        (["A,1,8,tokens_per_second,nan", "A,1,8,cache_bytes,inf"], 0, 0),
+        (["A,1,0,cache_bytes,96", "A,1,64,cache_bytes,1536", "A,1,128,cache_bytes,3072"], 1, 0),
+    ],
+)
+def test_measurements_of_others_are_drawn_as_far_as_they_tell(
+    measured: list[str], caches: int, speeds: int, tmp_path: Path
+) -> None:
+    """Without a context no formula says what a cache should take; nothing takes no memory or stands still."""
+    (tmp_path / "layouts.csv").write_text("variant,family,kv_layers,kv_heads,kv_bytes_per_token\nA,mha,2,2,24\n")
+    (tmp_path / "speed.csv").write_text(IMPORTED + "\n".join(measured))
+    source = Source("theirs", import_results(tmp_path))
+    assert len(lines(source.table)) == caches
+    assert len(paces(source.table)) == speeds
+    draw_all(source)
