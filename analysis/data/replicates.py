@@ -98,7 +98,7 @@ def _score(name: str, seeds: list[Row]) -> Row:
     if not found:
         return {}
     values = [seed[name] for seed in found]
-    mean, error = _mean(values) if len(found) > 1 else (values[0], None)
+    mean, error = mean_of(values) if len(found) > 1 else (values[0], None)
     if not differ(values):
         error = max((seed[f"{name}_stderr"] for seed in found if seed[f"{name}_stderr"] is not None), default=None)
     return {name: mean, f"{name}_stderr": error, f"{name}_missing": None, f"{name}_seeds": len(found)}
@@ -109,7 +109,7 @@ def differ(values: Sequence[float]) -> bool:
     return not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
+def mean_of(values: Sequence[float]) -> tuple[float, float]:
     """The mean of two values or more, and its standard error s/√n."""
     n = len(values)
     mean = math.fsum(values) / n

@@ -102,7 +102,8 @@ def lines(table: pd.DataFrame) -> list[Line]:
 
 def _tokens(rows: list[Row]) -> int:
     """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
-    nothing was measured, or at an unknown context. What was decoded after the context counts where the step recorded bytes per token."""
+    nothing was measured, or at an unknown context. What was decoded after the context counts where the step recorded
+    bytes per token."""
     caches = {(row["batch"], row["context"]): row["value"] for row in rows if row["metric"] == CACHE}
     for row in rows:
         if row["metric"] == PER_TOKEN and (cache := caches.get((row["batch"], row["context"]))):

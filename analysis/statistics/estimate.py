@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,7 +34,8 @@ class Estimate:
     `error` is the standard error of its own, independent of other rows, None where nobody knows it; `freedom` the
     degrees of freedom of that error (seeds - 1; infinite where it counts as known). `influence` has, by the name of the
     samples, how far each sample moves the value: `[N]`, summing to zero. `overlap` is the part of `error`² that the
-    influence holds too: seeds scored on the same samples differ by their answers as well as by their training.
+    influence holds too: seeds scored on the same samples differ by their answers as well as by their training. An
+    error that is `borrowed` was found in the seeds of other rows, perhaps of the one that this is compared with.
     """
 
     value: float
@@ -42,6 +43,7 @@ class Estimate:
     freedom: float = math.inf
     influence: Mapping[str, Floats] = field(default_factory=dict)
     overlap: float = 0.0
+    borrowed: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -125,6 +127,22 @@ def of_seeds(value: float, error: float | None, seeds: Sequence[Estimate]) -> Es
     return Estimate(value, error, n - 1, influence, math.fsum(overlap))
 
 
+def borrow(lone: Estimate, others: Sequence[Estimate]) -> Estimate:
+    """A single seed of several that were planned: it varies as the seeds of `others` do, which all have several
+    (their variances pooled, as in a t-test of one value). Itself where there are no others."""
+    if not others:
+        return lone
+    freedom = math.fsum(other.freedom for other in others)
+
+    def pooled(variances: Iterable[float]) -> float:
+        pairs = zip(variances, others, strict=True)
+        return math.fsum(each * (other.freedom + 1) * other.freedom for each, other in pairs) / freedom
+
+    error = math.sqrt(pooled((other.error or 0.0) ** 2 for other in others))
+    overlap = pooled(other.overlap for other in others) if lone.influence else 0.0
+    return replace(lone, error=error, freedom=freedom, overlap=overlap, borrowed=True)
+
+
 def difference(a: Estimate, b: Estimate) -> Difference:
     """a - b, with the Welch-Satterthwaite degrees of freedom of its error. An unknown error counts as none beside a
     known one."""
@@ -137,7 +155,9 @@ def difference(a: Estimate, b: Estimate) -> Difference:
     # What the samples add to the spread of the seeds: without seeds, all of it.
     beyond = max(0.0, total - a.overlap - b.overlap) / total if total > 0 else 0.0
     terms += [(variance * beyond, freedom) for variance, freedom in sampled]
-    return Difference(value, *_combined(terms))
+    error, freedom = _combined(terms)
+    # What is borrowed is no second observation of the spread, which Welch's formula would count.
+    return Difference(value, error, min(freedom, a.freedom, b.freedom) if a.borrowed or b.borrowed else freedom)
 
 
 def _apart(a: Estimate, b: Estimate) -> list[Floats]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
-from analysis.data.replicates import differ
+from analysis.data.replicates import differ, mean_of
 from analysis.data.samples import Samples
 from analysis.statistics import estimate
 from analysis.statistics.estimate import Estimate
@@ -45,6 +45,7 @@ class Estimates:
     samples: Samples | None = None
     _found: dict[tuple[str, str], Estimate | None] = field(default_factory=dict)
     _read: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    _spreads: dict[str, list[Estimate]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Estimates:
         """Itself: pandas copies what is attached to a table with every selection of it."""
@@ -86,12 +87,25 @@ class Estimates:
         if row[score] is None or not seeds:
             return None
         found = [self._of_variant(seed, score) for seed in seeds]
+        if len(found) == 1 < len(self.members[row["variant"]]):
+            return estimate.borrow(found[0], self._repeated(score))
         if differ([seed[score] for seed in seeds]):
             return estimate.of_seeds(row[score], row[f"{score}_stderr"], found)
         # Seeds that agree have no spread to learn from: what is known of each is all that is known.
         if len(found) == 1 or any(one.influence for one in found):
             return estimate.average(found)
         return Estimate(row[score], row[f"{score}_stderr"])
+
+    def _repeated(self, score: str) -> list[Estimate]:
+        """Of all rows with several seeds that tell of a spread."""
+        if score not in self._spreads:
+            several = [[s for s in seeds if s[score] is not None] for seeds in self.members.values() if len(seeds) > 1]
+            values = [(seeds, own) for seeds in several if len(seeds) > 1 and differ(own := [s[score] for s in seeds])]
+            self._spreads[score] = [
+                estimate.of_seeds(*mean_of(own), [self._of_variant(seed, score) for seed in seeds])
+                for seeds, own in values
+            ]
+        return self._spreads[score]
 
     def _of_variant(self, row: Row, score: str) -> Estimate:
         if score == "quality":

@@ -15,7 +15,8 @@ from scipy import stats
 from seeded import answered, seeded, with_seeds
 
 from analysis.data import frame
-from analysis.statistics.estimate import holm
+from analysis.data.replicates import mean_of
+from analysis.statistics.estimate import Estimate, borrow, difference, holm, of_seeds
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
 from analysis.tables import results_table
@@ -47,6 +48,44 @@ def test_two_and_three_seeds_are_compared_as_welch_does_under_every_name(name: s
     low, high = expected.confidence_interval(0.95)
     assert pivot.loc[name, "accuracy_vs_mha_low"] == pytest.approx(low)
     assert pivot.loc[name, "accuracy_vs_mha_high"] == pytest.approx(high)
+
+
+@pytest.mark.parametrize("stderr", [None, 1e-6])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_of_several_varies_as_the_others_do(name: str, stderr: float | None) -> None:
+    """The t-test of a single value: what that seed's training adds is not nothing because it stands alone."""
+    theirs, ours = [0.50, 0.52, 0.51], 0.55
+    pivot = by_layout(seeded({"MHA": dict(enumerate(theirs)), name: {0: None, 1: ours, 2: None}}, stderr=stderr))
+    row = pivot.set_index("variant").loc[name]
+    assert row["seeds"] == 1
+    expected = stats.ttest_ind([ours], theirs)
+    assert row["accuracy_vs_mha_p"] == pytest.approx(expected.pvalue)
+    assert row["accuracy_vs_mha_low"] == pytest.approx(expected.confidence_interval(0.95).low)
+
+
+def test_one_seed_of_several_is_not_told_from_the_best_by_its_evaluation_alone() -> None:
+    best, other = {0: 0.50, 1: 0.53, 2: 0.51}, [0.49, 0.48, 0.52]
+    alone, whole = (
+        by_layout(seeded({"MHA": {0: 0.6, 1: 0.61, 2: 0.6}, "A": best, "B": dict(enumerate(own))}, stderr=1e-6))
+        .set_index("variant")
+        .loc["B"]
+        for own in ([sum(other) / 3, None, None], other)
+    )
+    assert alone["accuracy"] == pytest.approx(whole["accuracy"])
+    assert alone["accuracy_tied"]
+    assert whole["accuracy_tied"]
+    assert alone["front_probability"] == pytest.approx(whole["front_probability"], abs=0.1)
+    assert alone["front_probability"] > 0.1
+
+
+def test_single_seeds_are_of_the_right_size_beside_several() -> None:
+    """At 5 %, one seed of a layout against three of another, with the seeds of a third to learn from."""
+    random, found = np.random.default_rng(3), 0
+    for runs in random.normal(0.5, 0.01, (2000, 7)):
+        several = [of_seeds(*mean_of(own), [Estimate(one) for one in own]) for own in (runs[1:4], runs[4:])]
+        p = difference(borrow(Estimate(runs[0], 1e-6), several), several[0]).p
+        found += p is not None and p <= 0.05
+    assert 10 <= found <= 120
 
 
 def test_the_best_is_told_from_the_others_by_welch_and_holm() -> None:
