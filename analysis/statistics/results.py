@@ -27,6 +27,8 @@ ACCURACY = "accuracy"
 """Of a cell: the mean itself, as somebody published it beside its parts."""
 _SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
 _JUDGED = ("quality", "accuracy")
+_CELL = ("variant", "kind", "task", "metric", "batch", "context")
+"""What a row of the long table is about: no two have all of it."""
 
 _ENDS = {"_stderr": "Float64", "_missing": "string", "_seeds": "Int64"}
 """What follows a score's column, with dtypes."""
@@ -57,10 +59,25 @@ def by_layout(table: pd.DataFrame, samples: Samples | None = None) -> pd.DataFra
 
 def _variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     by_variant: dict[str, list[Row]] = {}
-    for row in frame.records(table):
+    for row in _cells(table):
         by_variant.setdefault(row["variant"], []).append(row)
     planned = _planned(table)
     return [_variant_row(rows, planned) for rows in by_variant.values()], list(planned.scores)
+
+
+def _cells(table: pd.DataFrame) -> list[Row]:
+    """The rows, each cell once. Raises ValueError for a variant of two sweeps, and for two values of one cell."""
+    found: dict[tuple[object, ...], Row] = {}
+    sweeps: dict[str, str] = {}
+    for row in frame.records(table):
+        if sweeps.setdefault(row["variant"], row["sweep"]) != row["sweep"]:
+            both = f"{sweeps[row['variant']]} and {row['sweep']}"
+            raise ValueError(f"variant = {row['variant']}: is in {both}; give one of them another name, or take one")
+        there = found.setdefault(tuple(row[name] for name in _CELL), row)
+        if there["value"] != row["value"]:
+            of = " ".join(str(row[name]) for name in _CELL[1:] if row[name] is not None)
+            raise ValueError(f"variant = {row['variant']}: {of} is {there['value']} and {row['value']}")
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -95,9 +112,11 @@ def _judged(
 
 
 def estimates_of(pivot: pd.DataFrame) -> Estimates:
-    """What is known of the errors in a pivot, whichever of its rows were selected."""
-    found = pivot.attrs["estimates"]
-    assert isinstance(found, Estimates)
+    """What is known of the errors in a pivot, whichever of its rows were selected. Raises ValueError for a table that
+    is no pivot of one long table: one that was read from a file, or put together."""
+    found = pivot.attrs.get("estimates")
+    if not isinstance(found, Estimates):
+        raise ValueError("pivot: was not made by results or by_layout; make it anew, of the long tables put together")
     return found
 
 

@@ -39,7 +39,8 @@ _PLAIN = Metric("", higher_is_better=True, digits=3)
 
 def sheet(pivot: pd.DataFrame, published: pd.DataFrame | None = None) -> Sheet:
     """The results table of a sweep: layout, KV bytes per token, main axis with its differences, accuracy, its tasks;
-    with the rows of a published pivot beside ours."""
+    with the rows of a published pivot beside ours. Raises ValueError for what is no pivot of one long table."""
+    estimates_of(pivot)  # what bold and chances were worked out from: rows put together were judged apart
     rows = lines(pivot, published)
     columns = [*shape_columns(rows), *_measured_columns(rows)]
     shown = shown_scores(pivot)

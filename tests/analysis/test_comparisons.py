@@ -235,3 +235,28 @@ def test_what_holds_for_all_rows_is_not_printed_beneath_some(finished: Any) -> N
     pivot = load(finished.store, finished.name).pivot
     assert "hypervolume" in results_table.markdown(pivot)
     assert "hypervolume" not in results_table.markdown(pivot[pivot["variant"].isin(["MQA-6", "MLKV-1", "MHA-36"])])
+
+
+def test_a_variant_of_two_sweeps_is_refused() -> None:
+    """One of them would be compared with the other's baseline."""
+    one, two = seeded({"MHA": {0: 0.5}, "A": {0: 0.4}}), seeded({"MHA": {0: 0.9}, "B": {0: 0.8}})
+    both = pd.concat([one.assign(sweep="one"), two.assign(sweep="two")])
+    for pivot in (results, by_layout):
+        with pytest.raises(ValueError, match=r"variant = MHA uptrain.seed=0: is in one and two"):
+            pivot(both)
+
+
+def test_two_values_of_one_cell_are_refused_and_equal_ones_are_one() -> None:
+    table = seeded({"MHA": {0: 0.5}, "A": {0: 0.4}})
+    twice = pd.concat([table, table])
+    pd.testing.assert_frame_equal(results(twice), results(table))
+    for order in ([twice, table.assign(value=0.7)], [table.assign(value=0.7), twice]):
+        with pytest.raises(ValueError, match=r"evaluate t acc is (0.5 and 0.7|0.7 and 0.5)"):
+            by_layout(pd.concat(order))
+
+
+def test_a_pivot_that_was_put_together_is_refused() -> None:
+    """What is known of the errors in one is not known of the other's rows."""
+    one, two = by_layout(seeded({"MHA": {0: 0.5}})), by_layout(seeded({"B": {0: 0.8}, "MHA": {0: 0.7}}))
+    with pytest.raises(ValueError, match="pivot: was not made by results or by_layout"):
+        results_table.sheet(pd.concat([one, two]))
