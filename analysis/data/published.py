@@ -71,8 +71,10 @@ def identity(row: dict[str, str]) -> Row:
     numbers = {
         key: _count(key, told.get(key) or "0") or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")
     }
-    heads = sum(_count("kv_heads", head) for head in (texts["kv_heads"] or "").split())
-    shared = " " not in (texts["kv_heads"] or "")
+    each = [_count("kv_heads", head) for head in (texts["kv_heads"] or "").split()]
+    heads, shared = sum(each), len(each) == 1
+    if len(each) > 1 and len(each) != (numbers["kv_layers"] or len(each)):
+        raise ValueError(f"kv_heads = {texts['kv_heads']}: are of {len(each)} KV layers, not of {numbers['kv_layers']}")
     return {**texts, **numbers, "budget": (heads * (numbers["kv_layers"] or 0) if shared else heads) or None}
 
 
