@@ -6,6 +6,7 @@ otherwise), which says what the variants are; the MLKV authors' own files are kn
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from analysis.data.runs import Run
 _THEIRS = re.compile(r"(base|random|(gqa|mqa|mlkv)_\d+)_results\.json")
 _THEIR_MODELS = re.compile(r"(.*/)?pythia-160m-(deduped|random|(gqa|mqa|mlkv)-\d+-.*)")
 """The MLKV authors' files, and what these say that they are about."""
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _below(directory: Path) -> _Found:
     if not directory.is_dir():
         raise ValueError(f"directory = {directory}: is no directory")
     found = _Found()
-    for path, file in _files(directory, "*.json"):
+    for path, file in _files(directory, ".json"):
         try:
             found.runs.append(read_run(path, file))
         except NotRead as why:
@@ -91,19 +93,32 @@ def _below(directory: Path) -> _Found:
     found.theirs = bool(found.runs) and all(map(_is_theirs, found.runs))
     for run in found.runs if found.theirs else ():
         run.model = variant_name(run.model)
-    for path, file in _files(directory, "*.csv"):
+    for path, file in _files(directory, ".csv"):
         if path.name != LAYOUTS:
             _add_measurements(found, path, file)
         elif path.parent != directory:
             found.skipped[file] = "is read only where it lies in the directory itself"
+    packed = (file for kind in (".json", ".csv") for way in _PACKED for _, file in _files(directory, kind + way))
+    found.skipped |= dict.fromkeys(packed, "is compressed; unpack it")
     return found
 
 
-def _files(directory: Path, names: str) -> Iterator[tuple[Path, str]]:
-    """Each with what it is called: its path below the directory."""
-    for path in sorted(directory.rglob(names)):
-        if path.is_file():
+def _files(directory: Path, ending: str) -> Iterator[tuple[Path, str]]:
+    """Those whose names end so, in whichever case, each with what it is called: its path below the directory."""
+    for path in sorted(_all_files(directory)):
+        if path.name.lower().endswith(ending):
             yield path, path.relative_to(directory).as_posix().encode(errors="backslashreplace").decode()
+
+
+def _all_files(directory: Path) -> Iterator[Path]:
+    """Also behind links to directories, each of which is gone through once."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(directory, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
 def _add_measurements(found: _Found, path: Path, file: str) -> None:
