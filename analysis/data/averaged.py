@@ -19,9 +19,9 @@ def wanted_scores(contents: Sequence[Content], runs: Sequence[Run], accuracy: Se
     """What the mean is over, the same for all variants. Raises ValueError for a score that is nowhere."""
     there = sorted({pair for content in contents for pair in content.scores})
     if accuracy is not None:
-        return list(
-            dict.fromkeys(_chosen(f"{task}.{metric.removesuffix(',none')}", there) for task, metric in accuracy)
-        )
+        falling = {pair for run in runs for pair in run.falling}
+        words = [f"{task}.{metric.removesuffix(',none')}" for task, metric in accuracy]
+        return list(dict.fromkeys(_chosen(word, there, falling) for word in words))
     if set(there).issuperset(ACCURACY):
         return list(ACCURACY)
     below = _below_groups(runs)
@@ -39,7 +39,7 @@ def _below_groups(runs: Sequence[Run]) -> dict[Pair, str]:
     return below
 
 
-def _chosen(word: str, there: Sequence[Pair]) -> Pair:
+def _chosen(word: str, there: Sequence[Pair], falling: set[Pair]) -> Pair:
     """The score called TASK.METRIC; the name of its filter may be left out where it has one only."""
     exact = [(task, metric) for task, metric in there if f"{task}.{metric}" == word]
     meant = exact or [(task, metric) for task, metric in there if f"{task}.{plain_name(metric)}" == word]
@@ -50,8 +50,10 @@ def _chosen(word: str, there: Sequence[Pair]) -> Pair:
         raise ValueError(
             f"accuracy = {word}: {'several scores' if meant else 'no such score'}{hint}; there: {listed(names)}"
         )
-    metric = METRICS.get(meant[0][1])
-    if metric and not metric.higher_is_better:
+    task, name = meant[0]
+    metric = METRICS.get(name)
+    falls = not metric.higher_is_better if metric else (task, plain_name(name)) in falling
+    if falls:
         raise ValueError(f"accuracy = {word}: is better when lower; a mean accuracy is made of scores that rise")
     return meant[0]
 

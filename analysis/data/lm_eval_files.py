@@ -16,6 +16,7 @@ from typing import Any
 
 from analysis.data.json_values import Json, as_dict, name_of, text
 from analysis.data.lm_eval_groups import below, children_of, means_of
+from analysis.data.metrics import METRICS
 from analysis.data.runs import Run, Score
 from sweeps.tracking.read.runs import number
 
@@ -62,6 +63,7 @@ def _run_of(document: Json, file: str) -> Run:
         run.identity["file"] = file
     run.details = _details(config)
     run.settings = _settings(document, config, {score.task for score in scores})
+    run.falling = _falling(document)
     children = children_of(document)
     computed = list(means_of(children, scores))
     run.scores = [*scores, *computed]
@@ -200,13 +202,32 @@ def _metrics(scores: Mapping[str, Any], filters: bool) -> Iterator[tuple[str, fl
         metric, comma, filtered = key.partition(",")
         if not metric.strip() or metric.endswith("_stderr") or metric in _NO_METRICS or bool(comma) != filters:
             continue
+        called = name_of(_RENAMED.get(metric, metric))
         value, reason = _value(given)
         if value is None and not (filters or reason == "not finite"):
             continue
-        called = name_of(_RENAMED.get(metric, metric))
+        if value is not None and _is_no_share(called, value):
+            value, reason = None, f"{value:g} is no share of 1 (a percentage?)"
         stderr = number(scores.get(f"{metric}_stderr{comma}{filtered}"))
         name = called if filtered in ("", "none") else f"{called},{name_of(filtered)}"
         yield name, value, stderr if stderr is None or stderr >= 0 else None, reason
+
+
+def _is_no_share(metric: str, value: float) -> bool:
+    """Whether a score that is printed in percent cannot be one: some files, and some tasks, have percentages."""
+    known = METRICS.get(metric)
+    return known is not None and known.scale == 100 and abs(value) > 1 + 1e-9
+
+
+def _falling(document: Json) -> set[tuple[str, str]]:
+    """(task, metric) that the file itself calls better when lower."""
+    directions = as_dict(document.get("higher_is_better")).items()
+    return {
+        (name_of(task), name_of(_RENAMED.get(metric, metric)))
+        for task, of_task in directions
+        for metric, higher in as_dict(of_task).items()
+        if higher is False
+    }
 
 
 def _value(given: Any) -> tuple[float | None, str | None]:

@@ -35,4 +35,6 @@ class Run:
     """Group → all tasks and groups below it."""
     computed: set[str] = field(default_factory=set)
     """Groups without an aggregate of their own: the mean of their members stands for them."""
+    falling: set[tuple[str, str]] = field(default_factory=set)
+    """(task, metric) that it calls better when lower."""
     date: float = 0.0

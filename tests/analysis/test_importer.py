@@ -490,6 +490,38 @@ def test_files_that_cannot_be_read_are_skipped_and_listed(tmp_path: Path) -> Non
     assert found.table["value"].tolist() == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("metric", "value"), [("acc", 56.3), ("f1", 52.5), ("exact_match,strict-match", 40), ("mcc", -7)]
+)
+def test_a_percentage_is_not_taken_for_a_share(metric: str, value: float, tmp_path: Path) -> None:
+    """It would be printed, and averaged, as a hundred times what it is."""
+    key = metric if "," in metric else f"{metric},none"
+    write(tmp_path, content({"squad": {key: value}, "arc_easy": 0.5}))
+    pivot = results(import_results(tmp_path, accuracy=[("arc_easy", "acc"), ("squad", metric)]))
+    assert pivot["accuracy"].isna().all()
+    assert pivot["accuracy_missing"].tolist() == [f"{value:g} is no share of 1 (a percentage?)"]
+
+
+def test_what_a_file_calls_better_when_lower_is_in_no_mean(tmp_path: Path) -> None:
+    directions = {"arc_easy": {"brier_score": False}}
+    write(tmp_path, content({"arc_easy": {"brier_score,none": 0.6}}, higher_is_better=directions))
+    with pytest.raises(ValueError, match=r"accuracy = arc_easy.brier_score: is better when lower"):
+        import_results(tmp_path, accuracy=[("arc_easy", "brier_score")])
+
+
+def test_files_are_found_by_their_endings_and_behind_links(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", content({"arc_easy": 0.5}))
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "linked").symlink_to(elsewhere)
+    (here / "round").symlink_to(here)
+    (here / "UPPER.JSON").write_text(json.dumps(content({"arc_easy": 0.6}, "pretrained=me/other")))
+    (here / "more.json.gz").write_bytes(b"\x1f\x8b")
+    found = read_directory(here)
+    assert means(found) == {"llama": 0.5, "other": 0.6}
+    assert "skipped more.json.gz: is compressed; unpack it" in found.notes
+
+
 # What the variants are
 
 
@@ -539,6 +571,7 @@ def test_a_layout_is_of_every_run_of_its_model_and_of_no_other(tmp_path: Path) -
         ("gqa/last,X,base,2,1\n", "line 2: baseline = base: choose from untouched, mha"),
         ("gqa/last,X,,two,1\n", "line 2: kv_layers = two: is no whole number"),
         ("gqa/last,X,,2,one\n", "line 2: kv_heads = one: is no whole number"),
+        ("gqa/last,X,,4,2 1\n", "line 2: kv_heads = 2 1: are of 2 KV layers, not of 4"),
         ("gqa/last,,,2,1\n", "line 2: variant may not be empty"),
     ],
 )
