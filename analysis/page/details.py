@@ -20,7 +20,9 @@ from analysis.data.metrics import METRICS
 from analysis.data.units import duration
 from analysis.figures.cloud import MEMORY, clouds
 from analysis.page.plot import Mark, Plot, lay_out
+from analysis.statistics.compare import add_intervals
 from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
+from analysis.tables.results_table import printed_error
 from analysis.tables.sheet import Cell, Sheet
 from mlkv.layout import KVLayout
 from sweeps.store.store import SavedSweep, Store
@@ -132,14 +134,18 @@ def _variants(sweep: SavedSweep, pivot: pd.DataFrame, configs: list[list[str]]) 
     for variant, config in zip(sweep.variants, configs, strict=True):
         name = str(variant["variant"])
         behind.setdefault(called.get(name, name), []).append((variant, config))
-    scores, members = [*shown_scores(pivot), *other_scores(pivot)], estimates_of(pivot).members
+    scores, estimates = [*shown_scores(pivot), *other_scores(pivot)], estimates_of(pivot)
+    rows, members = frame.records(pivot), estimates.members
+    for score in scores:
+        if f"{score.column}_high" not in pivot:
+            add_intervals(rows, score.column, estimates)
     return [
         {
             **_entry(row, [variant for variant, _ in behind[row["variant"]]], scores),
             "seeds": _seeds(members[row["variant"]], scores),
             "config": _in_all([config for _, config in behind[row["variant"]]]),
         }
-        for row in frame.records(pivot)
+        for row in rows
     ]
 
 
@@ -197,7 +203,7 @@ def _score(row: Json, score: Shown) -> list[str]:
     value, metric = row[score.column], METRICS.get(score.metric)
     if value is None:
         return [score.label, "", row[f"{score.column}_missing"]]
-    return [score.label, metric.text(value, row[f"{score.column}_stderr"]) if metric else f"{value:.4g}", ""]
+    return [score.label, metric.text(value, printed_error(row, score.column)) if metric else f"{value:.4g}", ""]
 
 
 def _facts(variant: Json, row: Json) -> list[list[str]]:

@@ -29,7 +29,7 @@ def judge(rows: list[Row], estimates: Estimates) -> Row:
     if not rows:
         return {}
     for name in dict.fromkeys(["quality", "accuracy", *estimates.parts]):
-        _add_intervals(rows, name, estimates)
+        add_intervals(rows, name, estimates)
         add_ties(rows, name, estimates)
     compared = {name: _add_comparisons(rows, name, estimates) for name in COMPARED}
     return {
@@ -54,7 +54,8 @@ def columns(scores: Sequence[str]) -> dict[str, str]:
     return {**added, "front_probability": "Float64"}
 
 
-def _add_intervals(rows: list[Row], name: str, estimates: Estimates) -> None:
+def add_intervals(rows: list[Row], name: str, estimates: Estimates) -> None:
+    """The columns `NAME_low` and `NAME_high`."""
     for row in rows:
         value, stderr = row[name], row[f"{name}_stderr"]
         known = value is not None and stderr is not None

@@ -8,13 +8,21 @@ import pandas as pd
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
-from analysis.statistics.compare import add_ties
+from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
 from analysis.statistics.sources import Source
 from analysis.tables.beside import PUBLISHED, ROW, lines
 from analysis.tables.memory_table import memory_sheet
 from analysis.tables.owners import owners_of
-from analysis.tables.results_table import count, notes_on_bold, score_columns, shape_columns, sheet, sheet_of
+from analysis.tables.results_table import (
+    count,
+    notes_on_bold,
+    score_columns,
+    seeds_note,
+    shape_columns,
+    sheet,
+    sheet_of,
+)
 from analysis.tables.sheet import Cell, Column, Sheet
 
 TITLES = {
@@ -73,11 +81,14 @@ def losses(source: Source, beside: Source | None) -> Sheet | None:
     scores = {score.label: score for pivot in pivots for score in _losses(pivot)}
     if not scores:
         return None
+    ours, estimates = [row for row in rows if not row[PUBLISHED]], estimates_of(source.pivot)
     for score in scores.values():
         if f"{score.column}_tied" not in source.pivot:
-            add_ties([row for row in rows if not row[PUBLISHED]], score.column, estimates_of(source.pivot))
+            add_intervals(ours, score.column, estimates)
+            add_ties(ours, score.column, estimates)
     columns = [column for score in scores.values() for column in score_columns(rows, score)]
-    return sheet_of(rows, [*shape_columns(rows), *columns], notes_on_bold(source.pivot, columns, list(scores.values())))
+    notes = [*notes_on_bold(source.pivot, columns, list(scores.values())), *seeds_note(source.pivot)]
+    return sheet_of(rows, [*shape_columns(rows), *columns], notes)
 
 
 def _losses(pivot: pd.DataFrame) -> list[Shown]:

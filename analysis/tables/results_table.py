@@ -110,12 +110,17 @@ def _value_cell(row: Row, name: str, metric: Metric, decided: bool) -> Cell:
     if value is None:
         nobodys = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched")
         return NOTHING if row[PUBLISHED] or nobodys or missing is None else Cell(word(missing), missing=missing)
-    error = row.get(f"{name}_stderr")
+    best = decided and bool(row.get(f"{name}_tied"))
+    text = metric.text(value, printed_error(row, name)) + _of_fewer(row, name)
+    return Cell(text, value, best=best, stderr=row.get(f"{name}_stderr"))
+
+
+def printed_error(row: Row, name: str) -> float | None:
+    """What stands behind ±: of several seeds half of the 95 % interval, else the standard error."""
     seeds = row.get("seeds") if name == "quality" else row.get(f"{name}_seeds")
     if (seeds or 1) > 1 and row.get(f"{name}_high") is not None:
-        error = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-    best = decided and bool(row.get(f"{name}_tied"))
-    return Cell(metric.text(value, error) + _of_fewer(row, name), value, best=best, stderr=row.get(f"{name}_stderr"))
+        return float(row[f"{name}_high"] - row[f"{name}_low"]) / 2
+    return row.get(f"{name}_stderr")
 
 
 def _of_fewer(row: Row, name: str) -> str:
@@ -154,7 +159,7 @@ def _footnotes(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[
         value, low, high = volume
         within = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{within}")
-    return notes + _seeds_note(pivot)
+    return notes + seeds_note(pivot)
 
 
 def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[Shown]) -> list[str]:
@@ -180,7 +185,7 @@ def _how(pivot: pd.DataFrame, scores: Sequence[Shown]) -> str:
     )
 
 
-def _seeds_note(pivot: pd.DataFrame) -> list[str]:
+def seeds_note(pivot: pd.DataFrame) -> list[str]:
     if pivot.empty or not (pivot["seeds_planned"] > 1).any():
         return []
     return [

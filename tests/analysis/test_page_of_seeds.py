@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from seeded import TASK, answered, with_seeds
 
 from analysis.figures.cloud import main_cloud
@@ -16,6 +17,7 @@ from analysis.page.page import page
 from analysis.page.report import render
 from analysis.statistics.sources import load
 from analysis.tables import results_table
+from analysis.tables.paper import paper_sheets
 
 SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
 
@@ -62,6 +64,26 @@ def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None
     assert [row[0] for row in found.data["rows"]] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
     assert [entry["variant"] for entry in found.data["variants"]] == list(SHARES)
     assert found.data["unit"] == "layouts"
+
+
+def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: Any, tmp_path: Path) -> None:
+    """Half of the 95 % interval of the seeds: in each table, and in what is told of a layout."""
+    for number, variant in enumerate(crowd.variants):
+        loss = {"metric": "loss", "value": 3.0 + number % 3 / 10, "stderr": None, "n": 50}
+        crowd.done(variant["steps"]["uptrain"], [loss])
+    source = load(crowd.store, crowd.name)
+    entries = {
+        entry["variant"]: dict(score[:2] for score in entry["scores"])
+        for entry in shown(crowd, tmp_path).data["variants"]
+    }
+    tables = paper_sheets(source, ["losses", "benchmarks"])
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    for column, label in (("losses", "uptrain loss"), ("benchmarks", "mean of 1")):
+        table = tables[column]
+        at = next(i for i, header in enumerate(table.headers) if header.startswith(label))
+        assert [row[at].text for row in table.rows] == [entry[label] for entry in entries.values()]
+        assert any("half of its 95 % interval" in note for note in table.footnotes)
+    assert entries["MLKV-6"]["uptrain loss"] == f"3.100 ± {half:.3f}"
 
 
 def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path) -> None:
