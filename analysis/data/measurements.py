@@ -4,6 +4,7 @@ of the MLKV authors."""
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -92,8 +93,9 @@ def _own_cells(line: Line) -> list[Row]:
 
 def _measurement(metric: str, value: float) -> Row:
     """Its value, or why there is none."""
-    if metric in _ABOVE_ZERO and value <= 0:
-        return {"metric": metric, "value": None, "reason": f"{value:g}, not above zero"}
+    wrong = "not above zero" if value <= 0 else "too large to be one" if _LARGEST < value < math.inf else ""
+    if metric in _ABOVE_ZERO and wrong:
+        return {"metric": metric, "value": None, "reason": f"{value:g}, {wrong}"}
     return {"metric": metric, "value": value}
 
 

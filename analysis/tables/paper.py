@@ -83,7 +83,7 @@ def losses(source: Source, beside: Source | None) -> Sheet | None:
         return None
     ours, estimates = [row for row in rows if not row[PUBLISHED]], estimates_of(source.pivot)
     for score in scores.values():
-        if f"{score.column}_tied" not in source.pivot:
+        if score.column in source.pivot and f"{score.column}_tied" not in source.pivot:
             add_intervals(ours, score.column, estimates)
             add_ties(ours, score.column, estimates)
     columns = [column for score in scores.values() for column in score_columns(rows, score)]

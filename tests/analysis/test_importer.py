@@ -18,7 +18,9 @@ from analysis.data.identity import labels, short_names
 from analysis.data.importer import Import, import_results, read_directory
 from analysis.data.published import published
 from analysis.statistics.results import results
+from analysis.statistics.sources import Source, published_source
 from analysis.tables import beside, results_table
+from analysis.tables.paper import paper_sheets
 from sweeps.cli import main
 
 Json = dict[str, Any]
@@ -488,6 +490,14 @@ def test_files_that_cannot_be_read_are_skipped_and_listed(tmp_path: Path) -> Non
     assert [note.split()[1].rstrip(",:") for note in skipped] == ["latin.json", "broken.csv", "notes.csv", "speed.csv"]
     assert "skipped speed.csv, line 3: value = : is no number" in skipped
     assert found.table["value"].tolist() == [0.5]
+
+
+def test_losses_that_only_the_published_have_stand_beside_ours(tmp_path: Path) -> None:
+    write(tmp_path, content({"wikitext": {"word_perplexity,none": 20.0}, "arc_easy": 0.5}))
+    ours = Source("ours", import_results(tmp_path))
+    table = paper_sheets(ours, ["losses"], published_source("mlkv"))["losses"]
+    assert "20.00" in [cell.text for cell in table.rows[0]]
+    assert "training loss" in " ".join(table.headers)
 
 
 @pytest.mark.parametrize(
