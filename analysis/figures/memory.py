@@ -86,7 +86,7 @@ def left_out(table: pd.DataFrame) -> list[str]:
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
-    """Lines of a long table, the largest cache first; empty without measurements."""
+    """Lines of a long table, the largest cache first; empty without measurements of caches."""
     axis, rows = measured(table)
     by_variant: dict[str, list[Row]] = {}
     for row in rows:
@@ -97,7 +97,8 @@ def lines(table: pd.DataFrame) -> list[Line]:
         if tokens := _tokens(own):
             factor = _wider(own)
             by_size.setdefault((own[0]["kv_bytes_per_token"] * factor, tokens, factor), []).extend(own)
-    return [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
+    found = [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
+    return [line for line in found if line.swept]
 
 
 def _tokens(rows: list[Row]) -> int:

@@ -134,7 +134,7 @@ IMPORTED = "variant,batch,context,metric,value\n"
         (["A,1,,tokens_per_second,9", "A,1,128,cache_bytes,3072", "A,2,128,tokens_per_second,12"], 1, 1),
         (["A,1,8,tokens_per_second,0", "A,1,8,cache_bytes,0", "A,2,8,tokens_per_second,-3"], 0, 0),
         (["A,1,8,tokens_per_second,1e308", "A,1,8,cache_bytes,1e308"], 0, 0),
-        (["A,1,8,tokens_per_second,1e-308"], 1, 1),
+        (["A,1,8,tokens_per_second,1e-308"], 0, 1),
         (["A,1,8,tokens_per_second,nan", "A,1,8,cache_bytes,inf"], 0, 0),
         (["A,1,0,cache_bytes,96", "A,1,64,cache_bytes,1536", "A,1,128,cache_bytes,3072"], 1, 0),
     ],
