@@ -52,7 +52,7 @@ class Child:
         if line:
             return json.loads(line)
         code = self._process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        how = f"killed by {_name_of(-code)}" if code < 0 else f"exited with {code}"
         return {"state": "vanished", "reason": f"its process was {how}", "returncode": code}
 
     @property
@@ -79,6 +79,11 @@ class Child:
             with suppress(OSError):  # it is gone, and cannot take what was left to be written
                 self._process.stdin.close()
             self._process.wait()
+
+
+def _name_of(number: int) -> str:
+    """Of the real-time signals only the first and the last have a name."""
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}")
 
 
 def _read(answers: IO[str], into: queue.Queue[str]) -> None:

@@ -38,6 +38,22 @@ TRIES = 3
 """How many attempts in a row may die, or use up their time, without getting further than the one before."""
 OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
 """What ends an attempt through no fault of its own."""
+OWN_SIGNALS = frozenset(
+    {
+        signal.SIGILL,
+        signal.SIGTRAP,
+        signal.SIGABRT,
+        signal.SIGFPE,
+        signal.SIGSEGV,
+        signal.SIGPIPE,
+        signal.SIGALRM,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
+        signal.SIGSYS,
+    }
+)
+"""What a process brings upon itself. Any other signal comes from outside; so does SIGBUS, for a file that is mapped into
+memory and cannot be read."""
 GRACE_SECONDS = 60.0
 """How long a child may take to save its state once it was asked to stop."""
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
@@ -185,8 +201,7 @@ class Worker:
             asked = "raise cluster.resources.KIND.memory_gb"
             reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {asked}"
             return {**answer, "state": "failed", "reason": reason}
-        # SIGBUS: what a file mapped into memory holds could not be read.
-        ended = answer["returncode"] in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR2, -signal.SIGBUS)
+        ended = answer["returncode"] < 0 and -answer["returncode"] not in OWN_SIGNALS
         return {**answer, "state": "interrupted" if ended or self._stopping_since else "failed"}
 
     def _judge(self, claim: Claim, answer: dict[str, Any]) -> dict[str, Any]:

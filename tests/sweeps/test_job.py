@@ -22,9 +22,10 @@ from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
 from sweeps.store.store import Store
 from sweeps.worker import child_main
+from sweeps.worker.child_process import Child
 from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import JobContext, out_of_memory_kills
-from sweeps.worker.supervisor import BLOCKED, FAILED, fruitless
+from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, fruitless
 
 TASK = {
     "MLKV_QUEUED": "1",
@@ -154,6 +155,39 @@ def test_a_child_that_dies_again_and_again_fails_its_step(tmp_path: Path) -> Non
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == FAILED, out
     assert store.step(step).state().reason == "3 attempts in a row got no further: its process was killed by SIGKILL"
+
+
+_OWN_SIGNALS = {
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGFPE",
+    "SIGSEGV",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGSYS",
+}
+
+
+def test_a_child_that_others_ended_is_interrupted_and_one_that_crashed_has_failed(tmp_path: Path) -> None:
+    """Whatever the signal: a closed terminal, a limit of the shell or the queue, a power failure."""
+    told = Worker(Store(tmp_path))
+    for number in signal.valid_signals():
+        name = number.name if isinstance(number, signal.Signals) else ""
+        answer = told._explain({"state": "vanished", "reason": "", "returncode": -number}, 0, False)
+        assert answer["state"] == ("failed" if name in _OWN_SIGNALS else "interrupted"), name or number
+    assert told._explain({"state": "vanished", "reason": "", "returncode": 1}, 0, False)["state"] == "failed"
+
+
+@pytest.mark.parametrize(("number", "named"), [(signal.SIGXCPU, "SIGXCPU"), (signal.SIGRTMIN + 3, "signal 37")])
+def test_a_signal_is_named_where_it_has_a_name(number: int, named: str, tmp_path: Path) -> None:
+    child = Child(Store(tmp_path))
+    child._process = subprocess.Popen(["kill", f"-{int(number)}", "0"], start_new_session=True, text=True)
+    child._answers.put("")
+    answer = child.answer(timeout=PATIENCE)
+    assert answer == {"state": "vanished", "reason": f"its process was killed by {named}", "returncode": -number}
 
 
 def child_of(process: subprocess.Popen[str], expected: bool) -> bool:
