@@ -26,6 +26,13 @@ OUTSIDE_ERRNOS = frozenset(
         errno.ENXIO,
         errno.ENOTCONN,
         errno.ETIMEDOUT,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.ECONNABORTED,
+        errno.EUCLEAN,
+        errno.EBADMSG,
+        # Two places in one folder that are not on one disk, or under one quota, any more.
+        errno.EXDEV,
         # Others are at the same files.
         errno.EBUSY,
         errno.ETXTBSY,

@@ -22,7 +22,7 @@ from mlkv.context import Context, Interrupted, Row, StepFailed
 from sweeps.steps.registry import KINDS
 from sweeps.store.attempt import Attempt
 from sweeps.store.lines import open_to_append
-from sweeps.store.outside import outside_cause
+from sweeps.store.outside import describe_error, outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
 from sweeps.worker.answers import interrupted_from_outside
@@ -68,7 +68,9 @@ def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
     """Run one step. Failure is an answer like any other."""
     try:
         return _logged_answer(store, request)
-    except Exception as error:  # its logs cannot be written
+    except OSError as error:  # its logs cannot be opened: whatever the error, that is none of the step's doing
+        return interrupted_from_outside(describe_error(error))
+    except Exception as error:
         return _failure(error)
 
 

@@ -179,6 +179,20 @@ def test_a_job_that_gets_no_further_on_a_full_disk_does_not_go_back_into_the_que
     assert work(step, capsys)[0] == DONE
 
 
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("name", ["out.log", "err.log", "metrics.jsonl"])
+def test_a_step_whose_logs_cannot_be_opened_is_interrupted_whatever_the_error(
+    name: str, error: int, given: Step, tmp_path: Path, computed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = planned(tmp_path, given)
+    with failing(step.path / "attempts" / "1" / name, at=0, error=error, only=("open",)) as fault:
+        status, printed = work(step, capsys)
+    check(step, status, printed, fault)
+    assert status == INTERRUPTED
+    assert errno.errorcode[error] in step.state().reason
+    assert work(step, capsys)[0] == DONE
+
+
 def test_a_failing_step_is_failed_and_not_taken_up(
     given: Step, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +222,8 @@ def test_causes_from_outside_are_seen_through_what_they_were_turned_into() -> No
     assert outside_cause(raised(turned(errno.ENOENT))) is None
     assert outside_cause(ValueError("files = *.txt: matches no file")) is None
     assert outside_cause(StepFailed("loss = nan at step 3: training diverged; lower lr or raise warmup")) is None
+    elsewhere = {errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ECONNABORTED, errno.EUCLEAN, errno.EBADMSG, errno.EXDEV}
+    assert elsewhere <= OUTSIDE_ERRNOS, "Lustre, SMB, FUSE and XFS say so of a server or a disk in trouble"
     own = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EINVAL, errno.ENOMEM, errno.ENETUNREACH, errno.ECONNREFUSED}
     assert own.isdisjoint(OUTSIDE_ERRNOS), "wrong names, too little memory, a node without the internet"
 
