@@ -11,7 +11,8 @@ from typing import Any
 
 from analysis.figures.kinds import FIGURES
 from sweeps.cli import gather, results, run, status, wandb
-from sweeps.store.errors import UserError
+from sweeps.store.errors import NOT_DONE, UserError
+from sweeps.store.outside import describe_error
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses beside those of the subcommands: 0, all is well; 1, something is not done."""
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"mlkv: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except OSError as error:
+        print(f"mlkv: {' '.join(describe_error(error).split())}", file=sys.stderr)
+        sys.exit(NOT_DONE)
     except KeyboardInterrupt:
         print("mlkv: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.cli.console import make_console
 from sweeps.cli.selection import existing, selected
 from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
+from sweeps.store.outside import describe_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,9 +115,14 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
 
     bad, unchecked = 0, Counter[str]()
     for step in track([store.step(id) for id in graph], "reading outputs", console=console, transient=True):
-        if wrong := step.corrupted() or edited(step):
-            step.set_aside(wrong)
-            console.print(f"[red]corrupt[/] {step.id}: {wrong}; set aside, `mlkv sweep` runs it again", highlight=False)
+        try:
+            wrong = step.corrupted() or edited(step)
+        except OSError as error:
+            console.print(f"{step.id}: cannot be checked ({describe_error(error)})", highlight=False, markup=False)
+            bad += 1
+            continue
+        if wrong:
+            console.print(f"[red]corrupt[/] {step.id}: {wrong}; {_set_aside(step, wrong)}", highlight=False)
             bad += 1
         elif cannot_be_checked(step):
             unchecked[step.kind] += 1
@@ -126,6 +132,15 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
         kinds = ", ".join(f"{count} {kind}" for kind, count in unchecked.items())
         console.print(f"numbers not checked, as earlier code put no seal on their records: {kinds}", highlight=False)
     return bad
+
+
+def _set_aside(step: StepDir, wrong: str) -> str:
+    """What became of it; a store may be one that can only be read."""
+    try:
+        step.set_aside(wrong)
+    except OSError as error:
+        return f"could not be set aside ({describe_error(error)})"
+    return "set aside, `mlkv sweep` runs it again"
 
 
 def why(options: argparse.Namespace) -> int:
