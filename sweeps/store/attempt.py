@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mlkv.files import discard
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import last_line, modified, read_json, utc_now, write_json
 from sweeps.store.lines import parse_rows, read_rows
 
@@ -43,6 +46,12 @@ class Attempt:
 
     def record(self) -> Json | None:
         return read_json(self.record_file)
+
+    def drop_unfinished(self) -> None:
+        """Remove an output that never became whole: the disk may be full of it."""
+        with suppress(OSError, DamagedFileError):  # whatever may have to be published stays
+            if not self.record():
+                discard(self.out)
 
     def log_of_rank(self, rank: int) -> Path:
         """What a process beside the first printed."""

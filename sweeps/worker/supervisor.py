@@ -52,8 +52,8 @@ OWN_SIGNALS = frozenset(
         signal.SIGSYS,
     }
 )
-"""What a process brings upon itself. Any other signal comes from outside; so does SIGBUS, for a file that is mapped into
-memory and cannot be read."""
+"""What a process brings upon itself. Any other signal comes from outside, SIGBUS too: what a file mapped into memory
+holds could not be read."""
 GRACE_SECONDS = 60.0
 """How long a child may take to save its state once it was asked to stop."""
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
@@ -154,6 +154,8 @@ class Worker:
             claim.step.tidy(attempt)
         elif answer["state"] == "done" or heartbeat.claim_is_lost or not claim.holds():
             answer = taken_over()
+        if answer.get("outside"):
+            attempt.drop_unfinished()
         try:
             attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
         except OSError as error:

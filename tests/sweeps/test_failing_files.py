@@ -23,7 +23,7 @@ from mlkv.context import Context, StepFailed
 from mlkv.files import discard
 from sweeps.steps import registry
 from sweeps.steps.step import Step
-from sweeps.store import code, files
+from sweeps.store import attempt, code, files
 from sweeps.store.outside import OUTSIDE_ERRNOS, outside_cause
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
@@ -177,6 +177,31 @@ def test_a_job_that_gets_no_further_on_a_full_disk_does_not_go_back_into_the_que
     assert statuses == [INTERRUPTED, INTERRUPTED, STUCK, STUCK]
     assert step.state().name == "INTERRUPTED"
     assert work(step, capsys)[0] == DONE
+
+
+def test_a_disk_is_not_kept_full_by_an_output_that_never_became_whole(
+    given: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So there is room to say how it ended, and for the next attempt."""
+    disk: list[Path] = []
+
+    def run(values: Any, how: Any, inputs: Any, out: Path, ctx: Context) -> Any:
+        (out / "half").write_text("1")
+        disk.append(out / "half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_json(path: Path, value: Any) -> None:
+        if any(half.exists() for half in disk):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        files.write_json(path, value)
+
+    monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
+    monkeypatch.setattr(attempt, "write_json", write_json)
+    step = planned(tmp_path, given)
+    assert work(step, capsys)[0] == INTERRUPTED
+    assert step.leftovers() == []
+    assert step.state().name == "INTERRUPTED"
+    assert "ENOSPC" in step.state().reason
 
 
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINVAL, errno.EIO])
