@@ -107,6 +107,8 @@ SAMPLES = (
     "def f(x: int) -> str:\n    return f'{x!r}'  # don't\n\n\tif x >= 0x1F: pass\r\n",
     "naïve Ünïcödé café — “quotes” … Ærø, Привет, γειά, 你好世界, こんにちは, שלום, 🙂👩‍👩‍👧",
     "   three spaces,\ttab,\n\n\nnewlines, trailing   ",
+    "one by one: cafe\u0301 A\u030angstro\u0308m \u1112\u1161\u11ab",  # what NFC would put together
+    "\ufeffno\u00a0break,\u2009thin\u3000wide, soft\u00adhyphen, zero\u200bwidth, \ufb01 \u00bd \u2460 \uff21 \u212b",
 )
 
 

@@ -202,6 +202,26 @@ def test_one_repository_is_itself_and_an_unreachable_one_is_said(
         planner([*LINE, *text, *same[:1], "corpus.tokenizer_from=acme/words"])
 
 
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        *({"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase")),
+        *({"type": "Replace", "pattern": {"String": sign}, "content": " "} for sign in "\u00a0\u3000\u200b\ufeff"),
+    ],
+)
+def test_a_difference_is_found_in_what_is_done_to_text_first(
+    tokenizer: Path, tmp_path: Path, normalizer: dict[str, Any]
+) -> None:
+    """Pythia's tokenizer composes characters, which shows in none that are composed already."""
+    other = rewritten(
+        shutil.copytree(tokenizer, tmp_path / "other"), lambda content: content.update(normalizer=normalizer)
+    )
+    own, others = Encoder(load(tokenizer)), Encoder(load(other))
+    text = difference(own, others)
+    assert text
+    assert own.ids([text])[0].tolist() != others.ids([text])[0].tolist()
+
+
 def test_a_difference_is_found_in_the_last_merge_and_in_the_end_of_a_text(tokenizer: Path, tmp_path: Path) -> None:
     own = Encoder(load(tokenizer))
     assert difference(own, Encoder(load(tokenizer))) is None
