@@ -52,7 +52,8 @@ def _members(group: str, definition: Settings, handed: Settings) -> Counts:
 def _member(group: str, entry: Settings, handed: Settings) -> Counts:
     """One entry of a group: a task, tag or group by name, or one that is defined on the spot."""
     is_group = "group" in entry
-    name = entry["group"] if is_group else entry["task"]
+    if not isinstance(name := entry.get("group" if is_group else "task"), str):
+        raise ValueError(f"group {group} has a member without a name, which lm-eval cannot run")
     settings = {**handed, **{key: value for key, value in entry.items() if key not in ("group", "task")}}
     if any(_defined(name)):
         return _counts(name, settings)

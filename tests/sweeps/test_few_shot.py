@@ -39,6 +39,11 @@ def test_a_task_has_its_own_number(planner: Planner) -> None:
     assert counts(planner, tasks, "evaluate.few_shot={gsm8k:0}")["gsm8k"] == 0
 
 
+def test_a_group_with_a_member_that_has_no_name_is_refused_as_lm_eval_refuses_it(planner: Planner) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.task = t0_eval: group t0_eval has a member without a name"):
+        counts(planner, "t0_eval")
+
+
 def test_the_number_stands_in_the_id(planner: Planner) -> None:
     without = "bits_per_byte,heldout_cloze,arc_easy,mmlu"
     assert ids(planner, without) == ids(planner, without, "evaluate.few_shot=0"), "they keep their ids"
