@@ -33,13 +33,15 @@ class Line:
 
 def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Every point of the sweep: its override lines in all, and those of them that vary."""
+    arguments = _last_words(arguments)
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
     for axis in typed:
         if axis.key in ONE_AT_A_TIME:
             raise UserError(f"{axis.key}: one at a time; each of {', '.join(axis.lines)} is a sweep of its own")
-    sweep = parse(composer([line for line in fixed if line])).sweep
+    first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]  # what is only swept is set
+    sweep = parse(composer([line for line in [*fixed, *first] if line])).sweep
     named = {o.key_or_group for o in overrides}
     of_experiment = _grid(composer, sweep)
     _check_zip(sweep, {axis.key for axis in (*of_experiment, *typed)})
@@ -47,6 +49,17 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
     for combination in itertools.product(*_zip(grid + typed, sweep)):
         varying = [line for choice in combination for line in choice]
         yield [*fixed, *varying], varying
+
+
+def _last_words(arguments: Sequence[str]) -> list[str]:
+    """The override lines without values to sweep that a later line for the same key replaces."""
+    overrides = parse_overrides(arguments)
+    last = {(o.key_or_group, o.package): i for i, o in enumerate(overrides)}
+    return [
+        line
+        for i, (line, o) in enumerate(zip(arguments, overrides, strict=True))
+        if not o.is_sweep_override() or last[o.key_or_group, o.package] == i
+    ]
 
 
 def swept(composer: Composer, override: Override) -> Line:
@@ -81,8 +94,10 @@ def _encode(value: Any) -> str:
 
 
 def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
-    """The command line wins over the grid: by the same key, its group, a key zipped with it, or a layout budget."""
-    partners = next((group for group in sweep.zipped if key in group), (key,))
+    """The command line wins over the grid: by the same key, its group, a key that the experiment zips with it, or a
+    layout budget."""
+    zipped = [] if "sweep.zip" in named else sweep.zipped
+    partners = next((group for group in zipped if key in group), (key,))
     replaced = set(partners) | {key.partition(".")[0]}
     return bool(replaced & named) or (key.startswith("layout.") and "layout.budget" in named)
 

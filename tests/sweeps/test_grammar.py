@@ -31,6 +31,32 @@ def test_products_ranges_and_globs(planner: Planner) -> None:
     assert labels(planner([*BARE, "layout=glob(m*)"])) == ["MHA-36", "MLKV-3", "MQA-6"]
 
 
+def test_the_last_word_on_a_key_counts_for_values_to_sweep_too(planner: Planner) -> None:
+    line = [*BARE, "layout=mqa", "uptrain.lr=1e-3,2e-3"]
+    assert labels(planner([*line, "uptrain.lr=3e-3"])) == ["MQA-6"]
+    assert planner([*line, "uptrain.lr=3e-3"]).config.uptrain.lr == 3e-3
+    assert labels(planner([*line, "uptrain.lr=3e-3,4e-3"])) == ["MQA-6 uptrain.lr=0.003", "MQA-6 uptrain.lr=0.004"]
+    assert labels(planner([*BARE, "layout=mqa", "uptrain.lr=3e-3", *line[-1:]])) == [
+        "MQA-6 uptrain.lr=0.001",
+        "MQA-6 uptrain.lr=0.002",
+    ]
+
+
+def test_what_must_be_set_is_set_where_it_is_swept(planner: Planner) -> None:
+    budgets = planner([*BARE, "layout=mqa", "uptrain.steps=null", "uptrain.tokens=5000,10000"])
+    assert labels(budgets) == ["MQA-6 uptrain.tokens=5000", "MQA-6 uptrain.tokens=10000"]
+
+
+def test_a_zip_with_the_experiments_grid_varies_both(planner: Planner, tiny: list[str]) -> None:
+    line = [*tiny, *BARE, "uptrain.lr=1e-3,2e-3"]
+    assert labels(planner([*line, "sweep.zip=[layout.kv_heads,layout.kv_layers,uptrain.lr]"])) == [
+        "MQA-2 uptrain.lr=0.001",
+        "MLKV-2 uptrain.lr=0.002",
+    ]
+    with pytest.raises(UserError, match=r"equally many values \(layout\.kv_heads has 2, uptrain\.lr has 3\)"):
+        planner([*line[:-1], "uptrain.lr=1,2,3", "sweep.zip=[layout.kv_heads,uptrain.lr]"])
+
+
 def test_zipped_keys_advance_together(planner: Planner) -> None:
     zipped = ["layout.kv_layers=6,2,1", "layout.kv_heads=1,6,2", "sweep.zip=[layout.kv_layers,layout.kv_heads]"]
     assert labels(planner([*BARE, *zipped])) == ["MQA-6", "MLKV-12", "MLKV-2"]
