@@ -110,6 +110,7 @@ def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -
 
 def _verify(console: Console, graph: Graph, store: Store) -> int:
     from rich.progress import track
+    from rich.text import Text
 
     from sweeps.steps.verify import cannot_be_checked, edited
 
@@ -122,7 +123,7 @@ def _verify(console: Console, graph: Graph, store: Store) -> int:
             bad += 1
             continue
         if wrong:
-            console.print(f"[red]corrupt[/] {step.id}: {wrong}; {_set_aside(step, wrong)}", highlight=False)
+            console.print(Text.assemble(("corrupt", "red"), f" {step.id}: {wrong}; {_set_aside(step, wrong)}"))
             bad += 1
         elif cannot_be_checked(step):
             unchecked[step.kind] += 1

@@ -249,9 +249,10 @@ class Progress:
         if state.name == "DONE":
             record = self._store.step(step.id).record() or {}
             self._costs = Costs.of_store(self._store)
-            self._console.print(f"[green]✓[/] {step.kind:<8} {step.label}  [dim]{duration(record['wall_seconds'])}[/]")
+            told = ("✓", "green"), f" {step.kind:<8} {step.label}  ", (duration(record["wall_seconds"]), "dim")
+            self._console.print(Text.assemble(*told))
         elif state.name == "FAILED":
-            self._console.print(f"[red]✗[/] {step.kind:<8} {step.label}  {state.reason}", highlight=False)
+            self._console.print(Text.assemble(("✗", "red"), f" {step.kind:<8} {step.label}  {state.reason}"))
         elif self._live is None:
             self._console.print(f"{state.name.lower()} {step.kind} {step.label} {state.reason}", highlight=False)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from sweeps.cli.view import _inputs, _trained, advice, expected_left, plan_tables, summary
+from sweeps.cli.console import make_console
+from sweeps.cli.view import Progress, _inputs, _trained, advice, expected_left, plan_tables, status_table, summary
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
 from sweeps.steps.step import Step
 from sweeps.store.stepdir import State
+from sweeps.store.store import Store
 
 COSTS = Costs({"base": 2.0, "evaluate": 0.5})
 
@@ -44,6 +48,31 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
     assert "corpus: python_stdlib in rows of 256 tokens" in text
     assert "tokenizer: made of the text, 2,048 tokens at most" in text
     assert "tasks: bits_per_byte, heldout_choice4, heldout_choice2, heldout_cloze; at most 200 items of each" in text
+
+
+def test_brackets_in_a_label_are_text_and_no_style(
+    planner: Callable[[Sequence[str]], Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list of files begins with `[/`, which rich takes for the end of a style; `[data` would be one and vanish."""
+    for folder in ("words", "data"):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            (tmp_path / folder / f"{i}.txt").write_text(f"{folder} {i}")
+    files = f"corpus.files=[{tmp_path}/words/*.txt],[{tmp_path}/data/*.txt]"
+    plan = planner(["layout=mqa", "measure=none", "sweep.baselines=[]", "corpus=text_files", files])
+    states = {id: State("PENDING", "[red]why[/]") for id in plan.steps}
+    console = make_console()
+    console.print(plan_tables(plan, states, COSTS), status_table(plan.steps, states))
+    printed = capsys.readouterr().out
+    assert all(variant.label in printed for variant in plan.variants)
+    assert {variant.label for variant in plan.variants} == {
+        f"MQA-6 corpus.files=[{tmp_path}/{folder}/*.txt]" for folder in ("words", "data")
+    }
+    assert printed.count("[red]why[/]") == len(plan.steps)
+    store = Store.open(tmp_path / "store")
+    progress = Progress(console, plan.steps, store, slots=1)
+    progress._note(next(iter(plan.steps.values())), State("FAILED", "[/tmp/x] is :warning: full"))
+    assert "[/tmp/x] is :warning: full" in capsys.readouterr().out
 
 
 def inputs(plan: Plan) -> list[str]:
