@@ -37,6 +37,7 @@ def gather(options: argparse.Namespace) -> int:
     with one_line():
         cells = _cells(options, asked)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         cells.to_csv(options.out, index=False)
     elif sys.stdout.isatty():
         from analysis.tables.terminal import CellsTable
@@ -94,6 +95,7 @@ def _write_curves(options: argparse.Namespace, runs: list[LoggedRun] | None) -> 
 
         store = existing(options.store) if runs is None else None
         found = curves.of_store(store, store.sweep(options.name)) if store else curves.of_runs(runs or [])
+        options.curves.parent.mkdir(parents=True, exist_ok=True)
         found.to_csv(options.curves, index=False)
 
 

@@ -21,7 +21,10 @@ def is_sealed(record: Json) -> bool:
 
 
 def seal_holds(record: Json) -> bool:
-    return record[KEY] == _hash({key: value for key, value in record.items() if key != KEY})
+    try:
+        return bool(record[KEY] == _hash({key: value for key, value in record.items() if key != KEY}))
+    except ValueError:  # NaN, which was never sealed
+        return False
 
 
 def _hash(record: Json) -> str:

@@ -13,6 +13,7 @@ from tests_support import ROOT, Shell
 
 from sweeps.cli import main
 from sweeps.cli.completion import complete_override, complete_sweep
+from sweeps.store.store import Store
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -109,3 +110,22 @@ def test_the_command_can_be_run_as_a_module(module: str, tmp_path: Path) -> None
     line = [sys.executable, "-m", module, "--version"]
     run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == f"mlkv {version('mlkv')}\n"
+
+
+@pytest.mark.parametrize("option", ["-o", "--curves"])
+def test_a_file_that_cannot_be_written_is_named_in_one_line(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    store.save_sweep("a", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    (tmp_path / "store" / "steps").mkdir()
+    (tmp_path / "file").touch()
+    for target, reason in (("file/x.csv", "file: File exists"), (".", f"{tmp_path}: Is a directory")):
+        with pytest.raises(SystemExit) as ended:
+            main(["gather", "a", "--store", str(store.root), option, str(tmp_path / target)])
+        printed = capsys.readouterr()
+        assert (ended.value.code, printed.err.count("\n")) == (1, 1)
+        assert reason in printed.err
+    with pytest.raises(SystemExit) as ended:
+        main(["gather", "a", "--store", str(store.root), option, str(tmp_path / "new" / "x.csv")])
+    assert (ended.value.code, (tmp_path / "new" / "x.csv").is_file()) == (0, True)

@@ -59,6 +59,9 @@ def test_any_number_that_was_edited_is_found(tmp_path: Path, kind: str) -> None:
     for change in ({"host": "another"}, {"extra": 1}, {"metrics": []}):
         file.write_text(json.dumps({**whole, **change}))
         assert edited(step), change
+    for number in (float("nan"), float("inf")):
+        file.write_text(json.dumps({**whole, "metrics": [{**CELL, "value": number}]}))
+        assert edited(step) == "done.json was edited: its seal does not fit", number
     file.write_text(json.dumps(dict(reversed(whole.items()))))
     assert edited(step) is None, "the order of keys says nothing"
 
