@@ -39,8 +39,10 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if self.project in MISREAD_PROJECTS:
             raise ValueError(f"project = {self.project}: W&B's client misreads this name; choose another, e.g. mlkv")
-        if not re.fullmatch(r"[^/\\#?%:\s]{1,128}", self.project):
-            raise ValueError(f"project = {self.project}: must be 1 to 128 characters without / \\ # ? % : and spaces")
+        if self.project in (".", "..") or not re.fullmatch(r"[^/\\#?%:\s]{1,128}", self.project):
+            raise ValueError(
+                f"project = {self.project}: must be 1 to 128 characters without / \\ # ? % : and spaces, no . or .."
+            )
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_the_name_of_a_sweep_is_not_swept(key: str) -> None:
         next(points(Composer(), [f"{key}=a,b"]))
 
 
-@pytest.mark.parametrize("project", ["runs", "sweeps", "reports", "a/b"])
+@pytest.mark.parametrize("project", ["runs", "sweeps", "reports", "a/b", ".."])
 def test_a_project_that_w_and_b_misreads(project: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store.open(tmp_path)
     (tmp_path / "steps").mkdir()
