@@ -101,14 +101,25 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """The parsed file, or None where there is none. Raises DamagedFileError for what is no JSON, and OSError."""
+def read_json(path: Path, missing: Any = None) -> Any | None:
+    """The parsed file, or `missing` where there is none. Raises DamagedFileError for what is no JSON, and OSError."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return missing
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: is no JSON ({error})") from None
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is no file. Raises DamagedFileError for what is no object with
+    these keys, and OSError."""
+    found = read_json(path, missing := object())
+    if found is missing:
+        return None
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        raise DamagedFileError(" ".join([f"{path}: is no JSON object", *(f"with {key}" for key in keys)]))
+    return found
 
 
 def read_cache(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mlkv.files import DISCARDED, discard
 from sweeps.store.attempt import Attempt, Json
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
-from sweeps.store.files import describe, file_clock, read_json, sha256, tree, write_json, write_once
+from sweeps.store.files import describe, file_clock, read_json, read_object, sha256, tree, write_json, write_once
 from sweeps.store.seal import sealed
 
 StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
@@ -90,14 +90,14 @@ class StepDir:
             write_json(self.path / "how.json", how)
 
     def spec(self) -> Json | None:
-        return read_json(self.path / "spec.json")
+        return read_object(self.path / "spec.json")
 
     def how(self) -> Json:
-        return read_json(self.path / "how.json") or {}
+        return read_object(self.path / "how.json") or {}
 
     # How it went
     def record(self) -> Json | None:
-        return read_json(self._record_file)
+        return read_object(self._record_file, "attempt")
 
     def attempts(self) -> list[Attempt]:
         try:

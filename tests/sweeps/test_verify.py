@@ -12,6 +12,7 @@ from tracked import record
 
 from sweeps.steps.registry import KINDS
 from sweeps.steps.verify import cannot_be_checked, edited
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.seal import KEY, is_sealed, seal_holds, sealed
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
@@ -64,6 +65,24 @@ def test_any_number_that_was_edited_is_found(tmp_path: Path, kind: str) -> None:
         assert edited(step) == "done.json was edited: its seal does not fit", number
     file.write_text(json.dumps(dict(reversed(whole.items()))))
     assert edited(step) is None, "the order of keys says nothing"
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null", '"x"', "{}", ""])
+def test_a_record_of_another_shape_is_named(tmp_path: Path, content: str) -> None:
+    step = done(Store.open(tmp_path), "base", [CELL])
+    (step.path / "done.json").write_text(content)
+    for read in (step.state, step.record, step.attempt, step.corrupted, lambda: edited(step)):
+        with pytest.raises(DamagedFileError, match=rf"^{step.path}/done.json: is no JSON"):
+            read()
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null", ""])
+@pytest.mark.parametrize("name", ["spec", "how"])
+def test_a_description_of_another_shape_is_named(tmp_path: Path, name: str, content: str) -> None:
+    step = done(Store.open(tmp_path), "base", [CELL])
+    (step.path / f"{name}.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=rf"^{step.path}/{name}.json: is no JSON"):
+        getattr(step, name)()
 
 
 def test_a_seal_is_of_what_is_read_back() -> None:
