@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def make_console() -> Console:
-    """One that takes text as it is: labels and reasons hold brackets (`corpus.files=[/data/*.txt]`) that are no style."""
+    """One that takes text as it is: labels and reasons hold brackets that are no style (`corpus.files=[/data/*]`)."""
     from rich.console import Console
 
     return Console(soft_wrap=not sys.stdout.isatty(), markup=False, emoji=False)
