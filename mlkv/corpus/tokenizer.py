@@ -52,8 +52,10 @@ def load(folder: Path) -> Any:
     try:
         # Our checkpoints carry their model's code, and transformers would prompt whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise StepFailed(f"tokenizer = {folder}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes it raise whatever its parser stumbles over
+        said = (str(error).splitlines() or [""])[0]
+        what = said if isinstance(error, OSError | ValueError) else f"cannot be read ({type(error).__name__}: {said})"
+        raise StepFailed(f"tokenizer = {folder}: {what}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise StepFailed(f"tokenizer = {folder}: needs a tokenizer.json and an end-of-text token")
     return tokenizer

@@ -77,7 +77,7 @@ class Resolver:
         if not any(path.suffix in (".safetensors", ".bin") for path in weights):
             raise UserError(f"model.path = {given}: no weights there (*.safetensors or *.bin)")
         pins = {"model": self._digest_of(weights)}
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = _read_config(directory / "config.json", f"model.path = {given}")
         return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
 
     def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
@@ -151,6 +151,16 @@ class Resolver:
     def save(self) -> None:
         """Keep the digests for the next plan."""
         write_json(self._store.cache("digests.json"), self._digests)
+
+
+def _read_config(path: Path, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: its config.json is no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: its config.json is no JSON object")
+    return found
 
 
 def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:

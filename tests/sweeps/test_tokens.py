@@ -181,6 +181,17 @@ def test_a_model_without_a_tokenizer_needs_to_be_given_its_own(
     assert word(planner(line)) == "model", "GPT-2's older files are one too"
 
 
+@pytest.mark.parametrize("content", ["", '{"a', "{}", "[]", "3"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_damaged_files_of_a_base_are_named(
+    planner: Planner, base: Path, text: list[str], tokenizer: Path, name: str, content: str
+) -> None:
+    (base / name).write_text(content)
+    with pytest.raises(UserError, match=r"^(corpus\.tokenizer = .*base: |model(\.path =)? .*base: )") as error:
+        planner([*LINE, *text, f"model.path={base}", *published(tokenizer)])
+    assert "\n" not in str(error.value)
+
+
 def test_a_tokenizer_is_not_named_in_vain(planner: Planner, text: list[str], tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer_from = .*: set tokenizer = published to use it"):
         planner([*LINE[1:], *text, f"corpus.tokenizer_from={tokenizer}"])
