@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from sweeps.steps.step import Step
+from sweeps.steps.step import Step, described_by
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store, StoreError
@@ -27,16 +27,10 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
         spec = directory.spec()
         if spec is None:
             raise StoreError(f"step {id}: its spec.json is gone from {store.root}; {AGAIN}")
-        try:
-            step = Step(
-                spec["kind"], spec["slice"], spec["parents"], spec["pinned"], directory.how(), told.get("label", id)
-            )
-            described = step.id
-        except (KeyError, TypeError):
-            described = "no step"
-        if described != id:
+        if (described := described_by(spec)) != id:
             raise StoreError(f"step {id}: spec.json was edited (it now describes {described}); delete it and {AGAIN}")
-        graph[id] = step
+        identity = (spec["kind"], spec["slice"], spec["parents"], spec["pinned"])
+        graph[id] = Step(*identity, directory.how(), told.get("label", id))
     return graph
 
 

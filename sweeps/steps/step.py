@@ -55,6 +55,14 @@ class Step:
         return f"{self.kind}-{hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:16]}"
 
 
+def described_by(spec: Json) -> str:
+    """The id that a spec.json hashes to; "no step" where it is not one."""
+    try:
+        return Step(spec["kind"], spec["slice"], spec["parents"], spec["pinned"]).id
+    except (KeyError, TypeError):
+        return "no step"
+
+
 def canonical(value: Any) -> str:
     """The one spelling of a JSON value. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlkv.files import discard
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.files import last_line, modified, read_json, utc_now, write_json
+from sweeps.store.files import last_line, modified, read_object, utc_now, write_json
 from sweeps.store.lines import parse_rows, read_rows
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ class Attempt:
         write_json(self.record_file, record)
 
     def record(self) -> Json | None:
-        return read_json(self.record_file)
+        return read_object(self.record_file, "outputs")
 
     def drop_unfinished(self) -> None:
         """Remove an output that never became whole: the disk may be full of it."""
@@ -58,13 +58,13 @@ class Attempt:
         return self.path / f"rank-{rank}.log"
 
     def exit(self) -> Json | None:
-        return read_json(self.path / "exit.json")
+        return read_object(self.path / "exit.json", "state", "reason")
 
     def write_environment(self, environment: Json) -> None:
         write_json(self.path / "env.json", environment)
 
     def environment(self) -> Json | None:
-        return read_json(self.path / "env.json")
+        return read_object(self.path / "env.json")
 
     def metrics(self) -> list[Json]:
         """Complete rows logged so far; a torn last line is left out."""

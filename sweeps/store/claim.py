@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mlkv.files import discard
 from sweeps.store.attempt import Json
-from sweeps.store.files import modified, read_json, write_once
+from sweeps.store.errors import DamagedFileError
+from sweeps.store.files import modified, read_json, read_object, write_once
 from sweeps.store.host import is_running, is_this_process, this_process
 
 _held: set[str] = set()
@@ -25,7 +26,7 @@ class ClaimFile:
         self.path = path
 
     def read(self) -> Json | None:
-        return read_json(self.path)
+        return read_object(self.path, "host", "pid", "started")
 
     def modified(self) -> float:
         """When it was written, by the file server's clock; 0 where there is none."""
@@ -51,7 +52,7 @@ class ClaimFile:
     def release(self, claim: Json) -> None:
         """Give it up, whether or not its file can be removed."""
         _held.discard(claim["token"])
-        with suppress(OSError):
+        with suppress(OSError, DamagedFileError):
             self.drop(claim)
 
     def drop(self, claim: Json) -> None:

@@ -15,6 +15,7 @@ from mlkv.files import DISCARDED, discard
 from sweeps.store.attempt import Attempt, Json
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, read_json, read_object, sha256, tree, write_json, write_once
 from sweeps.store.seal import sealed
 
@@ -50,7 +51,7 @@ class Claim:
             if found is None:
                 return not self.step.record() and self.step.claims.retake(self._content)
             return found == self._content
-        except OSError:
+        except (OSError, DamagedFileError):
             return True
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlkv.recipes
 from mlkv.context import StepFailed
-from sweeps.steps.step import Step
+from sweeps.steps.step import described_by
 from sweeps.store.store import Store
 
 CODE = "MLKV_CODE"
@@ -20,8 +20,7 @@ def check(store: Store, step_id: str) -> None:
     spec = store.step(step_id).spec()
     if spec is None:
         raise StepFailed(f"{step_id}: its spec.json is gone; plan the sweep again")
-    described = Step(spec["kind"], spec["slice"], spec["parents"], spec["pinned"]).id
-    if described != step_id:
+    if (described := described_by(spec)) != step_id:
         raise StepFailed(f"{step_id}: spec.json was edited (it now describes {described}); plan the sweep again")
 
 

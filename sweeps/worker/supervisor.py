@@ -20,6 +20,7 @@ from typing import Any
 from sweeps.steps.step import trains
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
+from sweeps.store.errors import StoreError
 from sweeps.store.files import utc_now
 from sweeps.store.host import host
 from sweeps.store.outside import describe_error
@@ -94,6 +95,9 @@ class Worker:
         except OSError as error:
             say(f"{step_id}: the store: {describe_error(error)}", sys.stderr)
             return DONE if _is_done(step) else INTERRUPTED
+        except StoreError as error:  # a file that somebody has to look at: no other attempt would fare better
+            say(f"{step_id}: {error}", sys.stderr)
+            return BLOCKED
 
     def _until_ended(self, step: StepDir) -> int:
         """Run the step until it is done, whoever does it, or it is clear that this job will not have it done. Raises
@@ -129,7 +133,7 @@ class Worker:
         if spec is None:
             say(f"{step_id}: no such step in {self._store.root}", sys.stderr)
             return False
-        for parent in map(self._store.step, spec["parents"].values()):
+        for parent in map(self._store.step, spec.get("parents", {}).values()):
             if parent.record() is None:
                 say(f"{step_id}: waits for {parent.id}, which is not done", sys.stderr)
                 return False
@@ -229,7 +233,9 @@ class Worker:
 
     def _origin(self, step: StepDir) -> dict[str, Any]:
         """What the record will say of where and from what the output was made."""
-        parents = [self._store.step(parent).record() or {} for parent in (step.spec() or {})["parents"].values()]
+        parents = [
+            self._store.step(parent).record() or {} for parent in (step.spec() or {}).get("parents", {}).values()
+        ]
         return {
             **_environment(),
             "code": self._store.code_hash,

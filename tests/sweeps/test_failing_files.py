@@ -28,7 +28,7 @@ from sweeps.store.outside import OUTSIDE_ERRNOS, outside_cause
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker import supervisor
-from sweeps.worker.supervisor import DONE, FAILED, INTERRUPTED, STUCK
+from sweeps.worker.supervisor import BLOCKED, DONE, FAILED, INTERRUPTED, STUCK, Worker
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EBUSY, errno.EACCES, errno.EROFS, errno.ENOTEMPTY]
 
@@ -216,6 +216,34 @@ def test_a_step_whose_logs_cannot_be_opened_is_interrupted_whatever_the_error(
     assert status == INTERRUPTED
     assert errno.errorcode[error] in step.state().reason
     assert work(step, capsys)[0] == DONE
+
+
+DAMAGES = ["", '{"host": "he', "null", "[]", "{}", '"text"', "7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["spec.json", "how.json", "claim.json", "done.json", "record.json", "exit.json", "env.json"]
+)
+@pytest.mark.parametrize("content", DAMAGES)
+def test_a_damaged_file_ends_a_worker_in_a_line_or_not_at_all(
+    name: str, content: str, tmp_path: Path, given: Step, computed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = planned(tmp_path / "store", given)
+    step.claim()  # an attempt that died
+    step.claim_file.unlink()
+    folder = step.path if name in ("spec.json", "how.json", "claim.json", "done.json") else step.path / "attempts" / "1"
+    (folder / name).write_text(content)
+    store = Store(tmp_path / "store")
+    store.__dict__["code_hash"] = "0123456789abcdef"
+    status = Worker(store).run([step.id])
+    printed = capsys.readouterr()
+    if status == DONE:
+        assert step.record()
+    else:
+        ended = (step.attempts()[-1].exit() or {}).get("reason", "") if status == FAILED else printed.err.rstrip("\n")
+        assert status in (BLOCKED, FAILED)
+        assert "\n" not in ended
+        assert name in ended
 
 
 def test_a_failing_step_is_failed_and_not_taken_up(
