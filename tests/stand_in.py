@@ -14,8 +14,10 @@ from mlkv.shape import DecoderShape
 from mlkv.train import step as train
 
 COMMIT = "5" * 40
-SHAPE = DecoderShape(vocab_size=512, width=48, layers=12, heads=12, head_dim=4, mlp_width=192, context=128)
-"""Pythia-160M's layers and heads."""
+SHAPE = DecoderShape(
+    vocab_size=512, width=48, layers=12, heads=12, head_dim=4, mlp_width=192, context=128, rotary_fraction=0.5
+)
+"""Pythia-160M's layers and heads. Of so narrow a head its quarter would be an odd number of rotated dimensions."""
 
 
 def pythia(folder: Path, *, steps: int, shape: DecoderShape = SHAPE) -> Path:

@@ -14,8 +14,8 @@ from slurm.local_cluster.cluster import LocalCluster
 
 LINE = ["experiment=quickstart", 'sweep.filter="budget < 3"', "corpus.sequence_length=64", "base.steps=10"]
 LINE += ["base.batch_size=4", "uptrain.steps=4", "evaluate.limit=8", "measure.batch_sizes=[1]", "measure.contexts=[32]"]
-CLOCKED = ("tokens_per_second", "seconds", "peak_memory", "decode_")
-"""What no two runs have in common, by parts of the column's name."""
+CLOCKED = ("tokens_per_second", "seconds", "peak_memory", "decode_", "machine")
+"""What no two runs have in common, or no two nodes, by parts of the column's name."""
 
 
 def rows(table: Path) -> list[dict[str, str]]:
