@@ -28,8 +28,8 @@ def table(runs: Iterable[LoggedRun], sweep: str) -> pd.DataFrame:
 
 
 def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
-    """The newest plan that the variant runs tell of."""
-    told = [plan for run in runs.values() if (plan := planned(run))]
+    """The newest plan that the variant runs tell of; a variant's configuration is its run's."""
+    told = [_with_config(plan, run) for run in runs.values() if (plan := planned(run))]
     ours = [each for each in told if each["sweep"] == name]
     if not ours:
         there = ", ".join(sorted({each["sweep"] for each in told})) or "none"
@@ -39,6 +39,10 @@ def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     steps = {id: step for each in newest for id, step in each["steps"].items()}
     plan = {**newest[0]["plan"], "name": name, "number": number, "steps": steps}
     return SavedSweep(name, number, Path(), plan, [each["variant"] for each in newest])
+
+
+def _with_config(plan: Json, run: LoggedRun) -> Json:
+    return {**plan, "variant": {"config": run.config, **plan["variant"]}}
 
 
 class LoggedSteps(PlannedSteps):

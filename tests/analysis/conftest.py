@@ -64,7 +64,7 @@ class Filler:
         return {
             "variant": label,
             "baseline": BASELINES.get(label),
-            "config": {"uptrain": {"steps": 50, "lr": 1e-3}, "model": {"layers": LAYERS}},
+            "config": {"uptrain": {"steps": 50, "lr": 1e-3}, "model": {"layers": LAYERS}, "evaluate": {"few_shot": 2}},
             "overrides": {"layout.budget": layout.budget},
             "pattern": "even",
             "family": layout.family,

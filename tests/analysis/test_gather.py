@@ -77,7 +77,7 @@ def test_every_score_says_how_many_examples_it_had(tmp_path: Path, filler: Any) 
     assert set(cells(found, task=task)["n_shot"]) == {5}
     assert cells(found, task=bits)["n_shot"].isna().all(), "it has no questions"
     assert set(results(found)[f"{task}.n_shot"]) == {5}
-    assert set(cells(gather(filler.store, "demo"), task=task)["n_shot"]) == {0}, "a plan of before gave none"
+    assert set(cells(gather(filler.store, "demo"), task=task)["n_shot"]) == {2}, "a plan of before: one for all"
 
 
 def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Any) -> None:

@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(
     store.save_sweep("a", {"steps": {}, "accuracy": [], "axis": None}, [], [])
     (tmp_path / "store" / "steps").mkdir()
     (tmp_path / "file").touch()
-    for target, reason in (("file/x.csv", "file: File exists"), (".", f"{tmp_path}: Is a directory")):
+    for target, reason in (("file/x.csv", f"File exists: {tmp_path / 'file'}"), (".", f"Is a directory: {tmp_path}")):
         with pytest.raises(SystemExit) as ended:
             main(["gather", "a", "--store", str(store.root), option, str(tmp_path / target)])
         printed = capsys.readouterr()
