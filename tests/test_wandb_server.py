@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import PATIENCE
-from wandb_server import WandbServer
+from tests.support.processes import PATIENCE
+from tests.support.wandb_server import WandbServer
 
 CODE = """if True:
     import wandb

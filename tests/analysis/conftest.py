@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mirrored import Mirrored, mirror
-from wandb_server import WandbServer
 
 from mlkv.layout import KVLayout, make
 from sweeps.store.store import Store
+from tests.support.mirrored import Mirrored, mirror
+from tests.support.wandb_server import WandbServer
 
 HEADS, LAYERS, HEAD_DIM = 6, 6, 32
 ACCURACY = [["cloze", "acc"], ["four_way", "acc"], ["two_way", "acc"]]

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from seeded import answered, seeded, with_seeds
 
 from analysis.data import frame
 from analysis.data.replicates import mean_of
@@ -20,6 +19,7 @@ from analysis.statistics.estimate import Estimate, borrow, difference, holm, of_
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
 from analysis.tables import results_table
+from tests.support.seeded import answered, seeded, with_seeds
 
 JUDGED = ("accuracy_vs_mha_p", "accuracy_vs_mha_low", "accuracy_tied", "accuracy_low", "front_probability")
 NAMES = ("MLKV-12", "a", "zz top", "GQA")

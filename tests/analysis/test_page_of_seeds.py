@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from seeded import TASK, answered, with_seeds
 
 from analysis.figures.cloud import main_cloud
 from analysis.page.page import page
@@ -18,6 +17,7 @@ from analysis.page.report import render
 from analysis.statistics.sources import load
 from analysis.tables import results_table
 from analysis.tables.paper import paper_sheets
+from tests.support.seeded import TASK, answered, with_seeds
 
 SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from processes import PATIENCE
 
 from analysis.data.gather import Steps, gather, of_sweep
 from analysis.data.units import duration, size
@@ -21,6 +20,7 @@ from analysis.page.report import render, script_json, write_report, write_result
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
 from sweeps.store.store import Store, StoreError
+from tests.support.processes import PATIENCE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from seeded import TASK, keep
 
 from analysis.data import frame
 from analysis.figures.cloud import cloud
@@ -15,6 +14,7 @@ from analysis.figures.tasks import panels, tasks_figure
 from analysis.statistics.results import estimates_of, other_scores, results, shown_scores
 from analysis.statistics.sources import Source, load
 from analysis.tables.paper import paper_sheets
+from tests.support.seeded import TASK, keep
 
 SAMPLES = 400
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from seeded import TASK, answered, seeded
 
 from analysis.data.gather import gather
 from analysis.data.replicates import groups
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
+from tests.support.seeded import TASK, answered, seeded
 
 UNITS = 400
 

@@ -12,10 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from mirrored import Mirrored
-from tracked import use
-from wandb_graphql import ENTITY, HISTORY, StoredRun
-from wandb_server import WandbServer
 
 from analysis.data import curves
 from analysis.data.foreign import MappingError, foreign_table
@@ -28,6 +24,10 @@ from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.read.runs import LoggedRun, planned
+from tests.support.mirrored import Mirrored
+from tests.support.tracked import use
+from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun
+from tests.support.wandb_server import WandbServer
 
 PATH = f"{ENTITY}/mlkv"
 

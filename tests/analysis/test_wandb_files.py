@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mirrored import Mirrored
 
 from analysis.data import curves
 from analysis.data.gather import gather
 from analysis.data.logged import table
 from sweeps.store.store import StoreError
 from sweeps.tracking.read.files import BLOCK, HEADER, WandbFileWarning, read_directory, read_file
+from tests.support.mirrored import Mirrored
 
 
 def test_the_table_is_the_stores_cell_by_cell(mirrored: Mirrored) -> None:

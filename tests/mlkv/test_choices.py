@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from matrix import LAYOUTS, SHAPES
 
 from mlkv.device import require_device, resolve_precision
 from mlkv.hf import MLKVForCausalLM
@@ -18,6 +17,7 @@ from mlkv.model import ACTIVATIONS, NORMS
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.sharded import fsdp_arguments
+from tests.support.matrix import LAYOUTS, SHAPES
 
 MADE = (
     SHAPES["neox"],

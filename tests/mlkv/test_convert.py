@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from torch import Tensor
 
 from mlkv.context import Context, StepFailed
@@ -21,6 +20,7 @@ from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, make, mha
 from mlkv.recipes import ConvertRecipe
+from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=list(SHAPES))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import context, corpus_recipe, make_corpus, run_python, text_files
 
 from mlkv.context import Interrupted, StepFailed
 from mlkv.corpus import blocks, documents, tokenizer
@@ -18,6 +17,7 @@ from mlkv.corpus.blocks import DocumentPacker, StreamPacker, open_blocks, read_m
 from mlkv.corpus.items import CONTINUATION_TOKENS
 from mlkv.evaluate.task_names import ITEM_TASKS, own_tasks
 from mlkv.recipes import CorpusRecipe
+from tests.support.tiny import context, corpus_recipe, make_corpus, run_python, text_files
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_the_same_bytes_whatever_the_hash_seed_and_the_threads(made, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from tiny import context, corpus_recipe
+from tests.support.tiny import context, corpus_recipe
 from mlkv.corpus import step as corpus
 out = Path(sys.argv[2]); out.mkdir()
 corpus.run(corpus_recipe(Path(sys.argv[1])), out, context(out))

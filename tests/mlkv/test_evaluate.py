@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.model import LM
-from tiny import SHAPE, context, make_corpus
 from torch.nn import functional
 
 from mlkv.context import Interrupted, StepFailed
@@ -25,6 +24,7 @@ from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_ev
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import make, mha
 from mlkv.recipes import EvaluateRecipe
+from tests.support.tiny import SHAPE, context, make_corpus
 
 CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
 

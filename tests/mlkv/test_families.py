@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +22,7 @@ from mlkv.families.save import export_pretrained, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import make, mha
 from mlkv.recipes import ConvertRecipe
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
 EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))

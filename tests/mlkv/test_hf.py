@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.cache_utils import Cache
@@ -19,6 +18,7 @@ from mlkv.hf import MLKVConfig, MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, make
 from mlkv.model import Keys
 from mlkv.shape import DecoderShape
+from tests.support.matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import context, run_python
 
 from mlkv.context import Interrupted, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
@@ -14,6 +13,7 @@ from mlkv.layout import KVLayout, make, mha
 from mlkv.measure import step as measure
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
+from tests.support.tiny import context, run_python
 
 LAYOUTS = [
     mha(4, 4),
@@ -153,7 +153,7 @@ def test_memory_that_runs_out_on_the_way_is_a_result():
         """
 import resource
 from pathlib import Path
-from tiny import SHAPE, context
+from tests.support.tiny import SHAPE, context
 from mlkv.measure import step as measure
 from mlkv.layout import make
 from mlkv.recipes import MeasureRecipe

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from matrix import LAYOUTS, SHAPES, VOCAB
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -16,6 +15,7 @@ from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, make, mha
 from mlkv.model import Decoder, Keys, rotary_angles, rotate
 from mlkv.shape import DecoderShape
+from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))

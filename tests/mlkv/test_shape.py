@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix import LAYOUTS, SHAPES
 
 from mlkv.layout import KVLayout, make, mha
 from mlkv.model import Decoder
 from mlkv.shape import DecoderShape
+from tests.support.matrix import LAYOUTS, SHAPES
 
 SHAPE_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "vocab_size": st.integers(1, 50),

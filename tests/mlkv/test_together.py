@@ -11,24 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from processes import PATIENCE
 from safetensors.torch import load_file
-from tiny import SHAPE, context, make_corpus, start_python
 
 from mlkv.context import Interrupted
 from mlkv.recipes import TrainRecipe
 from mlkv.train import step as train
+from tests.support.processes import PATIENCE
+from tests.support.tiny import SHAPE, context, make_corpus, start_python
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would share one GPU"),
 ]
 
-RANK = f"""
+RANK = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_together import trained
+from tests.mlkv.test_together import trained
 from mlkv.recipes import TrainRecipe
 folder, corpus, recipe, stop, tied = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 print(trained(folder, corpus, TrainRecipe(**recipe), stop, tied))

@@ -16,12 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from failing_files import failing
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import PATIENCE
 from safetensors.torch import load_file, save_file
-from tiny import SHAPE, context, make_corpus, start_python
 from transformers import TrainerControl, TrainerState
 
 from mlkv.context import Interrupted, StepFailed
@@ -31,6 +28,9 @@ from mlkv.recipes import TrainRecipe
 from mlkv.train import step as train
 from mlkv.train.schedule import SPIKE, Schedule, final_loss, spikes
 from mlkv.train.trainer import IGNORED, OWNER, BlockDataset, Watcher, _publish
+from tests.support.failing_files import failing
+from tests.support.processes import PATIENCE
+from tests.support.tiny import SHAPE, context, make_corpus, start_python
 
 RECIPE = TrainRecipe(steps=12, batch_size=4, lr=3e-3, precision="fp32", log_every=2, save_every=4)
 
@@ -350,7 +350,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(corpus, tmp_path):
 VICTIM = """
 import json, sys
 from pathlib import Path
-from tiny import SHAPE
+from tests.support.tiny import SHAPE
 from mlkv.train import step as train
 from mlkv.context import Context
 from mlkv.recipes import TrainRecipe

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import eventually
 
 from slurm import queue, records, site
 from slurm.jobs import Job, Phase
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, eventually
 
 from slurm import queue, records
 from slurm.jobs import Job, JobState, Phase, Resources
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
 from slurm.submit import MAX_KILL_REQUEUES, SlurmExecutor, SubmissionRefusedError
+from tests.support.processes import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import alive, eventually
 
 from slurm.local_cluster.daemons import Daemon, boot_id, end, listeners, start_ticks
+from tests.support.processes import alive, eventually
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import PATIENCE, alive, eventually, number_in
 
 from slurm.jobs import Job, Phase, Resources
 from slurm.local import LocalExecutor
+from tests.support.processes import PATIENCE, alive, eventually, number_in
 
 ROOT = Path(__file__).resolve().parents[2]
 

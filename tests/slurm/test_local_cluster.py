@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, alive, eventually
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.processes import PATIENCE, alive, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("installed")]

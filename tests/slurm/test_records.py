@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from failing_files import failing
 
 from slurm import queue, records
+from tests.support.failing_files import failing
 
 
 def test_a_record_is_the_old_or_the_new_one_whatever_fails(tmp_path: Path) -> None:

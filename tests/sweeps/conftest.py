@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from faults import SMALL, UPTRAIN
-from tests_support import TEST_CONF, Shell
-from tracked import use
-from wandb_server import WandbServer
 
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.store.store import Store
 from sweeps.tracking.target import VARIABLE
+from tests.support.faults import SMALL, UPTRAIN
+from tests.support.shell import TEST_CONF, Shell
+from tests.support.tracked import use
+from tests.support.wandb_server import WandbServer
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import eventually
 
 from sweeps.store import claim as claims
 from sweeps.store import files, host, stepdir
@@ -22,6 +21,7 @@ from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.worker import heartbeat
 from sweeps.worker.heartbeat import Heartbeat
+from tests.support.processes import eventually
 
 ID = "corpus-0123456789abcdef"
 

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE
-from tests_support import ROOT, Shell
 
 from sweeps.cli import main
 from sweeps.cli.completion import complete_override, complete_sweep
 from sweeps.store.store import Store
+from tests.support.processes import PATIENCE
+from tests.support.shell import ROOT, Shell
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_files import failing
-from tracked import record
 
 from slurm.jobs import Job
 from slurm.local import LocalExecutor
@@ -16,6 +14,8 @@ from sweeps.cli import main, run, status
 from sweeps.cli.console import make_console
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from tests.support.failing_files import failing
+from tests.support.tracked import record
 
 FAULTS = [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO, errno.ESTALE]
 

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import eventually
-from tests_support import Shell
-from tracked import Planner, Stage, make_stage, training
-from wandb_graphql import ENTITY, StoredRun
-from wandb_server import WandbServer
 
 from sweeps.store.errors import UserError
 from sweeps.tracking import workspace
+from tests.support.processes import eventually
+from tests.support.shell import Shell
+from tests.support.tracked import Planner, Stage, make_stage, training
+from tests.support.wandb_graphql import ENTITY, StoredRun
+from tests.support.wandb_server import WandbServer
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE
-from tests_support import TEST_CONF, Shell
 
 from sweeps.store.store import Store
+from tests.support.processes import PATIENCE
+from tests.support.shell import TEST_CONF, Shell
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_support import ROOT, Shell
 
 from mlkv.layout import cla
 from sweeps.planning import hub
@@ -20,6 +19,7 @@ from sweeps.planning.plan import Plan, Variant, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
+from tests.support.shell import ROOT, Shell
 
 NAMES = [name for name in Composer().options("experiment") if name != "quickstart"]
 DOCS = ROOT / "docs" / "experiments.md"

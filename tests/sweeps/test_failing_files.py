@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_files import Failing, failing
-from tests_support import ROOT
-from workers_here import planned, work, workers_here
 
 from mlkv.context import Context, StepFailed
 from mlkv.files import discard
@@ -29,6 +26,9 @@ from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker import supervisor
 from sweeps.worker.supervisor import BLOCKED, DONE, FAILED, INTERRUPTED, STUCK, Worker
+from tests.support.failing_files import Failing, failing
+from tests.support.shell import ROOT
+from tests.support.workers_here import planned, work, workers_here
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EBUSY, errno.EACCES, errno.EROFS, errno.ENOTEMPTY]
 

@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE
-from tests_support import ROOT
+
+from tests.support.processes import PATIENCE
+from tests.support.shell import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import PATIENCE, eventually
-from tests_support import ROOT
 
 from mlkv.context import StepFailed
 from sweeps.steps.registry import KINDS, StepKind
@@ -26,6 +24,8 @@ from sweeps.worker.child_process import Child
 from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import JobContext, out_of_memory_kills
 from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, fruitless
+from tests.support.processes import PATIENCE, eventually
+from tests.support.shell import ROOT
 
 TASK = {
     "MLKV_QUEUED": "1",

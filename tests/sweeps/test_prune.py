@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_files import failing
-from tests_support import Shell
 
 from sweeps.store.prune import prunable
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
+from tests.support.failing_files import failing
+from tests.support.shell import Shell
 
 NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
 

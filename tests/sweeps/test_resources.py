@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable, Sequence
 
 import pytest
-from tests_support import Shell
 
 from sweeps.dispatch.grouping import job_specs
 from sweeps.dispatch.submit import _resources
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from sweeps.store.stepdir import StepDir
+from tests.support.shell import Shell
 
 Planner = Callable[[Sequence[str]], Plan]
 WIDE = ["resources.gpus=2", "resources.nodes=2"]

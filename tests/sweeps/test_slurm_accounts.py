@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from faults import HELD, SLURM, SMALL, newest
-from processes import eventually
-from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.faults import HELD, SLURM, SMALL, newest
+from tests.support.processes import eventually
+from tests.support.shell import Shell
 
 pytestmark = pytest.mark.long
 

@@ -15,7 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import (
+
+from slurm.jobs import Job, Phase
+from slurm.local_cluster.cluster import LocalCluster
+from slurm.profile import Profile
+from slurm.submit import SlurmExecutor
+from tests.support.faults import (
     HELD,
     SLURM,
     SMALL,
@@ -29,13 +34,8 @@ from faults import (
     wait,
     weights,
 )
-from processes import eventually
-from tests_support import ROOT, Shell
-
-from slurm.jobs import Job, Phase
-from slurm.local_cluster.cluster import LocalCluster
-from slurm.profile import Profile
-from slurm.submit import SlurmExecutor
+from tests.support.processes import eventually
+from tests.support.shell import ROOT, Shell
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from faults import SLURM, SMALL, newest
-from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.faults import SLURM, SMALL, newest
+from tests.support.shell import Shell
 
 
 @pytest.mark.long

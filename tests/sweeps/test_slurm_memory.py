@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults import all_done, faulty, wait, weights
-from processes import eventually
-from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.faults import all_done, faulty, wait, weights
+from tests.support.processes import eventually
+from tests.support.shell import Shell
 
 MIB = 2**20
 GROUPS = Path("/sys/fs/cgroup")

@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 
 import pytest
-from faults import SLURM, all_done, attempts
-from processes import eventually
-from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.faults import SLURM, all_done, attempts
+from tests.support.processes import eventually
+from tests.support.shell import Shell
 
 LINE = ["experiment=quickstart", 'sweep.filter="budget < 3"', "corpus.sequence_length=64", "base.steps=10"]
 LINE += ["base.batch_size=4", "uptrain.steps=4", "evaluate.limit=8", "measure.batch_sizes=[1]", "measure.contexts=[32]"]

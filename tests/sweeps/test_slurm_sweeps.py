@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import HELD, SLURM, SMALL, all_done, attempts, queue_is_empty, states
-from processes import PATIENCE, eventually
-from tests_support import Shell
 
 from slurm.local_cluster.cluster import LocalCluster
+from tests.support.faults import HELD, SLURM, SMALL, all_done, attempts, queue_is_empty, states
+from tests.support.processes import PATIENCE, eventually
+from tests.support.shell import Shell
 
 pytestmark = pytest.mark.slow
 

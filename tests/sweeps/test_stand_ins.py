@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from stand_in import on_hub, pythia
-from test_recipes_and_docs import commands
-from tests_support import Shell
 
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.grammar import points
+from tests.support.shell import Shell
+from tests.support.stand_in import on_hub, pythia
+from tests.test_recipes_and_docs import commands
 
 pytestmark = pytest.mark.long
 

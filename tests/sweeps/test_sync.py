@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from refusing import without_internet
-from tests_support import ROOT, Shell
-from tracked import Planner, Stage, make_stage, positions, record, training, use
-from wandb_server import WandbServer
 
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.refusing import without_internet
+from tests.support.shell import ROOT, Shell
+from tests.support.tracked import Planner, Stage, make_stage, positions, record, training, use
+from tests.support.wandb_server import WandbServer
 
 SMALL = ["layout=mqa", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 

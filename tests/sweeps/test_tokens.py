@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import context
 
 from mlkv.corpus.tokenizer import Encoder, difference, load, train
 from mlkv.families.save import to_family
@@ -20,6 +19,7 @@ from sweeps.planning import hub
 from sweeps.planning.plan import Plan
 from sweeps.steps.registry import KINDS
 from sweeps.store.errors import UserError
+from tests.support.tiny import context
 
 Planner = Callable[[Sequence[str]], Plan]
 SHAPE = {

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE
-from tests_support import ROOT
-from tracked import Planner, Stage, arrives, make_stage, positions, training
-from wandb_server import KEY, WandbServer
 
 from sweeps.planning.config import HASHED
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
+from tests.support.processes import PATIENCE
+from tests.support.shell import ROOT
+from tests.support.tracked import Planner, Stage, arrives, make_stage, positions, training
+from tests.support.wandb_server import KEY, WandbServer
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from refusing import without_internet
-from tests_support import TEST_CONF, Shell
-from tracked import Planner, Stage, arrives, make_stage, positions, training
-from wandb_server import WandbServer
 
 from sweeps.tracking import helper
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.target import Target
+from tests.support.refusing import without_internet
+from tests.support.shell import TEST_CONF, Shell
+from tests.support.tracked import Planner, Stage, arrives, make_stage, positions, training
+from tests.support.wandb_server import WandbServer
 
 
 @pytest.fixture

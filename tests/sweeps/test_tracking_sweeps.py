@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import PATIENCE, eventually
-from tests_support import Shell
-from tracked import arrives, independent_steps, positions, training
-from wandb_server import KEY, WandbServer
 
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.runs import variant_id
+from tests.support.processes import PATIENCE, eventually
+from tests.support.shell import Shell
+from tests.support.tracked import arrives, independent_steps, positions, training
+from tests.support.wandb_server import KEY, WandbServer
 
 pytestmark = pytest.mark.long
 

@@ -6,9 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests_support import Shell
-from tracked import Planner, Stage, arrives, make_stage, positions, training
-from wandb_server import WandbServer
 
 from slurm.local_cluster.cluster import LocalCluster
 from sweeps.tracking import variants
@@ -16,6 +13,9 @@ from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
+from tests.support.shell import Shell
+from tests.support.tracked import Planner, Stage, arrives, make_stage, positions, training
+from tests.support.wandb_server import WandbServer
 
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 SMALL += ["evaluate.axis=null", "measure.batch_sizes=[]"]

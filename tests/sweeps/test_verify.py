@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import record
 
 from sweeps.steps.registry import KINDS
 from sweeps.steps.verify import cannot_be_checked, edited
@@ -16,6 +15,7 @@ from sweeps.store.errors import DamagedFileError
 from sweeps.store.seal import KEY, is_sealed, seal_holds, sealed
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from tests.support.tracked import record
 
 CELL = {"metric": "x", "value": 0.25, "stderr": 0.125, "n": 8}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers_here import ChildHere, planned, work, workers_here
 
 from mlkv.context import Context, StepFailed
 from sweeps.steps import registry
@@ -20,6 +19,7 @@ from sweeps.store.store import Store
 from sweeps.worker import heartbeat, rank_worker, supervisor
 from sweeps.worker.job_context import JobContext
 from sweeps.worker.supervisor import DONE, INTERRUPTED
+from tests.support.workers_here import ChildHere, planned, work, workers_here
 
 GIVEN = Step("corpus", {"source": "text_files"})
 

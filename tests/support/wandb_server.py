@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from wandb_graphql import ENTITY, Backend, StoredRun
+from tests.support.wandb_graphql import ENTITY, Backend, StoredRun
 
 KEY = "loopback" * 5
 """An API key in the form that the client accepts: 40 characters."""

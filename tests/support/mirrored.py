@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from wandb_server import WandbServer
-
 from sweeps.store.store import Store
 from sweeps.tracking.sync import sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.wandb_server import WandbServer
 
 
 @dataclass(frozen=True)

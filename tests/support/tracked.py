@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PATIENCE, eventually
-from wandb_server import WandbServer
 
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
@@ -20,6 +18,8 @@ from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.processes import PATIENCE, eventually
+from tests.support.wandb_server import WandbServer
 
 Planner = Callable[[Sequence[str]], Plan]
 

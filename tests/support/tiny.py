@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from processes import PATIENCE
-
 from mlkv.context import Context, Row
 from mlkv.corpus import step as corpus
 from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
+from tests.support.processes import PATIENCE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPE = DecoderShape(vocab_size=512, width=32, layers=2, heads=2, head_dim=16, mlp_width=64, context=96)
 
 
@@ -68,7 +67,7 @@ def make_corpus(folder: Path, *, snippets: bool = False, **changes: Any) -> Path
 
 def start_python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
     """`code` in a fresh interpreter that can import the project and the tests."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},

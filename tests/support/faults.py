@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from processes import PATIENCE, eventually
-from tests_support import ROOT, Shell
 
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.local_cluster.daemons import end, listeners
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from tests.support.processes import PATIENCE, eventually
+from tests.support.shell import ROOT, Shell
 
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 SMALL += ["evaluate.axis=null", "measure.batch_sizes=[]"]

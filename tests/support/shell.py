@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sweeps.store.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEST_CONF = ROOT / "tests" / "conf"
 
 

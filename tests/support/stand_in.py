@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tiny import context, corpus_recipe, text_files
-
 from mlkv.corpus import step as corpus
 from mlkv.families.save import export_pretrained
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
+from tests.support.tiny import context, corpus_recipe, text_files
 
 COMMIT = "5" * 40
 SHAPE = DecoderShape(

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, served hubs and W&B, faults, and waiting for processes."""
