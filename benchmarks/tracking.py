@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from tracked import independent_steps, training  # noqa: E402
-from wandb_graphql import ENTITY, HISTORY, StoredRun  # noqa: E402
-from wandb_server import WandbServer  # noqa: E402
+from tests.support.tracked import independent_steps, training  # noqa: E402
+from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun  # noqa: E402
+from tests.support.wandb_server import WandbServer  # noqa: E402
 
 RUNS, AT_ONCE, ROWS = 360, 24, 40
 STEP_SECONDS = 30.0

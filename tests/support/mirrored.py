@@ -76,7 +76,7 @@ def mirror(filler: Any, server: WandbServer) -> Mirrored:
     resumed = play(filler)
     with patch.dict(os.environ, server.environment()):
         for mode in ("offline", "online"):
-            target = Target(TrackingConfig(mode=mode, timeout=20), filler.name)  # type: ignore[arg-type]
+            target = Target(TrackingConfig(mode=mode, timeout=20), filler.name)
             done = list(sync_sweep(filler.store, target))
             assert not [each for each in done if each.outcome == "failed"]
     return Mirrored(filler.store, filler.name, filler.store.tracking(filler.name).runs, server, resumed)

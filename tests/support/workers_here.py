@@ -15,6 +15,7 @@ from sweeps.steps.step import Step
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker import child_main, supervisor
+from sweeps.worker.job_context import SIGNALS
 from sweeps.worker.supervisor import Worker
 
 
@@ -44,7 +45,7 @@ class ChildHere:
 @contextmanager
 def workers_here() -> Iterator[pytest.MonkeyPatch]:
     """Workers compute here, and leave this process's signals as they were; nothing waits for the disk."""
-    handlers = {number: signal.getsignal(number) for number in supervisor.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(supervisor, "Child", ChildHere)
         patched.setattr(supervisor, "_environment", lambda: {"host": "here", "device": "cpu", "versions": {}})

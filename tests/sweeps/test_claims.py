@@ -156,7 +156,7 @@ def test_a_claim_whose_last_beat_looks_old_is_listened_to(
         if alive:
             step.attempts()[-1].beat()
 
-    monkeypatch.setattr(stepdir.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert (step.claim() is None) == alive
     assert len(waited) == 1
 

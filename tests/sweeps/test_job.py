@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -149,8 +150,13 @@ def test_a_child_that_dies_again_and_again_fails_its_step(tmp_path: Path) -> Non
     store = Store(tmp_path / "store")
     step = planned(store, given.spec, given.id)
     process = worker(store, step)
+
+    def attempt_computes(number: int) -> bool:
+        children = psutil.Process(process.pid).children()
+        return len(store.step(step).attempts()) == number and bool(children)
+
     for number in (1, 2, 3):
-        assert eventually(lambda number=number: child_of(process, len(store.step(step).attempts()) == number))
+        assert eventually(partial(attempt_computes, number))
         psutil.Process(process.pid).children()[0].send_signal(signal.SIGKILL)
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == FAILED, out
@@ -188,10 +194,6 @@ def test_a_signal_is_named_where_it_has_a_name(number: int, named: str, tmp_path
     child._answers.put("")
     answer = child.answer(timeout=PATIENCE)
     assert answer == {"state": "vanished", "reason": f"its process was killed by {named}", "returncode": -number}
-
-
-def child_of(process: subprocess.Popen[str], expected: bool) -> bool:
-    return expected and bool(psutil.Process(process.pid).children())
 
 
 @pytest.mark.parametrize(("name", "value"), [("value", math.nan), ("stderr", math.inf)])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurm.submit import SlurmExecutor
 from sweeps.dispatch import queue_status
 from sweeps.store.lines import append_rows, open_to_append, parse_rows, read_rows
 from sweeps.store.stepdir import State
@@ -81,7 +82,7 @@ def test_a_torn_note_on_jobs_spoils_neither_status_nor_cancel(tmp_path: Path, mo
     states, _ = queue_status.with_queue({id: State("PENDING") for id in wanted}, store)
     assert [states[id].name for id in wanted] == ["LOST", "LOST", "PENDING"]
     ended: list[set[str]] = []
-    monkeypatch.setattr(queue_status.SlurmExecutor, "cancel", lambda self, ids: ended.append(ids))
+    monkeypatch.setattr(SlurmExecutor, "cancel", lambda self, ids: ended.append(ids))
     assert queue_status.cancel(wanted, store) == 0
     assert store.noted_jobs()[-1] == {"cancelled": []}
 

@@ -201,6 +201,11 @@ def cut(path: Path, part: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Store], object]] = {
     "plan cut": lambda store: cut(plan_file(store, "b")),
     "plan empty": lambda store: cut(plan_file(store, "b"), 0),
@@ -210,7 +215,7 @@ DAMAGES: dict[str, Callable[[Store], object]] = {
     "plan without steps": lambda store: plan_file(store, "b").write_text("{}"),
     "plan is null": lambda store: plan_file(store, "b").write_text("null"),
     "plan nested without end": lambda store: plan_file(store, "b").write_text("[" * 100_000),
-    "plan is a folder": lambda store: (plan_file(store, "b").unlink(), plan_file(store, "b").mkdir()),
+    "plan is a folder": lambda store: make_folder(plan_file(store, "b")),
     "variants cut": lambda store: cut(variants_file(store, "b")),
     "variants cut at a line": lambda store: variants_file(store, "b").write_text('{"variant": "MHA-4"}\n'),
     "variants without their last character": lambda store: variants_file(store, "b").write_text(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,7 +144,8 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 def test_numbered_plans_of_a_sweep(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    plan, rows = {"steps": {}, "accuracy": []}, [{"variant": "MHA-4"}]
+    plan: dict[str, Any] = {"steps": {}, "accuracy": []}
+    rows = [{"variant": "MHA-4"}]
     assert store.save_sweep("a", plan, rows, ["x=1"]).number == 1
     assert store.save_sweep("a", plan, rows, ["x=1"]).number == 1
     assert store.save_sweep("a", plan, [*rows, {"variant": "MQA-2"}], []).number == 2

@@ -104,10 +104,11 @@ def test_every_checkpoint_of_a_base_has_its_tokenizer(
         inputs = {role: tmp_path / parent for role, parent in step.parents.items()}
         (tmp_path / id).mkdir()
         KINDS[step.kind].run(step.slice, step.how, inputs, tmp_path / id, context(tmp_path / f"work-{id}"))
-    own = Encoder(load(base))
+    own, corpus = Encoder(load(base)), plan.variants[0].corpus
+    assert corpus
     checkpoints = [id for id, step in plan.steps.items() if step.kind in ("base", "convert", "uptrain")]
     assert len(checkpoints) == 5
-    for folder in (*(tmp_path / id for id in checkpoints), tmp_path / plan.variants[0].corpus.id / "tokenizer"):
+    for folder in (*(tmp_path / id for id in checkpoints), tmp_path / corpus.id / "tokenizer"):
         assert difference(own, Encoder(load(folder))) is None, folder.name
 
 

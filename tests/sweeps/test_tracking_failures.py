@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from sweeps.tracking import helper
+from sweeps.tracking.mirror import MirrorError
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.target import Target
@@ -138,7 +139,7 @@ def test_a_long_step_is_taken_up_again_when_the_server_is_back(
         def __init__(self, *_: object) -> None:
             tried.append(1)
             if len(tried) < 3:
-                raise helper.MirrorError("no server")
+                raise MirrorError("no server")
 
         def send_new_rows(self) -> None:
             tried.append(2)

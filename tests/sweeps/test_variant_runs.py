@@ -99,7 +99,7 @@ def test_a_writer_that_was_overtaken_writes_again(
     *before, last = stage.saved.plan["steps"]
     for step in before:
         stage.act(step, [])
-    written = []
+    written: list[int] = []
 
     def write(run: object, *_: object) -> None:
         if not written:

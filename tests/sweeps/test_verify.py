@@ -57,7 +57,8 @@ def test_any_number_that_was_edited_is_found(tmp_path: Path, kind: str) -> None:
     for path in numbers(whole):
         file.write_text(json.dumps(with_change(whole, path)))
         assert edited(step) == "done.json was edited: its seal does not fit", path
-    for change in ({"host": "another"}, {"extra": 1}, {"metrics": []}):
+    changes: tuple[dict[str, Any], ...] = ({"host": "another"}, {"extra": 1}, {"metrics": []})
+    for change in changes:
         file.write_text(json.dumps({**whole, **change}))
         assert edited(step), change
     for number in (float("nan"), float("inf")):

@@ -104,7 +104,7 @@ def test_who_wakes_up_while_the_next_is_at_it_waits_for_it(
     following = Next(step)
     sleeping(following.begins, monkeypatch, wakes)
     with monkeypatch.context() as patched:
-        patched.setattr(supervisor.time, "sleep", lambda seconds: following.ends() if seconds else None)
+        patched.setattr(time, "sleep", lambda seconds: following.ends() if seconds else None)
         assert work(step, capsys)[0] == DONE
     check(step)
     assert "took the step over" in (step.attempts()[0].exit() or {})["reason"]
