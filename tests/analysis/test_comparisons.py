@@ -19,6 +19,7 @@ from analysis.statistics.estimate import Estimate, borrow, difference, holm, of_
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
 from analysis.tables import results_table
+from tests.support.read_back import number
 from tests.support.seeded import answered, seeded, with_seeds
 
 JUDGED = ("accuracy_vs_mha_p", "accuracy_vs_mha_low", "accuracy_tied", "accuracy_low", "front_probability")
@@ -27,7 +28,7 @@ NAMES = ("MLKV-12", "a", "zz top", "GQA")
 
 def test_six_combined_errors_of_five_seeds_are_four_in_a_thousand() -> None:
     runs = [0.50, 0.51, 0.52, 0.53, 0.54]
-    error = np.std(runs, ddof=1) / 5**0.5
+    error = float(np.std(runs, ddof=1)) / 5**0.5
     for stderr in (None, 0.0):
         table = seeded({"MHA": {1: 0.52 + 6 * error}, "MLKV": dict(enumerate(runs, 1))}, stderr=stderr)
         pivot = by_layout(table).set_index("variant")
@@ -137,7 +138,7 @@ def test_few_seeds_make_a_front_less_sure_than_many() -> None:
         spread = np.linspace(-1, 1, n) / np.linspace(-1, 1, n).std(ddof=1) * 0.01 * n**0.5
         values = {"MHA": 0.52 + spread, "A": 0.50 + 0.0 * spread + spread, "B": 0.45 + spread}
         pivot = by_layout(seeded({name: dict(enumerate(own.tolist())) for name, own in values.items()}))
-        return float(pivot.set_index("variant").loc["A", "front_probability"])
+        return number(pivot.set_index("variant"), "A", "front_probability")
 
     # A is 5 errors of 0.01 above B, each error known with 1 degree of freedom or with 19.
     assert chance(2) < 0.95 < chance(20)
@@ -208,15 +209,13 @@ def test_seeds_on_the_same_samples_keep_the_spread_between_them(filler: Any, tmp
     assert pivot.loc["MLKV-6", "accuracy_vs_mha_p"] == pytest.approx(
         stats.ttest_ind(ours, theirs, equal_var=False).pvalue
     )
-    assert pivot.loc["MLKV-6", "accuracy_vs_mha_p"] > 0.1
+    assert number(pivot, "MLKV-6", "accuracy_vs_mha_p") > 0.1
 
 
 def test_a_cell_of_fewer_seeds_than_its_row_says_so(filler: Any, tmp_path: Path) -> None:
     crowd = with_seeds(filler, tmp_path / "crowd")
-    for number, variant in enumerate(crowd.variants):
-        crowd.done(
-            variant["steps"]["uptrain"], [{"metric": "loss", "value": 3.0 + number / 10, "stderr": None, "n": 50}]
-        )
+    for i, variant in enumerate(crowd.variants):
+        crowd.done(variant["steps"]["uptrain"], [{"metric": "loss", "value": 3.0 + i / 10, "stderr": None, "n": 50}])
     random = np.random.default_rng(0)
     names = [v["variant"] for v in crowd.variants if not v["variant"].endswith("=3")]
     answered(crowd, {name: random.integers(0, 2, 50).astype(float) for name in names})

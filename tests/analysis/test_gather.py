@@ -10,6 +10,7 @@ from analysis.data import frame
 from analysis.data.gather import gather
 from analysis.statistics.results import results
 from sweeps.store.store import StoreError
+from tests.support.read_back import number
 
 
 def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -130,7 +131,7 @@ def test_an_unknown_sweep_lists_those_there_are(finished: Any) -> None:
 def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Any) -> None:
     pivot = results(gather(finished.store, finished.name)).set_index("variant")
     parts = pivot.loc["MLKV-3", ["cloze.acc", "four_way.acc", "two_way.acc"]]
-    errors = pivot.loc["MLKV-3", ["cloze.acc_stderr", "four_way.acc_stderr", "two_way.acc_stderr"]]
+    errors = [number(pivot, "MLKV-3", f"{task}.acc_stderr") for task in ("cloze", "four_way", "two_way")]
     assert pivot.loc["MLKV-3", "accuracy"] == pytest.approx((0.087 + 0.413 + 0.660) / 3)
     assert pivot.loc["MLKV-3", "accuracy"] == pytest.approx(parts.mean())
     assert pivot.loc["MLKV-3", "accuracy_stderr"] == pytest.approx(sum(e**2 for e in errors) ** 0.5 / 3)
@@ -191,7 +192,8 @@ def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
     filler.measure("MHA-36", batches=(), failed=(8, 64))
     filler.fail(filler.variant("MQA-6")["steps"]["measure"], "no such device")
     pivot = results(gather(filler.store, filler.name)).set_index("variant")
-    assert pivot.loc["MLKV-3", "measured_bytes_per_token"] == pivot.loc["MLKV-3", "kv_bytes_per_token"] == 384
+    row = pivot.loc["MLKV-3"]
+    assert row["measured_bytes_per_token"] == row["kv_bytes_per_token"] == 384
     missing = pivot["measured_bytes_per_token_missing"]
     assert missing["MHA-36"] == "OUT OF MEMORY in every cell"
     assert missing["MQA-6"] == "FAILED: no such device"

@@ -420,7 +420,7 @@ def test_scores_behind_a_filter_are_shown_as_what_they_are(tmp_path: Path) -> No
 
 
 def test_old_formats_are_read(tmp_path: Path) -> None:
-    old = {
+    old: Json = {
         "results": {
             "lambada": {"ppl": 5.5, "ppl_stderr": 0.1, "acc": 0.6, "acc_stderr": 0.01},
             "coqa": {"em": 0.1, "f1": 0.2},
@@ -638,6 +638,7 @@ anything = st.recursive(
     | st.dictionaries(st.sampled_from(["acc,none", "mmlu", "acc", ""]) | st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
+SAMPLES: Json = {"n-samples": {"arc": {"original": 10, "effective": 5}}}
 WHOLE = content(
     {**MMLU, "gsm8k": GSM8K},
     group_subtasks=MEMBERS,
@@ -648,7 +649,7 @@ WHOLE = content(
     model_source="hf",
     chat_template="{{x}}",
     date=1.5,
-    **{"n-samples": {"arc": {"original": 10, "effective": 5}}},
+    **SAMPLES,
 )
 
 

@@ -18,9 +18,10 @@ from analysis.figures.throughput import paces, throughput_figure
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import paper_sheets
+from tests.support.read_back import points, present
 
-ONE = {"host": "node-1", "facts": {"device": "NVIDIA H100"}, "versions": {"torch": "2.13.0"}}
-OTHERS = {
+ONE: dict[str, Any] = {"host": "node-1", "facts": {"device": "NVIDIA H100"}, "versions": {"torch": "2.13.0"}}
+OTHERS: dict[str, dict[str, Any]] = {
     "host": {**ONE, "host": "node-2"},
     "gpu": {**ONE, "facts": {"device": "NVIDIA A100"}},
     "processor": {**ONE, "facts": {"device": "cpu", "processor": "Xeon"}},
@@ -56,7 +57,7 @@ def scored(few: Any) -> Any:
 
 def throughput(filler: Any) -> Any:
     pivot = load(filler.store, filler.name).pivot
-    return cloud(pivot, accuracy_score(pivot), SPEED)
+    return cloud(pivot, present(accuracy_score(pivot)), SPEED)
 
 
 def test_a_machine_is_its_host_device_and_versions() -> None:
@@ -114,10 +115,8 @@ def test_machines_that_differ_are_marked_and_have_fronts_of_their_own(scored: An
     assert APART in figure.get_supxlabel()
     names = {text.get_text() for text in figure.axes[0].texts if text.get_text()}
     assert {"GQA-12 (a)", "MQA-6 (b)"} <= names
-    lines = [
-        line for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) == 2
-    ]
-    speeds = [set(line.get_xdata()) for line in lines]
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--") and len(points(line)) == 2]
+    speeds = [{x for x, _ in points(line)} for line in lines]
     assert {100.0, 140.0} in speeds
     assert not any({140.0, 170.0} == ends for ends in speeds)
 
@@ -141,11 +140,10 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.footnotes)
     assert list(source.pivot["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
     assert [pace.name for pace in paces(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
-    figure = throughput_figure(source.table)
+    figure = present(throughput_figure(source.table))
     figure.draw_without_rendering()
-    said = figure._supxlabel
-    assert "a: NVIDIA H100   b: NVIDIA A100" in said.get_text()
-    assert said.get_window_extent().width <= WIDTH * figure.dpi
+    (note,) = [text for text in figure.texts if "a: NVIDIA H100   b: NVIDIA A100" in text.get_text()]
+    assert note.get_window_extent().width <= WIDTH * figure.dpi
 
 
 def test_an_import_before_machines_were_recorded_is_read(finished: Any, tmp_path: Path) -> None:

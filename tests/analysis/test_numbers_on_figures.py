@@ -20,10 +20,11 @@ from analysis.figures.pareto import cloud_figure
 from analysis.figures.throughput import paces, throughput_figure
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source
+from tests.support.read_back import points, present
 
 
 def label(table: Any) -> str:
-    return str(memory_figure(table).axes[0].get_ylabel())
+    return str(present(memory_figure(table)).axes[0].get_ylabel())
 
 
 def test_the_cache_on_the_axis_is_that_of_every_layout(finished: Any) -> None:
@@ -68,7 +69,7 @@ def test_a_figure_of_caches_never_gives_a_number_that_no_layout_has(
     held = {context + decoded for _, decoded, _ in layouts}
     assert {line.fixed for line in lines(table)} == held
     found = label(table)
-    names = {text.get_text() for text in memory_figure(table).axes[0].texts if text.get_text()}
+    names = {text.get_text() for text in present(memory_figure(table)).axes[0].texts if text.get_text()}
     if len(held) == 1:
         assert found == f"KV cache of {held.pop():,} tokens"
         assert not any("@" in name for name in names)
@@ -93,8 +94,8 @@ def test_layouts_of_one_cache_keep_peaks_of_their_own() -> None:
     (line,) = lines(table)
     size = 64 * 272.0
     assert line.peaks == {"A": [(1, 2 * size), (1, 3 * size), (8, 16 * size), (8, 24 * size)]}
-    dashes = [mark for mark in memory_figure(table).axes[0].lines if mark.get_marker() == "_"]
-    assert [len(mark.get_xdata()) for mark in dashes] == [4]
+    dashes = [mark for mark in present(memory_figure(table)).axes[0].lines if mark.get_marker() == "_"]
+    assert [len(points(mark)) for mark in dashes] == [4]
 
 
 def test_the_published_cache_is_that_of_the_published_runs() -> None:

@@ -186,9 +186,9 @@ def test_the_commands_three_sources_write_the_same_files(
         assert command(*line, "--store", str(mirrored.store.root)) == 0
     written = {tuple(path.read_text() for path in pair) for pair in files.values()}
     assert len(written) == 1
-    cells, logged = (pd.read_csv(path) for path in files["api"])
-    assert {"DONE", "FAILED", "BLOCKED", "PENDING"} <= set(cells["state"])
-    assert logged["value"].isna().sum() >= 2
+    table, rows = (pd.read_csv(path) for path in files["api"])
+    assert {"DONE", "FAILED", "BLOCKED", "PENDING"} <= set(table["state"])
+    assert rows["value"].isna().sum() >= 2
     assert len(list((tmp_path / "cache").rglob("*.json"))) > 0
 
 
@@ -264,7 +264,8 @@ def test_runs_that_share_a_name_stay_apart() -> None:
 
 
 def test_whatever_a_run_has_under_a_key_is_taken_or_refused_in_a_line() -> None:
-    for odd in (10**400, math.inf, [{}], {"a": 1}, True, "x", [[1], 2], 2.0**70):
+    values: tuple[Any, ...] = (10**400, math.inf, [{}], {"a": 1}, True, "x", [[1], 2], 2.0**70)
+    for odd in values:
         run = LoggedRun("r1", config={"odd": odd}, summary={"odd": odd})
         for mapping in ({"budget": "config.odd"}, {"kv_heads": "config.odd"}, {"a.loss": "summary.odd"}):
             with contextlib.suppress(MappingError):

@@ -58,8 +58,9 @@ class Written:
     """A file of one run and `rows` rows, with the span of bytes of each record."""
 
     def __init__(self, rows: int, padding: int) -> None:
-        from wandb.proto import wandb_internal_pb2 as schema
+        from wandb.proto import wandb_internal_pb2
 
+        schema: Any = wandb_internal_pb2  # without types
         self.data, self.spans = HEADER, list[tuple[int, int]]()
         begun = schema.Record()
         begun.run.run_id = "abc"
@@ -159,8 +160,9 @@ def test_a_real_file_with_its_tail_torn_keeps_its_rows(mirrored: Mirrored, tmp_p
 
 def fragment(folder: Path, name: str, begun: float, rows: list[dict[str, Any]]) -> None:
     """One start of a run by somebody else's script."""
-    from wandb.proto import wandb_internal_pb2 as schema
+    from wandb.proto import wandb_internal_pb2
 
+    schema: Any = wandb_internal_pb2  # without types
     records = [schema.Record()]
     records[0].run.run_id = "theirs"
     records[0].run.start_time.FromNanoseconds(int(begun * 1e9))
