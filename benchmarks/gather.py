@@ -77,11 +77,7 @@ def variants() -> Iterator[dict[str, Any]]:
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,
-            "layout": {
-                "kv_source_layers": list(layout.kv_source_layers),
-                "kv_heads": list(layout.kv_heads),
-                "heads": HEADS,
-            },
+            "layout": layout.as_dict(),
             "kv_bytes_per_token": layout.kv_bytes_per_token(HEAD_DIM),
             "parameters": 400_000_000 - layout.budget,
             "steps": {

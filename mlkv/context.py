@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from .files import Json
 
 Row = dict[str, Any]
 """One line of metrics.jsonl. `step` and `steps` (done, in all) feed the progress view; the rest is the kind's own."""
 
-Outcome = dict[str, Any]
-"""What a step returns: "metrics" (rows of "metric", "value", "stderr", "n", …) and "facts". Values finite or None."""
+_PLACE = ("subtask", "batch", "context")
+"""The fields of a MetricRow that only some kinds of steps have."""
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One number that a step found; values are finite or None.
+
+    stderr: standard error of `value`; None where it has none or nobody knows it.
+    n: samples, windows or runs behind `value`.
+    subtask: the member of a task group. batch, context: the cell of a measurement.
+    """
+
+    metric: str
+    value: float | None
+    stderr: float | None = None
+    n: int | None = None
+    subtask: str | None = None
+    batch: int | None = None
+    context: int | None = None
+
+    def as_json(self) -> Json:
+        """As records hold it: `subtask`, `batch` and `context` are left out where they do not apply."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in _PLACE}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> MetricRow:
+        """Keys that a row lacks are None; keys that are no field are ignored. Raises KeyError without a `metric`."""
+        names = {f.name for f in fields(cls)}
+        known = {key: value for key, value in row.items() if key in names}
+        return cls(**{"value": None, "metric": row["metric"], **known})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step returns: the numbers it found, and the facts about it that its kind records."""
+
+    metrics: list[MetricRow] = field(default_factory=list)
+    facts: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

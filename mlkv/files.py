@@ -5,6 +5,10 @@ from __future__ import annotations
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+"""A JSON object: what a file, a request or a record holds before it is read into a type."""
 
 DISCARDED = ".discarded-"
 """How the names of folders begin that were given up and could not be removed whole."""

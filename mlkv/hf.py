@@ -109,9 +109,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         keys: Keys = "rotated",
     ) -> MLKVForCausalLM:
         """A randomly initialised model; the same seed gives the same weights and leaves global random state alone."""
-        config = MLKVConfig(
-            **shape.as_dict(), kv_source_layers=list(layout.kv_source_layers), kv_heads=list(layout.kv_heads), keys=keys
-        )
+        config = MLKVConfig(**{**shape.as_dict(), **layout.as_dict()}, keys=keys)
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(seed)
             model = cls(config)

@@ -10,8 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 Sources = tuple[int, ...]
+
+
+class LayoutFields(TypedDict):
+    """A layout as JSON holds it."""
+
+    kv_source_layers: list[int]
+    kv_heads: list[int]
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,18 @@ class KVLayout:
         object.__setattr__(self, "kv_heads", tuple(self.kv_heads))
         _check_sources(self.kv_source_layers)
         _check_heads(self.owners, self.kv_heads, self.heads)
+
+    def as_dict(self) -> LayoutFields:
+        return {
+            "kv_source_layers": list(self.kv_source_layers),
+            "kv_heads": list(self.kv_heads),
+            "heads": self.heads,
+        }
+
+    @classmethod
+    def from_dict(cls, values: LayoutFields) -> KVLayout:
+        """`as_dict` backwards. Raises KeyError for a key that is missing, and ValueError as the class does."""
+        return cls(tuple(values["kv_source_layers"]), tuple(values["kv_heads"]), values["heads"])
 
     @property
     def layers(self) -> int:

@@ -41,8 +41,7 @@ def layouts_of(source: Source) -> list[Drawn]:
 
 
 def _of_plan(row: dict[str, Any]) -> Drawn:
-    told = row["layout"]
-    layout = KVLayout(tuple(told["kv_source_layers"]), tuple(told["kv_heads"]), told["heads"])
+    layout = KVLayout.from_dict(row["layout"])
     return (layout.name if row["baseline"] == "untouched" else row["variant"]), row["family"], layout
 
 

@@ -194,8 +194,7 @@ def _seeds(rows: Sequence[Row], scores: list[Shown]) -> list[list[str]]:
 
 
 def _layout(variant: Json) -> KVLayout:
-    layout = variant["layout"]
-    return KVLayout(tuple(layout["kv_source_layers"]), tuple(layout["kv_heads"]), layout["heads"])
+    return KVLayout.from_dict(variant["layout"])
 
 
 def _score(row: Json, score: Shown) -> list[str]:

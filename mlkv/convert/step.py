@@ -48,7 +48,7 @@ def run(
         if source is not None:
             copy_companions(source, out)
     ctx.log({"step": 1, "steps": 1})
-    return {"metrics": [], "facts": {"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width}}
+    return Outcome(facts={"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width})
 
 
 def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None) -> MLKVForCausalLM:

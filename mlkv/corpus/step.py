@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..context import Context, Interrupted, StepFailed
+from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..recipes import CorpusRecipe
 from . import tokenizer as tokenizers
 from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
@@ -34,7 +34,7 @@ BATCH_TEXT = 2_000_000
 """Characters tokenised at a time."""
 
 
-def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None) -> dict[str, Any]:
+def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None) -> Outcome:
     """Make a corpus directory in `out`. `tokenizer` is the model's folder, needed for `tokenizer: model`.
 
     Memory holds one batch of documents, never the corpus. Raises StepFailed, naming the field, where the source cannot
@@ -46,7 +46,7 @@ def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None
         raise StepFailed(str(error)) from error
 
 
-def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | None) -> dict[str, Any]:
+def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | None) -> Outcome:
     tokenizer = _tokenizer(recipe, progress, folder)
     tokenizer.save_pretrained(out / "tokenizer")
     encoder = tokenizers.Encoder(tokenizer)
@@ -57,7 +57,7 @@ def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | Non
     _write_tasks(out / "tasks", tasks, recipe.task_items)
     manifest = _manifest(recipe, out, encoder, counts, tasks)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return {"metrics": _metrics(counts), "facts": manifest}
+    return Outcome(_metrics(counts), manifest)
 
 
 def _manifest(
@@ -80,9 +80,9 @@ def _manifest(
     return manifest | {"digest": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
 
 
-def _metrics(counts: dict[str, Any]) -> list[dict[str, Any]]:
+def _metrics(counts: dict[str, Any]) -> list[MetricRow]:
     return [
-        {"metric": f"{split}_{unit}", "value": float(counts[split][unit]), "stderr": None, "n": None}
+        MetricRow(f"{split}_{unit}", float(counts[split][unit]))
         for split in ("train", "heldout")
         for unit in ("documents", "tokens", "bytes")
     ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ..context import MetricRow
 from ..corpus.blocks import open_blocks, read_manifest
 from .outcomes import Outcomes, digest
 
@@ -91,9 +92,9 @@ def outcomes(found: Windows, nats_N: Floats) -> dict[str, Outcomes]:
     }
 
 
-def metrics(found: dict[str, Outcomes]) -> list[dict[str, Any]]:
+def metrics(found: dict[str, Outcomes]) -> list[MetricRow]:
     rows = []
     for name, outcome in found.items():
         value, stderr = ratio(outcome.parts, outcome.weights)
-        rows.append({"metric": name, "value": value, "stderr": stderr, "n": len(outcome.parts)})
+        rows.append(MetricRow(name, value, stderr, len(outcome.parts)))
     return rows

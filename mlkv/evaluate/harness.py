@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
-from ..context import StepFailed
+from ..context import MetricRow, StepFailed
 from ..recipes import EvaluateRecipe
 from .task_names import ITEM_TASKS, TASKS_FOLDER
 
@@ -80,22 +80,22 @@ def _with_items(task: str, folder: Path, corpus: Path | None, cache: Path) -> di
     return config | {"dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(cache)}}
 
 
-def rows(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
-    """Every number lm-eval reports, as (metric, value, stderr, n); a group's members carry their name as `subtask`."""
+def rows(results: dict[str, Any], task: str) -> list[MetricRow]:
+    """Every number that lm-eval reports; the rows of a group's members have the member's name as `subtask`."""
     return [
-        row | ({} if name == task else {"subtask": name})
+        row
         for name, values in results["results"].items()
-        for row in _rows_of(values, _count(results, name))
+        for row in _rows_of(values, _count(results, name), None if name == task else name)
     ]
 
 
-def _rows_of(values: dict[str, Any], n: int | None) -> Iterator[dict[str, Any]]:
+def _rows_of(values: dict[str, Any], n: int | None, subtask: str | None) -> Iterator[MetricRow]:
     for key, value in values.items():
         metric, _, filtered = key.partition(",")
         if isinstance(value, int | float) and filtered and not metric.endswith("_stderr"):
             stderr = values.get(f"{metric}_stderr,{filtered}")
             name = metric if filtered == "none" else key
-            yield {"metric": name, "value": _finite(value), "stderr": _finite(stderr), "n": n}
+            yield MetricRow(name, _finite(value), _finite(stderr), n, subtask)
 
 
 def _count(results: dict[str, Any], name: str) -> int | None:

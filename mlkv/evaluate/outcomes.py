@@ -12,14 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..context import MetricRow
+from ..files import Json
+
 FOLDER, SUFFIX = "scores", ".samples"
 ROW = np.dtype([("unit", "<i8"), ("part", "<f8"), ("weight", "<f8")])
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def save(outcomes: Mapping[str, Outcomes], out: Path) -> None:
         path.write_bytes(rows.tobytes())
 
 
-def of_samples(results: Json, task: str, rows: Iterable[Json]) -> dict[str, Outcomes]:
+def of_samples(results: Json, task: str, rows: Iterable[MetricRow]) -> dict[str, Outcomes]:
     """The outcomes behind those of `rows` (metric, value, subtask) that are means over lm-eval's logged samples.
 
     A group's own score counts where it is the mean over the samples of all its members.
@@ -64,10 +65,9 @@ def of_samples(results: Json, task: str, rows: Iterable[Json]) -> dict[str, Outc
                     logged[place, name].append({"hash": sample["doc_hash"], "score": sample[metric]})
     found: dict[str, Outcomes] = {}
     for row in rows:
-        member = row.get("subtask")
-        outcomes = _means(logged[member or task, row["metric"]])
-        if outcomes and row["value"] is not None and np.isclose(outcomes.value, row["value"], rtol=1e-9, atol=1e-12):
-            found[f"{member}/{row['metric']}" if member else row["metric"]] = outcomes
+        outcomes = _means(logged[row.subtask or task, row.metric])
+        if outcomes and row.value is not None and np.isclose(outcomes.value, row.value, rtol=1e-9, atol=1e-12):
+            found[f"{row.subtask}/{row.metric}" if row.subtask else row.metric] = outcomes
     return found
 
 

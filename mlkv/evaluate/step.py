@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Interrupted, StepFailed
+from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.blocks import read_manifest
 from ..corpus.tokenizer import load as load_tokenizer
 from ..device import default_device, resolve_precision
@@ -31,7 +31,7 @@ def run(
     checkpoint: Path,
     corpus: Path | None,
     tasks: Path = TASKS_FOLDER,
-) -> dict[str, Any]:
+) -> Outcome:
     """Score `checkpoint`; leaves in `out` results.json, scores/ (each sample's part in the scores), and of lm-eval's
     tasks samples.jsonl (the answers).
 
@@ -60,8 +60,9 @@ def run(
         _write_lines(out / "samples.jsonl", harness.samples(results))
     _check(recipe.task, metrics)
     outcomes.save(found, out)
-    (out / "results.json").write_text(json.dumps({"task": recipe.task, "metrics": metrics}, indent=2) + "\n", "utf-8")
-    return {"metrics": metrics, "facts": {"precision": precision, "device": model.device.type}}
+    results_json = {"task": recipe.task, "metrics": [row.as_json() for row in metrics]}
+    (out / "results.json").write_text(json.dumps(results_json, indent=2) + "\n", "utf-8")
+    return Outcome(metrics, {"precision": precision, "device": model.device.type})
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +91,7 @@ class Progress:
 
 def _bits_per_byte(
     recipe: EvaluateRecipe, model: MLKVForCausalLM, corpus: Path | None, precision: str, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, outcomes.Outcomes]]:
+) -> tuple[list[MetricRow], dict[str, outcomes.Outcomes]]:
     if corpus is None:
         raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
     vocabulary = read_manifest(corpus)["vocab_size"]
@@ -108,7 +109,7 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
 
 
-def _check(task: str, metrics: list[dict[str, Any]]) -> None:
-    lost = [row["metric"] for row in metrics if row["value"] is None or not math.isfinite(row["value"])]
+def _check(task: str, metrics: list[MetricRow]) -> None:
+    lost = [row.metric for row in metrics if row.value is None or not math.isfinite(row.value)]
     if lost or not metrics:
         raise StepFailed(f"task = {task}: {', '.join(lost) or 'it'} has no finite value")

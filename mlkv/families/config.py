@@ -57,10 +57,9 @@ def shape_of(config: Config) -> DecoderShape:
 def layout_of(config: Config) -> KVLayout:
     """The KV layout of the pretrained model itself: MHA, or GQA where the config says so. Raises like `shape_of`."""
     if config.get("model_type") == OURS:
-        shape = _our_shape(config)
-        return KVLayout(
-            tuple(_our_field(config, "kv_source_layers")), tuple(_our_field(config, "kv_heads")), shape.heads
-        )
+        heads = _our_shape(config).heads
+        sources, kv_heads = _our_field(config, "kv_source_layers"), _our_field(config, "kv_heads")
+        return KVLayout.from_dict({"kv_source_layers": sources, "kv_heads": kv_heads, "heads": heads})
     return family_of(config).layout(config, shape_of(config))
 
 

@@ -46,7 +46,7 @@ def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
     copy_companions(source, out)
     _name_tokenizer(source, out)
     ctx.log({"step": 1, "steps": 1})
-    return {"metrics": [], "facts": {"parameters": model.num_parameters(), "layout": model.layout.name}}
+    return Outcome(facts={"parameters": model.num_parameters(), "layout": model.layout.name})
 
 
 def load_pretrained(source: Path) -> MLKVForCausalLM:

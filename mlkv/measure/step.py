@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
-from ..context import Context, Interrupted, StepFailed
+from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..device import DTYPES, available_memory, is_out_of_memory, require_device
 from ..hf import MLKVForCausalLM
 from ..layout import KVLayout
@@ -36,7 +36,7 @@ from ..recipes import MeasureRecipe
 from ..shape import DecoderShape
 
 
-def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, layout: KVLayout) -> dict[str, Any]:
+def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, layout: KVLayout) -> Outcome:
     """Measure every batch size at every context; a cell that runs out of memory has the one row `oom`.
 
     Raises StepFailed where the device is missing or learned positions end before the longest context.
@@ -47,7 +47,7 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
         raise StepFailed(f"contexts = {max(recipe.contexts)}: with new_tokens it passes the {shape.context} positions")
     torch.set_num_threads(recipe.threads)
     bench = Bench(recipe, shape, layout, device)
-    metrics: list[dict[str, Any]] = []
+    metrics: list[MetricRow] = []
     cells = list(product(recipe.batch_sizes, recipe.contexts))
     for done, (batch, context) in enumerate(cells, start=1):
         if ctx.should_stop():
@@ -55,10 +55,8 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
         found = bench.measure(batch, context)
         values = {name: each.value for name, each in found.items()}
         ctx.log({"step": done, "steps": len(cells), "batch": batch, "context": context, **values})
-        metrics += [
-            {"metric": name, **asdict(each), "batch": batch, "context": context} for name, each in found.items()
-        ]
-    return {"metrics": metrics, "facts": bench.facts()}
+        metrics += [MetricRow(name, **asdict(each), batch=batch, context=context) for name, each in found.items()]
+    return Outcome(metrics, bench.facts())
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..context import Context, Interrupted, StepFailed
+from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.blocks import Blocks, open_blocks, read_manifest
 from ..corpus.tokenizer import copy_tokenizer
 from ..device import default_device, resolve_precision
@@ -27,7 +26,7 @@ def run(
     corpus: Path,
     start: Path | None,
     shape: DecoderShape | None = None,
-) -> dict[str, Any]:
+) -> Outcome:
     """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and leave the checkpoint in `out`.
 
     Goes on from the checkpoint in `ctx.work` if there is one. Under torch.distributed's environment the processes share
@@ -81,7 +80,7 @@ def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Cont
     return trainer
 
 
-def _outcome(trainer: BlockTrainer, precision: str) -> dict[str, Any]:
+def _outcome(trainer: BlockTrainer, precision: str) -> Outcome:
     watcher, schedule = trainer.watcher, trainer.schedule
     found = watcher.spikes()
     tokens = schedule.tokens_by(schedule.steps)
@@ -90,9 +89,9 @@ def _outcome(trainer: BlockTrainer, precision: str) -> dict[str, Any]:
         "tokens": float(tokens),
         "tokens_per_second": watcher.tokens_per_second(),
     }
-    return {
-        "metrics": [{"metric": name, "value": value, "stderr": None, "n": None} for name, value in values.items()],
-        "facts": {
+    return Outcome(
+        [MetricRow(name, value) for name, value in values.items()],
+        {
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "steps": schedule.steps,
             "tokens": tokens,
@@ -103,4 +102,4 @@ def _outcome(trainer: BlockTrainer, precision: str) -> dict[str, Any]:
             "unstable": bool(found),
             "spikes": found,
         },
-    }
+    )

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from mlkv.convert.tables import converted_shape
 from mlkv.evaluate.task_names import BITS_PER_BYTE
+from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from sweeps.planning.compose import Composer, Values
@@ -24,7 +25,7 @@ from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
 from sweeps.steps.evaluate import evaluate_step
 from sweeps.steps.measure import measure_step
-from sweeps.steps.step import Json, Step, layout_slice, with_work
+from sweeps.steps.step import Step, with_work
 from sweeps.steps.uptrain import uptrain_step
 from sweeps.store.errors import UserError
 
@@ -100,7 +101,7 @@ class Variant:
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,
-            "layout": layout_slice(layout),
+            "layout": layout.as_dict(),
             "head_dim": shape.head_dim,
             "kv_element_bytes": self.element_bytes,
             "kv_bytes_per_token": layout.kv_bytes_per_token(shape.head_dim, self.element_bytes),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlkv.context import Context
+from mlkv.context import Context, Outcome
+from mlkv.files import Json
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
-from sweeps.steps.step import Inputs, Json, Step, recipe_of, what, where
+from sweeps.steps.step import Inputs, Step, recipe_of, what, where
 
 
 def trained_base_step(recipe: TrainRecipe, shape: DecoderShape, corpus: Step, label: str) -> Step:
@@ -18,7 +19,7 @@ def loaded_base_step(pins: dict[str, str], source: dict[str, str], label: str) -
     return Step("base", {}, {}, pins, {"source": source}, label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
+def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
     if source := how.get("source"):
         from mlkv.families.load import import_pretrained
         from sweeps.steps.model_files import local_copy

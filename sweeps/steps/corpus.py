@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Context
+from mlkv.context import Context, Outcome
+from mlkv.files import Json
 from mlkv.recipes import CorpusRecipe
-from sweeps.steps.step import Inputs, Json, Step, recipe_of, what, where
+from sweeps.steps.step import Inputs, Step, recipe_of, what, where
 
 
 def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
@@ -18,7 +19,7 @@ def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str,
     return Step("corpus", kept, {}, pins, how, recipe.source)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
+def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
     from mlkv.corpus.step import run as make_corpus
     from sweeps.steps.model_files import TOKENIZER, local_copy
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Context
+from mlkv.context import Context, Outcome
+from mlkv.files import Json
 from mlkv.recipes import EvaluateRecipe
-from sweeps.steps.step import Inputs, Json, Step, recipe_of, what, where
+from sweeps.steps.step import Inputs, Step, recipe_of, what, where
 
 
 def evaluate_step(
@@ -21,7 +22,7 @@ def evaluate_step(
     return Step("evaluate", kept, parents, pins, where(recipe), label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Json:
+def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
     from mlkv.evaluate.step import run as evaluate
 
     recipe = recipe_of(EvaluateRecipe, values, how)

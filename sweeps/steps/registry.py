@@ -6,20 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlkv.context import Context
+from mlkv.context import Context, Outcome
+from mlkv.files import Json
 from sweeps.steps import base, convert, corpus, evaluate, measure, uptrain
-from sweeps.steps.step import Inputs, Json
+from sweeps.steps.step import Inputs
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """`schema` is the version of what a step of this kind means; `run` makes the output, returns metrics and facts.
+    """`schema` is the version of what a step of this kind means; `run` makes the output.
 
     `numbers`: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
     that the attempt logged."""
 
     schema: int
-    run: Callable[[Json, Json, Inputs, Path, Context], Json]
+    run: Callable[[Json, Json, Inputs, Path, Context], Outcome]
     numbers: Callable[[Path, list[Json]], list[Json]] | None = None
 
 

@@ -16,10 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlkv.layout import KVLayout
-
-Json = dict[str, Any]
-
+from mlkv.files import Json
 
 Inputs = Mapping[str, Path]
 
@@ -86,18 +83,6 @@ def where(recipe: Any) -> Json:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def layout_slice(layout: KVLayout) -> Json:
-    return {
-        "kv_source_layers": list(layout.kv_source_layers),
-        "kv_heads": list(layout.kv_heads),
-        "heads": layout.heads,
-    }
-
-
-def layout_of(values: Json) -> KVLayout:
-    return KVLayout(tuple(values["kv_source_layers"]), tuple(values["kv_heads"]), values["heads"])
 
 
 def recipe_of(schema: type[R], values: Json, how: Json) -> R:

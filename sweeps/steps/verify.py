@@ -3,8 +3,8 @@ what else holds its numbers."""
 
 from __future__ import annotations
 
+from mlkv.files import Json
 from sweeps.steps.registry import KINDS
-from sweeps.steps.step import Json
 from sweeps.store.seal import is_sealed, seal_holds
 from sweeps.store.stepdir import StepDir
 

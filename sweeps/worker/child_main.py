@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlkv.context import Context, Interrupted, Row, StepFailed
+from mlkv.context import Context, Interrupted, MetricRow, Row, StepFailed
 from sweeps.steps.registry import KINDS
 from sweeps.store.attempt import Attempt
 from sweeps.store.lines import open_to_append
@@ -111,16 +111,16 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str
     inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
-    _refuse_non_finite(outcome["metrics"])
-    return {"metrics": outcome["metrics"], "facts": outcome["facts"]}
+    _refuse_non_finite(outcome.metrics)
+    return {"metrics": [row.as_json() for row in outcome.metrics], "facts": outcome.facts}
 
 
-def _refuse_non_finite(metrics: list[dict[str, Any]]) -> None:
+def _refuse_non_finite(metrics: list[MetricRow]) -> None:
     """A record is JSON, which has no such number, and no table or figure could use one."""
     for row in metrics:
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise StepFailed(f"metric {row['metric']}: {name} = {value} is not finite")
+        for name, value in (("value", row.value), ("stderr", row.stderr)):
+            if value is not None and not math.isfinite(value):
+                raise StepFailed(f"metric {row.metric}: {name} = {value} is not finite")
 
 
 def _log(rows: TextIO, row: Row) -> None:

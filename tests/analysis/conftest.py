@@ -71,11 +71,7 @@ class Filler:
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,
-            "layout": {
-                "kv_source_layers": list(layout.kv_source_layers),
-                "kv_heads": list(layout.kv_heads),
-                "heads": HEADS,
-            },
+            "layout": layout.as_dict(),
             "head_dim": HEAD_DIM,
             "kv_element_bytes": 2,
             "kv_bytes_per_token": layout.kv_bytes_per_token(HEAD_DIM),

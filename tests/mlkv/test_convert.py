@@ -325,7 +325,7 @@ def test_the_step_writes_a_checkpoint_with_the_bases_tokenizer(tmp_path: Path) -
     written = load_checked(tmp_path / "out")
     expected = convert(base, layout, recipe("mean", "split"))
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), expected.parameters(), strict=True))
-    assert outcome["facts"] == {"parameters": expected.num_parameters(), "mlp_width": expected.shape.mlp_width}
+    assert outcome.facts == {"parameters": expected.num_parameters(), "mlp_width": expected.shape.mlp_width}
     assert written.generation_config.eos_token_id == 3
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert [row["step"] for row in rows] == [0, 1]

@@ -302,7 +302,7 @@ def test_a_dataset_that_is_not_there_is_named(dataset, changes):
 def test_a_corpus_from_a_dataset(dataset, tmp_path):
     recipe = hub(dataset, take=400, vocab_size=300, sequence_length=64, held_out=0.2, task_items=0)
     result = corpus.run(recipe, tmp_path, context(tmp_path))
-    facts = result["facts"]
+    facts = result.facts
     assert facts["train"]["documents"] + facts["heldout"]["documents"] == 400
     assert 0.1 < facts["heldout"]["documents"] / 400 < 0.3
 

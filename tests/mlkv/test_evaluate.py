@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lm_eval.api.model import LM
 from torch.nn import functional
 
-from mlkv.context import Interrupted, StepFailed
+from mlkv.context import Interrupted, MetricRow, Outcome, StepFailed
 from mlkv.corpus.blocks import open_blocks, read_manifest
 from mlkv.evaluate import bits, harness, outcomes
 from mlkv.evaluate import step as evaluate
@@ -43,13 +43,15 @@ def checkpoint(tmp_path_factory, corpus) -> Path:
     return folder
 
 
-def score(recipe: EvaluateRecipe, folder: Path, checkpoint: Path, corpus: Path | None, **given: Any) -> dict[str, Any]:
-    """The step's outcome, metrics by name."""
+def outcome_of(recipe: EvaluateRecipe, folder: Path, checkpoint: Path, corpus: Path | None, **given: Any) -> Outcome:
     (folder / "out").mkdir(exist_ok=True)
-    result = evaluate.run(
-        recipe, folder / "out", given.pop("ctx", context(folder)), checkpoint=checkpoint, corpus=corpus, **given
-    )
-    return result | {"metrics": {row["metric"]: row for row in result["metrics"]}}
+    ctx = given.pop("ctx", context(folder))
+    return evaluate.run(recipe, folder / "out", ctx, checkpoint=checkpoint, corpus=corpus, **given)
+
+
+def score(*args: Any, **given: Any) -> dict[str, MetricRow]:
+    """The step's metrics by name; arguments as of `outcome_of`."""
+    return {row.metric: row for row in outcome_of(*args, **given).metrics}
 
 
 # lm-eval
@@ -57,12 +59,12 @@ def score(recipe: EvaluateRecipe, folder: Path, checkpoint: Path, corpus: Path |
 
 @pytest.mark.parametrize("task", ITEM_TASKS)
 def test_random_weights_score_chance(task, corpus, checkpoint, tmp_path):
-    acc = score(EvaluateRecipe(task=task), tmp_path, checkpoint, corpus)["metrics"]["acc"]
+    acc = score(EvaluateRecipe(task=task), tmp_path, checkpoint, corpus)["acc"]
     n = read_manifest(corpus)["tasks"][task]
-    assert acc["n"] == n == 200
+    assert acc.n == n == 200
     chance = CHANCE[task]
-    assert abs(acc["value"] - chance) <= 3 * math.sqrt(max(chance * (1 - chance), 0.01) / n)
-    assert acc["stderr"] == pytest.approx(math.sqrt(acc["value"] * (1 - acc["value"]) / (n - 1)))
+    assert abs(acc.value - chance) <= 3 * math.sqrt(max(chance * (1 - chance), 0.01) / n)
+    assert acc.stderr == pytest.approx(math.sqrt(acc.value * (1 - acc.value) / (n - 1)))
 
 
 class Oracle(LM):
@@ -91,24 +93,24 @@ class Oracle(LM):
 @pytest.mark.parametrize("task", ITEM_TASKS)
 def test_an_oracle_scores_everything(task, corpus, tmp_path):
     results = harness.score(Oracle(corpus), EvaluateRecipe(task=task), TASKS_FOLDER, corpus, tmp_path)
-    scores = {row["metric"]: row for row in harness.rows(results, task)}
-    assert scores["acc"]["value"] == 1.0
-    assert scores["acc"]["n"] == 200
+    scores = {row.metric: row for row in harness.rows(results, task)}
+    assert scores["acc"].value == 1.0
+    assert scores["acc"].n == 200
     if task == "heldout_cloze":
-        assert scores["perplexity"]["value"] == pytest.approx(math.exp(0.01))
+        assert scores["perplexity"].value == pytest.approx(math.exp(0.01))
 
 
 def test_every_number_of_lm_eval_is_a_row_and_samples_are_kept(corpus, checkpoint, tmp_path):
     result = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
-    assert set(result["metrics"]) == {"acc", "perplexity"}
-    assert all(row["stderr"] is not None and row["n"] == 20 for row in result["metrics"].values())
+    assert set(result) == {"acc", "perplexity"}
+    assert all(row.stderr is not None and row.n == 20 for row in result.values())
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["metric"] for row in saved["metrics"]} == {"acc", "perplexity"}
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 20
-    assert np.mean([sample["acc"] for sample in samples]) == pytest.approx(result["metrics"]["acc"]["value"])
+    assert np.mean([sample["acc"] for sample in samples]) == pytest.approx(result["acc"].value)
     likelihood = -np.mean([sample["perplexity"] for sample in samples])
-    assert math.exp(likelihood) == pytest.approx(result["metrics"]["perplexity"]["value"])
+    assert math.exp(likelihood) == pytest.approx(result["perplexity"].value)
 
 
 def kept(folder: Path) -> dict[str, np.ndarray]:
@@ -121,15 +123,15 @@ def test_outcomes_of_samples_give_the_score_and_what_is_no_mean_has_none(corpus,
     result = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
     found = kept(tmp_path)
     assert set(found) == {"acc"}
-    assert found["acc"]["part"].mean() == pytest.approx(result["metrics"]["acc"]["value"])
+    assert found["acc"]["part"].mean() == pytest.approx(result["acc"].value)
     assert set(found["acc"]["weight"]) == {1.0}
     assert len(set(found["acc"]["unit"])) == 20
 
 
 def test_outcomes_of_windows_give_bits_per_byte_and_say_which_window_they_are_about(corpus, checkpoint, tmp_path):
-    whole = score(EvaluateRecipe(task="bits_per_byte", limit=9), tmp_path, checkpoint, corpus)["metrics"]
+    whole = score(EvaluateRecipe(task="bits_per_byte", limit=9), tmp_path, checkpoint, corpus)
     found = kept(tmp_path)["bits_per_byte"]
-    assert found["part"].sum() / found["weight"].sum() == pytest.approx(whole["bits_per_byte"]["value"])
+    assert found["part"].sum() / found["weight"].sum() == pytest.approx(whole["bits_per_byte"].value)
     score(EvaluateRecipe(task="bits_per_byte", limit=3), tmp_path, checkpoint, corpus)
     assert set(kept(tmp_path)["bits_per_byte"]["unit"]) < set(found["unit"])
 
@@ -140,9 +142,9 @@ def test_a_groups_members_have_their_own_outcomes(tmp_path):
 
     results = {"samples": {"a": [sample(1, 0.0), sample(0, 1.0)], "b": [sample(7, 1.0)]}}
     rows = [
-        {"metric": "acc", "value": 2 / 3},
-        {"metric": "acc", "value": 0.5, "subtask": "a"},
-        {"metric": "acc", "value": 0.9, "subtask": "b"},
+        MetricRow("acc", 2 / 3),
+        MetricRow("acc", 0.5, subtask="a"),
+        MetricRow("acc", 0.9, subtask="b"),
     ]
     found = outcomes.of_samples(results, "group", rows)
     assert set(found) == {"acc", "a/acc"}  # what b reports is no mean of its samples
@@ -200,9 +202,9 @@ def test_tasks_on_one_checkpoint_share_its_model(corpus, checkpoint, tmp_path):
 def test_a_checkpoint_replaced_in_its_place_is_read_anew(corpus, checkpoint, tmp_path):
     other = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     recipe = EvaluateRecipe(task="bits_per_byte", limit=4)
-    before = score(recipe, tmp_path, other, corpus)["metrics"]["bits_per_byte"]["value"]
+    before = score(recipe, tmp_path, other, corpus)["bits_per_byte"].value
     MLKVForCausalLM.from_shape(SHAPE, make("even", 2, 2, 1, 1), seed=4).save_pretrained(other)
-    assert score(recipe, tmp_path, other, corpus)["metrics"]["bits_per_byte"]["value"] != before
+    assert score(recipe, tmp_path, other, corpus)["bits_per_byte"].value != before
 
 
 def test_progress_is_reported_and_a_stop_is_heard(corpus, checkpoint, tmp_path):
@@ -250,8 +252,8 @@ def own_folder(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_users_own_task_is_found_and_takes_few_shots(own_folder, checkpoint, tmp_path):
     recipe = EvaluateRecipe(task="pairs", few_shot=2)
-    acc = score(recipe, tmp_path, checkpoint, None, tasks=own_folder)["metrics"]["acc"]
-    assert (acc["value"], acc["n"]) == (0.0, 5)
+    acc = score(recipe, tmp_path, checkpoint, None, tasks=own_folder)["acc"]
+    assert (acc.value, acc.n) == (0.0, 5)
 
 
 @pytest.mark.slow
@@ -311,13 +313,13 @@ def test_a_model_that_computes_nothing_finite_has_no_score(task, corpus, checkpo
 
 
 def test_random_weights_know_nothing(corpus, checkpoint, tmp_path):
-    metrics = score(EvaluateRecipe(task="bits_per_byte"), tmp_path, checkpoint, corpus)["metrics"]
+    metrics = score(EvaluateRecipe(task="bits_per_byte"), tmp_path, checkpoint, corpus)
     manifest = read_manifest(corpus)["heldout"]
-    nats = metrics["nats_per_token"]["value"]
+    nats = metrics["nats_per_token"].value
     assert nats == pytest.approx(math.log(SHAPE.vocab_size), abs=0.1)
     text_tokens = manifest["tokens"] - manifest["documents"]
-    assert metrics["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) * text_tokens / manifest["bytes"])
-    assert metrics["bits_per_byte"]["n"] == metrics["nats_per_token"]["n"] == len(bits.windows(corpus, None).ids)
+    assert metrics["bits_per_byte"].value == pytest.approx(nats / math.log(2) * text_tokens / manifest["bytes"])
+    assert metrics["bits_per_byte"].n == metrics["nats_per_token"].n == len(bits.windows(corpus, None).ids)
 
 
 def test_windows_predict_every_held_out_token_once(corpus):
@@ -360,16 +362,16 @@ def test_the_ratios_error_is_that_of_the_mean_where_wholes_are_equal(pairs):
 
 
 def test_a_single_window_has_no_error(corpus, checkpoint, tmp_path):
-    metrics = score(EvaluateRecipe(task="bits_per_byte", limit=1), tmp_path, checkpoint, corpus)["metrics"]
-    assert metrics["bits_per_byte"]["stderr"] is None
+    metrics = score(EvaluateRecipe(task="bits_per_byte", limit=1), tmp_path, checkpoint, corpus)
+    assert metrics["bits_per_byte"].stderr is None
 
 
 def test_bf16_scores_nearly_the_same(corpus, checkpoint, tmp_path):
     scores = {}
     for precision in ("fp32", "bf16"):
         recipe = EvaluateRecipe(task="bits_per_byte", limit=10, precision=precision)
-        result = score(recipe, tmp_path, checkpoint, corpus)
-        assert result["facts"]["precision"] == precision
-        scores[precision] = result["metrics"]["nats_per_token"]["value"]
+        outcome = outcome_of(recipe, tmp_path, checkpoint, corpus)
+        assert outcome.facts["precision"] == precision
+        [scores[precision]] = [row.value for row in outcome.metrics if row.metric == "nats_per_token"]
     assert scores["fp32"] != scores["bf16"]
     assert scores["fp32"] == pytest.approx(scores["bf16"], abs=0.01)

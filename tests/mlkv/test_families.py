@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mlkv.context import Context, StepFailed
+from mlkv.context import Context, Outcome, StepFailed
 from mlkv.convert.step import convert
 from mlkv.corpus.tokenizer import load, train
 from mlkv.families.config import config_of, layout_of, read_config, shape_of
@@ -140,7 +140,7 @@ def test_importing_reports_the_model_and_keeps_its_tokenizer(tmp_path: Path) -> 
     rows: list[dict[str, Any]] = []
     outcome = import_pretrained(tmp_path / "theirs", tmp_path / "ours", Context(tmp_path, rows.append))
     count = load_checked(tmp_path / "ours").num_parameters()
-    assert outcome == {"metrics": [], "facts": {"parameters": count, "layout": "GQA-12"}}
+    assert outcome == Outcome([], {"parameters": count, "layout": "GQA-12"})
     assert [row["step"] for row in rows] == [0, 1]
     assert (tmp_path / "ours" / "tokenizer.json").read_text() == "tokenizer.json"
     assert (tmp_path / "ours" / "merges.txt").exists()

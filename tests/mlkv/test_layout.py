@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Container
@@ -220,3 +221,10 @@ def test_what_plans_import_loads_no_torch() -> None:
     modules = "mlkv.layout, mlkv.shape, mlkv.recipes, mlkv.context, mlkv.families, mlkv.convert"
     code = f"import sys, {modules}; assert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("layout", [mha(2, 4), make("pizza", 6, 4, 3, 2), KVLayout((0, 0, 2, 0), (4, 2), 4)])
+def test_a_layout_is_the_same_after_json(layout: KVLayout) -> None:
+    written = json.dumps(layout.as_dict())
+    assert list(json.loads(written)) == ["kv_source_layers", "kv_heads", "heads"]
+    assert KVLayout.from_dict(json.loads(written)) == layout

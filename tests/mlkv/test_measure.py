@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlkv.context import Interrupted, StepFailed
+from mlkv.context import Interrupted, MetricRow, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
 from mlkv.layout import KVLayout, make, mha
 from mlkv.measure import step as measure
@@ -36,11 +36,9 @@ def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **change
 def test_the_caches_bytes_are_the_formulas(layout, dtype):
     result = go(layout, dtype=dtype)
     per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 2 if dtype == "bf16" else 4)
-    measured = {
-        (row["batch"], row["context"]): row["value"] for row in result["metrics"] if row["metric"] == "cache_bytes"
-    }
+    measured = {(row.batch, row.context): row.value for row in result.metrics if row.metric == "cache_bytes"}
     assert measured == {(b, c): per_token * b * (c + 4) for b in (1, 3) for c in (8, 20)}
-    assert {r["value"] for r in result["metrics"] if r["metric"] == "cache_bytes_per_token"} == {per_token}
+    assert {r.value for r in result.metrics if r.metric == "cache_bytes_per_token"} == {per_token}
 
 
 def test_every_cell_has_every_metric_and_is_reported():
@@ -54,23 +52,23 @@ def test_every_cell_has_every_metric_and_is_reported():
         "step_seconds",
         "tokens_per_second",
     }
-    cells = {(row["batch"], row["context"]) for row in result["metrics"]}
+    cells = {(row.batch, row.context) for row in result.metrics}
     assert cells == {(1, 8), (1, 20), (3, 8), (3, 20)}
-    assert len(result["metrics"]) == len(cells) * len(names)
-    assert {row["metric"] for row in result["metrics"]} == names
+    assert len(result.metrics) == len(cells) * len(names)
+    assert {row.metric for row in result.metrics} == names
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert row["tokens_per_second"] == pytest.approx(row["batch"] / row["step_seconds"])
-    assert result["facts"]["parameters"] == DEEPER.parameters(LAYOUTS[3])
+    assert result.facts["parameters"] == DEEPER.parameters(LAYOUTS[3])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_prefilled(layout):
     result = go(layout, protocol="filled")
-    measured = {(r["batch"], r["context"]): r["value"] for r in result["metrics"] if r["metric"] == "cache_bytes"}
+    measured = {(r.batch, r.context): r.value for r in result.metrics if r.metric == "cache_bytes"}
     per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 4)
     assert measured == {(b, c): per_token * b * (c + 4) for b in (1, 3) for c in (8, 20)}
-    assert "prefill_seconds" not in {row["metric"] for row in result["metrics"]}
+    assert "prefill_seconds" not in {row.metric for row in result.metrics}
 
 
 def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged():
@@ -78,7 +76,7 @@ def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged():
     shape = DecoderShape(vocab_size=61, width=24, layers=12, heads=12, head_dim=64, mlp_width=8, context=64)
     published = {"protocol": "filled", "batch_sizes": (8,), "contexts": (2000,), "new_tokens": 47, "repeats": 1}
     result = go(make("even", 12, 12, 1, 1), shape, **published)
-    [kept] = [row["value"] for row in result["metrics"] if row["metric"] == "cache_bytes"]
+    [kept] = [row.value for row in result.metrics if row.metric == "cache_bytes"]
     assert kept / 2**20 == 7.99609375
 
 
@@ -93,24 +91,24 @@ def test_times_and_speeds_have_the_spread_of_their_repeats(protocol: str, monkey
 
     monkeypatch.setattr(measure.Run, "go", go_in)
     result = go(LAYOUTS[0], batch_sizes=(2,), contexts=(8,), protocol=protocol, repeats=3)
-    found = {row["metric"]: row for row in result["metrics"]}
+    found = {row.metric: row for row in result.metrics}
     speeds = [2 / 1.0, 2 / 2.0, 2 / 4.0]
-    assert found["step_seconds"]["value"] == 2.0  # the median of all steps, as ever
-    assert found["step_seconds"]["stderr"] == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]) / 3**0.5)
-    assert found["tokens_per_second"]["value"] == 1.0
-    assert found["tokens_per_second"]["stderr"] == pytest.approx(statistics.stdev(speeds) / 3**0.5)
-    assert (found["tokens_per_second"]["n"], found["step_seconds"]["n"]) == (3, 3)
-    assert all(found[name]["stderr"] is None and found[name]["n"] is None for name in ("cache_bytes", "peak_bytes"))
+    assert found["step_seconds"].value == 2.0  # the median of all steps, as ever
+    assert found["step_seconds"].stderr == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]) / 3**0.5)
+    assert found["tokens_per_second"].value == 1.0
+    assert found["tokens_per_second"].stderr == pytest.approx(statistics.stdev(speeds) / 3**0.5)
+    assert (found["tokens_per_second"].n, found["step_seconds"].n) == (3, 3)
+    assert all(found[name].stderr is None and found[name].n is None for name in ("cache_bytes", "peak_bytes"))
 
 
 def test_a_single_run_has_no_error():
     result = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1)
-    found = {row["metric"]: (row["stderr"], row["n"]) for row in result["metrics"]}
+    found = {row.metric: (row.stderr, row.n) for row in result.metrics}
     assert found["tokens_per_second"] == found["step_seconds"] == found["prefill_seconds"] == (None, 1)
 
 
 def test_the_processor_is_recorded_by_its_model():
-    facts = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1)["facts"]
+    facts = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1).facts
     assert facts["device"] == "cpu"
     assert facts["processor"] == measure.processor() != ""
 
@@ -118,7 +116,7 @@ def test_the_processor_is_recorded_by_its_model():
 def test_a_larger_cache_is_a_higher_peak():
     shape = DecoderShape(vocab_size=97, width=64, layers=4, heads=4, head_dim=64, mlp_width=64, context=64)
     result = go(mha(4, 4), shape, batch_sizes=(1, 16), contexts=(1024,), new_tokens=1, repeats=1)
-    peak = {row["batch"]: row["value"] for row in result["metrics"] if row["metric"] == "peak_bytes"}
+    peak = {row.batch: row.value for row in result.metrics if row.metric == "peak_bytes"}
     if peak[16] is None:
         pytest.skip("this system does not tell a process's peak")
     cache = mha(4, 4).kv_bytes_per_token(64, 4) * 16 * 1025
@@ -130,7 +128,7 @@ def test_a_cell_is_measured_alike_whatever_was_measured_before():
     """Memory that earlier cells freed is not used again unseen, and the first cell does not pay for all."""
     shape = DecoderShape(vocab_size=97, width=64, layers=12, heads=4, head_dim=16, mlp_width=64, context=64)
     result = go(mha(12, 4), shape, batch_sizes=(4, 1, 12), contexts=(256,), new_tokens=1, repeats=1)
-    peak = {row["batch"]: row["value"] for row in result["metrics"] if row["metric"] == "peak_bytes"}
+    peak = {row.batch: row.value for row in result.metrics if row.metric == "peak_bytes"}
     if peak[1] is None:
         pytest.skip("this system does not tell a process's peak")
     cache = mha(12, 4).kv_bytes_per_token(16, 4) * 257
@@ -140,10 +138,8 @@ def test_a_cell_is_measured_alike_whatever_was_measured_before():
 
 def test_what_cannot_fit_is_a_result_and_the_others_are_measured():
     result = go(LAYOUTS[0], batch_sizes=(1, 10**9), contexts=(8,))
-    assert [row for row in result["metrics"] if row["batch"] > 1] == [
-        {"metric": "oom", "value": 1.0, "stderr": None, "n": None, "batch": 10**9, "context": 8}
-    ]
-    assert len(result["metrics"]) > 5
+    assert [row for row in result.metrics if row.batch > 1] == [MetricRow("oom", 1.0, batch=10**9, context=8)]
+    assert len(result.metrics) > 5
 
 
 @pytest.mark.slow
@@ -160,11 +156,11 @@ from mlkv.recipes import MeasureRecipe
 layout = make("even", 2, 2, 1, 1)
 def cells(*batches):
     recipe = MeasureRecipe(batch_sizes=batches, contexts=(512,), new_tokens=1, repeats=1)
-    return measure.run(recipe, Path("."), context(Path(".")), shape=SHAPE, layout=layout)["metrics"]
+    return measure.run(recipe, Path("."), context(Path(".")), shape=SHAPE, layout=layout).metrics
 cells(1)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, resource.RLIM_INFINITY))
-print([(row["metric"], row["batch"]) for row in cells(1024, 1) if row["metric"] in ("oom", "cache_bytes")])
+print([(row.metric, row.batch) for row in cells(1024, 1) if row.metric in ("oom", "cache_bytes")])
 """
     )
     assert output.splitlines()[-1] == "[('oom', 1024), ('cache_bytes', 1)]"
@@ -202,7 +198,7 @@ def test_a_missing_device_is_said():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_counts_what_its_allocator_gave():
     result = go(LAYOUTS[0], device="cuda", contexts=(512,), batch_sizes=(4,))
-    values = {row["metric"]: row["value"] for row in result["metrics"]}
+    values = {row.metric: row.value for row in result.metrics}
     assert values["peak_bytes"] >= values["cache_bytes"]
 
 

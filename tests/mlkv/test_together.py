@@ -52,7 +52,7 @@ def trained(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied
     facts: dict[str, Any] = {}
     try:
         shape = replace(SHAPE, tied=tied)
-        facts = train.run(recipe, folder / "out", ctx, corpus=corpus, start=None, shape=shape)["facts"]
+        facts = train.run(recipe, folder / "out", ctx, corpus=corpus, start=None, shape=shape).facts
     except Interrupted:
         assert stop
     return {**facts, "losses": [row["loss"] for row in rows]}

@@ -202,18 +202,18 @@ def test_training_learns_and_leaves_a_checkpoint_with_its_tokenizer(corpus, tmp_
     assert [row["step"] for row in logged] == list(range(2, 41, 2))
     assert [row["tokens"] for row in logged] == pytest.approx([step * 4 * 96 for step in range(2, 41, 2)], rel=0.01)
     assert all(row["steps"] == 40 and row["tokens_per_second"] > 0 for row in logged)
-    metrics = {row["metric"]: row["value"] for row in result["metrics"]}
+    metrics = {row.metric: row.value for row in result.metrics}
     assert metrics["train_loss"] == pytest.approx(np.mean(losses[-2:]))
     assert metrics["tokens_per_second"] > 0
     model = load_checked(tmp_path / "out")
     assert model.dtype == torch.float32
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (corpus / "tokenizer" / "tokenizer.json").read_bytes()
-    assert result["facts"] == {
+    assert result.facts == {
         "parameters": SHAPE.parameters(model.layout),
         "steps": 40,
-        "tokens": result["facts"]["tokens"],
+        "tokens": result.facts["tokens"],
         "precision": "fp32",
-        "device": result["facts"]["device"],
+        "device": result.facts["device"],
         "devices": 1,
         "threads": 1,
         "unstable": False,
@@ -251,7 +251,7 @@ def test_how_a_batch_is_computed_does_not_change_what_comes_out(padded, tmp_path
 
 def test_bf16_trains_and_its_checkpoint_is_fp32(corpus, undisturbed, tmp_path):
     result = go(tmp_path, corpus, replace(RECIPE, precision="bf16"))
-    assert result["facts"]["precision"] == "bf16"
+    assert result.facts["precision"] == "bf16"
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
     assert not torch.equal(weights(tmp_path)["model.embed.weight"], weights(undisturbed)["model.embed.weight"])
 
@@ -322,7 +322,7 @@ def test_a_resumed_run_remembers_its_losses(corpus, tmp_path):
     second: list[dict] = []
     result = go(tmp_path, corpus, rows=second)
     losses = [(row["step"], row["loss"]) for row in first + second]
-    assert result["metrics"][0]["value"] == pytest.approx(final_loss(losses))
+    assert result.metrics[0].value == pytest.approx(final_loss(losses))
 
 
 def test_leftovers_of_a_torn_checkpoint_are_never_loaded(corpus, undisturbed, tmp_path):

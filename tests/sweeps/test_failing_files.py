@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlkv.context import Context, StepFailed
+from mlkv.context import Context, Outcome, StepFailed
 from mlkv.files import discard
 from sweeps.steps import registry
 from sweeps.steps.step import Step
@@ -68,7 +68,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             ctx.log({"step": 1, "steps": 1})
         (ctx.work / "kept").write_text("1")
         seen.append("corpus")
-        return {"metrics": [], "facts": {}}
+        return Outcome()
 
     monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
     return seen

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlkv.context import StepFailed
+from mlkv.context import MetricRow, Outcome, StepFailed
 from sweeps.steps.registry import KINDS, StepKind
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
@@ -200,9 +201,9 @@ def test_a_signal_is_named_where_it_has_a_name(number: int, named: str, tmp_path
 def test_a_metric_that_is_not_finite_fails_its_step(
     name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": 3, name: value}
+    row = replace(MetricRow("acc", 0.5, 0.1, 3), **{name: value})
     given = Step("evaluate", {"task": "mine"})
-    monkeypatch.setitem(KINDS, "evaluate", StepKind(1, lambda *_: {"metrics": [row], "facts": {}}))
+    monkeypatch.setitem(KINDS, "evaluate", StepKind(1, lambda *_: Outcome([row])))
     store = Store(tmp_path)
     planned(store, given.spec, given.id)
     with pytest.raises(StepFailed, match=f"^metric acc: {name} = {value} is not finite$"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mlkv.context import Context, StepFailed
+from mlkv.context import Context, Outcome, StepFailed
 from sweeps.steps import registry
 from sweeps.steps.step import Step
 from sweeps.store import stepdir
@@ -65,7 +65,7 @@ def sleeping(during: Callable[[], None], monkeypatch: pytest.MonkeyPatch, wakes:
         during()
         if wakes:
             raise wakes
-        return {"metrics": [], "facts": {}}
+        return Outcome()
 
     monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
 
