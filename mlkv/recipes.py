@@ -7,18 +7,16 @@ Cross-field rules raise ValueError in `__post_init__`; types, ranges and choices
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from .convert.tables import MERGES, WIDENINGS
+from .registry import NameOf
 from .shape import Choices, Positive, added
 
-if TYPE_CHECKING:
-    Merge: TypeAlias = str
-    Widening: TypeAlias = str
-else:
-    Merge, Widening = Literal[*MERGES], Literal[*WIDENINGS]
+Merge = Annotated[str, NameOf(MERGES)]
+Widening = Annotated[str, NameOf(WIDENINGS)]
 Count = Annotated[int, Ge(0)]
 Rate = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from annotated_types import Gt, Le
 
 from .layout import KVLayout
+from .registry import NameOf
 
 Positive = Annotated[int, Gt(0)]
 T = TypeVar("T")
@@ -22,26 +23,30 @@ def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
         raise ValueError(f"{field} = {value}: must be one of {', '.join(map(str, choices))}")
 
 
-def choose(table: Mapping[str, T], field: str, name: str) -> T:
-    """The entry that a field names. Raises ValueError like `check_choice`."""
-    check_choice(field, name, table)
-    return table[name]
-
-
 class Choices:
-    """A dataclass whose Literal fields hold one of their choices, whoever makes it. Raises ValueError like
+    """A dataclass whose Literal and NameOf fields hold one of their choices, whoever makes it. Raises ValueError like
     `check_choice`."""
 
     def __post_init__(self) -> None:
         schema: Any = type(self)
         for name, valid in _choices(schema).items():
             check_choice(name, getattr(self, name), valid)
+        for name, rows in _names(schema).items():
+            if (value := getattr(self, name)) not in rows.table:
+                check_choice(name, value, rows.valid())
 
 
 @cache
 def _choices(schema: type[Any]) -> dict[str, tuple[Any, ...]]:
     hints = get_type_hints(schema)
     return {f.name: get_args(hints[f.name]) for f in fields(schema) if get_origin(hints[f.name]) is Literal}
+
+
+@cache
+def _names(schema: type[Any]) -> dict[str, NameOf]:
+    hints = get_type_hints(schema, include_extras=True)
+    marks = ((f.name, mark) for f in fields(schema) for mark in getattr(hints[f.name], "__metadata__", ()))
+    return {name: mark for name, mark in marks if isinstance(mark, NameOf)}
 
 
 def added(default: Any) -> Any:

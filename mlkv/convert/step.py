@@ -12,7 +12,7 @@ from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
 from ..recipes import ConvertRecipe
-from ..shape import DecoderShape, choose
+from ..shape import DecoderShape
 from .tables import MERGES, WIDENINGS, converted_shape
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _is_kv(name: str) -> bool:
 
 def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: str) -> State:
     """Key and value projections of `layout`'s owners from those of `source`'s; `fresh` is what `random` starts from."""
-    combine = choose(MERGES, "merge", merge)
+    combine = MERGES.choose(merge)
     merged: State = {}
     for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
         for kind in ("k.weight", "k.bias", "v.weight", "v.bias"):
@@ -144,7 +144,7 @@ def widen_mlps(old: State, width: int, widening: str) -> State:
     """
     import torch
 
-    parts = choose(WIDENINGS, "widening", widening).parts
+    parts = WIDENINGS.choose(widening).parts
     widened: State = {}
     for name, tensor in old.items():
         if ".mlp.down.weight" in name:

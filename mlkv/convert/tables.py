@@ -11,7 +11,8 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from ..layout import KVLayout
-from ..shape import DecoderShape, choose
+from ..registry import Registry
+from ..shape import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,7 @@ def random(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
     return fresh
 
 
-MERGES: dict[str, Merge] = {
-    "mean": mean,
-    "pairwise": pairwise,
-    "first": first,
-    "random": random,
-}
+MERGES: Registry[Merge] = Registry("merge", {"mean": mean, "pairwise": pairwise, "first": first, "random": random})
 """How heads become one: from float32 `[G, R, K, …]` of each layer that is merged, lowest first, and freshly initialised
 ones `[G, K, …]`, to `[G, K, …]`."""
 
@@ -71,11 +67,14 @@ def _equal_parts(copies_F: Tensor) -> Tensor:
     return copies_F
 
 
-WIDENINGS: dict[str, Widening] = {
-    "none": Widening(_as_it_is, _undivided),
-    "copy": Widening(DecoderShape.widened_mlp, _undivided),
-    "split": Widening(DecoderShape.widened_mlp, _equal_parts),
-}
+WIDENINGS = Registry(
+    "widening",
+    {
+        "none": Widening(_as_it_is, _undivided),
+        "copy": Widening(DecoderShape.widened_mlp, _undivided),
+        "split": Widening(DecoderShape.widened_mlp, _equal_parts),
+    },
+)
 """`copy` (arXiv 2406.09297) changes the function, `split` does not."""
 
 
@@ -83,4 +82,4 @@ def converted_shape(
     shape: DecoderShape, layout: KVLayout, widening: str, source: KVLayout | None = None
 ) -> DecoderShape:
     """The shape after conversion from `source` (MHA unless given): only the MLP width can change."""
-    return replace(shape, mlp_width=choose(WIDENINGS, "widening", widening).width(shape, layout, source))
+    return replace(shape, mlp_width=WIDENINGS.choose(widening).width(shape, layout, source))

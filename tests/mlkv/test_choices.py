@@ -15,6 +15,7 @@ from mlkv.layout import make
 from mlkv.measure.step import PROTOCOLS
 from mlkv.model import ACTIVATIONS, NORMS
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape
 from mlkv.train.sharded import fsdp_arguments
 from tests.support.matrix import LAYOUTS, SHAPES
@@ -30,8 +31,10 @@ MADE = (
 
 
 def choices(schema: type[Any]) -> dict[str, tuple[Any, ...]]:
-    hints = get_type_hints(schema)
-    return {f.name: get_args(hints[f.name]) for f in fields(schema) if get_origin(hints[f.name]) is Literal}
+    hints = get_type_hints(schema, include_extras=True)
+    literals = {f.name: get_args(hints[f.name]) for f in fields(schema) if get_origin(hints[f.name]) is Literal}
+    marks = {f.name: mark for f in fields(schema) for mark in getattr(hints[f.name], "__metadata__", ())}
+    return literals | {name: tuple(mark.valid()) for name, mark in marks.items() if isinstance(mark, NameOf)}
 
 
 NAMED = [(made, name, valid) for made in MADE for name, valid in choices(type(made)).items()]

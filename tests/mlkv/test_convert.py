@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -49,9 +49,10 @@ def recipe(merge: Any = "mean", widening: Any = "none", seed: int = 42) -> Conve
 
 
 def test_every_choice_of_the_recipe_is_tried_here() -> None:
-    choices = get_type_hints(ConvertRecipe)
-    assert [*get_args(choices["merge"])] == [*tables.MERGES] == MERGES
-    assert [*get_args(choices["widening"])] == [*tables.WIDENINGS] == WIDENINGS
+    hints = get_type_hints(ConvertRecipe, include_extras=True)
+    choices = {name: hints[name].__metadata__[0].valid() for name in ("merge", "widening")}
+    assert choices["merge"] == [*tables.MERGES] == MERGES
+    assert choices["widening"] == [*tables.WIDENINGS] == WIDENINGS
 
 
 def test_what_is_no_merge_or_widening_computes_nothing() -> None:
