@@ -56,16 +56,17 @@ def test_what_the_fields_can_hold_is_what_the_code_has() -> None:
 
 def test_functions_that_are_given_a_name_refuse_it_too() -> None:
     shape, layout = SHAPES["neox"], LAYOUTS["mlkv"]
+    nonsense: Any = "nonsense"  # what the annotated choices would not let pass
     calls = {
         "keys = nonsense: must be one of rotated, unrotated": lambda: MLKVForCausalLM.from_shape(
-            shape, layout, seed=0, keys="nonsense"
+            shape, layout, seed=0, keys=nonsense
         ),
         "precision = nonsense: must be one of auto, fp32, bf16": lambda: resolve_precision(
-            "nonsense", torch.device("cpu")
+            nonsense, torch.device("cpu")
         ),
-        "strategy = nonsense: must be one of ddp, fsdp": lambda: fsdp_arguments("nonsense", 2),
-        "device = nonsense: must be one of cpu, cuda": lambda: require_device("nonsense"),
-        "layout.pattern = nonsense: choose from even, ": lambda: make("nonsense", 6, 4, 2, 1),
+        "strategy = nonsense: must be one of ddp, fsdp": lambda: fsdp_arguments(nonsense, 2),
+        "device = nonsense: must be one of cpu, cuda": lambda: require_device(nonsense),
+        "layout.pattern = nonsense: choose from even, ": lambda: make(nonsense, 6, 4, 2, 1),
     }
     for message, call in calls.items():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):

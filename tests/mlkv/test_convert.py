@@ -21,6 +21,7 @@ from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, make, mha
 from mlkv.recipes import ConvertRecipe
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.tiny import blocks_of
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=list(SHAPES))
@@ -40,7 +41,7 @@ def base_model(
 
 def heads(model: MLKVForCausalLM, layer: int, kind: str = "k.weight") -> Tensor:
     """`[G, K, …]` of a layer's keys or values."""
-    weight = model.model.blocks[layer].attention.get_parameter(kind)
+    weight = blocks_of(model.model)[layer].attention.get_parameter(kind)
     return weight.detach().unflatten(0, (-1, model.shape.head_dim))
 
 
@@ -134,7 +135,7 @@ def test_converted_pythias_have_the_published_sizes(row: tuple[Any, ...], wideni
     assert (converted.shape.mlp_width, converted.num_parameters()) == expected
     assert converted.shape.parameters(layout) == expected[1]
     assert layout.kv_bytes_per_token(shape.head_dim) == kv_bytes
-    assert converted.model.blocks[-1].mlp.down.in_features == expected[0]
+    assert blocks_of(converted.model)[-1].mlp.down.in_features == expected[0]
 
 
 # --- merging ------------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_owners_of_different_head_counts_each_merge_to_their_own() -> None:
 @pytest.mark.parametrize("merge", ["mean", "pairwise", "first"])
 def test_merging_equal_heads_changes_nothing_but_the_size(merge: Any) -> None:
     base, layout = base_model("llama"), LAYOUTS["mqa"]
-    for block in base.model.blocks:
+    for block in blocks_of(base.model):
         for projection in (block.attention.k, block.attention.v):
             projection.weight.data = projection.weight.data[:12].repeat(HEADS, 1)
     converted = convert(base, layout, recipe(merge)).eval()
@@ -289,7 +290,7 @@ def test_copy_appends_the_first_units_as_they_are(shape: str) -> None:
     converted = convert(base, layout, recipe(widening="copy"))
     old, added = base.shape.mlp_width, converted.shape.mlp_width - base.shape.mlp_width
     assert 0 < added < old
-    for before, after in zip(base.model.blocks, converted.model.blocks, strict=True):
+    for before, after in zip(blocks_of(base.model), blocks_of(converted.model), strict=True):
         for name, weight in before.mlp.named_parameters():
             axis = 1 if name == "down.weight" else 0
             expected = weight if name == "down.bias" else torch.cat([weight, weight.narrow(axis, 0, added)], axis)
@@ -338,8 +339,8 @@ def test_scratch_is_a_seeded_model_of_the_same_size_as_the_converted_one(widenin
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     scratch = ConvertRecipe(start="scratch", widening=widening, seed=5)
     context, layout, shape = Context(tmp_path, lambda row: None), LAYOUTS["mlkv"], SHAPES["neox"]
-    places = {"base": None, "shape": shape, "tokenizer": tmp_path / "tokenizer"}
-    run(scratch, tmp_path / "out", context, layout=layout, **places)
+    tokenizer = tmp_path / "tokenizer"
+    run(scratch, tmp_path / "out", context, layout=layout, base=None, shape=shape, tokenizer=tokenizer)
     written = load_checked(tmp_path / "out")
     expected = MLKVForCausalLM.from_shape(converted_shape(shape, layout, widening), layout, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), expected.parameters(), strict=True))
@@ -358,11 +359,11 @@ def test_what_cannot_be_done_fails_the_step_in_one_line(tmp_path: Path) -> None:
 def test_a_base_or_a_merge_that_is_not_finite_is_named(tmp_path: Path) -> None:
     context = Context(tmp_path, lambda row: None)
     base = base_model("llama")
-    base.model.blocks[1].attention.k.weight.data[:] = 3e38  # their sum overflows
+    blocks_of(base.model)[1].attention.k.weight.data[:] = 3e38  # their sum overflows
     base.save_pretrained(tmp_path / "base")
     with pytest.raises(StepFailed, match=r"merge = mean: weight model.blocks.\d.attention.k.weight is not finite"):
         run(recipe(), tmp_path / "out", context, layout=LAYOUTS["mqa"], base=tmp_path / "base")
-    base.model.blocks[1].attention.k.weight.data[0, 0] = float("nan")
+    blocks_of(base.model)[1].attention.k.weight.data[0, 0] = float("nan")
     base.save_pretrained(tmp_path / "base")
     with pytest.raises(StepFailed, match=r"base: weight model.blocks.1.attention.k.weight is not finite"):
         run(recipe(), tmp_path / "out", context, layout=LAYOUTS["mqa"], base=tmp_path / "base")

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlkv.context import Interrupted, StepFailed
+from mlkv.context import Interrupted, Row, StepFailed
 from mlkv.corpus import blocks, documents, tokenizer
 from mlkv.corpus import step as corpus
-from mlkv.corpus.blocks import DocumentPacker, StreamPacker, open_blocks, read_manifest
+from mlkv.corpus.blocks import DocumentPacker, StreamPacker, Tokens, open_blocks, read_manifest
 from mlkv.corpus.items import CONTINUATION_TOKENS
 from mlkv.evaluate.task_names import ITEM_TASKS, own_tasks
 from mlkv.recipes import CorpusRecipe
@@ -21,16 +23,16 @@ from tests.support.tiny import context, corpus_recipe, make_corpus, run_python, 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
-def encoder(made) -> tokenizer.Encoder:
+def encoder(made: Path) -> tokenizer.Encoder:
     return tokenizer.Encoder(tokenizer.load(made / "tokenizer"))
 
 
-def held_out_stream(made: Path) -> np.ndarray:
+def held_out_stream(made: Path) -> Tokens:
     held_out = open_blocks(made, "heldout")
     return held_out.rows.reshape(-1)[: held_out.tokens]
 
@@ -38,7 +40,7 @@ def held_out_stream(made: Path) -> np.ndarray:
 # Documents
 
 
-def test_stdlib_is_sources_without_tests_and_named_by_their_place():
+def test_stdlib_is_sources_without_tests_and_named_by_their_place() -> None:
     names = [name for name, path in documents.local_files(CorpusRecipe()) if path.is_file()]
     assert names == sorted(names)
     assert {"json/decoder.py", "argparse.py", documents.TOPICS} <= set(names)
@@ -46,7 +48,7 @@ def test_stdlib_is_sources_without_tests_and_named_by_their_place():
     assert not parts & {"test", "tests", "idle_test", "site-packages", "encodings"}
 
 
-def test_stdlib_gives_about_nine_megabytes_some_of_it_held_out():
+def test_stdlib_gives_about_nine_megabytes_some_of_it_held_out() -> None:
     found = list(documents.documents(CorpusRecipe()))
     size = sum(len(d.text) for d in found)
     held_out = sum(len(d.text) for d in found if d.held_out)
@@ -55,7 +57,7 @@ def test_stdlib_gives_about_nine_megabytes_some_of_it_held_out():
     assert any(d.text.startswith('The "assert" statement') for d in found), "pydoc's topics are documents"
 
 
-def test_names_do_not_depend_on_where_the_files_lie(tmp_path):
+def test_names_do_not_depend_on_where_the_files_lie(tmp_path: Path) -> None:
     first = text_files(tmp_path / "here")
     second = shutil.copytree(first, tmp_path / "far" / "away")
     names = [[name for name, _ in documents.local_files(corpus_recipe(folder))] for folder in (first, second)]
@@ -63,26 +65,26 @@ def test_names_do_not_depend_on_where_the_files_lie(tmp_path):
     assert "json/decoder.py" in names[0]
 
 
-def test_a_glob_without_files_is_named(tmp_path):
+def test_a_glob_without_files_is_named(tmp_path: Path) -> None:
     recipe = CorpusRecipe(source="text_files", files=(f"{tmp_path}/*.txt",))
     with pytest.raises(ValueError, match=r"files = .*\*\.txt: matches no file"):
         documents.local_files(recipe)
 
 
-def test_a_file_that_is_not_utf8_is_named_with_its_byte(tmp_path):
+def test_a_file_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("fine", "utf-8")
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(ValueError, match=r"b\.txt: not UTF-8 \(byte 3"):
         documents.local_files(CorpusRecipe(source="text_files", files=(f"{tmp_path}/*.txt",)))
 
 
-def test_a_single_file_cannot_be_split(tmp_path):
+def test_a_single_file_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("alone", "utf-8")
     with pytest.raises(ValueError, match="one file only"):
         documents.local_files(CorpusRecipe(source="text_files", files=(f"{tmp_path}/*.txt",)))
 
 
-def test_a_planner_lists_files_and_tasks_without_torch():
+def test_a_planner_lists_files_and_tasks_without_torch() -> None:
     run_python(
         """
 import sys
@@ -95,7 +97,7 @@ assert not {"torch", "transformers", "datasets", "lm_eval"} & set(sys.modules)
     )
 
 
-def test_something_is_held_out_of_very_few_files(tmp_path):
+def test_something_is_held_out_of_very_few_files(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name, "utf-8")
     recipe = CorpusRecipe(source="text_files", files=(f"{tmp_path}/*.txt",), held_out=0.001)
@@ -104,7 +106,7 @@ def test_something_is_held_out_of_very_few_files(tmp_path):
 
 @given(st.lists(st.text(min_size=1), min_size=200, max_size=200, unique=True), st.floats(0.2, 0.8))
 @settings(max_examples=20)
-def test_the_held_out_share_is_kept_and_grows_only(keys, share):
+def test_the_held_out_share_is_kept_and_grows_only(keys: list[str], share: float) -> None:
     held_out = {key for key in keys if documents.is_held_out(key, share)}
     assert abs(len(held_out) / len(keys) - share) < 0.2
     assert held_out <= {key for key in keys if documents.is_held_out(key, share + 0.1)}
@@ -115,13 +117,13 @@ def test_the_held_out_share_is_kept_and_grows_only(keys, share):
 DOCUMENTS = st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=40).map(np.array), min_size=1, max_size=30)
 
 
-def rows_of(packer: blocks.Packer, found: list[np.ndarray]) -> list[list[int]]:
+def rows_of(packer: blocks.Packer, found: list[Tokens]) -> list[list[int]]:
     rows = [row for document in found for row in packer.add(document)]
     return [row.tolist() for row in [*rows, *packer.end()]]
 
 
 @given(DOCUMENTS, st.integers(1, 50))
-def test_stream_packing_loses_and_reorders_nothing(found, length):
+def test_stream_packing_loses_and_reorders_nothing(found: list[Tokens], length: int) -> None:
     rows = rows_of(StreamPacker(length), found)
     assert [token for row in rows for token in row] == np.concatenate(found).tolist()
     assert all(len(row) == length for row in rows[:-1])
@@ -129,7 +131,7 @@ def test_stream_packing_loses_and_reorders_nothing(found, length):
 
 
 @given(DOCUMENTS, st.integers(1, 50))
-def test_whole_documents_are_cut_sorted_and_never_split(found, length):
+def test_whole_documents_are_cut_sorted_and_never_split(found: list[Tokens], length: int) -> None:
     rows = rows_of(DocumentPacker(length), found)
     expected = sorted((document[:length].tolist() for document in found), key=len)
     for row in rows:
@@ -140,7 +142,7 @@ def test_whole_documents_are_cut_sorted_and_never_split(found, length):
     assert not expected
 
 
-def test_whole_documents_are_sorted_in_blocks_only(monkeypatch):
+def test_whole_documents_are_sorted_in_blocks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "SORTED_BLOCK", 2)
     found = [np.full(n, n) for n in (3, 1, 2, 1)]
     assert rows_of(DocumentPacker(4), found) == [[1, 3, 3, 3], [1, 2, 2]]
@@ -151,18 +153,18 @@ def test_whole_documents_are_sorted_in_blocks_only(monkeypatch):
 
 @given(text=st.text(max_size=60))
 @settings(max_examples=200)
-def test_token_bytes_add_up_to_the_text(encoder, text):
+def test_token_bytes_add_up_to_the_text(encoder: tokenizer.Encoder, text: str) -> None:
     encoded = encoder.encode(text)
     assert encoded.token_bytes.sum() == len(text.encode())
     assert (encoded.token_bytes >= 0).all()
     assert encoded.ids.tolist() == encoder.ids([text])[0].tolist()
 
 
-def test_a_spelled_out_special_token_is_text(encoder):
+def test_a_spelled_out_special_token_is_text(encoder: tokenizer.Encoder) -> None:
     assert encoder.end not in encoder.encode(tokenizer.END_OF_TEXT).ids
 
 
-def test_blocks_hold_the_documents_and_the_split_is_by_document(made, encoder):
+def test_blocks_hold_the_documents_and_the_split_is_by_document(made: Path, encoder: tokenizer.Encoder) -> None:
     recipe = corpus_recipe(made.parent / "text")
     found = list(documents.documents(recipe))
     train = open_blocks(made, "train")
@@ -176,14 +178,14 @@ def test_blocks_hold_the_documents_and_the_split_is_by_document(made, encoder):
     assert held_out
 
 
-def test_rows_are_padded_with_what_is_no_token(made):
+def test_rows_are_padded_with_what_is_no_token(made: Path) -> None:
     train = open_blocks(made, "train")
     assert train.rows.dtype == np.uint16
     assert (train.rows != train.padding).sum() == train.tokens
     assert (train.rows.reshape(-1)[train.tokens :] == train.padding).all()
 
 
-def test_the_manifest_counts_what_is_there(made):
+def test_the_manifest_counts_what_is_there(made: Path) -> None:
     manifest = read_manifest(made)
     recipe = corpus_recipe(made.parent / "text")
     sizes = [path.stat().st_size for _, path in documents.local_files(recipe)]
@@ -193,14 +195,14 @@ def test_the_manifest_counts_what_is_there(made):
     assert bytes_of_tokens.sum() == manifest["heldout"]["bytes"]
 
 
-def test_a_cut_off_file_is_noticed(made, tmp_path):
+def test_a_cut_off_file_is_noticed(made: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(made, tmp_path / "broken")
     (broken / "train.bin").write_bytes(b"\0" * 96)
     with pytest.raises(ValueError, match=r"train\.bin is not"):
         open_blocks(broken, "train")
 
 
-def test_whole_documents_are_padded_rows(tmp_path):
+def test_whole_documents_are_padded_rows(tmp_path: Path) -> None:
     made = make_corpus(tmp_path, packing="whole_documents", task_items=0, snippets=True)
     train = open_blocks(made, "train")
     assert (train.rows == train.padding).any(axis=1).mean() > 0.5
@@ -208,7 +210,7 @@ def test_whole_documents_are_padded_rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_bytes_whatever_the_hash_seed_and_the_threads(made, tmp_path):
+def test_the_same_bytes_whatever_the_hash_seed_and_the_threads(made: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -224,10 +226,10 @@ corpus.run(corpus_recipe(Path(sys.argv[1])), out, context(out))
             assert (out / path.relative_to(made)).read_bytes() == path.read_bytes(), path
 
 
-def test_progress_is_reported_and_a_stop_is_heard(tmp_path, monkeypatch):
+def test_progress_is_reported_and_a_stop_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "REPORT_SECONDS", -1.0)
     recipe = corpus_recipe(text_files(tmp_path / "text"))
-    rows = []
+    rows: list[Row] = []
     (tmp_path / "out").mkdir()
     corpus.run(recipe, tmp_path / "out", context(tmp_path, rows))
     assert {row["stage"] for row in rows} == {"tokenizer", "tokens"}
@@ -244,12 +246,12 @@ def test_progress_is_reported_and_a_stop_is_heard(tmp_path, monkeypatch):
         ({"sequence_length": 1_000_000}, "train text has .* tokens, less than one sequence_length"),
     ],
 )
-def test_what_cannot_be_made_is_said_in_one_line(tmp_path, changes, message):
+def test_what_cannot_be_made_is_said_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StepFailed, match=message):
         make_corpus(tmp_path, **changes)
 
 
-def test_a_models_tokenizer_is_used_as_it_is(made, tmp_path):
+def test_a_models_tokenizer_is_used_as_it_is(made: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     recipe = corpus_recipe(made.parent / "text", tokenizer="model", vocab_size=300)
     corpus.run(recipe, tmp_path / "out", context(tmp_path), tokenizer=made / "tokenizer")
@@ -262,7 +264,7 @@ def test_a_models_tokenizer_is_used_as_it_is(made, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dataset")
     for part in range(2):
         lines = [json.dumps({"text": f"document {part}-{i}: " + "some words " * (i % 7 + 3)}) for i in range(300)]
@@ -270,36 +272,36 @@ def dataset(tmp_path_factory) -> Path:
     return folder
 
 
-def hub(dataset: Path, **changes) -> CorpusRecipe:
+def hub(dataset: Path, **changes: Any) -> CorpusRecipe:
     return CorpusRecipe(source="hf", dataset=str(dataset), shuffle_buffer=100, **changes)
 
 
-def test_take_is_a_seeded_shuffles_beginning(dataset):
+def test_take_is_a_seeded_shuffles_beginning(dataset: Path) -> None:
     first, again, other = (list(documents.hub_texts(hub(dataset, take=50, seed=s))) for s in (42, 42, 43))
     assert first == again != other
     assert len(set(first)) == 50
     assert first != list(documents.hub_texts(hub(dataset)))[:50]
 
 
-def test_fraction_keeps_a_share_chosen_by_content(dataset):
+def test_fraction_keeps_a_share_chosen_by_content(dataset: Path) -> None:
     kept = [d.text for d in documents.documents(hub(dataset, fraction=0.3))]
     assert 0.2 < len(kept) / 600 < 0.4
     assert set(kept) < {d.text for d in documents.documents(hub(dataset, fraction=0.6))}
 
 
-def test_a_missing_text_column_is_named_with_those_there_are(dataset):
+def test_a_missing_text_column_is_named_with_those_there_are(dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"text_column = body: no text; .* has text"):
         list(documents.documents(hub(dataset, text_column="body")))
 
 
 @pytest.mark.parametrize("changes", [{"split": "nope"}, {"dataset": "/no/such/dataset"}])
-def test_a_dataset_that_is_not_there_is_named(dataset, changes):
+def test_a_dataset_that_is_not_there_is_named(dataset: Path, changes: dict[str, Any]) -> None:
     recipe = replace(hub(dataset), **changes)
     with pytest.raises(ValueError, match=f"dataset = {recipe.dataset}: .+"):
         list(documents.documents(recipe))
 
 
-def test_a_corpus_from_a_dataset(dataset, tmp_path):
+def test_a_corpus_from_a_dataset(dataset: Path, tmp_path: Path) -> None:
     recipe = hub(dataset, take=400, vocab_size=300, sequence_length=64, held_out=0.2, task_items=0)
     result = corpus.run(recipe, tmp_path, context(tmp_path))
     facts = result.facts
@@ -307,11 +309,11 @@ def test_a_corpus_from_a_dataset(dataset, tmp_path):
     assert 0.1 < facts["heldout"]["documents"] / 400 < 0.3
 
 
-def test_documents_are_tokenised_in_small_batches(monkeypatch):
+def test_documents_are_tokenised_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "BATCH_TEXT", 10)
     taken = []
 
-    def stream():
+    def stream() -> Iterator[documents.Document]:
         for i in range(6):
             taken.append(i)
             yield documents.Document("12345", False)
@@ -323,22 +325,24 @@ def test_documents_are_tokenised_in_small_batches(monkeypatch):
 
 # Task items
 
+Items = dict[str, list[dict[str, Any]]]
+
 
 @pytest.fixture(scope="module")
-def items(made) -> dict[str, list[dict]]:
+def items(made: Path) -> Items:
     return {
         task: [json.loads(line) for line in (made / "tasks" / f"{task}.jsonl").read_text("utf-8").splitlines()]
         for task in ITEM_TASKS
     }
 
 
-def test_every_item_task_has_its_definition_and_its_items(items):
+def test_every_item_task_has_its_definition_and_its_items(items: Items) -> None:
     assert set(own_tasks()) == set(ITEM_TASKS)
     assert all(len(found) == 200 for found in items.values())
 
 
 @pytest.mark.parametrize(("task", "ways"), [("heldout_choice4", 4), ("heldout_choice2", 2)])
-def test_choices_differ_and_the_right_one_has_no_favourite_place(items, task, ways):
+def test_choices_differ_and_the_right_one_has_no_favourite_place(items: Items, task: str, ways: int) -> None:
     for item in items[task]:
         assert len(set(item["choices"])) == ways
     places = np.bincount([item["label"] for item in items[task]], minlength=ways)
@@ -346,13 +350,15 @@ def test_choices_differ_and_the_right_one_has_no_favourite_place(items, task, wa
 
 
 @pytest.mark.parametrize("task", ["heldout_choice4", "heldout_choice2"])
-def test_the_right_continuation_follows_its_context_in_a_held_out_document(items, task, made, encoder):
+def test_the_right_continuation_follows_its_context_in_a_held_out_document(
+    items: Items, task: str, made: Path, encoder: tokenizer.Encoder
+) -> None:
     text = encoder._tokenizer.decode(held_out_stream(made).tolist())
     for item in items[task]:
         assert item["context"] + item["choices"][item["label"]] in text
 
 
-def test_a_context_and_any_continuation_are_cut_where_the_item_was(items, encoder):
+def test_a_context_and_any_continuation_are_cut_where_the_item_was(items: Items, encoder: tokenizer.Encoder) -> None:
     for item in items["heldout_choice4"]:
         (before,) = encoder.ids([item["context"]])
         for choice in item["choices"]:
@@ -361,13 +367,13 @@ def test_a_context_and_any_continuation_are_cut_where_the_item_was(items, encode
             assert len(both) - len(before) == CONTINUATION_TOKENS
 
 
-def test_a_cloze_word_was_said_before(items):
+def test_a_cloze_word_was_said_before(items: Items) -> None:
     for item in items["heldout_cloze"]:
         assert item["target"].startswith(" ")
         assert item["target"].strip() in item["context"]
 
 
-def test_too_little_text_for_items_is_said(tmp_path):
+def test_too_little_text_for_items_is_said(tmp_path: Path) -> None:
     for i in range(40):
         (tmp_path / f"{i}.txt").write_text("tiny words here\n", "utf-8")
     recipe = CorpusRecipe(

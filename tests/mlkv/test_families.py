@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mlkv.context import Context, Outcome, StepFailed
 from mlkv.convert.step import convert
@@ -23,6 +23,7 @@ from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import make, mha
 from mlkv.recipes import ConvertRecipe
 from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.tiny import blocks_of
 
 EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))
@@ -30,7 +31,7 @@ PADDED = torch.ones_like(IDS)
 PADDED[1, :4] = 0
 
 
-def theirs(config: dict[str, Any]) -> nn.Module:
+def theirs(config: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
     for parameter in model.parameters():  # biases and norms are born as zeros and ones, which would hide mistakes
@@ -371,7 +372,7 @@ def as_published_mlkv(model: MLKVForCausalLM, out: Path) -> None:
     }
     state = {"embed_out.weight": model.model.head.weight, "gpt_neox.embed_in.weight": model.model.embed.weight}
     state |= {f"gpt_neox.final_layer_norm.{kind}": getattr(model.model.norm, kind) for kind in ("weight", "bias")}
-    for layer, block in enumerate(model.model.blocks):
+    for layer, block in enumerate(blocks_of(model.model)):
         for ours, published in names.items():
             for kind in ("weight", "bias"):
                 if ours not in ("attention.k", "attention.v") or block.attention.owner:

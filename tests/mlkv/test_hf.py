@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
@@ -19,6 +19,7 @@ from mlkv.layout import KVLayout, make
 from mlkv.model import Keys
 from mlkv.shape import DecoderShape
 from tests.support.matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.tiny import blocks_of
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -37,7 +38,7 @@ def model(
     return MLKVForCausalLM.from_shape(shape, layout, seed=7, keys=keys, dtype=dtype).eval()
 
 
-def generated(subject: nn.Module, mask: Tensor | None, **options: object) -> tuple[Tensor, Tensor]:
+def generated(subject: MLKVForCausalLM, mask: Tensor | None, **options: object) -> tuple[Tensor, Tensor]:
     output = subject.generate(
         IDS,
         attention_mask=mask,
@@ -83,7 +84,7 @@ def test_decoding_with_a_static_cache_compiles_as_one_graph(layout: str) -> None
     subject(IDS[:, :4], past_key_values=cache)
     compiled = torch.compile(subject.forward, fullgraph=True, backend="eager")
     steps = [
-        compiled(IDS[:, i : i + 1], position_ids=torch.full((2, 1), i), past_key_values=cache).logits for i in (4, 5, 6)
+        compiled(IDS[:, i : i + 1], position_ids=torch.full((2, 1), i), past_key_values=cache)[0] for i in (4, 5, 6)
     ]
     torch.testing.assert_close(torch.cat(steps, 1), subject(IDS).logits[:, 4:], atol=1e-5, rtol=1e-5)
 
@@ -229,9 +230,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_randomness_alone(
 
 def test_initial_weights_have_the_shapes_standard_deviation() -> None:
     fresh = model(SHAPES["llama"])
-    assert fresh.model.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.3, rel=0.1)
-    assert model().model.blocks[0].mlp.up.bias.eq(0).all()
-    assert fresh.model.norm.weight.eq(1).all()
+    assert blocks_of(fresh.model)[0].mlp.up.weight.std().item() == pytest.approx(0.3, rel=0.1)
+    assert blocks_of(model().model)[0].mlp.up.bias.eq(0).all()
+    assert fresh.model.norm.get_parameter("weight").eq(1).all()
 
 
 def test_loss_is_the_mean_over_labelled_next_tokens() -> None:

@@ -16,6 +16,7 @@ from mlkv.layout import KVLayout, make, mha
 from mlkv.model import Decoder, Keys, rotary_angles, rotate
 from mlkv.shape import DecoderShape
 from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
+from tests.support.tiny import blocks_of
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -43,10 +44,10 @@ def reference(model: Decoder, ids: Tensor, keys: Keys) -> Tensor:
     if shape.positions == "learned":
         x = x + model.positions(positions + shape.position_offset)
     kept = []
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(blocks_of(model)):
         kept.append(block.kv_norm(x) if hasattr(block, "kv_norm") else block.attention_norm(x))
         owner = layout.kv_source_layers[layer]
-        source, repeats = model.blocks[owner].attention, shape.heads // layout.heads_of(layer)
+        source, repeats = blocks_of(model)[owner].attention, shape.heads // layout.heads_of(layer)
         heads = [
             projection(hidden).view(batch, length, -1, shape.head_dim).transpose(1, 2)
             for projection, hidden in (
@@ -113,15 +114,16 @@ def test_no_token_sees_a_later_one(layout: KVLayout) -> None:
 @EVERY_LAYOUT
 @torch.no_grad()
 def test_an_owner_without_values_silences_exactly_its_readers(layout: KVLayout) -> None:
-    model, heard = decoder(SHAPES["neox"], layout), {}
+    model = decoder(SHAPES["neox"], layout)
+    heard: dict[int, float] = {}
 
     def listen(layer: int) -> Callable[..., None]:
         return lambda _, inputs: heard.__setitem__(layer, inputs[0].abs().sum().item())
 
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(blocks_of(model)):
         block.attention.o.register_forward_pre_hook(listen(layer))
     for owner in layout.owners:
-        values = model.blocks[owner].attention.v
+        values = blocks_of(model)[owner].attention.v
         saved = [parameter.clone() for parameter in values.parameters()]
         for parameter in values.parameters():
             parameter.zero_()
@@ -135,7 +137,9 @@ def test_an_owner_without_values_silences_exactly_its_readers(layout: KVLayout) 
 def test_only_owners_have_key_and_value_weights(layout: KVLayout) -> None:
     model = decoder(SHAPES["neox"], layout)
     widths = {
-        i: block.attention.k.out_features // 8 for i, block in enumerate(model.blocks) if hasattr(block.attention, "k")
+        i: block.attention.k.out_features // 8
+        for i, block in enumerate(blocks_of(model))
+        if hasattr(block.attention, "k")
     }
     assert widths == dict(zip(layout.owners, layout.kv_heads, strict=True))
 

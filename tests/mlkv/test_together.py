@@ -7,7 +7,7 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ def test_shared_weights_train_as_whole_ones_and_another_number_of_processes_goes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_shared_tied_weights(precision: str, corpus: Path, tmp_path: Path) -> None:
+def test_shared_tied_weights(precision: Literal["fp32", "bf16"], corpus: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, precision=precision)
     trained(tmp_path / "one", corpus, recipe, tied=True)
     together(tmp_path / "two", corpus, replace(recipe, strategy="fsdp"), tied=True)

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlkv.context import Context, Row
 from mlkv.corpus import step as corpus
@@ -18,12 +18,20 @@ from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 from tests.support.processes import PATIENCE
 
+if TYPE_CHECKING:
+    from mlkv.model import Block, Decoder
+
 ROOT = Path(__file__).parents[2]
 SHAPE = DecoderShape(vocab_size=512, width=32, layers=2, heads=2, head_dim=16, mlp_width=64, context=96)
 
 
 def context(work: Path, rows: list[Row] | None = None, should_stop: Callable[[], bool] = lambda: False) -> Context:
     return Context(work, (lambda row: None) if rows is None else rows.append, should_stop)
+
+
+def blocks_of(decoder: Decoder) -> list[Block]:
+    """A decoder's blocks as what they are; to torch, what a ModuleList holds is any module."""
+    return cast("list[Block]", list(decoder.blocks))
 
 
 def text_files(folder: Path) -> Path:
