@@ -1,4 +1,4 @@
-"""The types that both executors take and return: a job, its resources, its state."""
+"""The types that both executors take and return: a job and its state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
+
+from .resources import Resources
 
 JobId = str
 """An executor's id of a job: `12345_7` (or `12345`) on SLURM, a number counted from 1 on this machine."""
@@ -22,30 +24,6 @@ THREAD_VARIABLES = (
 """The variables by which numeric libraries learn how many threads they may start."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The resources of one job. `memory_gb` None: the executor's default. `minutes`: the time limit, on SLURM only."""
-
-    gpus: int = 0
-    """Per node."""
-    cpus: int = 1
-    """Per task."""
-    memory_gb: float | None = None
-    """Per node."""
-    minutes: int = 60
-    nodes: int = 1
-    tasks_per_node: int = 1
-    exclusive: bool = False
-    """No other job on the node (SLURM) or on this machine (local) at the same time: for timings."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("gpus", 0), ("cpus", 1), ("minutes", 1), ("nodes", 1), ("tasks_per_node", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"resources.{name} = {getattr(self, name)}: must be at least {least}")
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise ValueError(f"resources.memory_gb = {self.memory_gb}: must be above 0")
 
 
 @dataclass(frozen=True)

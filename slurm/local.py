@@ -215,11 +215,11 @@ class LocalExecutor:
         return tuple(free[:count]) if len(free) >= count else ()
 
     def _slot_count(self, job: Job) -> int:
-        return job.resources.gpus or min(job.resources.tasks_per_node, self.slots)
+        return job.resources.gpus or min(job.resources.tasks, self.slots)
 
     def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        tasks = str(entry.job.resources.tasks_per_node)
+        tasks = str(entry.job.resources.tasks)
         command = [sys.executable, "-I", "-S", guard.__file__, str(self.grace_seconds), tasks, *entry.job.argv]
         with self.output(entry.id).open("ab") as log:
             entry.process = subprocess.Popen(
@@ -235,7 +235,7 @@ class LocalExecutor:
 
     def _environment(self, entry: _Entry, slots: tuple[int, ...]) -> dict[str, str]:
         need = entry.job.resources
-        threads = str(max(1, self.cores * len(slots) // self.slots // need.tasks_per_node))
+        threads = str(max(1, self.cores * len(slots) // self.slots // need.tasks))
         gpus = [self.gpus[slot] for slot in slots if slot < len(self.gpus)][: need.gpus]
         ours = {JOB_VARIABLE: f"local-{os.getpid()}-{self._name}-{entry.id}", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | ours

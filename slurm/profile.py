@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .jobs import Job, Resources
+from .jobs import Job
+from .resources import Resources
 
 RESERVED = (
     "array",
@@ -88,7 +89,7 @@ class Profile:
         return {name: value for name, value in options.items() if value is not None} | {
             "time": self.minutes(resources),
             "nodes": resources.nodes,
-            "ntasks_per_node": resources.tasks_per_node,
+            "ntasks_per_node": resources.tasks,
             "cpus_per_task": resources.cpus,
             "signal_delay_s": self.warning_seconds,
             "wckey": None,  # submitit's own default is refused where wckeys are enforced

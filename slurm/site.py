@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .jobs import Resources
 from .profile import Profile
 from .queue import QueueError, command
+from .resources import Resources
 
 UNLIMITED = 10**9
 
@@ -74,7 +74,7 @@ def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list
     memory_mb = round((resources.memory_gb or profile.memory_gb or 0) * 1024)
     limits = {
         "gpus": (resources.gpus, max(kind.gpus for kind in usable), "GPUs per node"),
-        "cpus": (resources.cpus * resources.tasks_per_node, max(kind.cpus for kind in usable), "CPUs per node"),
+        "cpus": (resources.cpus * resources.tasks, max(kind.cpus for kind in usable), "CPUs per node"),
         "memory_gb": (memory_mb, max(kind.memory_mb for kind in usable), "MB per node"),
         "minutes": (profile.minutes(resources), max(kind.minutes for kind in usable), "minutes"),
         "nodes": (resources.nodes, _node_count(usable), "nodes"),

@@ -30,9 +30,10 @@ from submitit.helpers import clean_env, environment_variables
 
 from . import queue, records, site
 from .arrays import Array, arrays
-from .jobs import THREAD_VARIABLES, Job, JobId, JobState, Resources, in_order
+from .jobs import THREAD_VARIABLES, Job, JobId, JobState, in_order
 from .profile import Profile
 from .records import ArrayRecord
+from .resources import Resources
 
 INTERRUPTED = 4
 """Exit status of a command that saved its progress and wants to be queued again."""

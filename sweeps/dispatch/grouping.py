@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sweeps.planning.config import ClusterConfig, Resources
+from slurm.resources import Resources
+from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 
 
@@ -63,5 +64,5 @@ def _job_spec(name: str, group: list[Step], job_of: dict[str, str], cluster: Clu
     parents = {parent for step in group for parent in step.parents.values()} - {step.id for step in group}
     after = sorted({job_of[parent] for parent in parents if parent in job_of} - {name})
     kind = next((step.kind for step in group if step.kind in ("uptrain", "base")), group[0].kind)
-    resources = cluster.resources.get(kind, Resources())  # type: ignore[call-overload]
-    return JobSpec(name, kind, tuple(step.id for step in group), tuple(after), tuple(sorted(parents)), resources)
+    steps = tuple(step.id for step in group)
+    return JobSpec(name, kind, steps, tuple(after), tuple(sorted(parents)), cluster.resources_of(kind))

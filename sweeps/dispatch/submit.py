@@ -6,17 +6,17 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from slurm import site
-from slurm.jobs import Job, JobId, Resources
+from slurm.jobs import Job, JobId
 from slurm.local import LocalExecutor
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.dispatch.queue_status import JobStatus, latest_jobs, throttle
-from sweeps.planning.config import TRAINED, ClusterConfig
+from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.errors import UserError
 from sweeps.store.store import SavedSweep, Store
@@ -87,7 +87,7 @@ def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> For
     refusals: list[str] = []
     try:
         room, nodes = site.room(cluster), site.nodes()
-        for kind, resources in {spec.kind: _resources(spec) for spec in specs}.items():
+        for kind, resources in {spec.kind: spec.resources for spec in specs}.items():
             problems = site.problems(cluster, resources, nodes)
             refusals += [f"{kind}: {problem}" for problem in problems]
             if not problems:
@@ -121,14 +121,7 @@ def _stamped(name: str, stamp: str) -> str:
 
 def _job(store: Store, spec: JobSpec) -> Job:
     argv = (sys.executable, "-m", "sweeps.worker", str(store.root), *spec.steps)
-    return Job(spec.name, argv, _resources(spec), spec.after, spec.kind)
-
-
-def _resources(spec: JobSpec) -> Resources:
-    """One process per GPU for jobs that train; one in all for the others, whatever GPUs they ask for."""
-    requested = spec.resources
-    processes = requested.processes_per_node if spec.kind in TRAINED else requested.tasks_per_node or 1
-    return Resources(**{**asdict(requested), "tasks_per_node": processes})
+    return Job(spec.name, argv, spec.resources, spec.after, spec.kind)
 
 
 _QUIET = {

@@ -20,6 +20,7 @@ from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
+from slurm.resources import Resources
 from sweeps.store.errors import UserError, choices
 from sweeps.store.names import check_name
 from sweeps.tracking.target import TrackingConfig
@@ -129,30 +130,8 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What one job of a kind asks for."""
-
-    gpus: Annotated[int, Ge(0)] = 0
-    """Per node."""
-    nodes: Positive = 1
-    tasks_per_node: Positive | None = None
-    """Processes that train together; unset: one per GPU. Other kinds of step are one process."""
-    cpus: Positive = 1
-    """Per process."""
-    memory_gb: Annotated[float, Gt(0)] | None = None
-    """Per node."""
-    minutes: Positive = 60
-    exclusive: bool = False
-    """Nothing else on the machine meanwhile."""
-
-    @property
-    def processes_per_node(self) -> int:
-        return self.tasks_per_node or max(1, self.gpus)
-
-
-@dataclass(frozen=True)
 class TrainingResources:
-    """A short way to say what base training and uptraining ask for; unset: what cluster.resources says of each."""
+    """Short for fields of `cluster.resources.base` and `cluster.resources.uptrain` together; unset: as they are."""
 
     gpus: Annotated[int, Ge(0)] | None = None
     nodes: Positive | None = None
@@ -161,8 +140,9 @@ class TrainingResources:
     memory_gb: Annotated[float, Gt(0)] | None = None
     minutes: Positive | None = None
 
-    def over(self, asked: Resources) -> Resources:
-        return replace(asked, **{name: value for name, value in asdict(self).items() if value is not None})
+    def replace_in(self, resources: Resources) -> Resources:
+        """`resources` with the fields that are set here."""
+        return replace(resources, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -185,6 +165,11 @@ class ClusterConfig(Profile):
         wide = (kind for kind, asked in self.resources.items() if asked.nodes > 1)
         if self.name == "local" and (kind := next(wide, None)):
             raise ValueError(f"resources.{kind}.nodes = {self.resources[kind].nodes}: cluster local is one machine")
+
+    def resources_of(self, kind: str) -> Resources:
+        """What a job of this kind of step gets: one process per GPU where processes can train together."""
+        resources = self.resources.get(cast(Kind, kind), Resources())
+        return resources.one_task_per_gpu() if kind in TRAINED else resources
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -230,19 +215,19 @@ class Config:
     def __post_init__(self) -> None:
         check_name("name", self.name)
         for kind in TRAINED:
-            recipe, asked = getattr(self, kind), self.cluster.resources.get(kind, Resources())
+            recipe, resources = getattr(self, kind), self.cluster.resources_of(kind)
             if recipe.steps == 0:
                 continue
             try:
-                recipe.at_a_time(asked.nodes * asked.processes_per_node)
+                recipe.at_a_time(resources.nodes * resources.tasks)
             except ValueError as error:
                 raise ValueError(f"{kind}.{error} (cluster.resources.{kind})") from None
 
     def with_resources(self) -> Config:
-        """What `resources` says, said of each kind of step that trains."""
-        asked = self.cluster.resources
-        trained = {kind: self.resources.over(asked.get(kind, Resources())) for kind in TRAINED}
-        return replace(self, cluster=replace(self.cluster, resources={**asked, **trained}))
+        """The same with `resources` written into those of each kind of step that trains."""
+        by_kind = self.cluster.resources
+        trained = {kind: self.resources.replace_in(by_kind.get(kind, Resources())) for kind in TRAINED}
+        return replace(self, cluster=replace(self.cluster, resources={**by_kind, **trained}))
 
 
 @cache

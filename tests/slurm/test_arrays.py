@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.arrays import Array, arrays
-from slurm.jobs import Job, Resources
+from slurm.jobs import Job
+from slurm.resources import Resources
 
 
 def job(name: str, *after: str, kind: str = "job", **resources: int) -> Job:

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from slurm import queue, records
-from slurm.jobs import Job, JobState, Phase, Resources
+from slurm.jobs import Job, JobState, Phase
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
+from slurm.resources import Resources
 from slurm.submit import MAX_KILL_REQUEUES, SlurmExecutor, SubmissionRefusedError
 from tests.support.processes import PATIENCE, eventually
 

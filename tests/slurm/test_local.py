@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slurm.jobs import Job, Phase, Resources
+from slurm.jobs import Job, Phase
 from slurm.local import LocalExecutor
+from slurm.resources import Resources
 from tests.support.processes import PATIENCE, alive, eventually, number_in
 
 ROOT = Path(__file__).resolve().parents[2]

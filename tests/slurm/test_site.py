@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.jobs import Job, JobState, Phase, Resources
+from slurm.jobs import Job, JobState, Phase
 from slurm.profile import Profile
 from slurm.queue import PHASE_OF, expand, parse_state
 from slurm.records import ArrayRecord, read, write
+from slurm.resources import Resources
 from slurm.site import UNLIMITED, Nodes, parse_minutes, parse_nodes, problems
 
 NODES = [

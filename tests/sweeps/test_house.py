@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "mlkv.__main__": {"sweeps.cli"},
     "slurm": set(),
     "sweeps": {"mlkv"},
-    "sweeps.planning": {"mlkv", "slurm.profile"},
+    "sweeps.planning": {"mlkv", "slurm.profile", "slurm.resources"},
     "sweeps.dispatch": {"mlkv", "slurm"},
     "sweeps.cli": {"mlkv", "analysis"},
     "analysis": {"sweeps.store", "sweeps.steps.registry", "sweeps.tracking.read", "mlkv.layout"},

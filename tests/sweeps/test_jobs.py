@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slurm.resources import Resources
 from sweeps.dispatch.grouping import JobSpec, job_specs
-from sweeps.planning.config import ClusterConfig, Resources
+from sweeps.planning.config import ClusterConfig
 from sweeps.planning.plan import Plan
 from sweeps.steps.step import Step
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sweeps.dispatch.grouping import job_specs
-from sweeps.dispatch.submit import _resources
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from sweeps.store.stepdir import StepDir
@@ -30,9 +29,7 @@ def test_one_line_says_what_training_asks_for_and_no_step_becomes_another(planne
     assert {kind: need for kind, need in asked.items() if need.nodes == 1}.items() <= (
         plain.config.cluster.resources.items()
     )
-    processes = {
-        job.kind: _resources(job).tasks_per_node for job in job_specs(wide.steps.values(), wide.config.cluster)
-    }
+    processes = {job.kind: job.resources.tasks for job in job_specs(wide.steps.values(), wide.config.cluster)}
     assert processes == {"corpus": 1, "base": 2, "uptrain": 2, "evaluate": 1, "measure": 1}
 
 
