@@ -34,7 +34,8 @@ def run(
     shape: DecoderShape | None = None,
     tokenizer: Path | None = None,
 ) -> Outcome:
-    """Write to `out` the checkpoint `base` converted to `layout`, or without one (`scratch`) a random one of `shape`.
+    """Write to `out` the checkpoint `base` converted to `layout`, or without one (`scratch`) a random one of exactly
+    `shape`, which the plan has widened already.
 
     Raises StepFailed where the base cannot become `layout`.
     """
@@ -56,7 +57,7 @@ def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None
 
     if shape is None:
         raise ValueError("start = scratch: needs the shape of a decoder")
-    return MLKVForCausalLM.from_shape(converted_shape(shape, layout, recipe.widening), layout, seed=recipe.seed)
+    return MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed)
 
 
 def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCausalLM:
@@ -81,7 +82,7 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
 
     if layout.budget > base.layout.budget:
         raise ValueError(f"layout {layout.name}: the base has {base.layout.budget} KV heads, conversion cannot add any")
-    shape = converted_shape(base.shape, layout, recipe.widening, base.layout)
+    shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()
     new |= {name: tensor for name, tensor in old.items() if name in new and not _is_kv(name)}

@@ -49,13 +49,13 @@ ones `[G, K, …]`, to `[G, K, …]`."""
 class Widening:
     """What becomes of the parameters that merging saves."""
 
-    width: Callable[[DecoderShape, KVLayout, KVLayout | None], int]
-    """`F` after conversion to a layout from a source (MHA unless given)."""
+    width: Callable[[DecoderShape, KVLayout, KVLayout], int]
+    """`F` after conversion to a layout from the base's."""
     parts: Callable[[Tensor], Tensor]
     """By what the outgoing weights of each unit are divided, from how many units are copies of the same one, `[F]`."""
 
 
-def _as_it_is(shape: DecoderShape, layout: KVLayout, source: KVLayout | None) -> int:
+def _as_it_is(shape: DecoderShape, layout: KVLayout, base: KVLayout) -> int:
     return shape.mlp_width
 
 
@@ -78,8 +78,7 @@ WIDENINGS = Registry(
 """`copy` (arXiv 2406.09297) changes the function, `split` does not."""
 
 
-def converted_shape(
-    shape: DecoderShape, layout: KVLayout, widening: str, source: KVLayout | None = None
-) -> DecoderShape:
-    """The shape after conversion from `source` (MHA unless given): only the MLP width can change."""
-    return replace(shape, mlp_width=WIDENINGS.choose(widening).width(shape, layout, source))
+def converted_shape(base: DecoderShape, base_layout: KVLayout, layout: KVLayout, widening: str) -> DecoderShape:
+    """The shape of a base after its conversion to `layout`: only the MLP width can change. The one rule for it: plans,
+    steps and their checks all ask here. A model that is made from scratch gets the shape that conversion would give."""
+    return replace(base, mlp_width=WIDENINGS.choose(widening).width(base, layout, base_layout))

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from analysis.data.units import count, duration, size
 from sweeps.dispatch.grouping import job_specs
-from sweeps.planning.plan import Plan, Variant
+from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, Standing, blockers, to_run
+from sweeps.planning.variants import Variant
 from sweeps.steps.step import Step
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -53,9 +54,13 @@ def _variants(plan: Plan, states: Standing) -> Table:
     for name in ("KV heads", "bytes/token", "params", "tokens", "done"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for variant in plan.variants:
-        row = variant.row()
         done = sum(states[step.id].name == "DONE" for step in variant.steps)
-        numbers = (str(row["budget"]), f"{row['kv_bytes_per_token']:,}", millions(row["parameters"]), _trained(variant))
+        numbers = (
+            str(variant.layout.budget),
+            f"{variant.kv_bytes_per_token:,}",
+            millions(variant.parameters),
+            _trained(variant),
+        )
         table.add_row(variant.label, variant.layout.draw(), *numbers, f"{done}/{len(variant.steps)}")
     return table
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlkv.layout import KVLayout
 
 if TYPE_CHECKING:
-    from sweeps.planning.plan import Variant
+    from sweeps.planning.variants import Variant
 
 _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
 

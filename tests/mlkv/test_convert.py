@@ -67,7 +67,7 @@ def test_what_is_no_merge_or_widening_computes_nothing() -> None:
         recipe(widening="Copy")
     for widen in (
         lambda: widen_mlps(state, base.shape.mlp_width, "Copy"),
-        lambda: converted_shape(base.shape, layout, "Copy"),
+        lambda: converted_shape(base.shape, base.layout, layout, "Copy"),
     ):
         with pytest.raises(ValueError, match=r"^widening = Copy: must be one of none, copy, split$"):
             widen()
@@ -82,7 +82,7 @@ def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPa
     state = base.model.state_dict()
     merged = merge_kv(state, state, base.layout, layout, "last")
     assert torch.equal(merged["blocks.2.attention.k.weight"], heads(base, 2)[-1])
-    assert converted_shape(base.shape, layout, "double").mlp_width == 2 * base.shape.mlp_width
+    assert converted_shape(base.shape, base.layout, layout, "double").mlp_width == 2 * base.shape.mlp_width
 
 
 # --- the published models, arXiv 2406.09297 -----------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_copy_changes_the_function_and_split_does_not() -> None:
 def test_the_shape_is_known_before_the_conversion(shape: str, layout: KVLayout) -> None:
     for widening in WIDENINGS:
         converted = convert(base_model(shape), layout, recipe("mean", widening))
-        assert converted.shape == converted_shape(SHAPES[shape], layout, widening)
+        assert converted.shape == converted_shape(SHAPES[shape], mha(LAYERS, HEADS), layout, widening)
         assert converted.num_parameters() == converted.shape.parameters(layout)
 
 
@@ -334,15 +334,17 @@ def test_the_step_writes_a_checkpoint_with_the_bases_tokenizer(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("widening", WIDENINGS)
-def test_scratch_is_a_seeded_model_of_the_same_size_as_the_converted_one(widening: Any, tmp_path: Path) -> None:
+def test_scratch_is_a_seeded_model_of_the_shape_that_is_given(widening: Any, tmp_path: Path) -> None:
+    """The plan has widened it already, by the rule for a converted one: widening it again would be a second rule."""
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     scratch = ConvertRecipe(start="scratch", widening=widening, seed=5)
-    context, layout, shape = Context(tmp_path, lambda row: None), LAYOUTS["mlkv"], SHAPES["neox"]
+    context, layout = Context(tmp_path, lambda row: None), LAYOUTS["mlkv"]
+    shape = converted_shape(SHAPES["neox"], mha(LAYERS, HEADS), layout, widening)
     tokenizer = tmp_path / "tokenizer"
     run(scratch, tmp_path / "out", context, layout=layout, base=None, shape=shape, tokenizer=tokenizer)
     written = load_checked(tmp_path / "out")
-    expected = MLKVForCausalLM.from_shape(converted_shape(shape, layout, widening), layout, seed=5)
+    expected = MLKVForCausalLM.from_shape(shape, layout, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), expected.parameters(), strict=True))
     assert (tmp_path / "out" / "tokenizer.json").exists()
 

@@ -15,8 +15,9 @@ import pytest
 from mlkv.layout import cla
 from sweeps.planning import hub
 from sweeps.planning.compose import Composer
-from sweeps.planning.plan import Plan, Variant, make_plan
+from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
+from sweeps.planning.variants import Variant
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
 from tests.support.shell import ROOT, Shell

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from sweeps.cli import main
-from sweeps.planning import plan as planning
-from sweeps.planning import resolve
+from sweeps.planning import resolve, variants
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
@@ -151,11 +150,11 @@ def test_w_and_b_can_be_sent_all_of_it(store: Store) -> None:
 @pytest.fixture
 def plan_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Plan]:
     """From a line to its plan, with the libraries that the store was made with."""
-    for module in (planning, resolve):
+    for module in (variants, resolve):
         monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
     resolve.task_pins.cache_clear()
     monkeypatch.setattr(resolve, "task_pins", resolve.task_pins.__wrapped__)
-    monkeypatch.setattr(planning, "task_pins", resolve.task_pins)
+    monkeypatch.setattr(variants, "task_pins", resolve.task_pins)
     return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [EXPERIMENT, *line])
 
 

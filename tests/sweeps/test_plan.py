@@ -13,8 +13,7 @@ from tempfile import mkdtemp
 
 import pytest
 
-from sweeps.planning import plan as plan_module
-from sweeps.planning import resolve
+from sweeps.planning import resolve, variants
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
@@ -319,7 +318,7 @@ def golden_lines(folder: Path) -> list[list[str]]:
 
 
 def golden_ids(folder: Path) -> dict[str, str]:
-    plan_module.package_version = resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
+    variants.package_version = resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
     resolve.task_pins.cache_clear()
     resolver = FixedFacts(Store(folder / "store"))
     plans = [make_plan(Composer(), resolver, line) for line in golden_lines(folder)]

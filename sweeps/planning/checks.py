@@ -1,0 +1,45 @@
+"""What a plan refuses because it could only fail later. Each check raises UserError naming the field and what is valid.
+
+What a single field can hold is checked where YAML is read (config.py, mlkv/recipes.py). The checks here need the base
+model, or several parts of the configuration together.
+"""
+
+from __future__ import annotations
+
+from mlkv.layout import KVLayout
+from sweeps.planning.config import Config
+from sweeps.planning.resolve import Model
+from sweeps.store.errors import UserError
+
+
+def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
+    """A layout has an entry for each layer of the model. Conversion merges whole groups of equally many heads, so an
+    owner's new head count divides the one that the base has there."""
+    if layout.layers != model.shape.layers:
+        raise UserError(
+            f"layout.kv_source_layers has {layout.layers} entries: model {config.model.name} has "
+            f"{model.shape.layers} layers"
+        )
+    if config.convert.start != "convert":
+        return
+    for layer in layout.owners:
+        have, want = model.layout.heads_of(layer), layout.heads_of(layer)
+        if have % want:
+            raise UserError(f"layout.kv_heads = {want} at layer {layer}: must divide the base's {have} KV heads")
+
+
+def check_corpus(config: Config, model: Model) -> None:
+    """Rows are no longer than the model's context, and tokens are no more than its embeddings."""
+    name, shape, corpus = config.model.name, model.shape, config.corpus
+    if corpus.sequence_length > shape.context:
+        raise UserError(
+            f"corpus.sequence_length = {corpus.sequence_length}: model {name} takes at most {shape.context}"
+        )
+    if corpus.tokenizer == "train" and corpus.vocab_size > shape.vocab_size:
+        raise UserError(f"corpus.vocab_size = {corpus.vocab_size}: model {name} has only {shape.vocab_size} embeddings")
+
+
+def check_tasks(config: Config) -> None:
+    """Tasks need a checkpoint to score."""
+    if config.convert.start == "none" and config.evaluate.tasks:
+        raise UserError("convert = none: makes no checkpoint that evaluate.tasks could score; add evaluate=none")

@@ -1,0 +1,226 @@
+"""A variant: one row of a paper's table; and how a point of the sweep becomes variants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from mlkv.convert.tables import converted_shape
+from mlkv.evaluate.task_names import BITS_PER_BYTE
+from mlkv.files import Json
+from mlkv.layout import KVLayout
+from mlkv.shape import DecoderShape
+from sweeps.planning.checks import check_corpus, check_layout, check_tasks
+from sweeps.planning.compose import Values
+from sweeps.planning.config import Baseline, Config
+from sweeps.planning.grammar import keeps
+from sweeps.planning.resolve import Model, Resolver, few_shot, package_version, task_pins, uses_corpus
+from sweeps.steps.base import loaded_base_step, trained_base_step
+from sweeps.steps.convert import convert_step, scratch_step
+from sweeps.steps.corpus import corpus_step
+from sweeps.steps.evaluate import evaluate_step
+from sweeps.steps.measure import measure_step
+from sweeps.steps.step import Step
+from sweeps.steps.uptrain import uptrain_step
+from sweeps.store.errors import UserError
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_ROLES = ("corpus", "base", "convert", "uptrain", "measure")
+"""Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A base with a layout, its training, and the steps that make and score it. `varying`: the override lines in which
+    the points of the sweep differ."""
+
+    config: Config
+    values: Values
+    model: Model
+    layout: KVLayout
+    baseline: Baseline | None
+    varying: tuple[str, ...]
+    label: str = ""
+    corpus: Step | None = None
+    base: Step | None = None
+    convert: Step | None = None
+    uptrain: Step | None = None
+    evaluate: dict[str, Step] = field(default_factory=dict)
+    """By task."""
+    measure: Step | None = None
+
+    @property
+    def checkpoint(self) -> Step | None:
+        """The step that makes what is scored; None where only a shape is measured."""
+        return self.uptrain or self.convert or self.base
+
+    @property
+    def steps(self) -> list[Step]:
+        """Parents before children."""
+        chain = [self.corpus, self.base, self.convert, self.uptrain, *self.evaluate.values(), self.measure]
+        return [step for step in chain if step]
+
+    @cached_property
+    def shape(self) -> DecoderShape:
+        """The decoder's, converted or from scratch: MLPs as wide as the recipe's widening makes them."""
+        return converted_shape(self.model.shape, self.model.layout, self.layout, self.config.convert.widening)
+
+    @property
+    def family(self) -> str:
+        return self.layout.family_by(self.config.layout.pattern)
+
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters(self.layout)
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.config.measure.dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.layout.kv_bytes_per_token(self.shape.head_dim, self.element_bytes)
+
+    @property
+    def few_shot(self) -> dict[str, int | dict[str, int]]:
+        """Examples before each question of a task; bits per byte has no questions."""
+        return {task: step.slice["few_shot"] for task, step in self.evaluate.items() if task != BITS_PER_BYTE}
+
+    def work(self, step: Step) -> float:
+        """The amount of work in a step: parameters (millions) times what passes through them."""
+        millions, config = self.parameters / 1e6, self.config
+        if step.kind in ("base", "uptrain") and not step.how.get("source"):
+            recipe = config.base if step.kind == "base" else config.uptrain
+            tokens = recipe.tokens_of(config.corpus.sequence_length) or 1e6 * (recipe.epochs or 1)
+            return max(millions * tokens, 1.0)
+        if step.kind == "evaluate":
+            return millions * (config.evaluate.limit or 1000)
+        if step.kind == "measure":
+            measure = config.measure
+            cells = sum(measure.batch_sizes) * sum(measure.contexts)
+            return millions * cells * measure.repeats
+        return millions
+
+    def row(self) -> Json:
+        """What the store holds of it, for tables."""
+        layout = self.layout
+        return {
+            "variant": self.label,
+            "baseline": self.baseline,
+            "overrides": dict(line.split("=", 1) for line in self.varying),
+            "pattern": self.config.layout.pattern,
+            "family": self.family,
+            "kv_layers": layout.kv_layers,
+            "kv_heads": list(layout.kv_heads),
+            "budget": layout.budget,
+            "layout": layout.as_dict(),
+            "head_dim": self.shape.head_dim,
+            "kv_element_bytes": self.element_bytes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "parameters": self.parameters,
+            "few_shot": self.few_shot,
+            "config": {key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
+            "steps": {
+                **{role: step.id if (step := getattr(self, role)) else None for role in _ROLES},
+                "evaluate": {task: step.id for task, step in self.evaluate.items()},
+            },
+        }
+
+
+def variants_of_point(resolver: Resolver, config: Config, values: Values, varying: Sequence[str]) -> Iterator[Variant]:
+    """The baselines of one point of the sweep, then those of its own layouts that pass the sweep's filter.
+
+    Raises UserError for what could be known to fail.
+    """
+    model = resolver.model(config.model)
+    check_corpus(config, model)
+    check_tasks(config)
+
+    def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
+        return Variant(config, values, model, layout, baseline, tuple(varying))
+
+    if "untouched" in config.sweep.baselines and config.convert.start == "convert":
+        yield _with_steps(variant(model.layout, "untouched"), resolver)
+    if "mha" in config.sweep.baselines:
+        yield _with_steps(variant(model.layout, "mha"), resolver)
+    for layout in _layouts(config, model):
+        check_layout(config, model, layout)
+        own = variant(layout, "mha" if layout == model.layout else None)
+        if keeps(config.sweep.filter, _filter_names(own)):
+            yield _with_steps(own, resolver)
+
+
+def _layouts(config: Config, model: Model) -> list[KVLayout]:
+    try:
+        return config.layout.layouts(model.shape.layers, model.shape.heads)
+    except ValueError as error:
+        raise UserError(f"model {config.model.name}: {error}") from None
+
+
+def _filter_names(variant: Variant) -> Values:
+    """What `sweep.filter` can speak of: the configuration, and what follows from it for the layout."""
+    layout, shape = variant.layout, variant.shape
+    return {
+        **variant.values,
+        "name": f"{variant.family}-{layout.budget}",
+        "family": variant.family,
+        "pattern": variant.config.layout.pattern,
+        "kv_layers": layout.kv_layers,
+        "kv_heads": layout.kv_heads[0] if len(set(layout.kv_heads)) == 1 else list(layout.kv_heads),
+        "budget": layout.budget,
+        "layers": layout.layers,
+        "heads": layout.heads,
+        "head_dim": shape.head_dim,
+        "kv_bytes_per_token": layout.kv_bytes_per_token(shape.head_dim),
+        "parameters": variant.parameters,
+    }
+
+
+def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
+    """The variant with the steps that make and score it."""
+    label = "untouched" if variant.baseline == "untouched" else variant.layout.name
+    if variant.config.convert.start != "none":
+        variant = _with_checkpoint(variant, resolver)
+    return replace(variant, evaluate=_evaluate_steps(variant, label), measure=_measure_step(variant))
+
+
+def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
+    config, model, layout = variant.config, variant.model, variant.layout
+    corpus = corpus_step(config.corpus, *resolver.corpus(config.corpus, config.model))
+    base = None if config.convert.start == "scratch" else _base_step(config, model, corpus)
+    if variant.baseline == "untouched":
+        return replace(variant, corpus=corpus, base=base)
+    if base:
+        convert = convert_step(config.convert, layout, model.layout, base, layout.name)
+    else:
+        convert = scratch_step(config.convert, layout, variant.shape, corpus, layout.name)
+    trained = config.uptrain.steps != 0
+    uptrain = uptrain_step(config.uptrain, convert, corpus, layout.name) if trained else None
+    return replace(variant, corpus=corpus, base=base, convert=convert, uptrain=uptrain)
+
+
+def _base_step(config: Config, model: Model, corpus: Step) -> Step:
+    if model.source:
+        return loaded_base_step(model.pins, model.source, config.model.name)
+    return trained_base_step(config.base, model.shape, corpus, config.model.name)
+
+
+def _evaluate_steps(variant: Variant, label: str) -> dict[str, Step]:
+    if variant.checkpoint is None:
+        return {}
+    steps, config = {}, variant.config.evaluate
+    for task in config.tasks:
+        held_out = variant.corpus if uses_corpus(task) else None
+        pins = task_pins(task)  # first: an unknown task has no count of its own
+        recipe = config.recipe(task, few_shot(config, task))
+        steps[task] = evaluate_step(recipe, variant.checkpoint, held_out, pins, f"{label} {task}")
+    return steps
+
+
+def _measure_step(variant: Variant) -> Step | None:
+    measure = variant.config.measure
+    if not measure.batch_sizes:
+        return None
+    pins = {name: package_version(name) for name in ("torch", "transformers")}
+    return measure_step(measure, variant.layout, variant.shape, pins, variant.layout.name)
