@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from mlkv.context import Interrupted, MetricRow, StepFailed
+from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
 from mlkv.layout import KVLayout, make, mha
 from mlkv.measure import step as measure
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
+from tests.support.read_back import present
 from tests.support.tiny import context, run_python
 
 LAYOUTS = [
@@ -26,14 +27,14 @@ LAYOUTS = [
 DEEPER = DecoderShape(vocab_size=97, width=24, layers=4, heads=4, head_dim=8, mlp_width=48, context=64)
 
 
-def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **changes: Any) -> dict[str, Any]:
+def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **changes: Any) -> Outcome:
     recipe = MeasureRecipe(**{"batch_sizes": (1, 3), "contexts": (8, 20), "new_tokens": 4, **changes})
     return measure.run(recipe, Path("unused"), ctx or context(Path("unused")), shape=shape, layout=layout)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_the_caches_bytes_are_the_formulas(layout, dtype):
+def test_the_caches_bytes_are_the_formulas(layout: KVLayout, dtype: str) -> None:
     result = go(layout, dtype=dtype)
     per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 2 if dtype == "bf16" else 4)
     measured = {(row.batch, row.context): row.value for row in result.metrics if row.metric == "cache_bytes"}
@@ -41,8 +42,8 @@ def test_the_caches_bytes_are_the_formulas(layout, dtype):
     assert {r.value for r in result.metrics if r.metric == "cache_bytes_per_token"} == {per_token}
 
 
-def test_every_cell_has_every_metric_and_is_reported():
-    rows: list[dict] = []
+def test_every_cell_has_every_metric_and_is_reported() -> None:
+    rows: list[Row] = []
     result = go(LAYOUTS[3], ctx=context(Path("unused"), rows))
     names = {
         "cache_bytes",
@@ -63,7 +64,7 @@ def test_every_cell_has_every_metric_and_is_reported():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_prefilled(layout):
+def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_prefilled(layout: KVLayout) -> None:
     result = go(layout, protocol="filled")
     measured = {(r.batch, r.context): r.value for r in result.metrics if r.metric == "cache_bytes"}
     per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 4)
@@ -71,13 +72,13 @@ def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_pre
     assert "prefill_seconds" not in {row.metric for row in result.metrics}
 
 
-def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged():
+def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged() -> None:
     """MLKV-1 of Pythia-160M at batch 8: 7.99609375 MiB after 2,000 handed in and 47 steps (measurements.csv)."""
     shape = DecoderShape(vocab_size=61, width=24, layers=12, heads=12, head_dim=64, mlp_width=8, context=64)
     published = {"protocol": "filled", "batch_sizes": (8,), "contexts": (2000,), "new_tokens": 47, "repeats": 1}
     result = go(make("even", 12, 12, 1, 1), shape, **published)
     [kept] = [row.value for row in result.metrics if row.metric == "cache_bytes"]
-    assert kept / 2**20 == 7.99609375
+    assert kept == 7.99609375 * 2**20
 
 
 @pytest.mark.parametrize("protocol", ["prefill", "filled"])
@@ -101,49 +102,54 @@ def test_times_and_speeds_have_the_spread_of_their_repeats(protocol: str, monkey
     assert all(found[name].stderr is None and found[name].n is None for name in ("cache_bytes", "peak_bytes"))
 
 
-def test_a_single_run_has_no_error():
+def test_a_single_run_has_no_error() -> None:
     result = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1)
     found = {row.metric: (row.stderr, row.n) for row in result.metrics}
     assert found["tokens_per_second"] == found["step_seconds"] == found["prefill_seconds"] == (None, 1)
 
 
-def test_the_processor_is_recorded_by_its_model():
+def test_the_processor_is_recorded_by_its_model() -> None:
     facts = go(LAYOUTS[0], batch_sizes=(1,), contexts=(8,), repeats=1).facts
     assert facts["device"] == "cpu"
     assert facts["processor"] == measure.processor() != ""
 
 
-def test_a_larger_cache_is_a_higher_peak():
+def peaks(result: Outcome) -> dict[int | None, float]:
+    """`peak_bytes` of each batch size; skips where the system does not tell them."""
+    found = {row.batch: row.value for row in result.metrics if row.metric == "peak_bytes"}
+    known = {batch: value for batch, value in found.items() if value is not None}
+    if known.keys() < found.keys():
+        pytest.skip("this system does not tell a process's peak")
+    return known
+
+
+def test_a_larger_cache_is_a_higher_peak() -> None:
     shape = DecoderShape(vocab_size=97, width=64, layers=4, heads=4, head_dim=64, mlp_width=64, context=64)
     result = go(mha(4, 4), shape, batch_sizes=(1, 16), contexts=(1024,), new_tokens=1, repeats=1)
-    peak = {row.batch: row.value for row in result.metrics if row.metric == "peak_bytes"}
-    if peak[16] is None:
-        pytest.skip("this system does not tell a process's peak")
+    peak = peaks(result)
     cache = mha(4, 4).kv_bytes_per_token(64, 4) * 16 * 1025
     assert peak[16] > 0.9 * cache
     assert peak[16] > peak[1]
 
 
-def test_a_cell_is_measured_alike_whatever_was_measured_before():
+def test_a_cell_is_measured_alike_whatever_was_measured_before() -> None:
     """Memory that earlier cells freed is not used again unseen, and the first cell does not pay for all."""
     shape = DecoderShape(vocab_size=97, width=64, layers=12, heads=4, head_dim=16, mlp_width=64, context=64)
     result = go(mha(12, 4), shape, batch_sizes=(4, 1, 12), contexts=(256,), new_tokens=1, repeats=1)
-    peak = {row.batch: row.value for row in result.metrics if row.metric == "peak_bytes"}
-    if peak[1] is None:
-        pytest.skip("this system does not tell a process's peak")
+    peak = peaks(result)
     cache = mha(12, 4).kv_bytes_per_token(16, 4) * 257
     assert peak[1] > 0.9 * cache
     assert peak[4] < peak[12]
 
 
-def test_what_cannot_fit_is_a_result_and_the_others_are_measured():
+def test_what_cannot_fit_is_a_result_and_the_others_are_measured() -> None:
     result = go(LAYOUTS[0], batch_sizes=(1, 10**9), contexts=(8,))
-    assert [row for row in result.metrics if row.batch > 1] == [MetricRow("oom", 1.0, batch=10**9, context=8)]
+    assert [row for row in result.metrics if row.batch != 1] == [MetricRow("oom", 1.0, batch=10**9, context=8)]
     assert len(result.metrics) > 5
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_on_the_way_is_a_result():
+def test_memory_that_runs_out_on_the_way_is_a_result() -> None:
     """Under a real limit: a large batch's cache fits, its activations do not, and a small batch still runs after."""
     output = run_python(
         """
@@ -166,7 +172,7 @@ print([(row.metric, row.batch) for row in cells(1024, 1) if row.metric in ("oom"
     assert output.splitlines()[-1] == "[('oom', 1024), ('cache_bytes', 1)]"
 
 
-def test_memory_that_runs_out_is_told_from_other_errors():
+def test_memory_that_runs_out_is_told_from_other_errors() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
@@ -176,7 +182,7 @@ def test_memory_that_runs_out_is_told_from_other_errors():
     assert is_out_of_memory(caught.value)
 
 
-def test_other_errors_are_not_called_out_of_memory(monkeypatch):
+def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not match")
 
@@ -185,29 +191,29 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch):
         go(LAYOUTS[0])
 
 
-def test_available_memory_is_that_of_a_machine():
+def test_available_memory_is_that_of_a_machine() -> None:
     assert 2**20 < available_memory() < 2**50
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_missing_device_is_said():
+def test_a_missing_device_is_said() -> None:
     with pytest.raises(StepFailed, match="device = cuda: this machine has no CUDA device"):
         go(LAYOUTS[0], device="cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_counts_what_its_allocator_gave():
+def test_cuda_counts_what_its_allocator_gave() -> None:
     result = go(LAYOUTS[0], device="cuda", contexts=(512,), batch_sizes=(4,))
     values = {row.metric: row.value for row in result.metrics}
-    assert values["peak_bytes"] >= values["cache_bytes"]
+    assert present(values["peak_bytes"]) >= present(values["cache_bytes"])
 
 
-def test_learned_positions_bound_the_context():
+def test_learned_positions_bound_the_context() -> None:
     shape = DecoderShape(**{**DEEPER.as_dict(), "positions": "learned"})
     with pytest.raises(StepFailed, match="contexts = 61: with new_tokens it passes the 64 positions"):
         go(LAYOUTS[0], shape, contexts=(61,))
 
 
-def test_a_stop_is_heard():
+def test_a_stop_is_heard() -> None:
     with pytest.raises(Interrupted, match="0 of 4 cells"):
         go(LAYOUTS[0], ctx=context(Path("unused"), should_stop=lambda: True))

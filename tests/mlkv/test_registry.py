@@ -33,7 +33,7 @@ def test_a_file_is_read_where_a_name_is_unknown_and_not_before(config_dir: Path)
     path = write(config_dir, "mine.py", ADDS.format(name="mine"))
     asked: list[Path] = []
     with extensions(lambda: asked.append(config_dir) or files_of(config_dir)):  # type: ignore[func-returns-value]
-        assert MERGES["mean"]
+        assert callable(MERGES["mean"])
         assert asked == []
         assert MERGES["mine"] is MERGES["mean"]
         assert ConvertRecipe(merge="mine").merge == "mine"

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -197,14 +196,16 @@ def test_a_signal_is_named_where_it_has_a_name(number: int, named: str, tmp_path
     assert answer == {"state": "vanished", "reason": f"its process was killed by {named}", "returncode": -number}
 
 
-@pytest.mark.parametrize(("name", "value"), [("value", math.nan), ("stderr", math.inf)])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(MetricRow("acc", math.nan, 0.1, 3), "value = nan"), (MetricRow("acc", 0.5, math.inf, 3), "stderr = inf")],
+)
 def test_a_metric_that_is_not_finite_fails_its_step(
-    name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: MetricRow, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = replace(MetricRow("acc", 0.5, 0.1, 3), **{name: value})
     given = Step("evaluate", {"task": "mine"})
     monkeypatch.setitem(KINDS, "evaluate", StepKind(1, lambda *_: Outcome([row])))
     store = Store(tmp_path)
     planned(store, given.spec, given.id)
-    with pytest.raises(StepFailed, match=f"^metric acc: {name} = {value} is not finite$"):
+    with pytest.raises(StepFailed, match=f"^metric acc: {message} is not finite$"):
         child_main._run(store, given.id, attempt(tmp_path, 1, 0, own=None), StringIO())
