@@ -93,6 +93,17 @@ def _column(values: list[Any], dtype: str) -> pd.Series:
     return pd.Series(cleaned, dtype=dtype)
 
 
+def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with these columns and dtypes, also of a frame that pandas read from a CSV file: there a whole number
+    in a column of texts may have become `12` or, beside an empty cell, `12.0`."""
+    texts = {name for name, dtype in columns.items() if dtype == "string"}
+    return make(({k: _as_text(v) if k in texts else v for k, v in row.items()} for row in records(table)), columns)
+
+
+def _as_text(value: Any) -> Any:
+    return str(int(value)) if isinstance(value, int | float) and value == value // 1 else value
+
+
 _READ: dict[str, Callable[[str], Any]] = {"Float64": float, "Int64": int, "boolean": "True".__eq__, "string": str}
 
 

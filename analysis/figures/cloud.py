@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-import pandas as pd
-
-from analysis.data import frame, machine
+from analysis.data import machine
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric, metric
 from analysis.statistics import pareto
 from analysis.statistics.compare import front_chances
 from analysis.statistics.estimate import Estimate
 from analysis.statistics.estimates import Estimates, of_speed
-from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 
 SURE = 0.95
 """A point is drawn as one of the front from this probability on, and as none of it from one minus this on."""
@@ -22,7 +21,7 @@ SURE = 0.95
 
 @dataclass(frozen=True)
 class Cost:
-    """What a variant is charged: a column of the pivot, on a logarithmic axis."""
+    """What a variant is charged: a column of the results, on a logarithmic axis."""
 
     column: str
     label: str
@@ -138,45 +137,43 @@ class Cloud:
         return f"{self.label} ({unit}{better} is better)"
 
 
-def clouds(pivot: pd.DataFrame) -> list[Cloud]:
+def clouds(results: Results) -> list[Cloud]:
     """A cloud for each score that is shown, the main axis first. Raises ValueError for an unknown direction."""
-    return [cloud(pivot, score) for score in shown_scores(pivot)]
+    return [cloud(results, score) for score in shown_scores(results)]
 
 
-def main_cloud(pivot: pd.DataFrame) -> Cloud | None:
+def main_cloud(results: Results) -> Cloud | None:
     """The cloud of the sweep's main quality axis, or None where the plan names no score. Raises ValueError."""
-    shown = shown_scores(pivot)
-    return cloud(pivot, shown[0]) if shown else None
+    shown = shown_scores(results)
+    return cloud(results, shown[0]) if shown else None
 
 
-def cloud(pivot: pd.DataFrame, score: Shown, cost: Cost = MEMORY) -> Cloud:
+def cloud(results: Results, score: ScoreColumn, cost: Cost = MEMORY) -> Cloud:
     """The cloud of one score. Raises ValueError for an unknown direction."""
-    rows, estimates = frame.records(pivot), estimates_of(pivot)
-    judged = pivot.attrs.get("judged", {})
-    paired = judged.get("paired", False) if score.column == "quality" else estimates.is_paired(rows, score.column)
-    return replace(_cloud(rows, score, cost, estimates), paired=paired)
+    rows, estimates = results.rows(), results.estimates
+    return replace(_cloud(rows, score, cost, estimates), paired=estimates.is_paired(rows, score.column))
 
 
-def accuracy_score(pivot: pd.DataFrame) -> Shown | None:
+def accuracy_score(results: Results) -> ScoreColumn | None:
     """The mean accuracy where the plan has one, else the main axis."""
-    shown = shown_scores(pivot)
+    shown = shown_scores(results)
     return next((score for score in shown if score.metric == "accuracy"), shown[0] if shown else None)
 
 
-def loss_score(pivot: pd.DataFrame) -> Shown | None:
+def loss_score(results: Results) -> ScoreColumn | None:
     """The main axis where lower is better, else bits per byte, else the loss at the end of training, else another."""
-    shown = shown_scores(pivot)
-    falling = [score for score in [*shown, *other_scores(pivot)] if _falls(score)]
+    shown = shown_scores(results)
+    falling = [score for score in [*shown, *other_scores(results)] if _falls(score)]
     order = {"bits_per_byte": 1, "loss": 2}
     return min(falling, key=lambda s: 0 if s in shown[:1] else order.get(s.metric, 3), default=None)
 
 
-def _falls(score: Shown) -> bool:
+def _falls(score: ScoreColumn) -> bool:
     known = METRICS.get(score.metric)
     return known is not None and not known.higher_is_better
 
 
-def _cloud(rows: list[Row], score: Shown, cost: Cost, estimates: Estimates) -> Cloud:
+def _cloud(rows: list[Row], score: ScoreColumn, cost: Cost, estimates: Estimates) -> Cloud:
     scored, column = metric(score.metric), score.column
     drawn = [row for row in rows if row[column] is not None and row[cost.column]]
     contenders = [row for row in drawn if row["baseline"] != "untouched"]

@@ -19,11 +19,11 @@ from analysis.figures.spectrum import spectrum_figure
 from analysis.figures.tasks import tasks_figure
 from analysis.figures.throughput import throughput_figure
 from analysis.figures.training import curves_figure
-from analysis.statistics.results import Shown
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn
 from analysis.statistics.sources import Source
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 PNG_DPI = 300
@@ -57,14 +57,14 @@ def write_figures(source: Source, kinds: Sequence[str], out_dir: Path, beside: S
 
 def draw_all(source: Source, beside: Source | None = None) -> dict[str, Figure]:
     """Every figure that there is something to draw for, but no two alike."""
-    alike = _same_cloud(source.pivot)
+    alike = _same_cloud(source.results)
     drawn = {kind: _KINDS[kind].draw(source, beside) for kind in FIGURES if not (alike and kind == "pareto_loss")}
     return {kind: _settled(figure) for kind, figure in drawn.items() if figure}
 
 
-def _same_cloud(pivot: pd.DataFrame) -> bool:
+def _same_cloud(results: Results) -> bool:
     """Whether the plan has no accuracy, so that the main axis is the loss."""
-    return accuracy_score(pivot) == loss_score(pivot)
+    return accuracy_score(results) == loss_score(results)
 
 
 def _named(source: Source, kind: str, beside: Source | None) -> Figure:
@@ -83,10 +83,10 @@ def _settled(figure: Figure) -> Figure:
     return figure
 
 
-def _pareto(score_of: Callable[[pd.DataFrame], Shown | None], cost: Cost) -> Callable[..., Figure | None]:
+def _pareto(score_of: Callable[[Results], ScoreColumn | None], cost: Cost) -> Callable[..., Figure | None]:
     def draw(source: Source, beside: Source | None) -> Figure | None:
-        score = score_of(source.pivot)
-        own = cloud(source.pivot, score, cost) if score else None
+        score = score_of(source.results)
+        own = cloud(source.results, score, cost) if score else None
         if own is None or not own.points:
             return None
         return cloud_figure(own, _comparable(own, score_of, beside))
@@ -94,12 +94,12 @@ def _pareto(score_of: Callable[[pd.DataFrame], Shown | None], cost: Cost) -> Cal
     return draw
 
 
-def _comparable(own: Cloud, score_of: Callable[[pd.DataFrame], Shown | None], beside: Source | None) -> Cloud | None:
+def _comparable(own: Cloud, score_of: Callable[[Results], ScoreColumn | None], beside: Source | None) -> Cloud | None:
     """The other results' cloud where it is of the same metric: no perplexity belongs on an axis of accuracies."""
-    score = score_of(beside.pivot) if beside else None
+    score = score_of(beside.results) if beside else None
     if beside is None or score is None or score.metric != own.metric_name:
         return None
-    return cloud(beside.pivot, score, own.cost)
+    return cloud(beside.results, score, own.cost)
 
 
 _NO_SCORE = "no variant has a score yet, or none is planned"
@@ -112,11 +112,13 @@ _KINDS = {
     "throughput": _Kind(lambda source, _: throughput_figure(source.table), _NO_CELLS),
     "curves": _Kind(curves_figure, "no training step has logged a loss"),
     "spectrum": _Kind(
-        lambda source, _: spectrum_figure(source.pivot),
+        lambda source, _: spectrum_figure(source.results),
         "it needs scores of two numbers of KV layers with equally many heads",
     ),
     "layouts": _Kind(lambda source, _: layouts_figure(source), "the layouts are not known"),
-    "tasks": _Kind(lambda source, _: tasks_figure(source.pivot), "it needs a baseline's scores and another variant's"),
+    "tasks": _Kind(
+        lambda source, _: tasks_figure(source.results), "it needs a baseline's scores and another variant's"
+    ),
 }
 
 

@@ -6,17 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.data import frame
 from analysis.figures.canvas import QUIET, EndName, name_ends, new_figure, score_axis, styled
 from analysis.figures.cloud import main_cloud
 from analysis.figures.pareto import LINE_NAMES
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from analysis.figures.cloud import Cloud, Point
+    from analysis.statistics.results import Results
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#A3507F", "#B87900", "#333333", "#2E8BB8")
 MARKERS = "o^vPDs<"
@@ -35,14 +34,14 @@ class Series:
         return [(m, math.fsum(p.y for p in self.points[m]) / len(self.points[m])) for m in sorted(self.points)]
 
 
-def series(pivot: pd.DataFrame) -> tuple[Cloud | None, list[Series]]:
+def series(results: Results) -> tuple[Cloud | None, list[Series]]:
     """The main cloud, and of it the lines with at least two numbers of KV layers, most heads first."""
-    cloud = main_cloud(pivot)
+    cloud = main_cloud(results)
     if cloud is None:
         return None, []
     points = {point.variant: point for point in cloud.contenders}
     lines: dict[Key, dict[int, list[Point]]] = {}
-    for row in frame.records(pivot):
+    for row in results.rows():
         heads = row["kv_heads"]
         if row["variant"] in points and row["pattern"] and heads and heads.isdigit():
             line = lines.setdefault((int(heads), row["kv_bytes_per_token"] // row["budget"], row["pattern"]), {})
@@ -72,9 +71,9 @@ def _name(key: Key, kept: list[Key]) -> str:
 
 
 @styled
-def spectrum_figure(pivot: pd.DataFrame) -> Figure | None:
+def spectrum_figure(results: Results) -> Figure | None:
     """Quality against KV layers at fixed heads, or None where no number of heads has two numbers of KV layers."""
-    cloud, lines = series(pivot)
+    cloud, lines = series(results)
     if cloud is None or not lines:
         return None
     figure, axes = new_figure()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from analysis.data import frame
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
 from analysis.figures.canvas import QUIET, SMALLEST, WIDTH, evenly, new_panels, note, short, styled
@@ -14,10 +13,10 @@ from analysis.figures.ticks import nice_ticks
 from analysis.statistics.compare import corrected_p
 from analysis.statistics.estimate import ALPHA, Difference, difference
 from analysis.statistics.estimates import Estimates
-from analysis.statistics.results import Shown, estimates_of, shown_scores
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, shown_scores
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -56,32 +55,32 @@ class Panel:
     bars: list[Bar]
 
 
-def panels(pivot: pd.DataFrame) -> list[Panel]:
+def panels(results: Results) -> list[Panel]:
     """One for each score that has a baseline's value; with a single score that one, else the parts of the accuracy.
 
     The baseline is the base trained on equally where the sweep has it, else the untouched one, else (from scratch) the
     variant with the largest cache.
     """
-    rows = [row for row in frame.records(pivot) if row["kv_bytes_per_token"]]
+    rows = [row for row in results.rows() if row["kv_bytes_per_token"]]
     kinds = {row["baseline"] for row in rows}
     name = next((kind for kind in ("mha", "untouched") if kind in kinds), None)
     if name is None and rows:
         name = "largest"
         largest = max(rows, key=lambda row: row["kv_bytes_per_token"])
         rows = [{**row, name: largest["variant"], "baseline": name if row is largest else None} for row in rows]
-    estimates = estimates_of(pivot)
-    found = [_panel(rows, score, name, estimates) for score in _task_scores(pivot)[:MOST_TASKS] if name]
+    estimates = results.estimates
+    found = [_panel(rows, score, name, estimates) for score in _task_scores(results)[:MOST_TASKS] if name]
     return [panel for panel in found if panel and any(bar.difference is not None for bar in panel.bars)]
 
 
-def _task_scores(pivot: pd.DataFrame) -> list[Shown]:
-    shown = [score for score in shown_scores(pivot) if score.metric in METRICS]
+def _task_scores(results: Results) -> list[ScoreColumn]:
+    shown = [score for score in shown_scores(results) if score.metric in METRICS]
     parts = [score for score in shown if score.column not in ("quality", "accuracy")]
     lead = [score for score in shown if score.column == "quality" and score.metric != "accuracy"]
     return [*lead, *parts]
 
 
-def _panel(rows: list[Row], score: Shown, baseline: str, estimates: Estimates) -> Panel | None:
+def _panel(rows: list[Row], score: ScoreColumn, baseline: str, estimates: Estimates) -> Panel | None:
     """Errors and p-values are those of the tables: of the same samples where they were kept."""
     by_name = {row["variant"]: row for row in rows}
     base = next((row for row in rows if row["baseline"] == baseline and row[score.column] is not None), None)
@@ -116,7 +115,7 @@ def _bar(row: Row, found: Difference | None, p: float | None, scale: float) -> B
     return Bar(row["variant"], row["family"], found.value * scale, error, p)
 
 
-def _range(baselines: list[Row], score: Shown) -> str:
+def _range(baselines: list[Row], score: ScoreColumn) -> str:
     """The baseline's score; of several, from the lowest to the highest."""
     metric, values = METRICS[score.metric], [row[score.column] for row in baselines if row[score.column] is not None]
     return " to ".join(dict.fromkeys(metric.text(value) for value in (min(values), max(values))))
@@ -127,9 +126,9 @@ def _named(baselines: list[Row]) -> str:
 
 
 @styled
-def tasks_figure(pivot: pd.DataFrame) -> Figure | None:
+def tasks_figure(results: Results) -> Figure | None:
     """Bars of the differences from the baseline by task, or None where no task has a baseline and another score."""
-    drawn = panels(pivot)
+    drawn = panels(results)
     if not drawn:
         return None
     across = _across(drawn)

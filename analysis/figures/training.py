@@ -61,7 +61,7 @@ def curves_of(source: Source) -> list[Curve]:
 def _chosen(source: Source, by_variant: dict[str, list[Row]]) -> list[list[Row]]:
     if len(by_variant) <= MOST_CURVES:
         return list(by_variant.values())
-    cloud = main_cloud(source.pivot)
+    cloud = main_cloud(source.results)
     leaders = {point.variant for point in (cloud.points if cloud else []) if point.baseline or point.on_front}
     leading = [name for name, rows in by_variant.items() if {name, rows[0]["replicate_of"]} & leaders][:MOST_CURVES]
     others = sorted(by_variant.keys() - set(leading), key=lambda name: by_variant[name][0]["budget"] or 0)

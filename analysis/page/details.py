@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
-
-from analysis.data import frame, replicates
+from analysis.data import replicates
 from analysis.data.frame import Row
 from analysis.data.gather import Steps
 from analysis.data.metrics import METRICS
@@ -21,7 +19,8 @@ from analysis.data.units import duration
 from analysis.figures.cloud import MEMORY, clouds
 from analysis.page.plot import Mark, Plot, lay_out
 from analysis.statistics.compare import add_intervals
-from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.tables.results_table import printed_error
 from analysis.tables.sheet import Cell, Sheet
 from mlkv.layout import KVLayout
@@ -71,7 +70,7 @@ def _runs_address(tracking: Mapping[str, Any]) -> str:
 
 
 def data(
-    sweep: SavedSweep, steps: Steps, pivot: pd.DataFrame, printed: Sheet, configs: list[list[str]], links: Links
+    sweep: SavedSweep, steps: Steps, results: Results, printed: Sheet, configs: list[list[str]], links: Links
 ) -> Json:
     """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
     layout are one entry, as in tables and figures."""
@@ -81,9 +80,9 @@ def data(
         "rows": [[_cell(cell) for cell in row] for row in printed.rows],
         "states": printed.states,
         "baselines": printed.baselines,
-        "plots": [_plot(plot) for cloud in clouds(pivot) if (plot := lay_out(cloud))],
-        "unit": "variants" if len(pivot) == len(sweep.variants) else "layouts",
-        "variants": _variants(sweep, pivot, configs),
+        "plots": [_plot(plot) for cloud in clouds(results) if (plot := lay_out(cloud))],
+        "unit": "variants" if len(results.frame) == len(sweep.variants) else "layouts",
+        "variants": _variants(sweep, results, configs),
         "steps": {id: _step(id, steps, links) for id in sorted(planned)},
     }
 
@@ -128,16 +127,16 @@ def _mark(mark: Mark) -> list[Any]:
     ]
 
 
-def _variants(sweep: SavedSweep, pivot: pd.DataFrame, configs: list[list[str]]) -> list[Json]:
-    """An entry per row of the pivot, in its order."""
+def _variants(sweep: SavedSweep, results: Results, configs: list[list[str]]) -> list[Json]:
+    """An entry per row of the results, in its order."""
     called, behind = replicates.groups(sweep.variants), dict[str, list[tuple[Json, list[str]]]]()
     for variant, config in zip(sweep.variants, configs, strict=True):
         name = str(variant["variant"])
         behind.setdefault(called.get(name, name), []).append((variant, config))
-    scores, estimates = [*shown_scores(pivot), *other_scores(pivot)], estimates_of(pivot)
-    rows, members = frame.records(pivot), estimates.members
+    scores, estimates = [*shown_scores(results), *other_scores(results)], results.estimates
+    rows, members = results.rows(), estimates.members
     for score in scores:
-        if f"{score.column}_high" not in pivot:
+        if f"{score.column}_high" not in results.frame:
             add_intervals(rows, score.column, estimates)
     return [
         {
@@ -149,7 +148,7 @@ def _variants(sweep: SavedSweep, pivot: pd.DataFrame, configs: list[list[str]]) 
     ]
 
 
-def _entry(row: Row, seeds: list[Json], scores: list[Shown]) -> Json:
+def _entry(row: Row, seeds: list[Json], scores: list[ScoreColumn]) -> Json:
     first = seeds[0]
     return {
         "variant": row["variant"],
@@ -188,7 +187,7 @@ def _seed(seeds: list[Json]) -> str:
     return " ".join(dict.fromkeys(told)) or str(seeds[0]["variant"])
 
 
-def _seeds(rows: Sequence[Row], scores: list[Shown]) -> list[list[str]]:
+def _seeds(rows: Sequence[Row], scores: list[ScoreColumn]) -> list[list[str]]:
     """The main score of each of several seeds, and why there is none."""
     return [[row["variant"], *_score(row, scores[0])[1:]] for row in rows] if len(rows) > 1 and scores else []
 
@@ -197,7 +196,7 @@ def _layout(variant: Json) -> KVLayout:
     return KVLayout.from_dict(variant["layout"])
 
 
-def _score(row: Json, score: Shown) -> list[str]:
+def _score(row: Json, score: ScoreColumn) -> list[str]:
     """Label, printed value, and why there is none."""
     value, metric = row[score.column], METRICS.get(score.metric)
     if value is None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from analysis.data.gather import Steps
 from analysis.page.details import KINDS, Links, data
-from analysis.statistics.results import estimates_of
 from analysis.statistics.sources import Source
 from analysis.tables.results_table import sheet
 from analysis.tables.sheet import Sheet
@@ -91,10 +90,10 @@ class Page:
 
 def page(store: Store, source: Source, out_dir: Path) -> Page:
     """The page of a sweep; links lead from `out_dir` to the store's log files. Raises ValueError for what is none."""
-    sweep, steps, pivot = source.sweep, source.steps, source.pivot
+    sweep, steps, results = source.sweep, source.steps, source.results
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has a page")
-    plan, printed = sweep.plan, sheet(pivot)
+    plan, printed = sweep.plan, sheet(results)
     configs = [flatten(variant["config"]) for variant in sweep.variants]
     common = shared_items(configs)
     own = [sorted(f"{key} = {value}" for key, value in config.items() - common.items()) for config in configs]
@@ -106,12 +105,12 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         command=" ".join(plan.get("command", [])),
         sheet=printed,
         variants=[variant["variant"] for variant in sweep.variants],
-        finished=sum(row["state"] == "DONE" for rows in estimates_of(pivot).members.values() for row in rows),
+        finished=sum(row["state"] == "DONE" for rows in results.estimates.members.values() for row in rows),
         progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],
         failures=list(_failures(plan["steps"], steps, links)),
         common=sorted(common.items()),
         provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
-        data=data(sweep, steps, pivot, printed, own, links),
+        data=data(sweep, steps, results, printed, own, links),
     )
 
 

@@ -6,18 +6,16 @@ import base64
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.data.units import duration
 from analysis.figures.drawing import draw_all, put, saved
 from analysis.figures.kinds import FIGURES
 from analysis.page.page import page
+from analysis.statistics.results import Results
 from analysis.statistics.sources import Source, load
 from analysis.tables import results_table
 from sweeps.store.store import Store
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | None = None) -> list[Path]:
@@ -44,14 +42,14 @@ def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
 
 
 def _contents(source: Source, out_dir: Path) -> dict[str, bytes | None]:
-    return _tables(source.pivot) | _figures(source, out_dir)
+    return _tables(source.results) | _figures(source, out_dir)
 
 
-def _tables(pivot: pd.DataFrame) -> dict[str, bytes | None]:
+def _tables(results: Results) -> dict[str, bytes | None]:
     return {
-        "results.csv": results_table.csv(pivot).encode(),
-        "results.md": results_table.markdown(pivot).encode(),
-        "results.tex": results_table.latex(pivot).encode(),
+        "results.csv": results_table.csv(results).encode(),
+        "results.md": results_table.markdown(results).encode(),
+        "results.tex": results_table.latex(results).encode(),
     }
 
 

@@ -1,57 +1,46 @@
-"""Intervals, ties and chances for the rows of the pivot (results.py).
+"""Intervals, ties and front probabilities for the rows of a results table (results.py).
 
 Differences, p-values and ties come from formulas (estimate.py), so that they depend on the numbers alone; only the
-chance to be on the front and the hypervolume's interval are drawn (bootstrap.py).
+probability of being on the front and the hypervolume's interval are drawn (bootstrap.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.data.frame import Row
 from analysis.data.metrics import Metric
 from analysis.statistics import bootstrap
+from analysis.statistics.columns import BASELINES, COMPARED
 from analysis.statistics.estimate import ALPHA, Estimate, difference, holm, t_quantile
 from analysis.statistics.estimates import Estimates
 
-BASELINES = ("untouched", "mha")
-COMPARED = ("quality", "accuracy")
-"""The scores whose difference from the baselines is judged."""
+
+@dataclass(frozen=True)
+class TableStatistics:
+    """What holds for all rows of a table together, and for no part of it."""
+
+    paired: bool = False
+    """Whether the main axis is compared on the same samples."""
+    comparisons: int = 0
+    """How many differences from a baseline the p-values of the main axis are corrected for."""
+    hypervolume: tuple[float, float, float] | None = None
+    """Of log2 bytes by the main axis in its printed unit, with the ends of its 95 % interval."""
 
 
-def judge(rows: list[Row], estimates: Estimates) -> Row:
-    """Add the columns of `columns` to `rows` in place, and return what holds for all rows together: whether the main
-    axis is `paired` (compared on the same samples), how many differences were `compared`, the `hypervolume` with its
-    interval, and of which `rows` all that is."""
+def compare(rows: list[Row], estimates: Estimates) -> TableStatistics:
+    """Add the columns of columns.comparison_columns to `rows` in place, and return the statistics of the table."""
     if not rows:
-        return {}
-    for name in dict.fromkeys(["quality", "accuracy", *estimates.parts]):
+        return TableStatistics()
+    for name in dict.fromkeys([*COMPARED, *estimates.parts]):
         add_intervals(rows, name, estimates)
         add_ties(rows, name, estimates)
-    compared = {name: _add_comparisons(rows, name, estimates) for name in COMPARED}
-    return {
-        "paired": estimates.is_paired(rows, "quality"),
-        "compared": compared["quality"],
-        "hypervolume": _add_front(rows, estimates),
-        "rows": [row["variant"] for row in rows],
-    }
-
-
-def columns(scores: Sequence[str]) -> dict[str, str]:
-    """Names and dtypes of what is added, for these scores. `_low` and `_high` end the 95 % interval; `_tied` is whether
-    the row is the best contender or within noise of it; `_vs_BASELINE_p` is corrected for all rows (Holm)."""
-    added = {f"{name}{end}": "Float64" for name in scores for end in ("_low", "_high")}
-    added |= {f"{name}_tied": "boolean" for name in scores}
-    added |= {
-        f"{name}_vs_{baseline}_{end}": "Float64"
-        for name in COMPARED
-        for baseline in BASELINES
-        for end in ("low", "high", "p")
-    }
-    return {**added, "front_probability": "Float64"}
+    corrected = {name: _add_comparisons(rows, name, estimates) for name in COMPARED}
+    return TableStatistics(estimates.is_paired(rows, "quality"), corrected["quality"], _add_front(rows, estimates))
 
 
 def add_intervals(rows: list[Row], name: str, estimates: Estimates) -> None:
@@ -124,7 +113,7 @@ def front_chances(costs: Sequence[Estimate], scores: Sequence[Estimate], metric:
     return list(bootstrap.front_probabilities(costs, scores, higher_is_better=metric.higher_is_better))
 
 
-def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, ...] | None:
+def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, float, float] | None:
     """Chances to be on the front, and the hypervolume of log2 bytes by the main score with its interval. The untouched
     base is no contender (analysis.figures.cloud)."""
     for row in rows:
@@ -142,7 +131,7 @@ def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, ...] | Non
     return _hypervolume(costs, scores, metric)
 
 
-def _hypervolume(costs: list[float], scores: list[Estimate], metric: Metric) -> tuple[float, ...]:
+def _hypervolume(costs: list[float], scores: list[Estimate], metric: Metric) -> tuple[float, float, float]:
     """In the printed unit, with the ends of its interval. Its reference is the worst row, with that row's own draws."""
     sign = 1.0 if metric.higher_is_better else -1.0
     worst = min(range(len(scores)), key=lambda i: (sign * scores[i].value, costs[i], str(scores[i].content)))
@@ -152,4 +141,4 @@ def _hypervolume(costs: list[float], scores: list[Estimate], metric: Metric) -> 
         for each in (values, drawn)
     ]
     low, high = bootstrap.interval(volumes[1])
-    return tuple(metric.scale * float(number) for number in (volumes[0][0], low, high))
+    return metric.scale * float(volumes[0][0]), metric.scale * float(low), metric.scale * float(high)

@@ -1,4 +1,4 @@
-"""The estimate of every score of every row of the pivot: from samples where they were kept, else from standard errors.
+"""The estimate of every score in every row of the results: from samples where there are any, else from standard errors.
 
 Whatever compares two rows (tables, bars, fronts) takes its errors from here, so that no two of them disagree.
 """
@@ -6,9 +6,8 @@ Whatever compares two rows (tables, bars, fronts) takes its errors from here, so
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
@@ -47,12 +46,14 @@ class Estimates:
     _read: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     _spreads: dict[str, list[Estimate]] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Estimates:
-        """Itself: pandas copies what is attached to a table with every selection of it."""
-        return self
+    def select(self, variants: Iterable[str]) -> Estimates:
+        """Those of these rows alone. Only the samples that were read are shared: an error that is borrowed from the
+        seeds of other rows depends on which rows there are."""
+        members = {name: rows for name, rows in self.members.items() if name in set(variants)}
+        return replace(self, members=members, _found={}, _spreads={})
 
     def of(self, row: Row, score: str) -> Estimate | None:
-        """Of a score (a column of the pivot) in a row; None where there is no value."""
+        """Of a score (a column of the results) in a row; None where there is no value."""
         if score == "quality" and self.axis == "accuracy":
             score = self.axis
         key = row["variant"], score
@@ -72,6 +73,8 @@ class Estimates:
 
     def freedom(self, row: Row, score: str) -> float:
         """Degrees of freedom of the standard error that is printed beside a score."""
+        if (merged := self._merged(row, score)) > 1:
+            return merged - 1.0
         if differ(values := [seed[score] for seed in self._seeds(row, score)]):
             return len(values) - 1.0
         own = self.of(row, score)
@@ -82,10 +85,17 @@ class Estimates:
     def _seeds(self, row: Row, score: str) -> list[Row]:
         return [seed for seed in self.members[row["variant"]] if seed[score] is not None]
 
+    def _merged(self, row: Row, score: str) -> int:
+        """The number of seeds in a row whose single seeds are not known, as it was read from a file; else 0."""
+        seeds = row["seeds"] if score == "quality" else row[f"{score}_seeds"]
+        return seeds if seeds is not None and seeds > len(self.members[row["variant"]]) else 0
+
     def _of_row(self, row: Row, score: str) -> Estimate | None:
         seeds = self._seeds(row, score)
         if row[score] is None or not seeds:
             return None
+        if (merged := self._merged(row, score)) > 1:
+            return Estimate(row[score], row[f"{score}_stderr"], merged - 1)
         found = [self._of_variant(seed, score) for seed in seeds]
         if len(found) == 1 < len(self.members[row["variant"]]):
             return estimate.borrow(found[0], self._repeated(score))

@@ -15,7 +15,7 @@ from analysis.data import frame
 from analysis.data.gather import Steps, of_sweep
 from analysis.data.published import SETS, published
 from analysis.data.samples import Samples, StoredSamples
-from analysis.statistics.results import by_layout
+from analysis.statistics.results import Results, by_layout
 from sweeps.store.store import SavedSweep, Store, StoreError
 
 PUBLISHED = "published/"
@@ -39,8 +39,8 @@ class Source:
         return chosen[-1] if chosen else self.name
 
     @cached_property
-    def pivot(self) -> pd.DataFrame:
-        """A row per layout, seeds in one (analysis.results.by_layout), judged on samples where there are any."""
+    def results(self) -> Results:
+        """A row per layout, seeds in one (statistics.results.by_layout), compared by samples where there are any."""
         return by_layout(self.table, self.samples)
 
 

@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pandas as pd
-
-from analysis.data import frame
 from analysis.data.frame import Row
+from analysis.statistics.results import Results
 
 PUBLISHED = "is_published"
 ROW = "row"
-"""What a row is called in its own pivot."""
+"""What a row is called in its own table."""
 _LAYOUT = ("pattern", "kv_layers", "kv_heads")
 _SCORED = ("", "_stderr", "_low", "_high", "_tied")
 
 
-def lines(pivot: pd.DataFrame, theirs: pd.DataFrame | None = None) -> list[Row]:
+def lines(results: Results, theirs: Results | None = None) -> list[Row]:
     """The rows of a table: ours, each followed by the published one of the same layout, then the published ones that
     are left. `is_published` tells them apart; a published row has our columns as far as it has the same scores."""
-    ours = [{**row, PUBLISHED: False, ROW: row["variant"]} for row in frame.records(pivot)]
+    ours = [{**row, PUBLISHED: False, ROW: row["variant"]} for row in results.rows()]
     if theirs is None:
         return ours
-    left = [_translated(row, ours) for row in frame.records(theirs)]
+    left = [_translated(row, ours) for row in theirs.rows()]
     scale = _scale(ours, left)
     found: list[Row] = []
     for row in ours:

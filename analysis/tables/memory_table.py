@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.data import frame, machine
 from analysis.data.frame import Row
-from analysis.statistics.results import why_missing
+from analysis.statistics.variant_rows import why_missing
 from analysis.tables.beside import PUBLISHED, ROW
 from analysis.tables.results_table import FINAL, NOTHING, shape_columns, sheet_of, word
 from analysis.tables.sheet import Cell, Column, Role, Sheet

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pandas as pd
-
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
 from analysis.statistics.compare import add_intervals, add_ties
-from analysis.statistics.results import Shown, estimates_of, other_scores, shown_scores
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.statistics.sources import Source
 from analysis.tables.beside import PUBLISHED, ROW, lines
 from analysis.tables.memory_table import memory_sheet
@@ -77,32 +76,32 @@ def _times(row: Row, largest: int) -> Cell:
 def losses(source: Source, beside: Source | None) -> Sheet | None:
     """Every score that is a loss or made of one: after training, and on held-out text."""
     rows = _lines(source, beside)
-    pivots = [source.pivot, *([] if beside is None else [beside.pivot])]
-    scores = {score.label: score for pivot in pivots for score in _losses(pivot)}
+    tables = [source.results, *([] if beside is None else [beside.results])]
+    scores = {score.label: score for table in tables for score in _losses(table)}
     if not scores:
         return None
-    ours, estimates = [row for row in rows if not row[PUBLISHED]], estimates_of(source.pivot)
+    ours, estimates = [row for row in rows if not row[PUBLISHED]], source.results.estimates
     for score in scores.values():
-        if score.column in source.pivot and f"{score.column}_tied" not in source.pivot:
+        if score.column in source.results.frame and f"{score.column}_tied" not in source.results.frame:
             add_intervals(ours, score.column, estimates)
             add_ties(ours, score.column, estimates)
     columns = [column for score in scores.values() for column in score_columns(rows, score)]
-    notes = [*notes_on_bold(source.pivot, columns, list(scores.values())), *seeds_note(source.pivot)]
+    notes = [*notes_on_bold(source.results, columns, list(scores.values())), *seeds_note(source.results)]
     return sheet_of(rows, [*shape_columns(rows), *columns], notes)
 
 
-def _losses(pivot: pd.DataFrame) -> list[Shown]:
+def _losses(results: Results) -> list[ScoreColumn]:
     """After training first; the base's training is the same for all."""
-    found = [*shown_scores(pivot), *other_scores(pivot)]
+    found = [*shown_scores(results), *other_scores(results)]
     known = [score for score in found if score.metric in METRICS and not METRICS[score.metric].higher_is_better]
     return sorted((s for s in known if not s.column.startswith("base.")), key=lambda s: s.column[:8] != "uptrain.")
 
 
 def benchmarks(source: Source, beside: Source | None) -> Sheet | None:
     """The main axis and the tasks' scores, with the drop from the baselines."""
-    if not shown_scores(source.pivot):
+    if not shown_scores(source.results):
         return None
-    return sheet(source.pivot, None if beside is None else beside.pivot)
+    return sheet(source.results, None if beside is None else beside.results)
 
 
 def memory(source: Source, beside: Source | None) -> Sheet | None:
@@ -112,7 +111,7 @@ def memory(source: Source, beside: Source | None) -> Sheet | None:
 
 
 def _lines(source: Source, beside: Source | None) -> list[Row]:
-    return lines(source.pivot, None if beside is None else beside.pivot)
+    return lines(source.results, None if beside is None else beside.results)
 
 
 _MAKERS: dict[str, Callable[[Source, Source | None], Sheet | None]] = {

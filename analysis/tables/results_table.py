@@ -1,4 +1,4 @@
-"""The results table for readers, from the pivot (results.py), and the cells that every table is made of.
+"""The results table for readers, from the results (statistics/results.py), and the cells that every table is made of.
 
 A score is printed as value ± standard error, or of several seeds as their mean ± half its 95 % interval. The best
 variant is in bold with all that are within noise of it (baselines do not compete), with its difference from both
@@ -12,13 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from analysis.data import frame
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
 from analysis.statistics.estimate import ALPHA
-from analysis.statistics.results import NOT_PLANNED, Shown, estimates_of, named_scores, shown_scores
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, named_scores, shown_scores
+from analysis.statistics.variant_rows import NOT_PLANNED
 from analysis.tables import rendering
 from analysis.tables.beside import PUBLISHED, lines
 from analysis.tables.sheet import Cell, Column, Sheet, assemble
@@ -37,13 +36,12 @@ _ARROW = {True: "↑", False: "↓"}
 _PLAIN = Metric("", higher_is_better=True, digits=3)
 
 
-def sheet(pivot: pd.DataFrame, published: pd.DataFrame | None = None) -> Sheet:
+def sheet(results: Results, published: Results | None = None) -> Sheet:
     """The results table of a sweep: layout, KV bytes per token, main axis with its differences, accuracy, its tasks;
-    with the rows of a published pivot beside ours. Raises ValueError for what is no pivot of one long table."""
-    estimates_of(pivot)  # what bold and chances were worked out from: rows put together were judged apart
-    rows = lines(pivot, published)
+    with the rows of published results beside ours."""
+    rows = lines(results, published)
     columns = [*shape_columns(rows), *_measured_columns(rows)]
-    shown = shown_scores(pivot)
+    shown = shown_scores(results)
     for score in shown:
         columns += score_columns(rows, score)
     known = {score.label for score in shown}
@@ -51,7 +49,7 @@ def sheet(pivot: pd.DataFrame, published: pd.DataFrame | None = None) -> Sheet:
         if score.label not in known:
             columns += score_columns(rows, score)
     columns.append(Column("P(front)", "chance", [_chance(row) for row in rows]))
-    return sheet_of(rows, columns, _footnotes(pivot, columns, shown))
+    return sheet_of(rows, columns, _footnotes(results, columns, shown))
 
 
 def sheet_of(rows: Sequence[Row], columns: Sequence[Column], footnotes: Sequence[str] = ()) -> Sheet:
@@ -79,7 +77,7 @@ def _measured_columns(rows: Sequence[Row]) -> list[Column]:
     return [Column("measured", "measured", [_measured(row) for row in rows])]
 
 
-def score_columns(rows: Sequence[Row], score: Shown) -> list[Column]:
+def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
     """A score's values and, of the main axis, its differences from the baselines."""
     name, metric = score.column, METRICS.get(score.metric)
     printed = metric or _PLAIN
@@ -145,28 +143,29 @@ def _chance(row: Row) -> Cell:
     return Cell(text, chance)
 
 
-def _footnotes(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[Shown]) -> list[str]:
+def _footnotes(results: Results, columns: Sequence[Column], scores: Sequence[ScoreColumn]) -> list[str]:
     """How bold, ≈ and the chances came about, as far as the table has them."""
-    judged, cells = pivot.attrs.get("judged") or {}, [cell for column in columns for cell in column.cells]
-    notes = notes_on_bold(pivot, columns, scores)
+    statistics, cells = results.statistics, [cell for column in columns for cell in column.cells]
+    notes = notes_on_bold(results, columns, scores)
     if any(cell.text.endswith(WITHIN_NOISE) for cell in cells):
-        how = _how(pivot, scores[:1])
-        notes.append(f"≈: a difference within noise, judged {how}, {judged['compared']} comparisons corrected (Holm)")
+        how = _how(results, scores[:1])
+        notes.append(
+            f"≈: a difference within noise, judged {how}, {statistics.comparisons} comparisons corrected (Holm)"
+        )
     if any(column.header == "P(front)" and any(cell.text for cell in column.cells) for column in columns):
         notes.append("P(front): how probably no variant that is as cheap is as good")
-    volume = judged.get("hypervolume") if judged.get("rows") == pivot["variant"].to_list() else None
-    if volume and volume[0] > 0:
-        value, low, high = volume
+    if statistics.hypervolume and statistics.hypervolume[0] > 0:
+        value, low, high = statistics.hypervolume
         within = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{within}")
-    return notes + seeds_note(pivot)
+    return notes + seeds_note(results)
 
 
-def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequence[Shown]) -> list[str]:
+def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[ScoreColumn]) -> list[str]:
     cells = [cell for column in columns for cell in column.cells]
     notes = []
     if any(cell.best and cell.stderr is not None for cell in cells):
-        how = _how(pivot, scores)
+        how = _how(results, scores)
         notes.append(f"bold: the best and all within noise of it, at 95 %, judged {how}, corrected for all rows (Holm)")
         notes.append("a column without bold: all are within noise of the best")
     if any(cell.best and cell.stderr is None for cell in cells):
@@ -174,10 +173,10 @@ def notes_on_bold(pivot: pd.DataFrame, columns: Sequence[Column], scores: Sequen
     return notes
 
 
-def _how(pivot: pd.DataFrame, scores: Sequence[Shown]) -> str:
+def _how(results: Results, scores: Sequence[ScoreColumn]) -> str:
     """By what errors these scores are compared."""
-    rows, estimates = frame.records(pivot), estimates_of(pivot)
-    paired = {estimates.is_paired(rows, score.column) for score in scores}
+    rows = results.rows()
+    paired = {results.estimates.is_paired(rows, score.column) for score in scores}
     if paired == {True}:
         return "on the same samples (paired)"
     return (
@@ -185,8 +184,8 @@ def _how(pivot: pd.DataFrame, scores: Sequence[Shown]) -> str:
     )
 
 
-def seeds_note(pivot: pd.DataFrame) -> list[str]:
-    if pivot.empty or not (pivot["seeds_planned"] > 1).any():
+def seeds_note(results: Results) -> list[str]:
+    if not (results.frame["seeds_planned"] > 1).any():
         return []
     return [
         "several seeds (n): mean ± half of its 95 % interval (Student); of a single one, ± its standard error",
@@ -226,21 +225,21 @@ def _heads(text: str | None) -> Cell:
     return Cell(text or "", int(text) if text and text.isdigit() else None)
 
 
-def csv(pivot: pd.DataFrame) -> str:
-    """The pivot at full precision, one line per variant."""
-    return str(pivot.to_csv(index=False, lineterminator="\n"))
+def csv(results: Results) -> str:
+    """The frame at full precision, one line per variant."""
+    return str(results.frame.to_csv(index=False, lineterminator="\n"))
 
 
-def markdown(pivot: pd.DataFrame) -> str:
-    return rendering.markdown(sheet(pivot))
+def markdown(results: Results) -> str:
+    return rendering.markdown(sheet(results))
 
 
-def latex(pivot: pd.DataFrame) -> str:
-    return rendering.latex(sheet(pivot))
+def latex(results: Results) -> str:
+    return rendering.latex(sheet(results))
 
 
-def render_terminal(pivot: pd.DataFrame, title: str | None = None) -> RenderableType:
+def render_terminal(results: Results, title: str | None = None) -> RenderableType:
     """The table for a rich console, as much of it as the console is wide."""
     from analysis.tables.terminal import FittingTable
 
-    return FittingTable(sheet(pivot), title)
+    return FittingTable(sheet(results), title)

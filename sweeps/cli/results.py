@@ -135,7 +135,7 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
     from analysis.statistics.sources import load
     from analysis.tables.results_table import render_terminal
 
-    console.print(render_terminal(load(store, saved.name).pivot))
+    console.print(render_terminal(load(store, saved.name).results))
     if again or not _is_current(out / "index.html", store, saved):
         from analysis.page.report import write_report
 

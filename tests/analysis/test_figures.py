@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def names_of(figure: Any) -> list[Any]:
 
 def test_plotted_points_are_the_pivots_and_the_records_numbers(finished: Any, pivot: Any) -> None:
     plotted = drawn_points(pareto_figure(pivot))
-    from_pivot = {(float(row.kv_bytes_per_token), row.quality) for row in pivot.itertuples()}
+    from_pivot = {(float(row.kv_bytes_per_token), row.quality) for row in pivot.frame.itertuples()}
     from_records = set()
     for variant in finished.variants:
         (score,) = finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record()["metrics"]
@@ -68,8 +69,9 @@ def test_plotted_points_are_the_pivots_and_the_records_numbers(finished: Any, pi
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_chances_from_the_same_samples_are_said_to_be_sharper_than_the_bars(pivot: Any, paired: bool) -> None:
-    pivot.attrs["judged"] = {"paired": paired}
-    said = pareto_figure(pivot).get_supxlabel()
+    found = main_cloud(pivot)
+    assert found is not None
+    said = cloud_figure(replace(found, paired=paired)).get_supxlabel()
     assert READING in said
     assert (PAIRED in said) == paired
 
@@ -368,7 +370,7 @@ def test_what_cannot_be_drawn_is_told(filler: Any, tmp_path: Path) -> None:
 
 
 def test_what_noise_leaves_open_is_drawn_hollow(finished: Any) -> None:
-    cloud = main_cloud(load(finished.store, finished.name).pivot)
+    cloud = main_cloud(load(finished.store, finished.name).results)
     assert cloud is not None
     standing = {point.variant: point.standing for point in cloud.points}
     assert standing["MLKV-1"] == standing["MQA-6"] == "front"
@@ -402,14 +404,14 @@ def test_published_points_are_laid_beside_ours_on_an_axis_of_the_same_metric(fin
 
 
 def test_a_bar_is_full_only_beyond_noise() -> None:
-    drawn = {panel.title: panel for panel in panels(published_source("mlkv").pivot)}
+    drawn = {panel.title: panel for panel in panels(published_source("mlkv").results)}
     full = {title: {bar.variant for bar in panel.bars if bar.beyond_noise} for title, panel in drawn.items()}
     assert full["PIQA"] == set()
     assert full["LAMBADA"] >= {"MLKV-1", "MLKV-2", "GQA-48"}
     assert drawn["ARC-e"].baseline == "43.94"
     (bar,) = [bar for bar in drawn["SciQ"].bars if bar.variant == "MLKV-1"]
     assert bar.error == pytest.approx(math.hypot(1.4, 1.6), abs=0.2)
-    faces = [patch.get_facecolor() for patch in present(tasks_figure(published_source("mlkv").pivot)).axes[2].patches]
+    faces = [patch.get_facecolor() for patch in present(tasks_figure(published_source("mlkv").results)).axes[2].patches]
     assert set(faces) == {(1.0, 1.0, 1.0, 1.0)}
 
 

@@ -77,7 +77,7 @@ def test_every_score_says_how_many_examples_it_had(tmp_path: Path, filler: Any) 
     found = gather(filler.store, "shots")
     assert set(cells(found, task=task)["n_shot"]) == {5}
     assert cells(found, task=bits)["n_shot"].isna().all(), "it has no questions"
-    assert set(results(found)[f"{task}.n_shot"]) == {5}
+    assert set(results(found).frame[f"{task}.n_shot"]) == {5}
     assert set(cells(gather(filler.store, "demo"), task=task)["n_shot"]) == {2}, "a plan of before: one for all"
 
 
@@ -129,7 +129,7 @@ def test_an_unknown_sweep_lists_those_there_are(finished: Any) -> None:
 
 
 def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Any) -> None:
-    pivot = results(gather(finished.store, finished.name)).set_index("variant")
+    pivot = results(gather(finished.store, finished.name)).frame.set_index("variant")
     parts = pivot.loc["MLKV-3", ["cloze.acc", "four_way.acc", "two_way.acc"]]
     errors = [number(pivot, "MLKV-3", f"{task}.acc_stderr") for task in ("cloze", "four_way", "two_way")]
     assert pivot.loc["MLKV-3", "accuracy"] == pytest.approx((0.087 + 0.413 + 0.660) / 3)
@@ -143,7 +143,7 @@ def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Any) -> None
     for task in ("bits_per_byte", "cloze", "four_way"):
         filler.evaluate("GQA-12", task)
     filler.fail(filler.variant("GQA-12")["steps"]["evaluate"]["two_way"], "out of memory")
-    row = results(gather(filler.store, filler.name)).set_index("variant").loc["GQA-12"]
+    row = results(gather(filler.store, filler.name)).frame.set_index("variant").loc["GQA-12"]
     assert row["accuracy"] is pd.NA
     assert row["accuracy_stderr"] is pd.NA
     assert row["accuracy_missing"] == "FAILED: out of memory"
@@ -153,7 +153,7 @@ def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Any) -> None
 
 
 def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
-    row = results(gather(finished.store, finished.name)).set_index("variant").loc["MLKV-1"]
+    row = results(gather(finished.store, finished.name)).frame.set_index("variant").loc["MLKV-1"]
     assert row["quality_vs_untouched"] == pytest.approx(2.404 - 2.201)
     assert row["quality_vs_mha"] == pytest.approx(2.404 - 2.206)
 
@@ -174,7 +174,7 @@ def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: 
 def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, filler: Any) -> None:
     plan = {**filler.plan, "accuracy": [*filler.plan["accuracy"], ["piqa", "acc"]]}
     filler.store.save_sweep("wider", plan, filler.variants, [])
-    pivot = results(gather(filler.store, "wider")).set_index("variant")
+    pivot = results(gather(filler.store, "wider")).frame.set_index("variant")
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
 
 
@@ -183,15 +183,15 @@ def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(tmp_
     plan = {**filler.plan, "accuracy": [["cloze", "acc_norm"], ["two_way", "acc"]]}
     filler.store.save_sweep("other", plan, filler.variants, [])
     pivot = results(gather(filler.store, "other"))
-    assert pivot["accuracy"].isna().all()
-    assert set(pivot["accuracy_missing"]) == {"not in its record (there: acc)"}
+    assert pivot.frame["accuracy"].isna().all()
+    assert set(pivot.frame["accuracy_missing"]) == {"not in its record (there: acc)"}
 
 
 def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
     filler.measure("MLKV-3")
     filler.measure("MHA-36", batches=(), failed=(8, 64))
     filler.fail(filler.variant("MQA-6")["steps"]["measure"], "no such device")
-    pivot = results(gather(filler.store, filler.name)).set_index("variant")
+    pivot = results(gather(filler.store, filler.name)).frame.set_index("variant")
     row = pivot.loc["MLKV-3"]
     assert row["measured_bytes_per_token"] == row["kv_bytes_per_token"] == 384
     missing = pivot["measured_bytes_per_token_missing"]

@@ -65,7 +65,7 @@ def scores_of(table: pd.DataFrame, score: str = "arc_easy.acc") -> dict[str, flo
 
 def means(found: Import) -> dict[str, float | None]:
     pivot = results(found.table)
-    return {row["variant"]: row["accuracy"] for row in frame.records(pivot)}
+    return {row["variant"]: row["accuracy"] for row in pivot.rows()}
 
 
 # Identity
@@ -244,7 +244,7 @@ def test_a_variant_that_lacks_a_task_has_no_mean(tmp_path: Path) -> None:
     one = content({"arc_easy": 0.8, "piqa": 0.6}, "pretrained=whole")
     found = read_directory(write(tmp_path, one, content({"arc_easy": 0.8}, "pretrained=part")))
     assert means(found) == {"whole": pytest.approx(0.7), "part": None}
-    pivot = results(found.table).set_index("variant")
+    pivot = results(found.table).frame.set_index("variant")
     assert pivot.loc["part", "accuracy_missing"] == "no result of piqa.acc"
     assert "no mean of part: no result of piqa.acc" in found.notes
     assert found.averaged == ["arc_easy.acc", "piqa.acc"]
@@ -320,7 +320,7 @@ def test_a_mean_never_has_fewer_members_than_its_heading(
 ) -> None:
     directory = tmp_path_factory.mktemp("means")
     found = read_directory(write(directory, *(content(run, f"pretrained=m{i}") for i, run in enumerate(runs))))
-    pivot = results(found.table).set_index("variant")
+    pivot = results(found.table).frame.set_index("variant")
     heading = sorted({task for run in runs for task in run})
     assert found.averaged == [f"{task}.acc" for task in heading]
     for i, run in enumerate(runs):
@@ -336,7 +336,7 @@ def test_a_table_with_a_row_too_few_has_no_mean_either() -> None:
     cell = {"kind": "evaluate", "metric": "acc", "state": "DONE", "in_axis": False, "in_accuracy": True, "value": 0.5}
     rows = [("a", "x"), ("b", "x"), ("b", "y")]
     pivot = results(frame.make({**cell, "variant": variant, "task": task} for variant, task in rows))
-    assert frame.records(pivot[["accuracy", "accuracy_parts", "accuracy_missing"]]) == [
+    assert frame.records(pivot.frame[["accuracy", "accuracy_parts", "accuracy_missing"]]) == [
         {"accuracy": None, "accuracy_parts": "x.acc y.acc", "accuracy_missing": "no y.acc"},
         {"accuracy": 0.5, "accuracy_parts": "x.acc y.acc", "accuracy_missing": None},
     ]
@@ -346,7 +346,7 @@ def test_a_variant_without_the_main_axis_has_no_accuracy_under_its_heading() -> 
     cell = {"kind": "evaluate", "metric": "acc", "state": "DONE", "in_axis": False, "in_accuracy": True, "value": 0.5}
     axis = {**cell, "variant": "a", "task": "bits", "metric": "loss", "in_axis": True, "in_accuracy": False}
     pivot = results(frame.make([axis, *({**cell, "variant": name, "task": "x"} for name in "ab")]))
-    assert frame.records(pivot[["quality_score", "quality", "quality_missing"]]) == [
+    assert frame.records(pivot.frame[["quality_score", "quality", "quality_missing"]]) == [
         {"quality_score": "bits.loss", "quality": 0.5, "quality_missing": None},
         {"quality_score": "bits.loss", "quality": None, "quality_missing": "no bits.loss"},
     ]
@@ -368,7 +368,7 @@ def test_a_mean_of_the_same_scores_stands_beside_the_published_one_in_any_order(
     four = {"sciq": 0.4, "piqa": 0.3, "lambada_openai": 0.2, "arc_easy": 0.1}
     ours = results(import_results(write(tmp_path, content(four))))
     theirs = [row for row in beside.lines(ours, results(published("mlkv"))) if row[beside.PUBLISHED]]
-    assert {row["accuracy"] for row in theirs} == set(results(published("mlkv"))["accuracy"])
+    assert {row["accuracy"] for row in theirs} == set(results(published("mlkv")).frame["accuracy"])
 
 
 GSM8K = {"exact_match,strict-match": 0.2, "exact_match_stderr,strict-match": 0.02, "exact_match,flexible-extract": 0.3}
@@ -442,8 +442,8 @@ def test_old_formats_are_read(tmp_path: Path) -> None:
 def test_a_score_that_is_not_finite_says_so(value: Any, tmp_path: Path) -> None:
     found = read_directory(write(tmp_path, content({"arc_easy": {"acc,none": value}, "piqa": 0.5})))
     pivot = results(found.table)
-    assert pivot["accuracy"].isna().all()
-    assert pivot["arc_easy.acc_missing"].tolist() == pivot["accuracy_missing"].tolist() == ["not finite"]
+    assert pivot.frame["accuracy"].isna().all()
+    assert pivot.frame["arc_easy.acc_missing"].tolist() == pivot.frame["accuracy_missing"].tolist() == ["not finite"]
     assert any("arc_easy.acc" in note and "not finite" in note for note in found.notes)
 
 
@@ -508,8 +508,8 @@ def test_a_percentage_is_not_taken_for_a_share(metric: str, value: float, tmp_pa
     key = metric if "," in metric else f"{metric},none"
     write(tmp_path, content({"squad": {key: value}, "arc_easy": 0.5}))
     pivot = results(import_results(tmp_path, accuracy=[("arc_easy", "acc"), ("squad", metric)]))
-    assert pivot["accuracy"].isna().all()
-    assert pivot["accuracy_missing"].tolist() == [f"{value:g} is no share of 1 (a percentage?)"]
+    assert pivot.frame["accuracy"].isna().all()
+    assert pivot.frame["accuracy_missing"].tolist() == [f"{value:g} is no share of 1 (a percentage?)"]
 
 
 def test_what_a_file_calls_better_when_lower_is_in_no_mean(tmp_path: Path) -> None:
@@ -563,7 +563,7 @@ def test_a_layout_is_of_every_run_of_its_model_and_of_no_other(tmp_path: Path) -
     write(tmp_path, *(content({"arc_easy": value}, f"pretrained={path}", shots) for path, shots, value in runs))
     (tmp_path / "layouts.csv").write_text(f"{LAYOUTS}gqa/last,GQA-2,,2,1\na/mha/last,MHA-8,mha,2,4\n")
     (tmp_path / "speed.csv").write_text("variant,batch,metric,value\nGQA-2 n-shot=5,1,tokens_per_second,7\n")
-    pivot = results(import_results(tmp_path)).set_index("variant")
+    pivot = results(import_results(tmp_path)).frame.set_index("variant")
     assert pivot["kv_heads"].to_dict() == {
         "GQA-2 n-shot=0": "1", "GQA-2 n-shot=5": "1", "MHA-8 n-shot=0": "4", "MHA-8 n-shot=5": "4"
     }  # fmt: skip
@@ -702,7 +702,7 @@ def test_whatever_stands_in_a_table_it_is_read_or_refused_in_a_line(
     text = "\n".join([heading, *map(",".join, lines)])
     (directory / ("layouts.csv" if layouts else "speed.csv")).write_text(text, encoding="utf-8", newline="")
     found = taken(directory)
-    assert "csv" in found if isinstance(found, str) else not results(found.table).empty
+    assert "csv" in found if isinstance(found, str) else not results(found.table).frame.empty
 
 
 def command(*words: str) -> int:

@@ -56,7 +56,7 @@ def scored(few: Any) -> Any:
 
 
 def throughput(filler: Any) -> Any:
-    pivot = load(filler.store, filler.name).pivot
+    pivot = load(filler.store, filler.name).results
     return cloud(pivot, present(accuracy_score(pivot)), SPEED)
 
 
@@ -138,7 +138,7 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     column = sheet.headers.index("machine")
     assert [row[column].text for row in sheet.rows] == ["a", "b", "b", "b"]
     assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.footnotes)
-    assert list(source.pivot["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
+    assert list(source.results.frame["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
     assert [pace.name for pace in paces(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
     figure = present(throughput_figure(source.table))
     figure.draw_without_rendering()
@@ -151,8 +151,8 @@ def test_an_import_before_machines_were_recorded_is_read(finished: Any, tmp_path
     path = tmp_path / "old.csv"
     path.write_text(frame.write_csv(table.drop(columns=["machine"])))
     again = results(frame.read_csv(path))
-    assert again["machine"].isna().all()
-    assert list(again["quality"]) == list(results(table)["quality"])
+    assert again.frame["machine"].isna().all()
+    assert list(again.frame["quality"]) == list(results(table).frame["quality"])
 
 
 @given(st.lists(st.sampled_from("uvwxyz"), min_size=1, max_size=9))

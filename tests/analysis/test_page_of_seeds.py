@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -43,7 +42,7 @@ def shown(crowd: Any, out: Path) -> Any:
 
 
 def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Path) -> None:
-    pivot = load(crowd.store, crowd.name).pivot
+    pivot = load(crowd.store, crowd.name).results
     found = main_cloud(pivot)
     assert found is not None
     data = shown(crowd, tmp_path).data
@@ -53,13 +52,13 @@ def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Pa
         assert marks[layout][7] == pytest.approx(100 * np.mean(shares))
     assert {name: mark[5] for name, mark in marks.items()} == {point.variant: point.standing for point in found.points}
     assert len(data["plots"][0]["front"]) == len(found.front) - 1
-    csv = pd.DataFrame(pivot).set_index("variant")["quality"]
+    csv = pivot.frame.set_index("variant")["quality"]
     assert {name: mark[7] / 100 for name, mark in marks.items()} == pytest.approx(dict(csv))
 
 
 def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None:
     found = shown(crowd, tmp_path)
-    printed = results_table.sheet(load(crowd.store, crowd.name).pivot)
+    printed = results_table.sheet(load(crowd.store, crowd.name).results)
     assert found.sheet == printed
     assert [row[0] for row in found.data["rows"]] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
     assert [entry["variant"] for entry in found.data["variants"]] == list(SHARES)
@@ -113,7 +112,7 @@ def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, t
     found = shown(crowd, tmp_path)
     assert (found.finished, len(found.variants)) == (3, 9)
     assert "3<small> / 9</small>" in render(found, {})
-    pivot = load(crowd.store, crowd.name).pivot.set_index("variant")
+    pivot = load(crowd.store, crowd.name).results.frame.set_index("variant")
     # corpus, base, convert, one uptraining, three evaluations of the task, three others, one measurement
     assert pivot.loc["MLKV-6", "wall_seconds"] == pytest.approx(10 + 160 + 10 + 22 + 3 * 10 + 3 * 3 + 4)
 

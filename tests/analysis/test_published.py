@@ -72,7 +72,7 @@ def test_a_published_set_has_the_schema_and_a_source_for_every_cell(name: str) -
     assert {column: str(dtype) for column, dtype in table.dtypes.items()} == frame.COLUMNS
     assert set(table["state"]) == {"PUBLISHED"}
     assert table["reason"].notna().all()
-    assert not results(table).empty
+    assert not results(table).frame.empty
 
 
 def test_an_unknown_set_lists_those_there_are() -> None:
@@ -82,7 +82,7 @@ def test_an_unknown_set_lists_those_there_are() -> None:
 
 def test_means_are_those_that_were_printed_and_their_printed_parts_agree() -> None:
     table = published("mlkv")
-    pivot, recomputed = (results(t).set_index("variant") for t in (table, table[table["metric"] != "accuracy"]))
+    pivot, recomputed = (results(t).frame.set_index("variant") for t in (table, table[table["metric"] != "accuracy"]))
     for variant, mean in MEANS.items():
         assert f"{100 * number(pivot, variant, 'accuracy'):.2f}" == f"{mean:.2f}"
         assert 100 * number(recomputed, variant, "accuracy") == pytest.approx(mean, abs=0.0101)  # parts are rounded
@@ -90,7 +90,7 @@ def test_means_are_those_that_were_printed_and_their_printed_parts_agree() -> No
 
 
 def test_what_nobody_published_is_empty_and_says_so() -> None:
-    pivot = results(published("study-1b")).set_index("variant")
+    pivot = results(published("study-1b")).frame.set_index("variant")
     assert pivot.loc["sandwich-middle", "quality"] == pytest.approx(0.4929)
     assert pivot.loc["sandwich-middle", "accuracy"] is pd.NA
     assert pivot.loc["sandwich-middle", "accuracy_missing"] == "not published in any source we found"
@@ -241,7 +241,7 @@ def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: 
         "llama,MHA-8,untouched,MHA,even,2,4,4096,\nllama-gqa,GQA-2,,GQA,even,2,1,1024,\n"
     )
     (tmp_path / "speed.csv").write_text("variant,batch,metric,value\nllama-gqa,8,tokens_per_second,12.5\n")
-    pivot = results(import_results(tmp_path, "mine")).set_index("variant")
+    pivot = results(import_results(tmp_path, "mine")).frame.set_index("variant")
     assert list(pivot.index) == ["MHA-8", "GQA-2"]
     assert pivot.loc["GQA-2", "accuracy"] == pytest.approx((0.5 + 0.7) / 2)  # equal results are one
     assert pivot.loc["GQA-2", "accuracy_vs_untouched"] == pytest.approx(0.6 - 0.45)

@@ -220,7 +220,7 @@ def test_a_thousand_variants_are_reported(tmp_path: Path, finished: Any) -> None
     for label in labels[:3]:
         crowd.evaluate(label, "bits_per_byte")
     write_report(crowd.store, crowd.name, tmp_path / "out")
-    assert len(results(gather(crowd.store, crowd.name))) == 1000
+    assert len(results(gather(crowd.store, crowd.name)).frame) == 1000
 
 
 def test_published_figures_make_the_same_files(tmp_path: Path) -> None:

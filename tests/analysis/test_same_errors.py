@@ -11,7 +11,8 @@ from scipy import stats
 from analysis.data import frame
 from analysis.figures.cloud import cloud
 from analysis.figures.tasks import panels, tasks_figure
-from analysis.statistics.results import estimates_of, other_scores, results, shown_scores
+from analysis.statistics.results import results
+from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import Source, load
 from analysis.tables.paper import paper_sheets
 from tests.support.read_back import present
@@ -45,7 +46,7 @@ def source(few: Any, answers: dict[str, np.ndarray]) -> Source:
 
 
 def test_bars_have_the_error_of_the_same_samples(source: Source, answers: dict[str, np.ndarray]) -> None:
-    (panel,) = panels(source.pivot)
+    (panel,) = panels(source.results)
     for bar in panel.bars:
         apart = answers[bar.variant] - answers["MHA-36"]
         assert bar.error == pytest.approx(100 * apart.std(ddof=1) / SAMPLES**0.5)
@@ -56,8 +57,8 @@ def test_bars_have_the_error_of_the_same_samples(source: Source, answers: dict[s
 
 
 def test_bars_are_full_where_the_table_sees_a_difference(source: Source) -> None:
-    (panel,) = panels(source.pivot)
-    table = source.pivot.set_index("variant")["quality_vs_mha_p"]
+    (panel,) = panels(source.results)
+    table = source.results.frame.set_index("variant")["quality_vs_mha_p"]
     assert [bar.p for bar in panel.bars] == [table[bar.variant] for bar in panel.bars]
     assert all(bar.beyond_noise == (table[bar.variant] <= 0.05) for bar in panel.bars)
     assert any(bar.beyond_noise for bar in panel.bars)
@@ -74,7 +75,7 @@ def test_the_losses_are_judged_on_the_same_samples_as_the_table_beside_them(sour
 
 
 def test_chances_of_any_score_compare_on_the_same_samples(source: Source) -> None:
-    pivot = source.pivot
+    pivot = source.results
     loss = next(score for score in other_scores(pivot) if score.metric == "bits_per_byte")
     found = cloud(pivot, loss)
     main = cloud(pivot, shown_scores(pivot)[0])
@@ -86,9 +87,9 @@ def test_chances_of_any_score_compare_on_the_same_samples(source: Source) -> Non
 
 def test_a_difference_of_two_rows_is_that_of_scipy(source: Source, answers: dict[str, np.ndarray]) -> None:
     p = stats.ttest_rel(answers["MLKV-6"], answers["MHA-36"]).pvalue
-    rows = frame.records(source.pivot)
-    assert estimates_of(source.pivot).is_paired(rows, "quality")
-    corrected = source.pivot.set_index("variant").loc["MLKV-6", "quality_vs_mha_p"]
+    rows = source.results.rows()
+    assert source.results.estimates.is_paired(rows, "quality")
+    corrected = source.results.frame.set_index("variant").loc["MLKV-6", "quality_vs_mha_p"]
     assert corrected == pytest.approx(3 * p)  # the smallest of three, by Holm
 
 

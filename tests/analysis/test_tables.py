@@ -12,7 +12,7 @@ from analysis.data import frame
 from analysis.data.gather import gather
 from analysis.data.metrics import METRICS, metric
 from analysis.data.published import SETS
-from analysis.statistics.results import by_layout, results
+from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.sources import Source, load, published_source
 from analysis.tables import rendering
 from analysis.tables import results_table as tables
@@ -22,11 +22,11 @@ from analysis.tables.terminal import CellsTable
 
 
 @pytest.fixture
-def pivot(finished: Any) -> pd.DataFrame:
+def pivot(finished: Any) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-def named(**cells: Any) -> pd.DataFrame:
+def named(**cells: Any) -> Results:
     row = {"variant": "a", "kind": "evaluate", "task": "t", "metric": "acc", "in_accuracy": True, "state": "DONE"}
     return results(frame.make([{**row, "value": 0.5, "stderr": 0.01, **cells}]))
 
@@ -41,7 +41,7 @@ def bold_in(text: str) -> dict[str, list[str]]:
     return {variant: bold for variant, bold in rows.items() if bold}
 
 
-def test_the_best_is_bold_and_baselines_do_not_compete(pivot: pd.DataFrame) -> None:
+def test_the_best_is_bold_and_baselines_do_not_compete(pivot: Results) -> None:
     assert bold_in(tables.markdown(pivot)) == {"GQA-12": ["2.245 ± 0.004"]}  # no task parts them at 250 items
     assert "a column without bold: all are within noise of the best" in tables.markdown(pivot)
 
@@ -68,7 +68,7 @@ def test_without_errors_the_best_number_is_bold_and_the_table_says_so() -> None:
     assert "whatever its noise" in text
 
 
-def test_both_baselines_and_the_differences_from_them_are_shown(pivot: pd.DataFrame) -> None:
+def test_both_baselines_and_the_differences_from_them_are_shown(pivot: Results) -> None:
     header, _, untouched, mha, *_ = tables.markdown(pivot).splitlines()
     assert "Δ untouched" in header
     assert "Δ mha" in header
@@ -96,11 +96,11 @@ def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
 
 
-def test_csv_holds_the_pivot_at_full_precision(pivot: pd.DataFrame) -> None:
+def test_csv_holds_the_pivot_at_full_precision(pivot: Results) -> None:
     read = pd.read_csv(io.StringIO(tables.csv(pivot)), dtype=str)
-    assert list(map(float, read["quality"])) == list(pivot["quality"])
-    assert list(map(float, read["accuracy_stderr"])) == list(pivot["accuracy_stderr"])
-    assert list(read["variant"]) == list(pivot["variant"])
+    assert list(map(float, read["quality"])) == list(pivot.frame["quality"])
+    assert list(map(float, read["accuracy_stderr"])) == list(pivot.frame["accuracy_stderr"])
+    assert list(read["variant"]) == list(pivot.frame["variant"])
 
 
 def test_the_terminal_shows_every_row_and_reason(filler: Any) -> None:
@@ -114,14 +114,14 @@ def test_the_terminal_shows_every_row_and_reason(filler: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
-def test_a_narrow_terminal_gets_fewer_columns_and_never_half_a_number(pivot: pd.DataFrame, width: int) -> None:
+def test_a_narrow_terminal_gets_fewer_columns_and_never_half_a_number(pivot: Results, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(tables.render_terminal(pivot))
     text = console.export_text()
     for line in text.splitlines():
         assert len(line) <= width
         assert "…" not in line
-    for row in frame.records(pivot):
+    for row in pivot.rows():
         assert any(row["variant"] in line and f"{row['quality']:.3f}" in line for line in text.splitlines())
     assert ("a wider terminal also shows" in text) == (width < 200)
 

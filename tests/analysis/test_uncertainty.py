@@ -13,7 +13,7 @@ from analysis.data.gather import gather
 from analysis.data.replicates import groups
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
-from tests.support.read_back import number
+from tests.support.read_back import number, present
 from tests.support.seeded import TASK, answered, seeded
 
 UNITS = 400
@@ -30,7 +30,7 @@ def sampled(few: Any, right: dict[str, NDArray[np.float64]], units: dict[str, ND
 
 
 def pivot_of(filler: Any) -> pd.DataFrame:
-    return load(filler.store, filler.name).pivot.set_index("variant")
+    return load(filler.store, filler.name).results.frame.set_index("variant")
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def answers() -> dict[str, NDArray[np.float64]]:
 
 def test_on_the_same_samples_small_differences_show(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
     filler = sampled(few, answers)
-    paired, apart = pivot_of(filler), results(gather(filler.store, filler.name)).set_index("variant")
+    paired, apart = pivot_of(filler), results(gather(filler.store, filler.name)).frame.set_index("variant")
     assert number(paired, "MQA-6", "accuracy_vs_mha_p") < 0.01
     assert number(paired, "MQA-6", "accuracy_vs_mha_high") < 0
     assert number(apart, "MQA-6", "accuracy_vs_mha_p") > 0.3
     assert paired.loc["MLKV-6", "accuracy_tied"]
-    assert load(filler.store, filler.name).pivot.attrs["judged"]["paired"]
+    assert load(filler.store, filler.name).results.statistics.paired
 
 
 def test_other_samples_are_not_paired(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
@@ -59,7 +59,7 @@ def test_other_samples_are_not_paired(few: Any, answers: dict[str, NDArray[np.fl
 
 
 def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(finished: Any) -> None:
-    pivot = load(finished.store, finished.name).pivot.set_index("variant")
+    pivot = load(finished.store, finished.name).results.frame.set_index("variant")
     assert (pivot["quality_low"] < pivot["quality"]).all()
     assert (pivot["quality_high"] > pivot["quality"]).all()
     width = (pivot["quality_high"] - pivot["quality_low"]) / pivot["quality_stderr"]
@@ -71,15 +71,15 @@ def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(fin
 
 
 def test_the_hypervolume_lies_in_its_interval(finished: Any) -> None:
-    value, low, high = load(finished.store, finished.name).pivot.attrs["judged"]["hypervolume"]
+    value, low, high = present(load(finished.store, finished.name).results.statistics.hypervolume)
     assert low < value < high
     assert high - low < 0.25 * value
 
 
 def test_what_all_share_is_no_noise_of_the_hypervolume(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
     filler = sampled(few, answers)
-    apart = results(gather(filler.store, filler.name)).attrs["judged"]["hypervolume"]
-    value, low, high = load(filler.store, filler.name).pivot.attrs["judged"]["hypervolume"]
+    apart = present(results(gather(filler.store, filler.name)).statistics.hypervolume)
+    value, low, high = present(load(filler.store, filler.name).results.statistics.hypervolume)
     assert low < value < high
     assert high - low < (apart[2] - apart[1]) / 2
 
@@ -87,36 +87,36 @@ def test_what_all_share_is_no_noise_of_the_hypervolume(few: Any, answers: dict[s
 def test_the_order_of_the_variants_changes_no_judgement(finished: Any) -> None:
     table = gather(finished.store, finished.name)
     backwards = pd.concat([rows for _, rows in sorted(table.groupby("variant"), reverse=True)], ignore_index=True)
-    ours, theirs = (results(one).set_index("variant").sort_index() for one in (table, backwards))
+    ours, theirs = (results(one).frame.set_index("variant").sort_index() for one in (table, backwards))
     for column in ("quality_low", "accuracy_high", "front_probability", "accuracy_vs_mha_p", "quality_tied"):
         pd.testing.assert_series_equal(ours[column], theirs[column])
 
 
 def test_a_tie_is_never_a_lone_win(finished: Any) -> None:
-    pivot = results(gather(finished.store, finished.name)).set_index("variant")
+    pivot = results(gather(finished.store, finished.name)).frame.set_index("variant")
     assert pivot["quality_tied"].dropna().sum() == 1  # bits per byte has small errors
     assert pivot["cloze.acc_tied"].dropna().all()  # 8.5 ± 1.8 everywhere
 
 
 def test_seeds_of_a_layout_are_one_row_with_students_interval() -> None:
     table = seeded({"MHA": {1: 0.50, 2: 0.54, 3: 0.52}, "MLKV": {1: 0.40, 2: 0.44, 3: 0.42}})
-    pivot = by_layout(table).set_index("variant")
+    pivot = by_layout(table).frame.set_index("variant")
     assert list(pivot.index) == ["MHA", "MLKV"]
     assert pivot.loc["MLKV", "accuracy"] == pytest.approx(0.42)
     assert pivot.loc["MLKV", "accuracy_stderr"] == pytest.approx(0.02 / 3**0.5)
     assert number(pivot, "MLKV", "accuracy_high") - 0.42 == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-3)
     assert pivot.loc["MLKV", "accuracy_vs_mha"] == pytest.approx(-0.10)
     assert list(pivot["seeds"]) == [3, 3]
-    assert len(results(table)) == 6
+    assert len(results(table).frame) == 6
 
 
 def test_two_noisy_seeds_prove_nothing() -> None:
-    pivot = by_layout(seeded({"MHA": {1: 0.50, 2: 0.56}, "MLKV": {1: 0.49, 2: 0.55}})).set_index("variant")
+    pivot = by_layout(seeded({"MHA": {1: 0.50, 2: 0.56}, "MLKV": {1: 0.49, 2: 0.55}})).frame.set_index("variant")
     assert number(pivot, "MLKV", "accuracy_vs_mha_p") > 0.3
 
 
 def test_a_seed_that_runs_is_counted_and_told() -> None:
-    pivot = by_layout(seeded({"MHA": {1: 0.5, 2: 0.5}, "MLKV": {1: 0.4, 2: None}})).set_index("variant")
+    pivot = by_layout(seeded({"MHA": {1: 0.5, 2: 0.5}, "MLKV": {1: 0.4, 2: None}})).frame.set_index("variant")
     assert (pivot.loc["MLKV", "seeds"], pivot.loc["MLKV", "seeds_planned"]) == (1, 2)
     assert pivot.loc["MLKV", "accuracy"] == pytest.approx(0.4)
     assert pivot.loc["MLKV", "state"] == "RUNNING"
@@ -149,6 +149,6 @@ def test_a_row_is_in_the_state_of_its_worst_seed(states: tuple[str, str]) -> Non
     for seed, state in enumerate(states, 1):
         own = table["variant"] == f"MLKV uptrain.seed={seed}"
         table.loc[own, ["state", "reason"]] = [state, None if state == "DONE" else f"reason of {state}"]
-    row = by_layout(table).set_index("variant").loc["MLKV"]
+    row = by_layout(table).frame.set_index("variant").loc["MLKV"]
     assert row["state"] == "FAILED"
     assert "reason of FAILED" in row["reason"]

@@ -1,0 +1,47 @@
+"""The scores of a results table: their columns, their metrics and the headings that readers see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.data.metrics import score_label
+from analysis.statistics.results import Results
+from analysis.statistics.variant_rows import ACCURACY
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A score: its column in the results, its metric, and its heading."""
+
+    column: str
+    metric: str
+    label: str
+
+
+def shown_scores(results: Results) -> list[ScoreColumn]:
+    """The main axis, the accuracy and its parts, as the plan names them; empty where it names none."""
+    axis, parts = results.estimates.axis, results.estimates.parts
+    mean = [ScoreColumn(ACCURACY, ACCURACY, f"mean of {len(parts)}")] if parts else []
+    own_axis = [] if axis == ACCURACY else [_score_column(axis, "quality")]
+    if mean and not own_axis:
+        mean = [ScoreColumn("quality", ACCURACY, mean[0].label)]
+    return [*own_axis, *mean, *map(_score_column, parts)]
+
+
+def named_scores(results: Results) -> list[ScoreColumn]:
+    """The same without the mean, each in the column of its own name, which another table may have too."""
+    named = [score for score in shown_scores(results) if score.metric != ACCURACY]
+    return [_score_column(results.estimates.axis) if score.column == "quality" else score for score in named]
+
+
+def other_scores(results: Results) -> list[ScoreColumn]:
+    """Every other recorded score: further metrics of the tasks, training losses."""
+    missing = [str(name) for name in results.frame if str(name).endswith("_missing")]
+    names = [name for column in missing if "." in (name := column.removesuffix("_missing"))]
+    shown = {score.label for score in shown_scores(results)}
+    return [score for score in map(_score_column, names) if score.label not in shown]
+
+
+def _score_column(name: str, column: str | None = None) -> ScoreColumn:
+    source, metric = name.rsplit(".", 1)
+    return ScoreColumn(column or name, metric, score_label(source, metric))

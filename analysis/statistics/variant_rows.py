@@ -1,0 +1,206 @@
+"""The long table brought to a row per variant: its scores, its measurements, its state and its cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.data import frame, replicates
+from analysis.data.frame import Row
+from analysis.statistics.columns import N_SHOT
+from analysis.statistics.estimates import Scored
+
+NOT_PLANNED = "not planned"
+ACCURACY = "accuracy"
+"""Of a cell: the mean itself, as it was published together with its parts."""
+_TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
+_TRAINING_KINDS = ("base", "uptrain")
+_SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
+_CELL = ("variant", "kind", "task", "metric", "batch", "context")
+"""The key of a cell: no two rows of the long table have all of it in common."""
+
+Score = tuple[float | None, float | None, str | None]
+"""Value, standard error, and why there is no value."""
+
+
+def variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
+    by_variant: dict[str, list[Row]] = {}
+    for row in _cells(table):
+        by_variant.setdefault(row["variant"], []).append(row)
+    planned = _planned(table)
+    return [_variant_row(rows, planned) for rows in by_variant.values()], list(planned.scores)
+
+
+def _cells(table: pd.DataFrame) -> list[Row]:
+    """The rows, each cell once. Raises ValueError for a variant of two sweeps, and for two values of one cell."""
+    found: dict[tuple[object, ...], Row] = {}
+    sweeps: dict[str, str] = {}
+    for row in frame.records(table):
+        if sweeps.setdefault(row["variant"], row["sweep"]) != row["sweep"]:
+            both = f"{sweeps[row['variant']]} and {row['sweep']}"
+            raise ValueError(f"variant = {row['variant']}: is in {both}; give one of them another name, or take one")
+        there = found.setdefault(tuple(row[name] for name in _CELL), row)
+        if there["value"] != row["value"]:
+            of = " ".join(str(row[name]) for name in _CELL[1:] if row[name] is not None)
+            raise ValueError(f"variant = {row['variant']}: {of} is {there['value']} and {row['value']}")
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What every variant of a table is scored by, also one that lacks some of it."""
+
+    axis: str | None
+    """Column of the main axis; None where that is the accuracy."""
+    parts: list[str]
+    """Columns that the accuracy averages."""
+    scores: dict[str, tuple[str, str | None, str]]
+
+
+def _planned(table: pd.DataFrame) -> _Planned:
+    rows = frame.records(table[["kind", "task", "metric", "in_axis", "in_accuracy"]])
+    axis, parts = (
+        list(dict.fromkeys(_column(row) for row in rows if row[mark])) for mark in ("in_axis", "in_accuracy")
+    )
+    return _Planned(axis[0] if axis else None, parts, _score_names(table))
+
+
+def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
+    """Every score that there is, by variant and column."""
+    kinds = ["evaluate", *_TRAINING_KINDS]
+    wanted = table.loc[table["kind"].isin(kinds) & table["value"].notna() & table["metric"].notna(), list(_SCORED)]
+    found: dict[tuple[str, str], Scored] = {}
+    for row in frame.records(wanted):
+        if _trusted(row):
+            cell = Scored(row["value"], row["stderr"], row["step"], row["task"] or row["kind"], row["metric"])
+            found.setdefault((row["variant"], _column(row)), cell)
+    return found
+
+
+def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
+    """Column name → (kind, task, metric), evaluations first."""
+    scored = table["metric"].notna() & ((table["metric"] != ACCURACY) | table["task"].notna())
+    rows = table[scored & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
+    keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
+    found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
+    found.sort(key=lambda key: ("evaluate", "uptrain", "base").index(key[0]))
+    return {f"{task or kind}.{metric}": (kind, task, metric) for kind, task, metric in found}
+
+
+def _variant_row(rows: list[Row], planned: _Planned) -> Row:
+    row: Row = {name: rows[0][name] for name in frame.IDENTITY}
+    row["accuracy_parts"] = " ".join(planned.parts) or None
+    mean = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
+    printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]
+    mean = _printed(printed[0], mean) if printed else mean
+    row |= _score("accuracy", mean)
+    row["quality_score"] = planned.axis or "accuracy"
+    row |= _score("quality", _marked(rows, "in_axis", planned.axis) if planned.axis else mean)
+    for name, key in planned.scores.items():
+        row |= _score(name, _single(_rows_of(rows, *key)))
+    row |= {f"{r['task']}{N_SHOT}": r["n_shot"] for r in rows if r["kind"] == "evaluate" and r["n_shot"] is not None}
+    row["state"], row["reason"] = _overall(rows)
+    return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
+
+
+def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[Row]:
+    """Those of one score; while its step has recorded nothing, the one that says how far the step is."""
+    of_step = [row for row in rows if row["kind"] == kind and row["task"] == task]
+    unfinished = [row for row in of_step if row["metric"] is None or not _trusted(row)]
+    return [row for row in of_step if row["metric"] == metric] or unfinished
+
+
+def _column(row: Row) -> str:
+    return f"{row['task'] or row['kind']}.{row['metric']}"
+
+
+def _measured(rows: list[Row]) -> Row:
+    """The cache's bytes per token as allocated, beside the formula's, and the decode speed of the fastest cell."""
+    caches, _, missing = _single([row for row in rows if row["metric"] == "cache_bytes_per_token"])
+    if rows and missing == NOT_PLANNED:
+        ran_out = any(row["metric"] == "oom" for row in rows)
+        missing = (
+            "OUT OF MEMORY in every cell" if ran_out else NOT_PLANNED if _trusted(rows[0]) else why_missing(rows[0])
+        )
+    speeds = [row for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    fastest = max(speeds, key=lambda row: row["value"], default=dict.fromkeys(("value", "stderr", "n", "machine")))
+    return {
+        "measured_bytes_per_token": caches,
+        "measured_bytes_per_token_missing": missing,
+        "tokens_per_second": fastest["value"],
+        "tokens_per_second_stderr": fastest["stderr"],
+        "tokens_per_second_n": fastest["n"],
+        "machine": fastest["machine"],
+    }
+
+
+def _score(name: str, score: Score) -> Row:
+    return {
+        name: score[0],
+        f"{name}_stderr": score[1],
+        f"{name}_missing": score[2],
+        f"{name}_seeds": int(score[0] is not None),
+    }
+
+
+def _trusted(row: Row) -> bool:
+    return row["state"] in _TRUSTED
+
+
+def _single(rows: list[Row]) -> Score:
+    if not rows:
+        return None, None, NOT_PLANNED
+    row = rows[0]
+    if row["value"] is None or not _trusted(row):
+        return None, None, why_missing(row)
+    return row["value"], row["stderr"], None
+
+
+def _marked(rows: list[Row], mark: str, column: str) -> Score:
+    """A variant's score of the main axis or of a part of the accuracy, also where it has none at all."""
+    found = [row for row in rows if row[mark] and _column(row) == column]
+    return _single(found) if found else (None, None, f"no {column}")
+
+
+def _mean(parts: list[Score]) -> Score:
+    """Mean over the parts, stderr √(Σse²)/n; nothing if a part is missing, no stderr if a part has none."""
+    missing = [why for _, _, why in parts if why]
+    if missing or not parts:
+        return None, None, missing[0] if missing else NOT_PLANNED
+    values, errors = [part[0] for part in parts], [part[1] for part in parts]
+    known = [error for error in errors if error is not None]
+    stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
+    return math.fsum(v for v in values if v is not None) / len(parts), stderr, None
+
+
+def _printed(row: Row, recomputed: Score) -> Score:
+    """A mean that was published itself, made of parts that were not rounded before; its error is that of the parts."""
+    value, _, missing = _single([row])
+    return value, recomputed[1], missing
+
+
+def why_missing(row: Row) -> str:
+    """`RUNNING step 40 of 300`, `FAILED: loss is not finite`, `BLOCKED by base-… (out of memory)`."""
+    if _trusted(row):
+        return row["reason"] or "no value"
+    joiner = " " if row["state"] in ("RUNNING", "BLOCKED") else ": "
+    return f"{row['state']}{joiner}{row['reason']}" if row["reason"] else row["state"]
+
+
+def _overall(rows: list[Row]) -> tuple[str, str | None]:
+    """The state of the variant's worst step, with its reason."""
+    unfinished = [row for row in rows if row["state"] not in _TRUSTED and row["state"] != "UNPLANNED"]
+    if not unfinished:
+        return rows[0]["state"] if rows[0]["state"] in _TRUSTED else "PENDING", None
+    worst = min(unfinished, key=lambda row: replicates.URGENCY.index(row["state"]))
+    return worst["state"], f"{worst['step']}: {worst['reason']}" if worst["reason"] else worst["step"]
+
+
+def _cost(rows: list[Row]) -> Row:
+    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each. `costs`
+    are those of each step."""
+    steps = {row["step"]: row for row in rows if row["step"] is not None}
+    peaks = [row["peak_memory_bytes"] for row in steps.values() if row["peak_memory_bytes"] is not None]
+    return {"costs": steps, **replicates.spent(steps), "peak_memory_bytes": max(peaks, default=None)}
