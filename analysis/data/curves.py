@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.data import frame
+from sweeps.steps.registry import axis_of
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.read.runs import LoggedRun, number
 
@@ -20,7 +21,12 @@ _WORDS = ("NaN", "Infinity", "-Infinity")
 def of_store(store: Store, sweep: SavedSweep) -> pd.DataFrame:
     """A row per step, position on the step's own axis, and number logged there. What is not finite is NA."""
     steps = [store.step(id) for id in sorted(sweep.plan["steps"])]
-    return _table(cell for step in steps for at, row in step.history() for cell in _cells(step.id, step.kind, at, row))
+    return _table(
+        cell
+        for step in steps
+        for at, row in step.history(axis_of(step.kind))
+        for cell in _cells(step.id, step.kind, at, row)
+    )
 
 
 def of_runs(runs: Iterable[LoggedRun]) -> pd.DataFrame:

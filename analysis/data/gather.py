@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.machine import machine_of
+from sweeps.steps.registry import axis_of
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
 
@@ -118,7 +119,8 @@ class Steps(PlannedSteps):
 
     def history(self, step_id: str) -> list[tuple[int, Json]]:
         """What the step logged so far, along its axis."""
-        return self._store.step(step_id).history()
+        step = self._store.step(step_id)
+        return step.history(axis_of(step.kind))
 
 
 def _variant_rows(sweep: SavedSweep, variant: Json, steps: PlannedSteps) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from slurm.resources import Resources
 from sweeps.planning.config import ClusterConfig
+from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 
 
@@ -32,26 +33,32 @@ def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:
     """Jobs for the given steps, parents before children. A conversion that several uptrainings need is listed in the
     job of each: the first to claim it runs it, the others find it done."""
     todo = {step.id: step for step in steps}
-    converted = {step.parents["start"] for step in todo.values() if step.kind == "uptrain"}
+    brought = {step.id: _parents_in_its_job(step, todo) for step in todo.values()}
+    elsewhere = {parent.id for parents in brought.values() for parent in parents}
     groups: dict[str, list[Step]] = {}
     for step in todo.values():
-        if step.kind == "convert" and step.id in converted:
-            continue
-        start = todo.get(step.parents.get("start", ""))
-        groups.setdefault(_job_name(step, todo), []).extend([start, step] if start else [step])
+        if step.id not in elsewhere:
+            groups.setdefault(_job_name(step, todo), []).extend([*brought[step.id], step])
     job_of = {step.id: name for name, group in groups.items() for step in group}
     jobs = [_job_spec(name, group, job_of, cluster) for name, group in groups.items()]
-    return sorted(jobs, key=lambda job: job.kind == "measure")
+    return sorted(jobs, key=lambda job: kind_of(job.kind).job == "together")
+
+
+def _parents_in_its_job(step: Step, todo: dict[str, Step]) -> list[Step]:
+    if kind_of(step.kind).job != "own":
+        return []
+    parents = (todo[id] for id in step.parents.values() if id in todo)
+    return [parent for parent in parents if kind_of(parent.kind).job == "with_child"]
 
 
 def _job_name(step: Step, todo: dict[str, Step]) -> str:
     """The name of the job that a step belongs to; steps with one name share the job."""
-    if step.kind == "measure":
-        return "measure"
-    if step.kind == "evaluate":
-        checkpoint = step.parents["checkpoint"]
-        with_checkpoint = checkpoint in todo and todo[checkpoint].kind != "base"
-        return _short(checkpoint) if with_checkpoint else f"evaluate-{_short(checkpoint)}"
+    kind = kind_of(step.kind)
+    if kind.job == "together":
+        return step.kind
+    if kind.job == "with_parent" and (parent := step.parents.get(kind.reads)):
+        with_parent = parent in todo and kind_of(todo[parent].kind).shares_job
+        return _short(parent) if with_parent else f"{step.kind}-{_short(parent)}"
     return _short(step.id)
 
 
@@ -63,6 +70,6 @@ def _short(step_id: str) -> str:
 def _job_spec(name: str, group: list[Step], job_of: dict[str, str], cluster: ClusterConfig) -> JobSpec:
     parents = {parent for step in group for parent in step.parents.values()} - {step.id for step in group}
     after = sorted({job_of[parent] for parent in parents if parent in job_of} - {name})
-    kind = next((step.kind for step in group if step.kind in ("uptrain", "base")), group[0].kind)
+    kind = next((step.kind for step in group if kind_of(step.kind).trains), group[0].kind)
     steps = tuple(step.id for step in group)
     return JobSpec(name, kind, steps, tuple(after), tuple(sorted(parents)), cluster.resources_of(kind))

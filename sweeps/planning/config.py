@@ -18,19 +18,21 @@ from pydantic_core import ErrorDetails
 
 from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from slurm.resources import Resources
+from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices
 from sweeps.store.names import check_name
 from sweeps.tracking.target import TrackingConfig
 
 Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
 Baseline = Literal["untouched", "mha"]
-Kind = Literal["corpus", "base", "convert", "uptrain", "evaluate", "measure"]
-TRAINED: tuple[Kind, ...] = ("base", "uptrain")
+Kind = Annotated[str, NameOf(KINDS)]
+TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
 """What several processes can do together."""
-HASHED = ("model", "layout", "corpus", "base", "convert", "uptrain", "evaluate", "measure")
+HASHED = ("model", "layout", *BUILT_IN)
 """Groups that decide what a step is; the others say where and how it runs."""
 
 
@@ -168,8 +170,8 @@ class ClusterConfig(Profile):
 
     def resources_of(self, kind: str) -> Resources:
         """What a job of this kind of step gets: one process per GPU where processes can train together."""
-        resources = self.resources.get(cast(Kind, kind), Resources())
-        return resources.one_task_per_gpu() if kind in TRAINED else resources
+        resources = self.resources.get(kind, Resources())
+        return resources.one_task_per_gpu() if kind_of(kind).trains else resources
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
+from sweeps.steps.registry import similar_kinds
 from sweeps.steps.step import Step, described_by
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.stepdir import State
@@ -29,8 +30,7 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
             raise StoreError(f"step {id}: its spec.json is gone from {store.root}; {AGAIN}")
         if (described := described_by(spec)) != id:
             raise StoreError(f"step {id}: spec.json was edited (it now describes {described}); delete it and {AGAIN}")
-        identity = (spec["kind"], spec["slice"], spec["parents"], spec["pinned"])
-        graph[id] = Step(*identity, directory.how(), told.get("label", id))
+        graph[id] = Step.of_spec(spec, directory.how(), told.get("label", id))
     return graph
 
 
@@ -61,10 +61,6 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 
 
-_ALIKE = {"uptrain": ("uptrain", "base"), "base": ("base", "uptrain")}
-"""Kinds whose work is of one sort, nearest first."""
-
-
 @dataclass(frozen=True)
 class Costs:
     """Seconds per unit of work that steps of each kind took in this store (median over records)."""
@@ -82,7 +78,7 @@ class Costs:
 
     def seconds(self, step: Step) -> float | None:
         """Expected wall seconds of a step; None where no step like it has ever finished here."""
-        rates = [rate for kind in _ALIKE.get(step.kind, (step.kind,)) if (rate := self.seconds_per_work.get(kind))]
+        rates = [rate for kind in similar_kinds(step.kind) if (rate := self.seconds_per_work.get(kind))]
         rate = rates[0] if rates else None
         return None if rate is None else rate * step.how["work"]
 

@@ -21,6 +21,7 @@ from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
 from sweeps.steps.evaluate import evaluate_step
 from sweeps.steps.measure import measure_step
+from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.steps.uptrain import uptrain_step
 from sweeps.store.errors import UserError
@@ -89,18 +90,7 @@ class Variant:
 
     def work(self, step: Step) -> float:
         """The amount of work in a step: parameters (millions) times what passes through them."""
-        millions, config = self.parameters / 1e6, self.config
-        if step.kind in ("base", "uptrain") and not step.how.get("source"):
-            recipe = config.base if step.kind == "base" else config.uptrain
-            tokens = recipe.tokens_of(config.corpus.sequence_length) or 1e6 * (recipe.epochs or 1)
-            return max(millions * tokens, 1.0)
-        if step.kind == "evaluate":
-            return millions * (config.evaluate.limit or 1000)
-        if step.kind == "measure":
-            measure = config.measure
-            cells = sum(measure.batch_sizes) * sum(measure.contexts)
-            return millions * cells * measure.repeats
-        return millions
+        return kind_of(step.kind).work(step, self.parameters / 1e6, self.config.corpus.sequence_length)
 
     def row(self) -> Json:
         """What the store holds of it, for tables."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mlkv.context import Context, Outcome
-from mlkv.files import Json
+from mlkv.context import Outcome
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
-from sweeps.steps.step import Inputs, Step, recipe_of, what, where
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, recipe_of, what, where
+from sweeps.steps.uptrain import training_work
 
 
 def trained_base_step(recipe: TrainRecipe, shape: DecoderShape, corpus: Step, label: str) -> Step:
@@ -19,14 +18,25 @@ def loaded_base_step(pins: dict[str, str], source: dict[str, str], label: str) -
     return Step("base", {}, {}, pins, {"source": source}, label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
-    if source := how.get("source"):
+def run(execution: Execution) -> Outcome:
+    if source := execution.step.how.get("source"):
         from mlkv.families.load import import_pretrained
         from sweeps.steps.model_files import local_copy
 
-        return import_pretrained(local_copy(source), out, ctx)
+        return import_pretrained(local_copy(source), execution.out, execution.ctx)
     from mlkv.train.step import run as train
 
-    recipe = recipe_of(TrainRecipe, values["train"], how)
-    shape = recipe_of(DecoderShape, values["shape"], {})
-    return train(recipe, out, ctx, corpus=inputs["corpus"], start=None, shape=shape)
+    recipe = execution.recipe(TrainRecipe, "train")
+    shape = execution.recipe(DecoderShape, "shape")
+    return train(recipe, execution.out, execution.ctx, corpus=execution.inputs["corpus"], start=None, shape=shape)
+
+
+def work(step: Step, millions: float, sequence_length: int) -> float:
+    """That of training; of a base that is loaded, its parameters."""
+    if step.how.get("source"):
+        return millions
+    return training_work(recipe_of(TrainRecipe, step.slice["train"], step.how), millions, sequence_length)
+
+
+KIND = StepKind(run, TrainRecipe, trains=True, scores=True, shares_job=False, work=work, cost="training")
+"""Many jobs wait for a base, so its job holds nothing else."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mlkv.context import Context, Outcome
+from mlkv.context import Outcome
+from mlkv.convert.tables import MERGES, WIDENINGS
 from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.recipes import ConvertRecipe
 from mlkv.shape import DecoderShape
-from sweeps.steps.step import Inputs, Step, recipe_of, what
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, recipe_of, what
 
 
 def convert_step(recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base: Step, label: str) -> Step:
     """From a base. Merging and widening say nothing where the layout stays as it is, so they are left out there."""
     kept: Json = {"layout": layout.as_dict()}
+    pins: dict[str, str] = {}
     if layout != source:
         kept |= {"merge": recipe.merge, "widening": recipe.widening}
         kept |= {"seed": recipe.seed} if recipe.merge == "random" else {}
-    return Step("convert", kept, {"base": base.id}, {}, {}, label)
+        pins = MERGES.pins(recipe.merge) | WIDENINGS.pins(recipe.widening)
+    return Step("convert", kept, {"base": base.id}, pins, {}, label)
 
 
 def scratch_step(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape, corpus: Step, label: str) -> Step:
@@ -26,14 +28,18 @@ def scratch_step(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape, c
     return Step("convert", kept, {"corpus": corpus.id}, {}, {}, label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
+def run(execution: Execution) -> Outcome:
     from mlkv.convert.step import run as convert
 
+    values, inputs, out, ctx = execution.step.slice, execution.inputs, execution.out, execution.ctx
     layout = KVLayout.from_dict(values["layout"])
     if "base" in inputs:
         recipe = recipe_of(ConvertRecipe, values, {"start": "convert"})
         return convert(recipe, out, ctx, layout=layout, base=inputs["base"])
     recipe = recipe_of(ConvertRecipe, values, {"start": "scratch"})
-    shape = recipe_of(DecoderShape, values["shape"], {})
+    shape = execution.recipe(DecoderShape, "shape")
     tokenizer = inputs["corpus"] / "tokenizer"
     return convert(recipe, out, ctx, layout=layout, base=None, shape=shape, tokenizer=tokenizer)
+
+
+KIND = StepKind(run, ConvertRecipe, job="with_child")

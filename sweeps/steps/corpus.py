@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Context, Outcome
+from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.recipes import CorpusRecipe
-from sweeps.steps.step import Inputs, Step, recipe_of, what, where
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, what, where
 
 
 def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
@@ -19,13 +20,13 @@ def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str,
     return Step("corpus", kept, {}, pins, how, recipe.source)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
+def run(execution: Execution) -> Outcome:
     from mlkv.corpus.step import run as make_corpus
     from sweeps.steps.model_files import TOKENIZER, local_copy
 
-    source = how.get("tokenizer_source")
+    source = execution.step.how.get("tokenizer_source")
     tokenizer = local_copy(source, TOKENIZER) if source else None
-    return make_corpus(recipe_of(CorpusRecipe, values, how), out, ctx, tokenizer=tokenizer)
+    return make_corpus(execution.recipe(CorpusRecipe), execution.out, execution.ctx, tokenizer=tokenizer)
 
 
 def numbers(out: Path, rows: list[Json]) -> list[Json]:
@@ -36,3 +37,11 @@ def numbers(out: Path, rows: list[Json]) -> list[Json]:
         for split in ("train", "heldout")
         for unit in ("documents", "tokens", "bytes")
     ]
+
+
+def online(step: Step) -> bool:
+    """A hub dataset is streamed and never kept, so that no job without internet could read it."""
+    return bool(step.slice["source"] == "hf")
+
+
+KIND = StepKind(run, CorpusRecipe, online=online, numbers=numbers)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Context, Outcome
+from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.recipes import EvaluateRecipe
-from sweeps.steps.step import Inputs, Step, recipe_of, what, where
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, what, where
 
 
 def evaluate_step(
@@ -22,14 +23,28 @@ def evaluate_step(
     return Step("evaluate", kept, parents, pins, where(recipe), label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
+def run(execution: Execution) -> Outcome:
     from mlkv.evaluate.step import run as evaluate
 
-    recipe = recipe_of(EvaluateRecipe, values, how)
-    return evaluate(recipe, out, ctx, checkpoint=inputs["checkpoint"], corpus=inputs.get("corpus"))
+    recipe, inputs = execution.recipe(EvaluateRecipe), execution.inputs
+    checkpoint, corpus = inputs["checkpoint"], inputs.get("corpus")
+    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus)
 
 
 def numbers(out: Path, rows: list[Json]) -> list[Json]:
     """As records without a seal have them."""
     found: list[Json] = json.loads((out / "results.json").read_text(encoding="utf-8"))["metrics"]
     return found
+
+
+def work(step: Step, millions: float, sequence_length: int) -> float:
+    """Millions of parameters times items; the usual number of them where there is no limit."""
+    return millions * (step.slice["limit"] or 1000)
+
+
+def task_data(step: Step) -> str | None:
+    """A task that lm-eval defines; ours are made of the corpus."""
+    return None if "corpus" in step.parents else str(step.slice["task"])
+
+
+KIND = StepKind(run, EvaluateRecipe, scores=True, job="with_parent", work=work, task_data=task_data, numbers=numbers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlkv.context import Context, Outcome
+from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
-from sweeps.steps.step import Inputs, Step, recipe_of, what, where
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, recipe_of, what, where
 
 
 def measure_step(
@@ -19,12 +20,12 @@ def measure_step(
     return Step("measure", kept, {}, pins, where(recipe), label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
+def run(execution: Execution) -> Outcome:
     from mlkv.measure.step import run as measure
 
-    recipe = recipe_of(MeasureRecipe, values["measure"], how)
-    shape = recipe_of(DecoderShape, values["shape"], {})
-    return measure(recipe, out, ctx, shape=shape, layout=KVLayout.from_dict(values["layout"]))
+    recipe, shape = execution.recipe(MeasureRecipe, "measure"), execution.recipe(DecoderShape, "shape")
+    layout = KVLayout.from_dict(execution.step.slice["layout"])
+    return measure(recipe, execution.out, execution.ctx, shape=shape, layout=layout)
 
 
 def numbers(out: Path, rows: list[Json]) -> list[Json]:
@@ -35,3 +36,12 @@ def numbers(out: Path, rows: list[Json]) -> list[Json]:
         for name, value in row.items()
         if name not in ("time", "step", "steps", "batch", "context")
     ]
+
+
+def work(step: Step, millions: float, sequence_length: int) -> float:
+    """Millions of parameters times what is decoded."""
+    recipe = recipe_of(MeasureRecipe, step.slice["measure"], step.how)
+    return millions * (sum(recipe.batch_sizes) * sum(recipe.contexts)) * recipe.repeats
+
+
+KIND = StepKind(run, MeasureRecipe, job="together", work=work, numbers=numbers)

@@ -1,34 +1,67 @@
-"""The step kinds, each with the version of its meaning and the function that runs it."""
+"""The kinds of steps. A new kind is a file beside this one, and a row here or in an extension file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import re
 
-from mlkv.context import Context, Outcome
+from mlkv.context import Outcome, StepFailed
 from mlkv.files import Json
+from mlkv.registry import ExtensionError, Registry
 from sweeps.steps import base, convert, corpus, evaluate, measure, uptrain
-from sweeps.steps.step import Inputs
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.store.axis import Axis
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("model", "layout", "cluster", "sweep", "tracking", "resources", "name", "reports", "experiment", "scale")
 
 
-@dataclass(frozen=True)
-class StepKind:
-    """`schema` is the version of what a step of this kind means; `run` makes the output.
+class _Kinds(Registry[StepKind]):
+    """A kind's name is a conf group, a folder of the store, and what step ids begin with."""
 
-    `numbers`: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
-    that the attempt logged."""
-
-    schema: int
-    run: Callable[[Json, Json, Inputs, Path, Context], Outcome]
-    numbers: Callable[[Path, list[Json]], list[Json]] | None = None
+    def __setitem__(self, name: str, row: StepKind) -> None:
+        if not _NAME.fullmatch(name) or name in _TAKEN:
+            raise ExtensionError(f"step kind {name}: take another name, of lower-case letters, digits and _")
+        super().__setitem__(name, row)
 
 
-KINDS = {
-    "corpus": StepKind(1, corpus.run, corpus.numbers),
-    "base": StepKind(1, base.run),
-    "convert": StepKind(1, convert.run),
-    "uptrain": StepKind(1, uptrain.run),
-    "evaluate": StepKind(1, evaluate.run, evaluate.numbers),
-    "measure": StepKind(1, measure.run, measure.numbers),
-}
+KINDS = _Kinds(
+    "step kind",
+    {
+        "corpus": corpus.KIND,
+        "base": base.KIND,
+        "convert": convert.KIND,
+        "uptrain": uptrain.KIND,
+        "evaluate": evaluate.KIND,
+        "measure": measure.KIND,
+    },
+)
+BUILT_IN = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
+"""Kinds whose steps have a place of their own in a variant."""
+
+
+def _cannot_run(execution: Execution) -> Outcome:
+    raise StepFailed(f"step kind = {execution.step.kind}: must be one of {', '.join(KINDS)}")
+
+
+_UNKNOWN = StepKind(_cannot_run)
+
+
+def kind_of(name: str) -> StepKind:
+    """The row of a kind. A step whose extension file is not here can be listed and shown, but not run."""
+    return KINDS.get(name, _UNKNOWN)
+
+
+def trains(spec: Json) -> bool:
+    """Whether a step is training, which several processes can share. A base that is loaded is made of no other step."""
+    return kind_of(spec.get("kind", "")).trains and bool(spec.get("parents"))
+
+
+def axis_of(kind: str) -> Axis:
+    """What the rows of a step of this kind are drawn against."""
+    return Axis("train", counts_steps=True) if kind_of(kind).trains else Axis(kind)
+
+
+def similar_kinds(kind: str) -> list[str]:
+    """The kind, then the others whose steps take the same time per unit of work."""
+    cost = kind_of(kind).cost
+    return [kind, *(name for name, row in KINDS.items() if cost and row.cost == cost and name != kind)]

@@ -26,7 +26,8 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work. `slice`, `parents` (role → id) and `pinned` identify it; `how` and `label` do not."""
+    """One unit of work. `slice`, `parents` (role → id), `pinned` and the schema version identify it; `how` and `label`
+    do not."""
 
     kind: str
     slice: Json
@@ -34,14 +35,26 @@ class Step:
     pinned: dict[str, str] = field(default_factory=dict)
     how: Json = field(default_factory=dict)
     label: str = ""
+    planned_schema: int | None = None
+    """Of a step that was planned before: the version that its kind had then. None: the version of today."""
+
+    @classmethod
+    def of_spec(cls, spec: Json, how: Json, label: str = "") -> Step:
+        """The step that a spec.json describes. Raises KeyError and TypeError where it describes none."""
+        return cls(spec["kind"], spec["slice"], spec["parents"], spec["pinned"], how, label, spec["schema"])
+
+    @property
+    def schema(self) -> int:
+        """The version of what this step means."""
+        from sweeps.steps.registry import kind_of  # the registry imports every kind, and every kind this module
+
+        return kind_of(self.kind).schema if self.planned_schema is None else self.planned_schema
 
     @cached_property
     def spec(self) -> Json:
-        from sweeps.steps.registry import KINDS  # the registry imports every kind, and every kind this module
-
         return {
             "kind": self.kind,
-            "schema": KINDS[self.kind].schema,
+            "schema": self.schema,
             "slice": self.slice,
             "parents": self.parents,
             "pinned": self.pinned,
@@ -53,9 +66,9 @@ class Step:
 
 
 def described_by(spec: Json) -> str:
-    """The id that a spec.json hashes to; "no step" where it is not one."""
+    """The id that a spec.json hashes to under the schema version that it names; "no step" where it is not one."""
     try:
-        return Step(spec["kind"], spec["slice"], spec["parents"], spec["pinned"]).id
+        return Step.of_spec(spec, {}).id
     except (KeyError, TypeError):
         return "no step"
 
@@ -90,11 +103,6 @@ def recipe_of(schema: type[R], values: Json, how: Json) -> R:
     names = {f.name for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     merged = {key: value for key, value in {**values, **how}.items() if key in names}
     return schema(**{key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()})
-
-
-def trains(spec: Json) -> bool:
-    """Whether a step is training, which several processes can share."""
-    return spec.get("kind") == "uptrain" or "train" in spec.get("slice", {})
 
 
 def with_work(step: Step, work: float) -> Step:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mlkv.context import Context, Outcome
-from mlkv.files import Json
+from mlkv.context import Outcome
 from mlkv.recipes import TrainRecipe
-from sweeps.steps.step import Inputs, Step, recipe_of, what, where
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.step import Step, recipe_of, what, where
 
 
 def uptrain_step(recipe: TrainRecipe, start: Step, corpus: Step, label: str) -> Step:
     return Step("uptrain", what(recipe), {"start": start.id, "corpus": corpus.id}, {}, where(recipe), label)
 
 
-def run(values: Json, how: Json, inputs: Inputs, out: Path, ctx: Context) -> Outcome:
+def run(execution: Execution) -> Outcome:
     from mlkv.train.step import run as train
 
-    recipe = recipe_of(TrainRecipe, values, how)
-    return train(recipe, out, ctx, corpus=inputs["corpus"], start=inputs["start"])
+    recipe, inputs = execution.recipe(TrainRecipe), execution.inputs
+    return train(recipe, execution.out, execution.ctx, corpus=inputs["corpus"], start=inputs["start"])
+
+
+def training_work(recipe: TrainRecipe, millions: float, sequence_length: int) -> float:
+    """Millions of parameters times the tokens that pass through them."""
+    tokens = recipe.tokens_of(sequence_length) or 1e6 * (recipe.epochs or 1)
+    return max(millions * tokens, 1.0)
+
+
+def work(step: Step, millions: float, sequence_length: int) -> float:
+    return training_work(recipe_of(TrainRecipe, step.slice, step.how), millions, sequence_length)
+
+
+KIND = StepKind(run, TrainRecipe, trains=True, scores=True, work=work, cost="training")

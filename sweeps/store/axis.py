@@ -9,7 +9,6 @@ from typing import Any
 Json = dict[str, Any]
 Rows = list[tuple[int, Json]]
 """Growing positions, each with what was logged there."""
-TRAINING = ("base", "uptrain")
 
 
 @dataclass
@@ -17,18 +16,16 @@ class Axis:
     """A resumed attempt repeats what came after its checkpoint; the first word on a position stands, as W&B's history
     cannot be rewritten."""
 
-    kind: str
+    prefix: str
+    """In front of the names of what is logged."""
+    counts_steps: bool = False
+    """Whether positions are the optimizer steps that rows name; else they are the numbers of the rows."""
     reached: int = -1
     _line: int = 0
 
     @property
-    def prefix(self) -> str:
-        return "train" if self.kind in TRAINING else self.kind
-
-    @property
     def name(self) -> str:
-        """Training counts optimizer steps; other kinds count the rows they log."""
-        return "train/global_step" if self.kind in TRAINING else f"{self.kind}/row"
+        return f"{self.prefix}/{'global_step' if self.counts_steps else 'row'}"
 
     def new_attempt(self) -> None:
         self._line = 0
@@ -37,7 +34,7 @@ class Axis:
         """Rows that move the axis on, under the names that they are shown by."""
         for row in logged:
             self._line += 1
-            position = int(row["step"]) if self.kind in TRAINING and "step" in row else self._line
+            position = int(row["step"]) if self.counts_steps and "step" in row else self._line
             if position > self.reached:
                 self.reached = position
                 values = {f"{self.prefix}/{key}": value for key, value in row.items() if key not in ("time", "step")}

@@ -118,9 +118,9 @@ class StepDir:
         attempt = self.attempt()
         return attempt.metrics() if attempt else []
 
-    def history(self) -> Rows:
+    def history(self, axis: Axis) -> Rows:
         """What all attempts logged, as one sequence that only moves forward."""
-        axis, found = Axis(self.kind), Rows()
+        found = Rows()
         for attempt in self.attempts():
             axis.new_attempt()
             found += axis.rows(attempt.metrics())

@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
-from sweeps.store.axis import Axis, Json
+from sweeps.store.axis import Json
 from sweeps.store.files import utc_now
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store, StoreError
@@ -45,10 +46,10 @@ class AttemptMirror:
         self._sweep = None
         if target.sweep:
             self._sweep = store.sweep(target.sweep)
-        self._axis, self._position = Axis(step.kind), 0
+        self._axis, self._position = axis_of(step.kind), 0
         self._skip_earlier_attempts()
         self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
-        self._run.log(step.history())
+        self._run.log(step.history(axis_of(step.kind)))
 
     def _skip_earlier_attempts(self) -> None:
         """Move the axis past the rows of earlier attempts: a resumed attempt logs some of them again."""

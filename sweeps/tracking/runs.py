@@ -13,7 +13,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sweeps.store.axis import TRAINING, Axis, Json, Rows
+from sweeps.steps.registry import axis_of, kind_of
+from sweeps.store.axis import Json, Rows
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 
@@ -67,7 +68,7 @@ class Run:
 def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
     """The run of a step, as the store has it now. `sweep`: whose plan gives the run its label."""
     planned = (sweep.plan["steps"].get(step.id) if sweep else None) or {}
-    axis, spec = Axis(step.kind), step.spec() or {}
+    axis, spec = axis_of(step.kind), step.spec() or {}
     state, reason = step_state(step)
     record = step.record() or {}
     shown = {key: value for key, value in record.items() if key not in _NOT_SHOWN}
@@ -77,7 +78,7 @@ def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
         job_type=step.kind,
         config={"step": step.id, **spec},
         axes={axis.prefix: axis.name},
-        rows=step.history(),
+        rows=step.history(axis),
         summary={"state": state, "reason": reason, **scores(step.kind, spec, record), "record": shown or None},
         state=state,
     )
@@ -110,7 +111,7 @@ def scores(kind: str, spec: Json, record: Json) -> Json:
 def _metric_path(kind: str, task: str | None, cell: Json) -> list[str]:
     if kind == "evaluate":
         return ["eval", *filter(None, [task, cell.get("subtask")]), cell["metric"]]
-    return ["final" if kind in TRAINING else kind, cell["metric"]]
+    return ["final" if kind_of(kind).trains else kind, cell["metric"]]
 
 
 # Runs of variants
@@ -165,7 +166,7 @@ class SweepRuns:
     def _rows(self, row: Json) -> Rows:
         """Its uptraining curve, then its measured memory against batch size, so that one group draws both."""
         uptrain, measure = row["steps"].get("uptrain"), row["steps"].get("measure")
-        curve = [values for _, values in self.store.step(uptrain).history()] if uptrain else []
+        curve = [values for _, values in self.store.step(uptrain).history(axis_of("uptrain"))] if uptrain else []
         cells = ((self._record(measure) or {}) if measure else {}).get("metrics", [])
         return list(enumerate([*curve, *_by_batch(cells)]))
 

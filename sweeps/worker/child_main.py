@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlkv.context import Context, Interrupted, MetricRow, Row, StepFailed
-from sweeps.steps.registry import KINDS
+from sweeps.steps.kind import Execution
+from sweeps.steps.registry import kind_of
+from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
 from sweeps.store.lines import open_to_append
 from sweeps.store.outside import describe_error, outside_cause
@@ -110,7 +112,8 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str
     assert spec is not None
     inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
-    outcome = KINDS[spec["kind"]].run(spec["slice"], step.how(), inputs, attempt.out, context)
+    planned = Step.of_spec(spec, step.how())
+    outcome = kind_of(planned.kind).run(Execution(planned, inputs, attempt.out, context))
     _refuse_non_finite(outcome.metrics)
     return {"metrics": [row.as_json() for row in outcome.metrics], "facts": outcome.facts}
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sweeps.planning import hub
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS, fetch_model
+from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.store.store import Store
 
@@ -25,25 +26,17 @@ def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> b
         for name, commit in sorted({source for step in missing if (source := _on_hub(step.how.get(what)))}):
             console.print(f"{_WHAT[what]} {name} at {commit[:12]}", highlight=False)
             fetch_model(name, commit, files)
-    for task in sorted({task for step in missing if (task := _hub_task(step))}):
+    for task in sorted({task for step in missing if (task := kind_of(step.kind).task_data(step))}):
         console.print(f"data of task {task}", highlight=False)
         hub.fetch_task(task)
-    return _make_corpora([step.id for step in missing if step.kind == "corpus" and step.slice["source"] == "hf"], store)
+    return _run_here([step.id for step in missing if kind_of(step.kind).online(step)], store)
 
 
 def _on_hub(source: Mapping[str, str] | None) -> tuple[str, str] | None:
     return (source["hub"], source["revision"]) if source and "hub" in source else None
 
 
-def _hub_task(step: Step) -> str | None:
-    """A task that lm-eval defines; ours are made of the corpus."""
-    from sweeps.planning.resolve import uses_corpus
-
-    task = step.slice.get("task") if step.kind == "evaluate" else None
-    return task if task and not uses_corpus(task) else None
-
-
-def _make_corpora(ids: list[str], store: Store) -> bool:
+def _run_here(ids: list[str], store: Store) -> bool:
     from sweeps.worker.supervisor import DONE, Worker
 
     return not ids or Worker(store).run(ids) == DONE

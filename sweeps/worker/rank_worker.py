@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.steps.step import trains
+from sweeps.steps.registry import trains
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
 from sweeps.store.outside import describe_error

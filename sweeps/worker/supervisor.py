@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sweeps.steps.step import trains
+from sweeps.steps.registry import trains
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
 from sweeps.store.errors import StoreError

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from mlkv.context import Context, Outcome, StepFailed
+from mlkv.context import Outcome, StepFailed
 from mlkv.files import discard
-from sweeps.steps import registry
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store import attempt, code, files
 from sweeps.store.outside import OUTSIDE_ERRNOS, outside_cause
@@ -27,6 +28,7 @@ from sweeps.store.store import Store
 from sweeps.worker import supervisor
 from sweeps.worker.supervisor import BLOCKED, DONE, FAILED, INTERRUPTED, STUCK, Worker
 from tests.support.failing_files import Failing, failing
+from tests.support.rows import replace_row
 from tests.support.shell import ROOT
 from tests.support.workers_here import planned, work, workers_here
 
@@ -61,7 +63,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The steps that were computed to the end, in this test; they are light ones, as there are hundreds of them."""
     seen: list[str] = []
 
-    def run(values: Any, how: Any, inputs: Any, out: Path, ctx: Context) -> Any:
+    def run(execution: Execution) -> Outcome:
+        out, ctx = execution.out, execution.ctx
         (out / "tasks").mkdir()
         for name in ("manifest.json", "tasks/a.jsonl"):
             (out / name).write_text('{"a": 1}')
@@ -70,7 +73,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append("corpus")
         return Outcome()
 
-    monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
+    replace_row(monkeypatch, KINDS, "corpus", StepKind(run))
     return seen
 
 
@@ -185,9 +188,9 @@ def test_a_disk_is_not_kept_full_by_an_output_that_never_became_whole(
     """So there is room to say how it ended, and for the next attempt."""
     disk: list[Path] = []
 
-    def run(values: Any, how: Any, inputs: Any, out: Path, ctx: Context) -> Any:
-        (out / "half").write_text("1")
-        disk.append(out / "half")
+    def run(execution: Execution) -> Outcome:
+        (execution.out / "half").write_text("1")
+        disk.append(execution.out / "half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_json(path: Path, value: Any) -> None:
@@ -195,7 +198,7 @@ def test_a_disk_is_not_kept_full_by_an_output_that_never_became_whole(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         files.write_json(path, value)
 
-    monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
+    replace_row(monkeypatch, KINDS, "corpus", StepKind(run))
     monkeypatch.setattr(attempt, "write_json", write_json)
     step = planned(tmp_path, given)
     assert work(step, capsys)[0] == INTERRUPTED

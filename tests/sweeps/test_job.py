@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from mlkv.context import MetricRow, Outcome, StepFailed
-from sweeps.steps.registry import KINDS, StepKind
+from sweeps.steps.kind import StepKind
+from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
 from sweeps.store.store import Store
@@ -26,6 +27,7 @@ from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import JobContext, out_of_memory_kills
 from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, fruitless
 from tests.support.processes import PATIENCE, eventually
+from tests.support.rows import replace_row
 from tests.support.shell import ROOT
 
 TASK = {
@@ -204,7 +206,7 @@ def test_a_metric_that_is_not_finite_fails_its_step(
     row: MetricRow, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = Step("evaluate", {"task": "mine"})
-    monkeypatch.setitem(KINDS, "evaluate", StepKind(1, lambda *_: Outcome([row])))
+    replace_row(monkeypatch, KINDS, "evaluate", StepKind(lambda _: Outcome([row])))
     store = Store(tmp_path)
     planned(store, given.spec, given.id)
     with pytest.raises(StepFailed, match=f"^metric acc: {message} is not finite$"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from slurm.submit import SlurmExecutor
 from sweeps.dispatch import queue_status
+from sweeps.steps.registry import axis_of
 from sweeps.store.lines import append_rows, open_to_append, parse_rows, read_rows
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -96,7 +97,7 @@ def test_noise_among_metrics_kills_no_reader(tmp_path: Path) -> None:
     attempt.metrics_file.write_bytes(lines[0] + b"\n" + b"\n".join(NOISE) + b"\n" + lines[1] + b"\n")
     assert [row["step"] for row in attempt.metrics()] == [1, 2]
     assert attempt.skipped_rows() == len(NOISE)
-    assert [values["train/loss"] for _, values in claim.step.history()] == [1.0, 1.0]
+    assert [values["train/loss"] for _, values in claim.step.history(axis_of(claim.step.kind))] == [1.0, 1.0]
     found, position = attempt.metrics_from(0)
     assert ([row["step"] for row in found], position) == ([1, 2], attempt.metrics_file.stat().st_size)
     state = claim.step.state()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.steps.registry import axis_of
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
@@ -197,7 +198,11 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
     assert len(server.runs) == 6
     assert {run.state for run in server.runs.values()} == {"finished"}
     base = next(step for step in shell.store.steps() if step.kind == "base")
-    assert positions(server, base.id) == [position for position, _ in base.history()] == list(range(1, 7))
+    assert (
+        positions(server, base.id)
+        == [position for position, _ in base.history(axis_of(base.kind))]
+        == list(range(1, 7))
+    )
     assert any(run.events for run in server.runs.values()), "the computing process was watched"
 
     printed = shell("sweep", *line, "tracking=offline", "name=again")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.planning.config import HASHED
+from sweeps.steps.registry import axis_of
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
 from tests.support.processes import PATIENCE
 from tests.support.shell import ROOT
@@ -58,7 +59,7 @@ def test_requeued_twice_is_one_run_with_every_row_once(stage: Stage, server: Wan
     stage.act(step, training(11, 30), "interrupted")
     stage.act(step, training(25, 40))
     assert positions(server, step) == list(range(1, 41))
-    assert [position for position, _ in stage.store.step(step).history()] == list(range(1, 41))
+    assert [position for position, _ in stage.store.step(step).history(axis_of("uptrain"))] == list(range(1, 41))
     assert (server.runs[step].state, server.runs[step].summary["state"]) == ("finished", "DONE")
     assert [id for id in server.runs if not id.startswith("variant-")] == [step]
 

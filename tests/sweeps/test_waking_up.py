@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlkv.context import Context, Outcome, StepFailed
-from sweeps.steps import registry
+from mlkv.context import Outcome, StepFailed
+from sweeps.steps.kind import Execution, StepKind
+from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store import stepdir
 from sweeps.store.stepdir import Claim, StepDir
@@ -19,6 +20,7 @@ from sweeps.store.store import Store
 from sweeps.worker import heartbeat, rank_worker, supervisor
 from sweeps.worker.job_context import JobContext
 from sweeps.worker.supervisor import DONE, INTERRUPTED
+from tests.support.rows import replace_row
 from tests.support.workers_here import ChildHere, planned, work, workers_here
 
 GIVEN = Step("corpus", {"source": "text_files"})
@@ -60,14 +62,14 @@ class Next:
 def sleeping(during: Callable[[], None], monkeypatch: pytest.MonkeyPatch, wakes: BaseException | None = None) -> None:
     """Have the step's computation sleep while something happens, and then end, or find that its files are gone."""
 
-    def run(values: Any, how: Any, inputs: Any, out: Path, ctx: Context) -> Any:
-        (out / "a").write_text("the late one's")
+    def run(execution: Execution) -> Outcome:
+        (execution.out / "a").write_text("the late one's")
         during()
         if wakes:
             raise wakes
         return Outcome()
 
-    monkeypatch.setitem(registry.KINDS, "corpus", registry.StepKind(registry.KINDS["corpus"].schema, run))
+    replace_row(monkeypatch, KINDS, "corpus", StepKind(run))
 
 
 def check(step: StepDir) -> None:

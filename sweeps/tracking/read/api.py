@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sweeps.steps.registry import axis_of
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.runs import LoggedRun, planned
 
@@ -21,7 +22,6 @@ Report = Callable[[str, int, int], None]
 Wanted = Callable[[LoggedRun], bool]
 T = TypeVar("T")
 RUNS_PER_PAGE, ROWS_PER_PAGE, MAX_CONNECTIONS, MAX_TRIES = 200, 10_000, 8, 5
-_AXES = {"train/*": "train/global_step"}
 
 
 class WandbReadError(ValueError):
@@ -130,7 +130,7 @@ def _with_retries(call: Callable[[], T], tries: int) -> T:
 def _logged_run(run: Any) -> LoggedRun:
     summary = {key: value for key, value in dict(run.summary_metrics).items() if key != "_wandb"}
     kind = run.job_type or ""
-    axes = _AXES if kind in ("base", "uptrain", "") else {f"{kind}/*": f"{kind}/row"}
+    axis = axis_of(kind or "uptrain")
     return LoggedRun(
         id=run.id,
         name=run.name or "",
@@ -142,6 +142,6 @@ def _logged_run(run: Any) -> LoggedRun:
         tags=tuple(run.tags),
         config=dict(run.config),
         summary=summary,
-        axes=dict(axes),
+        axes={f"{axis.prefix}/*": axis.name},
         state=run.state,
     )
