@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from . import guard
-from .jobs import THREAD_VARIABLES, Job, JobId, JobState, Phase, in_order
+from .jobs import THREAD_VARIABLES, Executor, Job, JobId, JobState, Phase, in_order
 
 JOB_VARIABLE = "MLKV_LOCAL_JOB"
 """Holds the job's id in the environment of its processes; no two jobs of this machine have the same."""
@@ -51,7 +51,7 @@ class _Entry:
     kill_at: float | None = None
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs jobs on this machine in order of submission, each in a session of its own with its share of cores and GPUs.
 
     folder: gets one `<job name>.log` per job (stdout and stderr).

@@ -30,7 +30,7 @@ from submitit.helpers import clean_env, environment_variables
 
 from . import queue, records, site
 from .arrays import Array, arrays
-from .jobs import THREAD_VARIABLES, Job, JobId, JobState, in_order
+from .jobs import THREAD_VARIABLES, Executor, Job, JobId, JobState, in_order
 from .profile import Profile
 from .records import ArrayRecord
 from .resources import Resources
@@ -52,7 +52,7 @@ class SubmissionRefusedError(RuntimeError):
         self.reason, self.submitted, self.not_submitted = reason, submitted, not_submitted
 
 
-class SlurmExecutor:
+class SlurmExecutor(Executor):
     """Queues jobs on SLURM and returns. No process has to stay alive for them to run.
 
     folder: shared with the nodes; gets a directory per array (records.py).
