@@ -103,7 +103,7 @@ def test_default_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert executor.slots == slots
 
 
-def test_cores_are_those_of_the_affinity(tmp_path: Path) -> None:
+def test_cores_are_those_of_the_affinity() -> None:
     program = "from slurm.local import visible_cores; print(visible_cores())"
     one = str(min(os.sched_getaffinity(0)))
     shown = subprocess.run(

@@ -35,7 +35,7 @@ def play(filler: Any) -> str:
     claim = filler.store.step(odd["uptrain"]).claim()
     claim.attempt.metrics_file.write_text(rows(25, 40))
     whole = [{"metric": "loss", "value": 4.0, "stderr": None, "n": 50}, {"metric": "tokens", "value": 1e15, "n": None}]
-    publish(filler, claim, whole)
+    publish(claim, whole)
     for task in ("bits_per_byte", "cloze"):
         filler.evaluate("MLKV-3", task)
         filler.evaluate("MHA-36", task)
@@ -45,7 +45,7 @@ def play(filler: Any) -> str:
     return str(odd["uptrain"])
 
 
-def publish(filler: Any, claim: Any, metrics: list[dict[str, Any]]) -> None:
+def publish(claim: Any, metrics: list[dict[str, Any]]) -> None:
     times = {"started": "2025-01-01T00:00:00Z", "finished": "2025-01-01T00:00:30Z", "wall_seconds": 30.0}
     costs = {"device_seconds": 30, "peak_memory_bytes": 2**40, "code": "c0de" * 4, "inputs": {}}
     record = {**times, **costs, "metrics": metrics, "facts": {"deep": {"er": [1, 2.0, None, {"est": True}]}}}

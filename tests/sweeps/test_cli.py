@@ -106,7 +106,7 @@ def test_the_shell_completes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["mlkv", "sweeps.cli"])
-def test_the_command_can_be_run_as_a_module(module: str, tmp_path: Path) -> None:
+def test_the_command_can_be_run_as_a_module(module: str) -> None:
     line = [sys.executable, "-m", module, "--version"]
     run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == f"mlkv {version('mlkv')}\n"

@@ -205,7 +205,7 @@ def test_one_step_in_the_foreground(mlkv: Shell, tiny: list[str]) -> None:
     assert "misses 16 steps of this kind" in mlkv("run", "evaluate", *tiny, status=2)
 
 
-def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[str], text_files: Path) -> None:
+def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[str]) -> None:
     before = attempts(copy.store)
     command = [sys.executable, "-m", "sweeps", "-m", *tiny, "--config-dir", str(TEST_CONF)]
     run = subprocess.run(

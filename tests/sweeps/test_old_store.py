@@ -263,7 +263,7 @@ def test_one_damaged_sweep_leaves_the_others_their_status(mlkv: Run, store: Stor
     assert mlkv("gather", "measured")[0] == 0
 
 
-def test_its_line_mends_a_damaged_sweep(plan_of: Callable[[list[str]], Plan], mlkv: Run, store: Store) -> None:
+def test_its_line_mends_a_damaged_sweep(plan_of: Callable[[list[str]], Plan], store: Store) -> None:
     (store.root / "sweeps" / "stopped" / "1" / "plan.json").unlink()
     (store.step(INTERRUPTED_UPTRAIN).path / "spec.json").unlink()
     assert freeze(plan_of(STOPPED), store, STOPPED).number == 2
