@@ -17,6 +17,7 @@ from mlkv.layout import mha
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.plan import Plan
+from sweeps.steps.kind import Execution
 from sweeps.steps.registry import KINDS
 from sweeps.store.errors import UserError
 from tests.support.tiny import context
@@ -103,7 +104,7 @@ def test_every_checkpoint_of_a_base_has_its_tokenizer(
     for id, step in plan.steps.items():
         inputs = {role: tmp_path / parent for role, parent in step.parents.items()}
         (tmp_path / id).mkdir()
-        KINDS[step.kind].run(step.slice, step.how, inputs, tmp_path / id, context(tmp_path / f"work-{id}"))
+        KINDS[step.kind].run(Execution(step, inputs, tmp_path / id, context(tmp_path / f"work-{id}")))
     own, corpus = Encoder(load(base)), plan.variants[0].corpus
     assert corpus
     checkpoints = [id for id, step in plan.steps.items() if step.kind in ("base", "convert", "uptrain")]
