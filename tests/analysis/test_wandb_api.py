@@ -17,7 +17,6 @@ from analysis.data import curves
 from analysis.data.foreign import MappingError, foreign_table
 from analysis.data.gather import gather
 from analysis.data.logged import table
-from sweeps.cli import main
 from sweeps.cli.gather import SOURCES
 from sweeps.store.store import Store
 from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
@@ -25,6 +24,7 @@ from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.read.runs import LoggedRun, planned
 from tests.support.mirrored import Mirrored
+from tests.support.shell import exit_status
 from tests.support.tracked import use
 from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun
 from tests.support.wandb_server import WandbServer
@@ -50,13 +50,6 @@ def fill(server: WandbServer, runs: int, rows: int) -> None:
         run.shown["sweepName"] = "sw33p" if i % 2 else None
         run.lines[HISTORY] = [json.dumps({"_step": k, "loss": i + k / 8}) for k in range(rows)]
         server.backend.runs[ENTITY, "mlkv", run.name] = run
-
-
-def command(*words: str) -> int:
-    """`mlkv` in this process; its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    return int(str(ended.value.code))
 
 
 def operations(server: WandbServer) -> Counter[str]:
@@ -137,14 +130,14 @@ def test_a_thousand_runs_and_their_histories_and_then_almost_nothing(
     fill(server, 1000, 50)
     line = ["gather", PATH, "source=api", "map.budget=config.kv_budget", "map.a.loss=summary.val/loss"]
     line += ["--store", str(tmp_path), "-o", str(tmp_path / "cells.csv"), "--curves", str(tmp_path / "curves.csv")]
-    assert command(*line) == 0
+    assert exit_status(*line) == 0
     assert "fetched 1000 of 1000 histories" in capsys.readouterr().err
     assert operations(server)["Runs"] == 1000 / RUNS_PER_PAGE
     assert len(server.requests) <= 3 * 1000 + 20
     assert len(pd.read_csv(tmp_path / "curves.csv")) == 50_000
     server.requests.clear()
     server.runs["theirs-7"].updated = "2030-01-01T00:00:00Z"
-    assert command(*line) == 0
+    assert exit_status(*line) == 0
     assert len(pd.read_csv(tmp_path / "cells.csv")) == 1000
     assert "fetched 1 of 1000 histories" in capsys.readouterr().err
     assert len(server.requests) <= 1000 / RUNS_PER_PAGE + 2 + 10
@@ -165,7 +158,7 @@ def test_what_cannot_be_read_is_one_line(
     with pytest.raises(WandbReadError, match=f"W&B project {ENTITY}/nothing"):
         Project(f"{ENTITY}/nothing").runs()
     line = ["gather", "demo", "source=api", "--project", f"{ENTITY}/nothing", "--store", str(tmp_path)]
-    assert command(*line) == 2
+    assert exit_status(*line) == 2
     told = capsys.readouterr().err
     assert f"mlkv: W&B project {ENTITY}/nothing" in told
     assert "Traceback" not in told
@@ -183,7 +176,7 @@ def test_the_commands_three_sources_write_the_same_files(
     files = {source: (tmp_path / f"{source}.csv", tmp_path / f"{source}-curves.csv") for source in SOURCES}
     for source, (cells, logged) in files.items():
         line = ["gather", mirrored.name, f"source={source}", "-o", str(cells), "--curves", str(logged)]
-        assert command(*line, "--store", str(mirrored.store.root)) == 0
+        assert exit_status(*line, "--store", str(mirrored.store.root)) == 0
     written = {tuple(path.read_text() for path in pair) for pair in files.values()}
     assert len(written) == 1
     table, rows = (pd.read_csv(path) for path in files["api"])
@@ -199,7 +192,7 @@ def test_the_sweeps_own_project_is_read_unless_another_is_named(
     store = Store.open(tmp_path / "store")
     store.save_sweep("demo", plan, finished.variants, [])
     for named, asked in (([], f"{ENTITY}/elsewhere"), (["--project", "other"], "other")):
-        assert command("gather", "demo", "source=api", "--store", str(store.root), *named) == 2
+        assert exit_status("gather", "demo", "source=api", "--store", str(store.root), *named) == 2
         assert f"W&B project {asked}" in capsys.readouterr().err
 
 
@@ -212,7 +205,7 @@ MAPPING = {"kv_heads": "config.arch.kv.heads", "budget": "config.kv_budget", "he
 def test_somebody_elses_sweep_is_gathered_by_mapping_its_keys(server: WandbServer, tmp_path: Path) -> None:
     fill(server, 4, 2)
     line = ["gather", PATH, "source=api", *(f"map.{ours}={theirs}" for ours, theirs in MAPPING.items())]
-    assert command(*line, "-o", str(tmp_path / "all.csv"), "group=old-sweep") == 0
+    assert exit_status(*line, "-o", str(tmp_path / "all.csv"), "group=old-sweep") == 0
     found = pd.read_csv(tmp_path / "all.csv")
     assert found["budget"].tolist() == [0, 1, 2, 3]
     assert found["kv_heads"].tolist() == [1, 2, 3, 4]
@@ -220,13 +213,13 @@ def test_somebody_elses_sweep_is_gathered_by_mapping_its_keys(server: WandbServe
     assert found["reason"].tolist()[0] == "summary.val/loss is not a number"
     assert set(zip(found["task"], found["metric"], found["variant"], strict=True)) >= {("held_out", "loss", "run 0")}
     assert set(found["sweep"]) == {"old-sweep"}
-    assert command(*line, "sweep=sw33p", "-o", str(tmp_path / "swept.csv")) == 0
+    assert exit_status(*line, "sweep=sw33p", "-o", str(tmp_path / "swept.csv")) == 0
     assert pd.read_csv(tmp_path / "swept.csv")["wandb_run"].tolist() == ["theirs-1", "theirs-3"]
 
 
 def test_somebody_elses_files_are_gathered_alike(mirrored: Mirrored, tmp_path: Path) -> None:
     line = ["gather", str(mirrored.offline), "source=offline", "map.budget=config.budget", "group=demo"]
-    assert command(*line, "map.held_out.loss=summary.eval/bits_per_byte", "-o", str(tmp_path / "cells.csv")) == 0
+    assert exit_status(*line, "map.held_out.loss=summary.eval/bits_per_byte", "-o", str(tmp_path / "cells.csv")) == 0
     found = pd.read_csv(tmp_path / "cells.csv").set_index("variant")
     assert found["budget"].to_dict() == {"MHA-36": 36, "MQA-6": 6, "MLKV-3": 3}
     assert found.loc["MLKV-3", "value"] == 2.344
@@ -285,5 +278,5 @@ def test_whatever_a_run_has_under_a_key_is_taken_or_refused_in_a_line() -> None:
 def test_a_setting_that_makes_no_sense_is_one_line(
     words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("gather", str(tmp_path), *words, "--store", str(tmp_path)) == 2
+    assert exit_status("gather", str(tmp_path), *words, "--store", str(tmp_path)) == 2
     assert told in capsys.readouterr().err

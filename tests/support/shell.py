@@ -1,4 +1,4 @@
-"""The command line as a user runs it: in a process and a folder of its own."""
+"""The command line: as a user runs it, in a process and a folder of its own, or in the process of the test."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from sweeps.cli import main
 from sweeps.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_CONF = ROOT / "tests" / "conf"
+
+
+def exit_status(*arguments: str) -> int:
+    """That of `mlkv` in this process, which is faster by a start of Python and can be patched."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
 
 
 @dataclass(frozen=True)

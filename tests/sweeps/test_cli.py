@@ -9,19 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.cli import main
 from sweeps.cli.completion import complete_override, complete_sweep
 from sweeps.store.store import Store
 from tests.support.processes import PATIENCE
-from tests.support.shell import ROOT, Shell
+from tests.support.shell import ROOT, Shell, exit_status
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out) == (2, "")
-    return said.err
+    status, printed = exit_status(*arguments), capsys.readouterr()
+    assert (status, printed.out) == (2, "")
+    return printed.err
 
 
 @pytest.mark.parametrize(
@@ -63,9 +60,7 @@ def test_a_store_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_plan_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "--store", str(tmp_path / "store"), "experiment=quickstart"])
-    assert ended.value.code == 0
+    assert exit_status("plan", "--store", str(tmp_path / "store"), "experiment=quickstart") == 0
     printed = capsys.readouterr().out
     assert "MLKV-6" in printed
     assert "2 ─ 2 ─ 2 ─" in printed
@@ -73,12 +68,9 @@ def test_plan_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_options_may_stand_between_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "layout=mqa", "--store", str(tmp_path / "store"), "name=between"])
-    assert (ended.value.code, "between: 3 variants" in capsys.readouterr().out) == (0, True)
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "--stroe", "x"])
-    assert ended.value.code == 2
+    assert exit_status("plan", "layout=mqa", "--store", str(tmp_path / "store"), "name=between") == 0
+    assert "between: 3 variants" in capsys.readouterr().out
+    assert exit_status("plan", "--stroe", "x") == 2
 
 
 def test_completion_knows_groups_options_and_keys(tmp_path: Path) -> None:
@@ -121,11 +113,9 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(
     (tmp_path / "store" / "steps").mkdir()
     (tmp_path / "file").touch()
     for target, reason in (("file/x.csv", f"File exists: {tmp_path / 'file'}"), (".", f"Is a directory: {tmp_path}")):
-        with pytest.raises(SystemExit) as ended:
-            main(["gather", "a", "--store", str(store.root), option, str(tmp_path / target)])
-        printed = capsys.readouterr()
-        assert (ended.value.code, printed.err.count("\n")) == (1, 1)
-        assert reason in printed.err
-    with pytest.raises(SystemExit) as ended:
-        main(["gather", "a", "--store", str(store.root), option, str(tmp_path / "new" / "x.csv")])
-    assert (ended.value.code, (tmp_path / "new" / "x.csv").is_file()) == (0, True)
+        assert exit_status("gather", "a", "--store", str(store.root), option, str(tmp_path / target)) == 1
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert reason in printed
+    new = tmp_path / "new" / "x.csv"
+    assert (exit_status("gather", "a", "--store", str(store.root), option, str(new)), new.is_file()) == (0, True)

@@ -10,20 +10,15 @@ import pytest
 
 from slurm.jobs import Job
 from slurm.local import LocalExecutor
-from sweeps.cli import main, run, status
+from sweeps.cli import run, status
 from sweeps.cli.console import make_console
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from tests.support.failing_files import failing
+from tests.support.shell import exit_status
 from tests.support.tracked import record
 
 FAULTS = [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO, errno.ESTALE]
-
-
-def ended(arguments: list[str]) -> object:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    return caught.value.code
 
 
 def corrupt(store: Store, name: str) -> StepDir:
@@ -86,7 +81,7 @@ def test_a_failure_of_the_launchers_own_files_is_one_line(
         return 0
 
     monkeypatch.setattr(run, "sweep", sweep)
-    assert ended(["sweep"]) == 1
+    assert exit_status("sweep") == 1
     printed = capsys.readouterr().err
     assert printed.startswith(f"mlkv: {errno.errorcode[error]}: ")
     assert printed.count("\n") == 1

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.cli import main
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.grammar import points
 from sweeps.store.errors import StoreError, UserError
 from sweeps.store.names import MAX_BYTES, check_name
 from sweeps.store.store import Store
+from tests.support.shell import exit_status
 
 GOOD = [
     "quickstart",
@@ -61,10 +61,8 @@ BAD = {
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    printed = capsys.readouterr()
-    assert (ended.value.code, printed.out) == (2, "")
+    status, printed = exit_status(*arguments), capsys.readouterr()
+    assert (status, printed.out) == (2, "")
     return printed.err
 
 

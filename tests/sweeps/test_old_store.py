@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from sweeps.cli import main
 from sweeps.planning import resolve, variants
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
@@ -25,6 +24,7 @@ from sweeps.store.prune import prunable
 from sweeps.store.store import Store
 from sweeps.tracking.sync import sweep_runs
 from sweeps.worker import child_main, supervisor
+from tests.support.shell import exit_status
 
 FOLDER = Path(__file__).with_name("old_store")
 EXPERIMENT = "experiment=old"
@@ -73,10 +73,8 @@ def mlkv(store: Store, capsys: pytest.CaptureFixture[str]) -> Run:
 
     def run(command: str, *arguments: str) -> tuple[int, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([command, "--store", str(store.root), *arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
+        status, printed = exit_status(command, "--store", str(store.root), *arguments), capsys.readouterr()
+        return status, printed.out + printed.err
 
     return run
 
