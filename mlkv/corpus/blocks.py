@@ -7,7 +7,6 @@ row, and nothing else; the largest value of the type is padding, never a token.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .manifest import Split, SplitCounts, read_manifest
 
 Tokens = NDArray[np.integer[Any]]
 
@@ -41,30 +42,31 @@ class Packer(Protocol):
 
 @dataclass
 class StreamPacker:
-    """Documents end to end, cut every `length` tokens; what is left at the end is a shorter last row."""
+    """Documents end to end, cut every `length` tokens; the tokens that remain at the end are a shorter last row."""
 
     length: int
     _parts: list[Tokens] = field(default_factory=list)
-    _held: int = 0
+    _waiting: int = 0
+    """Tokens in `_parts`."""
 
     def add(self, document: Tokens) -> Iterator[Tokens]:
         self._parts.append(document)
-        self._held += len(document)
-        if self._held >= self.length:
+        self._waiting += len(document)
+        if self._waiting >= self.length:
             stream = np.concatenate(self._parts)
-            whole = self._held - self._held % self.length
+            whole = self._waiting - self._waiting % self.length
             yield from stream[:whole].reshape(-1, self.length)
-            self._parts, self._held = [stream[whole:]], self._held - whole
+            self._parts, self._waiting = [stream[whole:]], self._waiting - whole
 
     def end(self) -> Iterator[Tokens]:
-        if self._held:
+        if self._waiting:
             yield np.concatenate(self._parts)
 
 
 @dataclass
 class DocumentPacker:
-    """Whole documents, none split: each is cut to `length`, sorted by length within blocks of SORTED_BLOCK and put into
-    the open row while it fits (the packing of arXiv 2406.09297's code)."""
+    """Whole documents, none split over two rows: each is cut to `length`, sorted by length within blocks of
+    SORTED_BLOCK and put into the open row while it fits (the packing of arXiv 2406.09297's code)."""
 
     length: int
     _block: list[Tokens] = field(default_factory=list)
@@ -76,13 +78,13 @@ class DocumentPacker:
 
     def end(self) -> Iterator[Tokens]:
         row: list[Tokens] = []
-        held = 0
+        tokens = 0
         for document in sorted(self._block, key=len):
-            if held + len(document) > self.length:
+            if tokens + len(document) > self.length:
                 yield np.concatenate(row)
-                row, held = [], 0
+                row, tokens = [], 0
             row.append(document)
-            held += len(document)
+            tokens += len(document)
         if row:
             yield np.concatenate(row)
         self._block = []
@@ -92,11 +94,14 @@ PACKERS = {"stream": StreamPacker, "whole_documents": DocumentPacker}
 
 
 class BlockWriter:
-    """Packs documents into rows of `length` tokens in `path`, pads short rows, and keeps the counts and the digest."""
+    """Packs documents into rows of `length` tokens in `path`, pads short rows, and counts rows, tokens and documents.
+
+    bytes: of the documents' text; whoever adds the documents counts them.
+    """
 
     def __init__(self, path: Path, packer: Packer, length: int, dtype: np.dtype[Any]) -> None:
         self.packer, self.length, self.dtype = packer, length, dtype
-        self.rows = self.tokens = self.documents = 0
+        self.rows = self.tokens = self.documents = self.bytes = 0
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
 
@@ -123,13 +128,8 @@ class BlockWriter:
         self.rows += 1
         self.tokens += len(row_T)
 
-    def counts(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "sha256": self._digest.hexdigest(),
-        }
+    def counts(self) -> SplitCounts:
+        return SplitCounts(self.rows, self.tokens, self.documents, self._digest.hexdigest(), self.bytes)
 
 
 @dataclass(frozen=True)
@@ -144,20 +144,11 @@ class Blocks:
         return padding(self.rows.dtype)
 
 
-def read_manifest(corpus: Path) -> dict[str, Any]:
-    """What the corpus step wrote about `corpus`. Raises ValueError if that is no corpus directory."""
-    path = corpus / "manifest.json"
-    if not path.is_file():
-        raise ValueError(f"corpus = {corpus}: no manifest.json there")
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return manifest
-
-
-def open_blocks(corpus: Path, split: str) -> Blocks:
-    """The `train` or `heldout` rows of a corpus directory. Raises ValueError where file and manifest disagree."""
+def open_blocks(corpus: Path, split: Split) -> Blocks:
+    """The rows of one split of a corpus directory. Raises ValueError where file and manifest disagree."""
     manifest = read_manifest(corpus)
-    path, counts, length = corpus / f"{split}.bin", manifest[split], manifest["sequence_length"]
-    dtype = np.dtype(manifest["dtype"])
-    if path.stat().st_size != counts["rows"] * length * dtype.itemsize:
-        raise ValueError(f"corpus = {corpus}: {path.name} is not {counts['rows']} rows of {length} tokens")
-    return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts["tokens"])
+    path, counts, length = corpus / f"{split}.bin", manifest.counts(split), manifest.sequence_length
+    dtype = np.dtype(manifest.dtype)
+    if path.stat().st_size != counts.rows * length * dtype.itemsize:
+        raise ValueError(f"corpus = {corpus}: {path.name} is not {counts.rows} rows of {length} tokens")
+    return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts.tokens)

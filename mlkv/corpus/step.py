@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from . import tokenizer as tokenizers
 from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
 from .documents import Document, documents
 from .items import Item, make_items
+from .manifest import NAME, SPLITS, Manifest
 from .tokenizer import Encoder
 
 TOKENIZER_TEXT = 200_000_000
-"""Characters a tokenizer is trained on at most: more would not change the merges, and memory grows with new words."""
+"""Characters that a tokenizer is trained on at most: more would hardly change it, and memory grows with new words."""
 TASK_TEXT = 8_000_000
 """Characters of held-out text that task items are made from at most."""
 REPORT_SECONDS = 1.0
@@ -35,7 +36,7 @@ BATCH_TEXT = 2_000_000
 
 
 def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None) -> Outcome:
-    """Make a corpus directory in `out`. `tokenizer` is the model's folder, needed for `tokenizer: model`.
+    """Make a corpus directory in `out`. `tokenizer` is a folder with one, needed unless the recipe trains its own.
 
     Memory holds one batch of documents, never the corpus. Raises StepFailed, naming the field, where the source cannot
     be read or is too small.
@@ -50,47 +51,43 @@ def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | Non
     tokenizer = _tokenizer(recipe, progress, folder)
     tokenizer.save_pretrained(out / "tokenizer")
     encoder = tokenizers.Encoder(tokenizer)
-    counts, held_out_texts = _write_blocks(recipe, out, progress, encoder)
+    train, held_out = _write_blocks(recipe, out, progress, encoder)
     tasks = make_items(
-        held_out_texts, encoder, sequence_length=recipe.sequence_length, items=recipe.task_items, seed=recipe.seed
+        held_out.texts, encoder, sequence_length=recipe.sequence_length, items=recipe.task_items, seed=recipe.seed
     )
     _write_tasks(out / "tasks", tasks, recipe.task_items)
-    manifest = _manifest(recipe, out, encoder, counts, tasks)
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return Outcome(_metrics(counts), manifest)
+    manifest = Manifest(
+        source=recipe.source,
+        sequence_length=recipe.sequence_length,
+        packing=recipe.packing,
+        seed=recipe.seed,
+        held_out=recipe.held_out,
+        dtype=token_dtype(encoder.vocab_size).str,
+        vocab_size=encoder.vocab_size,
+        end_of_text=encoder.end,
+        train=train.counts(),
+        heldout=held_out.counts(),
+        tasks={task: len(items) for task, items in tasks.items()},
+        tasks_sha256={task: _sha256(out / "tasks" / f"{task}.jsonl") for task in tasks},
+        tokenizer_sha256=_sha256(out / "tokenizer" / "tokenizer.json"),
+    )
+    (out / NAME).write_text(json.dumps(manifest.as_json(), indent=2) + "\n", "utf-8")
+    return Outcome(_metrics(manifest), manifest.as_json())
 
 
-def _manifest(
-    recipe: CorpusRecipe, out: Path, encoder: Encoder, counts: dict[str, Any], tasks: dict[str, list[Item]]
-) -> dict[str, Any]:
-    manifest = {
-        "source": recipe.source,
-        "sequence_length": recipe.sequence_length,
-        "packing": recipe.packing,
-        "seed": recipe.seed,
-        "held_out": recipe.held_out,
-        "dtype": token_dtype(encoder.vocab_size).str,
-        "vocab_size": encoder.vocab_size,
-        "end_of_text": encoder.end,
-        **counts,
-        "tasks": {task: len(items) for task, items in tasks.items()},
-        "tasks_sha256": {task: _sha256(out / "tasks" / f"{task}.jsonl") for task in tasks},
-        "tokenizer_sha256": _sha256(out / "tokenizer" / "tokenizer.json"),
-    }
-    return manifest | {"digest": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
-
-
-def _metrics(counts: dict[str, Any]) -> list[MetricRow]:
-    return [
-        MetricRow(f"{split}_{unit}", float(counts[split][unit]))
-        for split in ("train", "heldout")
-        for unit in ("documents", "tokens", "bytes")
-    ]
+def _metrics(manifest: Manifest) -> list[MetricRow]:
+    rows = []
+    for split in SPLITS:
+        counts = manifest.counts(split)
+        rows.append(MetricRow(f"{split}_documents", float(counts.documents)))
+        rows.append(MetricRow(f"{split}_tokens", float(counts.tokens)))
+        rows.append(MetricRow(f"{split}_bytes", float(counts.bytes)))
+    return rows
 
 
 @dataclass
 class Progress:
-    """Reports documents read, every REPORT_SECONDS at most, and stops the step when it is asked to."""
+    """Reports documents read, every REPORT_SECONDS at most, and raises Interrupted when the step should stop."""
 
     ctx: Context
     expected: int | None
@@ -124,7 +121,7 @@ def _tokenizer(recipe: CorpusRecipe, progress: Progress, folder: Path | None) ->
 
 
 def train_tokenizer(recipe: CorpusRecipe, stream: Iterable[Document]) -> Any:
-    """The tokenizer that a corpus makes of its own documents: of those that are not held out."""
+    """A tokenizer trained on the corpus's own documents that are not held out."""
     texts = (document.text for document in stream if not document.held_out)
     return tokenizers.train(_up_to(texts, TOKENIZER_TEXT), recipe.vocab_size)
 
@@ -139,8 +136,8 @@ def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 def _write_blocks(
     recipe: CorpusRecipe, out: Path, progress: Progress, encoder: Encoder
-) -> tuple[dict[str, Any], list[str]]:
-    """Write both splits; returns their counts and held-out texts of about TASK_TEXT characters at most."""
+) -> tuple[TrainWriter, HeldOutWriter]:
+    """Write both splits. Returns the closed writers, which hold the counts and the texts for task items."""
     length = recipe.sequence_length
     with (
         TrainWriter(out, PACKERS[recipe.packing](length), length, encoder) as train,
@@ -149,14 +146,13 @@ def _write_blocks(
         for batch in _batches(progress.count("tokens", documents(recipe))):
             train.add_texts([d.text for d in batch if not d.held_out])
             held_out.add_texts([d.text for d in batch if d.held_out])
-    counts = {"train": train.counts(), "heldout": held_out.counts()}
-    for split in counts:
-        if counts[split]["tokens"] < length:
+    for split, tokens in (("train", train.tokens), ("heldout", held_out.tokens)):
+        if tokens < length:
             raise StepFailed(
-                f"{split} text has {counts[split]['tokens']} tokens, less than one sequence_length ({length}): "
+                f"{split} text has {tokens} tokens, less than one sequence_length ({length}): "
                 f"give more text, or change held_out = {recipe.held_out}"
             )
-    return counts, held_out.texts
+    return train, held_out
 
 
 def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
@@ -172,30 +168,30 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 class TrainWriter(BlockWriter):
-    """Training documents, the end-of-text token behind each."""
+    """Training documents, each followed by the end-of-text token."""
 
     def __init__(self, out: Path, packer: Packer, length: int, encoder: Encoder) -> None:
         super().__init__(out / "train.bin", packer, length, token_dtype(encoder.vocab_size))
-        self.encoder, self.bytes = encoder, 0
+        self.encoder = encoder
 
     def add_texts(self, texts: list[str]) -> None:
         self.bytes += sum(len(text.encode()) for text in texts)
         for ids_T in self.encoder.ids(texts):
             self.add(np.append(ids_T, self.encoder.end))
 
-    def counts(self) -> dict[str, Any]:
-        return super().counts() | {"bytes": self.bytes}
-
 
 class HeldOutWriter(BlockWriter):
-    """Held-out documents in one stream, the end-of-text token before each, and the bytes of each token beside it."""
+    """Held-out documents in one stream, each after an end-of-text token, and a file with the bytes of each token.
+
+    texts: the first documents, of about TASK_TEXT characters at most, for task items.
+    """
 
     def __init__(self, out: Path, length: int, encoder: Encoder) -> None:
         super().__init__(out / "heldout.bin", StreamPacker(length), length, token_dtype(encoder.vocab_size))
         self.token_bytes = BlockWriter(out / "heldout_bytes.bin", StreamPacker(length), length, np.dtype("<u2"))
-        self.encoder, self.bytes = encoder, 0
+        self.encoder = encoder
         self.texts: list[str] = []
-        self._kept = 0
+        self._characters = 0
 
     def add_texts(self, texts: list[str]) -> None:
         for text in texts:
@@ -203,27 +199,21 @@ class HeldOutWriter(BlockWriter):
             self.add(np.concatenate([[self.encoder.end], encoded.ids]))
             self.token_bytes.add(np.concatenate([[0], encoded.token_bytes]))
             self.bytes += int(encoded.token_bytes.sum())
-            self._keep(text)
-
-    def _keep(self, text: str) -> None:
-        if self._kept < TASK_TEXT:
-            self.texts.append(text)
-            self._kept += len(text)
+            if self._characters < TASK_TEXT:
+                self.texts.append(text)
+                self._characters += len(text)
 
     def __exit__(self, *failure: object) -> None:
         super().__exit__(*failure)
         self.token_bytes.__exit__(*failure)
 
-    def counts(self) -> dict[str, Any]:
-        return super().counts() | {"bytes": self.bytes}
 
-
-def _write_tasks(folder: Path, tasks: dict[str, list[Item]], wanted: int) -> None:
+def _write_tasks(folder: Path, tasks: Mapping[str, Sequence[Item]], wanted: int) -> None:
     folder.mkdir(exist_ok=True)
     for task, items in tasks.items():
         if wanted and not items:
             raise StepFailed(f"held-out text is too short for an item of {task}: give more text, or task_items = 0")
-        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+        lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
         (folder / f"{task}.jsonl").write_text("".join(lines), "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE, load one, encode text and know which of its characters each token stands for."""
+"""Tokenizers: train a byte-level BPE, load a tokenizer, and encode text with the characters of each token."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ def load(folder: Path) -> Any:
         # Our checkpoints carry their model's code, and transformers would prompt whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged file makes it raise whatever its parser stumbles over
-        said = (str(error).splitlines() or [""])[0]
-        what = said if isinstance(error, OSError | ValueError) else f"cannot be read ({type(error).__name__}: {said})"
-        raise StepFailed(f"tokenizer = {folder}: {what}") from error
+        reason = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, OSError | ValueError):
+            reason = f"cannot be read ({type(error).__name__}: {reason})"
+        raise StepFailed(f"tokenizer = {folder}: {reason}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise StepFailed(f"tokenizer = {folder}: needs a tokenizer.json and an end-of-text token")
     return tokenizer
@@ -63,7 +64,7 @@ def load(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of one text and the character (exclusive) up to which each of them reaches."""
+    """Tokens of one text; `ends`: the character (exclusive) at which each token ends."""
 
     text: str
     ids: NDArray[np.int64]
@@ -71,12 +72,12 @@ class Encoded:
 
     @property
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of the text that each token added to what came before: they sum to the text's length."""
+        """UTF-8 bytes of the text that each token adds to the tokens before it: they sum to the text's length."""
         return np.diff(_byte_positions(self.text)[self.ends], prepend=0)
 
 
 class Encoder:
-    """A tokenizer for plain text: adds no special tokens, and one spelled out in a text is ordinary text."""
+    """A tokenizer for plain text: adds no special tokens, and reads one that a text spells out as ordinary text."""
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import Tokenizer
@@ -92,8 +93,8 @@ class Encoder:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
-    def spelled(self) -> list[str]:
-        """What each token says by itself."""
+    def token_texts(self) -> list[str]:
+        """The text of each token by itself."""
         return list(self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False))
 
     def encode(self, text: str) -> Encoded:
@@ -109,15 +110,15 @@ SAMPLES = (
     "def f(x: int) -> str:\n    return f'{x!r}'  # don't\n\n\tif x >= 0x1F: pass\r\n",
     "naïve Ünïcödé café — “quotes” … Ærø, Привет, γειά, 你好世界, こんにちは, שלום, 🙂👩‍👩‍👧",
     "   three spaces,\ttab,\n\n\nnewlines, trailing   ",
-    "one by one: cafe\u0301 A\u030angstro\u0308m \u1112\u1161\u11ab",  # what NFC would put together
+    "one by one: cafe\u0301 A\u030angstro\u0308m \u1112\u1161\u11ab",  # NFC would compose these
     "\ufeffno\u00a0break,\u2009thin\u3000wide, soft\u00adhyphen, zero\u200bwidth, \ufb01 \u00bd \u2460 \uff21 \u212b",
 )
 
 
 def difference(one: Encoder, other: Encoder) -> str | None:
-    """A text that the two do not give the same ids, None where there is none among sample texts and what the tokens of
-    either spell, or the name of the end of a text, if that is what differs."""
-    texts = [*SAMPLES, *one.spelled(), *other.spelled()]
+    """A text that the two encode differently, of the sample texts and the texts of all tokens of both; "the end of a
+    text" if only their end-of-text tokens differ; None if nothing does."""
+    texts = [*SAMPLES, *one.token_texts(), *other.token_texts()]
     for text, ids, others in zip(texts, one.ids(texts), other.ids(texts), strict=True):
         if not np.array_equal(ids, others):
             return text

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..context import MetricRow
-from ..corpus.blocks import open_blocks, read_manifest
+from ..corpus.blocks import open_blocks
+from ..corpus.manifest import read_manifest
 from .outcomes import Outcomes, digest
 
 Floats = NDArray[np.float64]
@@ -39,7 +40,7 @@ class Windows:
 
 def windows(corpus: Path, limit: int | None) -> Windows:
     """All windows, or `limit` of them spread evenly over the held-out text."""
-    blocks, end = open_blocks(corpus, "heldout"), read_manifest(corpus)["end_of_text"]
+    blocks, end = open_blocks(corpus, "heldout"), read_manifest(corpus).end_of_text
     length = blocks.rows.shape[1]
     ids = blocks.rows.reshape(-1)[: blocks.tokens]
     token_bytes = np.memmap(corpus / "heldout_bytes.bin", "<u2", "r")[: blocks.tokens]

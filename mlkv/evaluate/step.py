@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
-from ..corpus.blocks import read_manifest
+from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import load as load_tokenizer
 from ..device import default_device, resolve_precision
 from ..hf import MLKVForCausalLM, load_checked
@@ -94,7 +94,7 @@ def _bits_per_byte(
 ) -> tuple[list[MetricRow], dict[str, outcomes.Outcomes]]:
     if corpus is None:
         raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
-    vocabulary = read_manifest(corpus)["vocab_size"]
+    vocabulary = read_manifest(corpus).vocab_size
     if vocabulary > model.shape.vocab_size:
         raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {model.shape.vocab_size} at most")
     windows = bits.windows(corpus, recipe.limit)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
-from ..corpus.blocks import Blocks, open_blocks, read_manifest
+from ..corpus.blocks import Blocks, open_blocks
+from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import copy_tokenizer
 from ..device import default_device, resolve_precision
 from ..hf import MLKVForCausalLM, load_checked
@@ -59,9 +60,12 @@ def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) 
 
 def _blocks(corpus: Path, shape: DecoderShape) -> Blocks:
     manifest = read_manifest(corpus)
-    for field, limit in (("sequence_length", shape.context), ("vocab_size", shape.vocab_size)):
-        if manifest[field] > limit:
-            raise StepFailed(f"corpus {field} = {manifest[field]}: the model takes {limit} at most")
+    for name, value, limit in (
+        ("sequence_length", manifest.sequence_length, shape.context),
+        ("vocab_size", manifest.vocab_size, shape.vocab_size),
+    ):
+        if value > limit:
+            raise StepFailed(f"corpus {name} = {value}: the model takes {limit} at most")
     return open_blocks(corpus, "train")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from mlkv.context import Interrupted, Row, StepFailed
 from mlkv.corpus import blocks, documents, tokenizer
 from mlkv.corpus import step as corpus
-from mlkv.corpus.blocks import DocumentPacker, StreamPacker, Tokens, open_blocks, read_manifest
+from mlkv.corpus.blocks import DocumentPacker, StreamPacker, Tokens, open_blocks
 from mlkv.corpus.items import CONTINUATION_TOKENS
+from mlkv.corpus.manifest import NAME, read_manifest
 from mlkv.evaluate.task_names import ITEM_TASKS, own_tasks
 from mlkv.recipes import CorpusRecipe
 from tests.support.tiny import context, corpus_recipe, make_corpus, run_python, text_files
@@ -189,10 +191,32 @@ def test_the_manifest_counts_what_is_there(made: Path) -> None:
     manifest = read_manifest(made)
     recipe = corpus_recipe(made.parent / "text")
     sizes = [path.stat().st_size for _, path in documents.local_files(recipe)]
-    assert manifest["train"]["bytes"] + manifest["heldout"]["bytes"] == sum(sizes)
-    assert manifest["train"]["documents"] + manifest["heldout"]["documents"] == len(sizes)
-    bytes_of_tokens = np.fromfile(made / "heldout_bytes.bin", "<u2")[: manifest["heldout"]["tokens"]]
-    assert bytes_of_tokens.sum() == manifest["heldout"]["bytes"]
+    assert manifest.train.bytes + manifest.heldout.bytes == sum(sizes)
+    assert manifest.train.documents + manifest.heldout.documents == len(sizes)
+    bytes_of_tokens = np.fromfile(made / "heldout_bytes.bin", "<u2")[: manifest.heldout.tokens]
+    assert bytes_of_tokens.sum() == manifest.heldout.bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"source": "hf"}', "sequence_length Field required"),
+        (None, "vocab_size Input should be a valid integer"),
+    ],
+)
+def test_a_damaged_manifest_is_named(made: Path, tmp_path: Path, text: str | None, reason: str) -> None:
+    whole = json.loads((made / NAME).read_text("utf-8"))
+    (tmp_path / NAME).write_text(text or json.dumps({**whole, "vocab_size": "many"}), "utf-8")
+    with pytest.raises(ValueError, match=rf"^corpus = {tmp_path}: manifest.json: ?{reason}.*$"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_is_written_with_the_digest_of_its_facts(made: Path) -> None:
+    text = (made / NAME).read_text("utf-8")
+    assert json.dumps(read_manifest(made).as_json(), indent=2) + "\n" == text
+    values = json.loads(text)
+    assert values.pop("digest") == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def test_a_cut_off_file_is_noticed(made: Path, tmp_path: Path) -> None:
@@ -255,7 +279,7 @@ def test_a_models_tokenizer_is_used_as_it_is(made: Path, tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     recipe = corpus_recipe(made.parent / "text", tokenizer="model", vocab_size=300)
     corpus.run(recipe, tmp_path / "out", context(tmp_path), tokenizer=made / "tokenizer")
-    assert read_manifest(tmp_path / "out")["train"] == read_manifest(made)["train"]
+    assert read_manifest(tmp_path / "out").train == read_manifest(made).train
     with pytest.raises(StepFailed, match="tokenizer = "):
         corpus.run(recipe, tmp_path / "out", context(tmp_path), tokenizer=tmp_path)
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
-from mlkv.corpus.blocks import open_blocks, read_manifest
+from mlkv.corpus.blocks import open_blocks
+from mlkv.corpus.manifest import read_manifest
 from mlkv.corpus.tokenizer import load as load_tokenizer
 from mlkv.evaluate import bits, harness, outcomes
 from mlkv.evaluate import step as evaluate
@@ -63,7 +64,7 @@ def score(*args: Any, **given: Any) -> dict[str, MetricRow]:
 @pytest.mark.parametrize("task", ITEM_TASKS)
 def test_random_weights_score_chance(task: str, corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     acc = score(EvaluateRecipe(task=task), tmp_path, checkpoint, corpus)["acc"]
-    n = read_manifest(corpus)["tasks"][task]
+    n = read_manifest(corpus).tasks[task]
     assert acc.n == n == 200
     chance = CHANCE[task]
     value = present(acc.value)
@@ -329,11 +330,11 @@ def test_a_model_that_computes_nothing_finite_has_no_score(
 
 def test_random_weights_know_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     metrics = score(EvaluateRecipe(task="bits_per_byte"), tmp_path, checkpoint, corpus)
-    manifest = read_manifest(corpus)["heldout"]
+    heldout = read_manifest(corpus).heldout
     nats = present(metrics["nats_per_token"].value)
     assert nats == pytest.approx(math.log(SHAPE.vocab_size), abs=0.1)
-    text_tokens = manifest["tokens"] - manifest["documents"]
-    assert metrics["bits_per_byte"].value == pytest.approx(nats / math.log(2) * text_tokens / manifest["bytes"])
+    text_tokens = heldout.tokens - heldout.documents
+    assert metrics["bits_per_byte"].value == pytest.approx(nats / math.log(2) * text_tokens / heldout.bytes)
     assert metrics["bits_per_byte"].n == metrics["nats_per_token"].n == len(bits.windows(corpus, None).ids)
 
 
@@ -342,10 +343,10 @@ def test_windows_predict_every_held_out_token_once(corpus: Path) -> None:
     manifest = read_manifest(corpus)
     held_out = open_blocks(corpus, "heldout")
     stream = held_out.rows.reshape(-1)[: held_out.tokens]
-    text = stream[1:][stream[1:] != manifest["end_of_text"]]
+    text = stream[1:][stream[1:] != manifest.end_of_text]
     assert np.array_equal(found.ids[:, 1:][found.counted], text)
-    assert found.bytes.sum() == manifest["heldout"]["bytes"]
-    assert found.ids.shape[1] == manifest["sequence_length"]
+    assert found.bytes.sum() == manifest.heldout.bytes
+    assert found.ids.shape[1] == manifest.sequence_length
     assert np.array_equal(found.ids[1:, 0], found.ids[:-1, -1]), "a window begins with its predecessor's last token"
 
 
