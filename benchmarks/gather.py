@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from mlkv.evaluate.outcomes import Outcomes, save
-from mlkv.layout import KVLayout, make
+from mlkv.layout import KVLayout
+from mlkv.patterns import family_of, make, name_of
 from sweeps.store.store import Store
 
 STEPS = 10_000
@@ -65,7 +66,7 @@ def layouts() -> Iterator[KVLayout]:
 def variants() -> Iterator[dict[str, Any]]:
     """Rows of a plan; every layout with 4 learning rates and 3 seeds."""
     for layout, rate, seed in product(layouts(), ("1e-4", "3e-4", "6e-4", "1e-3"), (1, 2, 3, 4)):
-        label = f"{layout.name} {layout.kv_layers}×{layout.kv_heads[0]} uptrain.lr={rate} uptrain.seed={seed}"
+        label = f"{name_of(layout)} {layout.kv_layers}×{layout.kv_heads[0]} uptrain.lr={rate} uptrain.seed={seed}"
         own = f"{layout.kv_layers:02}{layout.kv_heads[0]:02}{rate}{seed}"
         yield {
             "variant": label,
@@ -73,7 +74,7 @@ def variants() -> Iterator[dict[str, Any]]:
             "overrides": {"uptrain.lr": rate, "uptrain.seed": str(seed)},
             "config": {},
             "pattern": "even",
-            "family": layout.family,
+            "family": family_of(layout),
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,

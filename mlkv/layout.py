@@ -2,12 +2,13 @@
 
 `L` layers, `M` KV layers (owners), `H` query heads, `G` KV heads of an owner. MHA, GQA (arXiv 2305.13245), MQA
 (1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442)
-are all values of one type. This module needs the standard library alone, so plans and tables never load torch.
+are all values of one type; mlkv/patterns.py has the rules that make them. This module needs the standard library alone,
+so plans and tables never load torch, and checkpoints carry a copy of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
@@ -86,35 +87,6 @@ class KVLayout:
         """Bytes of keys and values that one token leaves in the cache: 2 · head_dim · budget · element_bytes."""
         return 2 * head_dim * self.budget * element_bytes
 
-    @cached_property
-    def family(self) -> str:
-        """The literature's name for this layout: MHA, MQA, GQA, MLKV, CLA, …. Where several rules make it, the first in
-        _FAMILIES; where none does, `Custom`."""
-        if self.kv_layers == self.layers:
-            uniform = {1: "MQA", self.heads: "MHA"}.get(self.kv_heads[0], "GQA")
-            return uniform if len(set(self.kv_heads)) == 1 else "Custom"
-        return next((label for label, pattern in _FAMILIES.items() if self._is_of(pattern)), "Custom")
-
-    def _is_of(self, pattern: str) -> bool:
-        if pattern == "cla":
-            # Two factors can give the same number of owners in different places, so the number alone does not decide.
-            return any(cla(self.layers, factor) == self.kv_source_layers for factor in range(2, self.layers + 1))
-        try:
-            return PATTERNS[pattern](self.layers, self.kv_layers) == self.kv_source_layers
-        except ValueError:
-            return False
-
-    def family_by(self, pattern: str) -> str:
-        """As `family`, but with the name of `pattern` where it is one of several rules that make this layout: MLKV's
-        rule makes CLA2 too."""
-        label = next((label for label, named in _FAMILIES.items() if named == pattern), None)
-        return label if label and self.kv_layers < self.layers and self._is_of(pattern) else self.family
-
-    @property
-    def name(self) -> str:
-        """Family and budget, as papers print it: `MLKV-6`."""
-        return f"{self.family}-{self.budget}"
-
     def draw(self) -> str:
         """One line for terminals: an owner's head count, `─` for a reader of the owner below it, `←i` for any other."""
         cells, below = [], 0
@@ -153,128 +125,14 @@ def divisors(n: int) -> list[int]:
 
 def from_owners(layers: int, owners: Iterable[int]) -> Sources:
     """Sources where every layer reads the nearest owner at or below it."""
-    owned, owner = set(owners), 0
+    own, owner = set(owners), 0
     sources = []
     for i in range(layers):
-        owner = i if i in owned else owner
+        owner = i if i in own else owner
         sources.append(owner)
     return tuple(sources)
 
 
-def even(layers: int, kv_layers: int) -> Sources:
-    """`M` groups as even as integers allow: owners at `i·L // M` (MLKV; lasagna with the target at the bottom).
-
-    In exact integers: the rule of MLKV's published code, `int((i+1)*(L/M))`, is rounded wrongly for some pairs (37 up
-    to L = 96; first L = 30, M = 22).
-    """
-    _require(1 <= kv_layers <= layers, "even", layers, kv_layers, f"1 to {layers}")
-    return from_owners(layers, (i * layers // kv_layers for i in range(kv_layers)))
-
-
-def cla(layers: int, factor: int) -> Sources:
-    """Cross-layer attention: groups of `factor` layers, a short group first where `factor` does not divide `L`."""
-    if not 1 <= factor <= layers:
-        raise ValueError(f"layout.factor = {factor}: cla on {layers} layers takes 1 to {layers}")
-    short = layers % factor
-    return from_owners(layers, [0, *range(short or factor, layers, factor)])
-
-
-def cla_of_layers(layers: int, kv_layers: int) -> Sources:
-    """The smallest CLA factor that leaves `M` owners."""
-    possible = sorted({-(-layers // factor) for factor in range(1, layers + 1)})
-    _require(kv_layers in possible, "cla", layers, kv_layers, ", ".join(map(str, possible)))
-    return cla(layers, -(-layers // kv_layers))
-
-
-def keep_ends(layers: int, kv_layers: int) -> Sources:
-    """First and last layer alone, the middle in `M − 2` even groups (CLA's KeepEnds)."""
-    _require(3 <= kv_layers <= layers, "keep_ends", layers, kv_layers, f"3 to {layers}")
-    middle = kv_layers - 2
-    return from_owners(layers, [0, *(1 + i * (layers - 2) // middle for i in range(middle)), layers - 1])
-
-
-def dense_front(layers: int, kv_layers: int) -> Sources:
-    """`M − 1` ordinary layers, the next `L − M` read the last of them, the top layer ordinary (CLA's DenseFront)."""
-    _require(2 <= kv_layers <= layers, "dense_front", layers, kv_layers, f"2 to {layers}")
-    return from_owners(layers, [*range(kv_layers - 1), layers - 1])
-
-
-def dense_back(layers: int, kv_layers: int) -> Sources:
-    """Layers 0 and 1 ordinary, the next `L − M` read layer 1, the rest ordinary (CLA's DenseBack)."""
-    _require(2 <= kv_layers <= layers, "dense_back", layers, kv_layers, f"2 to {layers}")
-    return from_owners(layers, [0, 1, *range(layers - kv_layers + 2, layers)])
-
-
-def pizza(layers: int, kv_layers: int) -> Sources:
-    """The first `M − 1` layers ordinary, all others one group read from its bottom (YOCO's layout)."""
-    _require(1 <= kv_layers <= layers, "pizza", layers, kv_layers, f"1 to {layers}")
-    return from_owners(layers, range(kv_layers))
-
-
-def sandwich(layers: int, kv_layers: int) -> Sources:
-    """Ordinary layers at both ends, the middle one group read from its bottom."""
-    _require(1 <= kv_layers <= layers, "sandwich", layers, kv_layers, f"1 to {layers}")
-    front, back = kv_layers // 2, (kv_layers - 1) // 2
-    return from_owners(layers, [*range(front + 1), *range(layers - back, layers)])
-
-
-def _require(holds: bool, pattern: str, layers: int, kv_layers: int, valid: str) -> None:
-    if not holds:
-        raise ValueError(f"layout.kv_layers = {kv_layers}: pattern {pattern} on {layers} layers takes {valid}")
-
-
-PATTERNS: dict[str, Callable[[int, int], Sources]] = {
-    "even": even,
-    "cla": cla_of_layers,
-    "keep_ends": keep_ends,
-    "dense_front": dense_front,
-    "dense_back": dense_back,
-    "pizza": pizza,
-    "sandwich": sandwich,
-}
-
-_FAMILIES = {
-    "MLKV": "even",
-    "CLA": "cla",
-    "KeepEnds": "keep_ends",
-    "DenseFront": "dense_front",
-    "DenseBack": "dense_back",
-    "Pizza": "pizza",
-    "Sandwich": "sandwich",
-}
-
-
-def make(pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int) -> KVLayout:
-    """A layout of `kv_layers` owners placed by `pattern`, each with `kv_heads` KV heads. Raises ValueError."""
-    if pattern not in PATTERNS:
-        raise ValueError(f"layout.pattern = {pattern}: choose from {', '.join([*PATTERNS, 'explicit'])}")
-    sources = PATTERNS[pattern](layers, kv_layers)
-    return KVLayout(sources, (kv_heads,) * kv_layers, heads)
-
-
 def mha(layers: int, heads: int) -> KVLayout:
-    return make("even", layers, heads, layers, heads)
-
-
-def of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
-    """Every layout of `pattern` with `budget` KV heads in all, most KV layers first. Raises ValueError if none has."""
-    layouts = _of_budget(pattern, budget, layers, heads)
-    if not layouts:
-        valid = sorted(b for b in range(1, layers * heads + 1) if _of_budget(pattern, b, layers, heads))
-        choices = ", ".join(map(str, valid))
-        raise ValueError(
-            f"layout.budget = {budget}: pattern {pattern} on {layers} layers of {heads} heads takes {choices}"
-        )
-    return layouts
-
-
-def _of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
-    layouts = []
-    for kv_heads in divisors(heads):
-        if budget % kv_heads == 0:
-            try:
-                layouts.append(make(pattern, layers, heads, budget // kv_heads, kv_heads))
-            except ValueError:
-                if pattern not in PATTERNS:
-                    raise
-    return layouts
+    """Every layer an owner of all heads: a model without sharing."""
+    return KVLayout(tuple(range(layers)), (heads,) * layers, heads)

@@ -67,9 +67,9 @@ class Registry(Mapping[str, R]):
             self._extensions[name] = _state.running
             _state.added.append((self, name))
 
-    def drop(self, name: str) -> None:
-        """Remove a row that an extension added."""
-        del self._rows[name], self._extensions[name]
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+        self._extensions.pop(name, None)
 
     def choose(self, name: str) -> R:
         """The row called `name`. Raises ValueError that lists the valid names."""
@@ -103,9 +103,12 @@ class NameOf:
     def valid(self) -> list[str]:
         return [*self.table, *self.besides]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.table or name in self.besides
+
     def check(self, name: str) -> str:
         """The name. Raises ValueError that lists the valid ones in pydantic's words for a Literal."""
-        if name in self.table or name in self.besides:
+        if name in self:
             return name
         *others, last = map(repr, self.valid())
         raise ValueError(f"{', '.join(others)} or {last}" if others else last)
@@ -215,5 +218,5 @@ def _reason(error: BaseException) -> str:
 def _forget(before: int) -> None:
     """Remove the rows that were added since there were so many."""
     for table, name in _state.added[before:]:
-        table.drop(name)
+        del table[name]
     del _state.added[before:]

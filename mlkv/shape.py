@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from annotated_types import Gt, Le
 
 from .layout import KVLayout
-from .registry import NameOf
 
 Positive = Annotated[int, Gt(0)]
-T = TypeVar("T")
 
 
 def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
@@ -23,17 +21,26 @@ def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
         raise ValueError(f"{field} = {value}: must be one of {', '.join(map(str, choices))}")
 
 
+@runtime_checkable
+class Names(Protocol):
+    """What may mark a field, as in `Annotated[str, names]`: the names that are valid in it."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def valid(self) -> Iterable[str]: ...
+
+
 class Choices:
-    """A dataclass whose Literal and NameOf fields hold one of their choices, whoever makes it. Raises ValueError like
-    `check_choice`."""
+    """A dataclass whose fields with choices (Literal, or marked with Names) hold one of them, whoever makes it. Raises
+    ValueError like `check_choice`."""
 
     def __post_init__(self) -> None:
         schema: Any = type(self)
         for name, valid in _choices(schema).items():
             check_choice(name, getattr(self, name), valid)
-        for name, rows in _names(schema).items():
-            if (value := getattr(self, name)) not in rows.table:
-                check_choice(name, value, rows.valid())
+        for name, names in _names(schema).items():
+            if (value := getattr(self, name)) not in names:
+                check_choice(name, value, names.valid())
 
 
 @cache
@@ -43,10 +50,10 @@ def _choices(schema: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 @cache
-def _names(schema: type[Any]) -> dict[str, NameOf]:
+def _names(schema: type[Any]) -> dict[str, Names]:
     hints = get_type_hints(schema, include_extras=True)
     marks = ((f.name, mark) for f in fields(schema) for mark in getattr(hints[f.name], "__metadata__", ()))
-    return {name: mark for name, mark in marks if isinstance(mark, NameOf)}
+    return {name: mark for name, mark in marks if isinstance(mark, Names)}
 
 
 def added(default: Any) -> Any:

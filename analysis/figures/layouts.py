@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.data.published import read
 from analysis.figures.canvas import QUIET, SMALLEST, evenly, new_figure, note, short, styled
 from analysis.figures.style import look
-from mlkv.layout import KVLayout, make
+from mlkv.layout import KVLayout
+from mlkv.patterns import make, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def layouts_of(source: Source) -> list[Drawn]:
 
 def _of_plan(row: dict[str, Any]) -> Drawn:
     layout = KVLayout.from_dict(row["layout"])
-    return (layout.name if row["baseline"] == "untouched" else row["variant"]), row["family"], layout
+    return (name_of(layout) if row["baseline"] == "untouched" else row["variant"]), row["family"], layout
 
 
 def _of_file(name: str) -> list[Drawn]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.data import replicates
 from analysis.data.published import read
 from analysis.statistics.sources import PUBLISHED, Source
-from mlkv.layout import PATTERNS, make
+from mlkv.patterns import PATTERNS, make
 
 _MOST = 8
 """Layers that are listed one by one."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
+from ..patterns import name_of
 from ..recipes import ConvertRecipe
 from ..shape import DecoderShape
 from .tables import MERGES, WIDENINGS, converted_shape
@@ -81,7 +82,9 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     from ..hf import MLKVForCausalLM
 
     if layout.budget > base.layout.budget:
-        raise ValueError(f"layout {layout.name}: the base has {base.layout.budget} KV heads, conversion cannot add any")
+        raise ValueError(
+            f"layout {name_of(layout)}: the base has {base.layout.budget} KV heads, conversion cannot add any"
+        )
     shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()

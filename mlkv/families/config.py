@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from ..layout import KVLayout
+from ..patterns import name_of
 from ..shape import DecoderShape
 from .tables import FAMILIES, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary
 
@@ -170,7 +171,7 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> dict[str, Any
         raise ValueError(f"family = {name}: {error}") from None
     lost = [f.name for f in fields(shape) if getattr(read, f.name) != getattr(shape, f.name)]
     if lost or its_layout != layout:
-        raise ValueError(f"family = {name}: cannot express {', '.join(lost) or f'the layout {layout.name}'}")
+        raise ValueError(f"family = {name}: cannot express {', '.join(lost) or f'the layout {name_of(layout)}'}")
     return config
 
 

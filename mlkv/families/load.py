@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..context import Context, Outcome, StepFailed
+from ..patterns import name_of
 from .config import OURS, family_of, layout_of, read_config, shape_of
 from .weights import from_family, strip
 
@@ -46,7 +47,7 @@ def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
     copy_companions(source, out)
     _name_tokenizer(source, out)
     ctx.log({"step": 1, "steps": 1})
-    return Outcome(facts={"parameters": model.num_parameters(), "layout": model.layout.name})
+    return Outcome(facts={"parameters": model.num_parameters(), "layout": name_of(model.layout)})
 
 
 def load_pretrained(source: Path) -> MLKVForCausalLM:

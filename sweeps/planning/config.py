@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from mlkv.layout import PATTERNS, KVLayout, cla, of_budget
+from mlkv.layout import KVLayout
+from mlkv.patterns import EXPLICIT, PATTERNS, of_budget
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
@@ -27,7 +28,7 @@ from sweeps.store.errors import UserError, choices
 from sweeps.store.names import check_name
 from sweeps.tracking.target import TrackingConfig
 
-Pattern = Literal["even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "sandwich", "explicit"]
+PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
 Baseline = Literal["untouched", "mha"]
 Kind = Annotated[str, NameOf(KINDS)]
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
@@ -62,7 +63,7 @@ class LayoutConfig:
     """A rule that makes layouts. Unset `kv_layers` means all layers, unset `kv_heads` all heads; a `budget` means every
     (M, G) with that many KV heads in all."""
 
-    pattern: Pattern = "even"
+    pattern: PatternName = "even"
     kv_layers: Positive | None = None
     kv_heads: Positive | tuple[Positive, ...] | None = None
     budget: Positive | None = None
@@ -71,18 +72,23 @@ class LayoutConfig:
 
     def layouts(self, layers: int, heads: int) -> list[KVLayout]:
         """The layouts this rule makes on `layers` layers of `heads` query heads. Raises ValueError naming the field."""
-        if self.pattern == "explicit":
+        if self.pattern == EXPLICIT:
             return [self._explicit(heads)]
         if self.budget is not None:
             return [layout for layout in of_budget(self.pattern, self.budget, layers, heads) if self._admits(layout)]
-        sources = cla(layers, self.factor) if self.factor else PATTERNS[self.pattern](layers, self.kv_layers or layers)
+        pattern = PATTERNS[self.pattern]
+        if self.factor and pattern.by_factor:
+            sources = pattern.by_factor(layers, self.factor)
+        else:
+            sources = pattern.rule(layers, self.kv_layers or layers)
         return [KVLayout(sources, self._heads_of_owners(sources, heads), heads)]
 
     def __post_init__(self) -> None:
-        if self.pattern == "explicit" and not self.kv_source_layers:
+        if self.pattern == EXPLICIT and not self.kv_source_layers:
             raise ValueError("kv_source_layers is empty: pattern explicit needs one entry per layer")
-        if self.factor is not None and self.pattern != "cla":
-            raise ValueError(f"factor = {self.factor}: only pattern cla has a factor (pattern = {self.pattern})")
+        if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
+            having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
+            raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
 
     def _explicit(self, heads: int) -> KVLayout:
         sources = cast(tuple[int, ...], self.kv_source_layers)

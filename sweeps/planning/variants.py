@@ -10,6 +10,7 @@ from mlkv.convert.tables import converted_shape
 from mlkv.evaluate.task_names import BITS_PER_BYTE
 from mlkv.files import Json
 from mlkv.layout import KVLayout
+from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
 from sweeps.planning.checks import check_corpus, check_layout, check_tasks
 from sweeps.planning.compose import Values
@@ -69,7 +70,7 @@ class Variant:
 
     @property
     def family(self) -> str:
-        return self.layout.family_by(self.config.layout.pattern)
+        return family_of(self.layout, self.config.layout.pattern)
 
     @property
     def parameters(self) -> int:
@@ -169,7 +170,7 @@ def _filter_names(variant: Variant) -> Values:
 
 def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
     """The variant with the steps that make and score it."""
-    label = "untouched" if variant.baseline == "untouched" else variant.layout.name
+    label = "untouched" if variant.baseline == "untouched" else name_of(variant.layout)
     if variant.config.convert.start != "none":
         variant = _with_checkpoint(variant, resolver)
     return replace(variant, evaluate=_evaluate_steps(variant, label), measure=_measure_step(variant))
@@ -182,11 +183,11 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     if variant.baseline == "untouched":
         return replace(variant, corpus=corpus, base=base)
     if base:
-        convert = convert_step(config.convert, layout, model.layout, base, layout.name)
+        convert = convert_step(config.convert, layout, model.layout, base, name_of(layout))
     else:
-        convert = scratch_step(config.convert, layout, variant.shape, corpus, layout.name)
+        convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
     trained = config.uptrain.steps != 0
-    uptrain = uptrain_step(config.uptrain, convert, corpus, layout.name) if trained else None
+    uptrain = uptrain_step(config.uptrain, convert, corpus, name_of(layout)) if trained else None
     return replace(variant, corpus=corpus, base=base, convert=convert, uptrain=uptrain)
 
 
@@ -213,4 +214,4 @@ def _measure_step(variant: Variant) -> Step | None:
     if not measure.batch_sizes:
         return None
     pins = {name: package_version(name) for name in ("torch", "transformers")}
-    return measure_step(measure, variant.layout, variant.shape, pins, variant.layout.name)
+    return measure_step(measure, variant.layout, variant.shape, pins, name_of(variant.layout))

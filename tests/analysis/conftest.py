@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlkv.layout import KVLayout, make
+from mlkv.layout import KVLayout
+from mlkv.patterns import family_of, make
 from sweeps.store.store import Store
 from tests.support.mirrored import Mirrored, mirror
 from tests.support.wandb_server import WandbServer
@@ -67,7 +68,7 @@ class Filler:
             "config": {"uptrain": {"steps": 50, "lr": 1e-3}, "model": {"layers": LAYERS}, "evaluate": {"few_shot": 2}},
             "overrides": {"layout.budget": layout.budget},
             "pattern": "even",
-            "family": layout.family,
+            "family": family_of(layout),
             "kv_layers": layout.kv_layers,
             "kv_heads": list(layout.kv_heads),
             "budget": layout.budget,

@@ -16,7 +16,8 @@ from analysis.data.published import SETS, published, read
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables import results_table as tables
-from mlkv.layout import PATTERNS, KVLayout, make
+from mlkv.layout import KVLayout
+from mlkv.patterns import PATTERNS, make
 from sweeps.store.store import Store, StoreError
 from tests.support.read_back import number
 

@@ -11,9 +11,9 @@ import torch
 
 from mlkv.device import require_device, resolve_precision
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import make
 from mlkv.measure.step import PROTOCOLS
 from mlkv.model import ACTIVATIONS, NORMS
+from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape
@@ -66,7 +66,7 @@ def test_functions_that_are_given_a_name_refuse_it_too() -> None:
         ),
         "strategy = nonsense: must be one of ddp, fsdp": lambda: fsdp_arguments(nonsense, 2),
         "device = nonsense: must be one of cpu, cuda": lambda: require_device(nonsense),
-        "layout.pattern = nonsense: choose from even, ": lambda: make(nonsense, 6, 4, 2, 1),
+        "pattern = nonsense: must be one of even, ": lambda: make(nonsense, 6, 4, 2, 1),
     }
     for message, call in calls.items():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):

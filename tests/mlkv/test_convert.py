@@ -18,7 +18,8 @@ from mlkv.convert.step import convert, merge_kv, run, widen_mlps
 from mlkv.convert.tables import converted_shape
 from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
-from mlkv.layout import KVLayout, make, mha
+from mlkv.layout import KVLayout, mha
+from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of

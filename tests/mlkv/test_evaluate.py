@@ -25,7 +25,8 @@ from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.harness_model import HarnessLM
 from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, make, mha
+from mlkv.layout import KVLayout, mha
+from mlkv.patterns import make, name_of
 from mlkv.recipes import EvaluateRecipe
 from tests.support.read_back import present
 from tests.support.tiny import SHAPE, context, make_corpus
@@ -177,7 +178,7 @@ def test_a_likelihood_is_the_models_own(corpus: Path, checkpoint: Path, tmp_path
             assert likelihood == pytest.approx(-nats.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("layout", [mha(2, 2), make("even", 2, 2, 1, 1)], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", [mha(2, 2), make("even", 2, 2, 1, 1)], ids=name_of)
 def test_choices_that_share_a_context_are_answered_as_if_each_read_it(
     layout: KVLayout, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

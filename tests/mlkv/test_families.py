@@ -20,7 +20,8 @@ from mlkv.families.config import config_of, layout_of, read_config, shape_of
 from mlkv.families.load import import_pretrained
 from mlkv.families.save import export_pretrained, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
-from mlkv.layout import make, mha
+from mlkv.layout import mha
+from mlkv.patterns import make, name_of
 from mlkv.recipes import ConvertRecipe
 from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of
@@ -325,7 +326,7 @@ def test_published_models_have_their_published_size(config: dict[str, Any], para
 
 def test_a_base_with_fewer_kv_heads_says_so() -> None:
     layout = layout_of(HUB["llama-3-8b"][0])
-    assert (layout.name, layout.kv_bytes_per_token(128)) == ("GQA-256", 131_072)
+    assert (name_of(layout), layout.kv_bytes_per_token(128)) == ("GQA-256", 131_072)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mlkv.families.load import load_pretrained
 from mlkv.families.save import to_family
 from mlkv.families.tables import FAMILIES
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import make
+from mlkv.patterns import make
 from mlkv.shape import DecoderShape
 
 VOCAB, LAYERS, HEADS, WIDTH = 19, 2, 4, 32

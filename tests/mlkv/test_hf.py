@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 from transformers.cache_utils import Cache
 
 from mlkv.hf import MLKVConfig, MLKVForCausalLM, load_checked
-from mlkv.layout import KVLayout, make
+from mlkv.layout import KVLayout
 from mlkv.model import Keys
+from mlkv.patterns import make
 from mlkv.shape import DecoderShape
 from tests.support.matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of
@@ -138,6 +139,11 @@ def test_a_saved_model_comes_back_bit_for_bit_with_its_layout_in_full(
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["kv_source_layers"], config["kv_heads"]) == ([*layout.kv_source_layers], [*layout.kv_heads])
     assert (loaded.model.head.weight is loaded.model.embed.weight) is shape.tied
+
+
+def test_a_checkpoint_carries_the_four_modules_that_it_needs_and_no_more(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == {"hf.py", "layout.py", "model.py", "shape.py"}
 
 
 def test_saving_keeps_the_kind_of_keys_and_the_type_of_the_weights(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Container
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from mlkv.layout import PATTERNS, KVLayout, cla, divisors, make, mha, of_budget
+from mlkv.layout import KVLayout, divisors, mha
+from mlkv.patterns import PATTERNS, Pattern, cla, make, name_of, of_budget
+from sweeps.planning.config import LayoutConfig
 
 LAYERS = st.integers(1, 40)
 POSSIBLE: dict[str, Callable[[int], Container[int]]] = {
@@ -186,7 +189,7 @@ def test_an_impossible_budget_lists_the_possible_ones() -> None:
 
 def test_an_unknown_pattern_lists_the_known_ones() -> None:
     for call in (lambda: make("evn", 4, 4, 2, 1), lambda: of_budget("evn", 2, 4, 4)):
-        with pytest.raises(ValueError, match=r"layout.pattern = evn: choose from even, cla, .*explicit"):
+        with pytest.raises(ValueError, match=r"^pattern = evn: must be one of even, cla, .*sandwich$"):
             call()
 
 
@@ -206,11 +209,11 @@ def test_an_unknown_pattern_lists_the_known_ones() -> None:
     ],
 )
 def test_names_are_those_of_the_papers(layout: KVLayout, name: str) -> None:
-    assert layout.name == name
+    assert name_of(layout) == name
 
 
 def test_one_head_per_layer_of_a_one_headed_model_is_mha() -> None:
-    assert mha(3, 1).name == "MHA-3"
+    assert name_of(mha(3, 1)) == "MHA-3"
 
 
 def test_drawing_tells_readers_of_the_owner_below_from_others() -> None:
@@ -228,3 +231,25 @@ def test_a_layout_is_the_same_after_json(layout: KVLayout) -> None:
     written = json.dumps(layout.as_dict())
     assert list(json.loads(written)) == ["kv_source_layers", "kv_heads", "heads"]
     assert KVLayout.from_dict(json.loads(written)) == layout
+
+
+def _top_group(layers: int, kv_layers: int) -> tuple[int, ...]:
+    return (*range(kv_layers), *[0] * (layers - kv_layers))
+
+
+def test_a_pattern_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TypeAdapter(LayoutConfig)
+    with pytest.raises(ValidationError, match="'sandwich' or 'explicit'"):
+        config.validate_python({"pattern": "top_group"})
+    monkeypatch.setitem(PATTERNS, "top_group", Pattern("TopGroup", _top_group))
+    (layout,) = config.validate_python({"pattern": "top_group", "kv_layers": 2, "kv_heads": 1}).layouts(5, 4)
+    assert layout == KVLayout((0, 1, 0, 0, 0), (1, 1), 4)
+    assert [name_of(layout, "top_group"), name_of(layout)] == ["TopGroup-2", "Custom-2"]
+    assert layout in of_budget("top_group", 2, 5, 4)
+
+
+def test_a_factor_needs_a_pattern_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^factor = 2: only pattern cla has a factor \(pattern = even\)$"):
+        LayoutConfig(factor=2)
+    monkeypatch.setitem(PATTERNS, "pairs", Pattern("Pairs", PATTERNS["cla"].rule, by_factor=cla))
+    assert LayoutConfig("pairs", factor=2, kv_heads=1).layouts(4, 4) == [KVLayout((0, 0, 2, 2), (1, 1), 4)]

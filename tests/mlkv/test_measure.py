@@ -9,8 +9,9 @@ import torch
 
 from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
-from mlkv.layout import KVLayout, make, mha
+from mlkv.layout import KVLayout, mha
 from mlkv.measure import step as measure
+from mlkv.patterns import make, name_of
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
 from tests.support.read_back import present
@@ -33,7 +34,7 @@ def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **change
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
 def test_the_caches_bytes_are_the_formulas(layout: KVLayout, dtype: str) -> None:
     result = go(layout, dtype=dtype)
     per_token = layout.kv_bytes_per_token(DEEPER.head_dim, 2 if dtype == "bf16" else 4)
@@ -63,7 +64,7 @@ def test_every_cell_has_every_metric_and_is_reported() -> None:
     assert result.facts["parameters"] == DEEPER.parameters(LAYOUTS[3])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
 def test_a_cache_that_is_handed_in_ends_at_the_formulas_bytes_and_nothing_is_prefilled(layout: KVLayout) -> None:
     result = go(layout, protocol="filled")
     measured = {(r.batch, r.context): r.value for r in result.metrics if r.metric == "cache_bytes"}
@@ -157,7 +158,7 @@ import resource
 from pathlib import Path
 from tests.support.tiny import SHAPE, context
 from mlkv.measure import step as measure
-from mlkv.layout import make
+from mlkv.patterns import make
 from mlkv.recipes import MeasureRecipe
 layout = make("even", 2, 2, 1, 1)
 def cells(*batches):

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, make, mha
+from mlkv.layout import KVLayout, mha
 from mlkv.model import Decoder, Keys, rotary_angles, rotate
+from mlkv.patterns import make
 from mlkv.shape import DecoderShape
 from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlkv.layout import KVLayout, make, mha
+from mlkv.layout import KVLayout, mha
 from mlkv.model import Decoder
+from mlkv.patterns import make
 from mlkv.shape import DecoderShape
 from tests.support.matrix import LAYOUTS, SHAPES
 

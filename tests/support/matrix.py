@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlkv.layout import KVLayout, cla, make, mha
+from mlkv.layout import KVLayout, mha
+from mlkv.patterns import cla, make
 from mlkv.shape import DecoderShape
 
 LAYERS, HEADS, VOCAB, CONTEXT = 6, 4, 61, 48

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlkv.layout import cla
+from mlkv.patterns import cla, name_of
 from sweeps.planning import hub
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
@@ -179,7 +179,7 @@ def test_a_factor_is_that_factor(planned: Callable[..., Plan]) -> None:
 
 def test_native_and_uptrained_have_the_same_parameters(planned: Callable[..., Plan]) -> None:
     variants = planned("experiment=from_scratch", "scale=small").variants
-    sizes = {v.layout.name: {w.shape.mlp_width for w in variants if w.layout == v.layout} for v in variants}
+    sizes = {name_of(v.layout): {w.shape.mlp_width for w in variants if w.layout == v.layout} for v in variants}
     assert all(len(widths) == 1 for widths in sizes.values())
     tokens = {(v.config.convert.start, v.config.uptrain.tokens) for v in variants if v.uptrain}
     base = next(v.base for v in variants if v.base)
