@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -37,7 +37,7 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
     return frame.make(rows)
 
 
-def _own_baseline(variant: Json, candidates: list[Json]) -> str | None:
+def _own_baseline(variant: Json, candidates: Sequence[Json]) -> str | None:
     """The baseline on the variant's corpus and base that shares most of its swept values."""
     fitting = [c for c in candidates if all(c["steps"][kind] == variant["steps"][kind] for kind in ("corpus", "base"))]
     shared = [len(variant["overrides"].items() & candidate["overrides"].items()) for candidate in fitting]
@@ -75,7 +75,7 @@ class PlannedSteps(ABC):
             return "BLOCKED", f"by {culprit}"
         if state.name == "PENDING" and not state.reason and (parent := self._unfinished_parent(step_id)):
             return "PENDING", f"{_WAITS}{parent}"
-        progress = state.progress or {}
+        progress: Json = state.progress.fields if state.progress else {}
         if state.name == "RUNNING" and "step" in progress:
             of = f" of {progress['steps']}" if progress.get("steps") else ""
             return "RUNNING", f"step {progress['step']}{of}"

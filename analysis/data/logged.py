@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
 from analysis.data.gather import PlannedSteps, of_sweep
-from sweeps.store.stepdir import State, StateName
+from sweeps.store.schema import LoggedRow, PlanFile, VariantRow, from_json
+from sweeps.store.states import StepState
+from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, StoreError
 from sweeps.tracking.read.runs import LoggedRun, planned
 
@@ -37,8 +39,8 @@ def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     number = max(each["number"] for each in ours)
     newest = sorted((each for each in ours if each["number"] == number), key=lambda each: each["index"])
     steps = {id: step for each in newest for id, step in each["steps"].items()}
-    plan = {**newest[0]["plan"], "name": name, "number": number, "steps": steps}
-    return SavedSweep(name, number, Path(), plan, [each["variant"] for each in newest])
+    newest_plan = from_json(PlanFile, {**newest[0]["plan"], "name": name, "number": number, "steps": steps})
+    return SavedSweep(name, number, Path(), newest_plan, [from_json(VariantRow, each["variant"]) for each in newest])
 
 
 def _with_config(plan: Json, run: LoggedRun) -> Json:
@@ -59,14 +61,15 @@ class LoggedSteps(PlannedSteps):
     def _read_state(self, step_id: str) -> State:
         run = self._runs.get(step_id)
         if run is None:
-            return State("PENDING")
+            return State(StepState.PENDING)
         told = run.summary.get("state", "RUNNING")
-        name: StateName = next((known for known in get_args(StateName) if known == told), "PENDING")
+        name = next((known for known in StepState if known == told), StepState.PENDING)
         progress = _progress(run) if name == "RUNNING" else None
         return State(name, run.summary.get("reason") or "", progress=progress)
 
 
-def _progress(run: LoggedRun) -> Json | None:
+def _progress(run: LoggedRun) -> LoggedRow | None:
     """The newest row under the names that the step logged it by."""
     row = {key.partition("/")[2]: value for key, value in run.rows[-1].items()} if run.rows else {}
-    return {"step": row.get("global_step", row.get("row")), "steps": row.get("steps")} if row else None
+    step = row.get("global_step", row.get("row"))
+    return from_json(LoggedRow, {"step": step, "steps": row.get("steps")}) if row else None

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import count, duration, size
+from mlkv.files import Json
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, Standing, blockers, to_run
@@ -171,7 +172,7 @@ def reason_of(id: str, graph: Graph, states: Standing) -> str:
 
 
 def _progress_text(state: State) -> str:
-    row = state.progress or {}
+    row: Json = state.progress.fields if state.progress else {}
     parts = [f"{row['step']}/{row['steps']}"] if "steps" in row else []
     if row.get("loss") is not None:  # it is None where training diverged
         parts.append(f"loss {row['loss']:.3f}")
@@ -252,9 +253,13 @@ class Progress:
 
     def _note(self, step: Step, state: State) -> None:
         if state.name == "DONE":
-            record = self._store.step(step.id).record() or {}
+            record = self._store.step(step.id).record()
             self._costs = Costs.of_store(self._store)
-            told = ("✓", "green"), f" {step.kind:<8} {step.label}  ", (duration(record["wall_seconds"]), "dim")
+            told = (
+                ("✓", "green"),
+                f" {step.kind:<8} {step.label}  ",
+                (duration(record.wall_seconds if record else None), "dim"),
+            )
             self._console.print(Text.assemble(*told))
         elif state.name == "FAILED":
             self._console.print(Text.assemble(("✗", "red"), f" {step.kind:<8} {step.label}  {state.reason}"))
@@ -276,7 +281,7 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         for id, step in self._graph.items():
             if (state := self._states[id]).name == "RUNNING":
-                row = state.progress or {}
+                row: Json = state.progress.fields if state.progress else {}
                 bar = ProgressBar(total=row.get("steps") or 1, completed=row.get("step", 0), width=20)
                 table.add_row(Text(step.kind, "cyan"), step.label, bar, _progress_text(state))
         return table
@@ -295,7 +300,7 @@ def _remaining(step: Step, state: State, costs: Costs) -> float | None:
     """Expected seconds until a step ends."""
     if state.name in ("DONE", "FAILED"):
         return 0.0
-    row = state.progress or {}
+    row: Json = state.progress.fields if state.progress else {}
     if state.name != "RUNNING" or not row.get("steps"):
         return costs.seconds(step)
     if row.get("tokens_per_second"):

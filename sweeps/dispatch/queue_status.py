@@ -14,6 +14,7 @@ from slurm.jobs import JobId, JobState, Phase
 from slurm.queue import QueueError as QueueError
 from slurm.submit import SlurmExecutor
 from sweeps.planning.config import ClusterConfig
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 
@@ -49,7 +50,7 @@ def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
     """
     wanted = set(steps)
     noted = store.noted_jobs()
-    latest = {step: str(row["name"]) for row in noted for step in row.get("steps", ()) if step in wanted}
+    latest = {step: str(row.name) for row in noted for step in row.steps or () if step in wanted}
     if not latest:
         return {}
     known = {
@@ -58,7 +59,7 @@ def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
         for name, id in record.ids().items()
     }
     states = queue.states(known[name][0] for name in set(latest.values()) if name in known)
-    for id in {id for row in noted for id in row.get("cancelled", ())} & states.keys():
+    for id in {id for row in noted for id in row.cancelled or ()} & states.keys():
         # SLURM may keep no trace of a task that was cancelled before it started; `cancel` below left a note of it.
         states[id] = CANCELLED if states[id].phase is Phase.UNKNOWN else states[id]
     statuses = {name: JobStatus(id, states[id], output) for name, (id, output) in known.items() if id in states}
@@ -70,26 +71,28 @@ def with_queue(states: dict[str, State], store: Store) -> tuple[dict[str, State]
 
     states: by the store alone.
     """
-    jobs = latest_jobs((id for id, state in states.items() if state.name != "DONE"), store)
+    jobs = latest_jobs((id for id, state in states.items() if state.name != StepState.DONE), store)
     return states | {id: _with_job(states[id], job, store, id) for id, job in jobs.items()}, jobs
 
 
 def _with_job(state: State, job: JobStatus, store: Store, step: str) -> State:
-    if state.name == "RUNNING":
+    if state.name == StepState.RUNNING:
         return replace(state, reason=f"{state.reason}, job {job.id}")
     if job.live:
         # A failure that this very job met stays one, whatever other steps the job goes on with. The failure of an
         # earlier job is what this one was submitted to try again.
         last = store.step(step).attempt()
-        by_this_job = last is not None and (last.environment() or {}).get("job") == job.id
-        return state if state.name == "FAILED" and by_this_job else replace(state, name="PENDING", reason=str(job))
-    if state.name == "FAILED":
+        environment = last.environment() if last else None
+        if state.name == StepState.FAILED and environment and environment.job == job.id:
+            return state
+        return replace(state, name=StepState.PENDING, reason=str(job))
+    if state.name == StepState.FAILED:
         return state
     if job.state.phase is Phase.CANCELLED:
-        return replace(state, name="CANCELLED", reason=_why_not_done(state, job))
-    if state.name == "INTERRUPTED":
+        return replace(state, name=StepState.CANCELLED, reason=_why_not_done(state, job))
+    if state.name == StepState.INTERRUPTED:
         return replace(state, reason=_why_not_done(state, job))
-    return replace(state, name="LOST", reason=_why_not_done(state, job))
+    return replace(state, name=StepState.LOST, reason=_why_not_done(state, job))
 
 
 def _why_not_done(state: State, job: JobStatus) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from mlkv.files import Json
 from sweeps.steps.registry import KINDS
-from sweeps.store.seal import is_sealed, seal_holds
 from sweeps.store.stepdir import StepDir
 
 
@@ -14,23 +13,23 @@ def edited(step: StepDir) -> str | None:
     record = step.record()
     if record is None:
         return None
-    if is_sealed(record):
-        return None if seal_holds(record) else "done.json was edited: its seal does not fit"
+    if (holds := step.seal_holds()) is not None:
+        return None if holds else "done.json was edited: its seal does not fit"
     lost = next((cell for cell in _elsewhere(step) if not _has(record, cell)), None)
     return f"done.json was edited: it does not have {_words(lost)}" if lost else None
 
 
 def cannot_be_checked(step: StepDir) -> bool:
     """Whether there are numbers in the record that nothing vouches for."""
-    record = step.record() or {}
-    return bool(record.get("metrics")) and not is_sealed(record) and not _elsewhere(step)
+    record = step.record()
+    return bool(record and record.metrics) and step.seal_holds() is None and not _elsewhere(step)
 
 
 def _elsewhere(step: StepDir) -> list[Json]:
     """The record's metrics as they are written down beside it; none where they are not."""
     numbers = KINDS[step.kind].numbers
     try:
-        return numbers(step.out, step.metrics()) if numbers else []
+        return numbers(step.out, [row.fields for row in step.metrics()]) if numbers else []
     except (OSError, ValueError, KeyError):
         return []
 

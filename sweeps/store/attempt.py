@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from mlkv.files import discard
+from mlkv.files import Json, discard
+from sweeps.store import schema
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.files import last_line, modified, read_object, utc_now, write_json
-from sweeps.store.lines import parse_rows, read_rows
-
-Json = dict[str, Any]
+from sweeps.store.files import last_line, modified, utc_now, write_json
+from sweeps.store.lines import Lines, parse_rows, read_rows
+from sweeps.store.schema import Environment, Exit, LoggedRow, Record
 
 
 class Attempt:
@@ -44,8 +43,8 @@ class Attempt:
         """What the step's record will be: from here on the output is whole, and whoever comes can publish it."""
         write_json(self.record_file, record)
 
-    def record(self) -> Json | None:
-        return read_object(self.record_file, "outputs")
+    def record(self) -> Record | None:
+        return schema.load(Record, self.record_file)
 
     def drop_unfinished(self) -> None:
         """Remove an output that never became whole: the disk may be full of it."""
@@ -57,24 +56,27 @@ class Attempt:
         """What a process beside the first printed."""
         return self.path / f"rank-{rank}.log"
 
-    def exit(self) -> Json | None:
-        return read_object(self.path / "exit.json", "state", "reason")
+    def exit(self) -> Exit | None:
+        return schema.load(Exit, self.path / "exit.json")
 
     def write_environment(self, environment: Json) -> None:
         write_json(self.path / "env.json", environment)
 
-    def environment(self) -> Json | None:
-        return read_object(self.path / "env.json")
+    def environment(self) -> Environment | None:
+        return schema.load(Environment, self.path / "env.json")
 
-    def metrics(self) -> list[Json]:
+    def metrics(self) -> list[LoggedRow]:
         """Complete rows logged so far; a torn last line is left out."""
-        return read_rows(self.metrics_file).rows
+        return self._rows().rows
 
     def skipped_rows(self) -> int:
-        """Lines of its metrics that are no JSON."""
-        return read_rows(self.metrics_file).skipped
+        """Lines of its metrics that are no rows."""
+        return self._rows().skipped
 
-    def metrics_from(self, position: int) -> tuple[list[Json], int]:
+    def _rows(self) -> Lines[LoggedRow]:
+        return read_rows(LoggedRow, self.metrics_file)
+
+    def metrics_from(self, position: int) -> tuple[list[LoggedRow], int]:
         """Complete rows logged since `position` (bytes), and where to go on from."""
         try:
             with self.metrics_file.open("rb") as file:
@@ -82,11 +84,11 @@ class Attempt:
                 content = file.read()
         except FileNotFoundError:
             return [], position
-        return parse_rows(content).rows, position + content.rfind(b"\n") + 1
+        return parse_rows(LoggedRow, content).rows, position + content.rfind(b"\n") + 1
 
-    def progress(self) -> Json | None:
-        """The newest row; None while there is none, or where it is no JSON."""
-        rows = parse_rows(f"{last_line(self.metrics_file)}\n".encode()).rows
+    def progress(self) -> LoggedRow | None:
+        """The newest row; None while there is none, or where the line is none."""
+        rows = parse_rows(LoggedRow, f"{last_line(self.metrics_file)}\n".encode()).rows
         return rows[-1] if rows else None
 
     def log_tail(self, lines: int = 5) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-Json = dict[str, Any]
+from mlkv.files import Json
+from sweeps.store.schema import LoggedRow
+
 Rows = list[tuple[int, Json]]
 """Growing positions, each with what was logged there."""
 
@@ -30,16 +31,16 @@ class Axis:
     def new_attempt(self) -> None:
         self._line = 0
 
-    def rows(self, logged: Iterable[Json]) -> Iterator[tuple[int, Json]]:
+    def rows(self, logged: Iterable[LoggedRow]) -> Iterator[tuple[int, Json]]:
         """Rows that move the axis on, under the names that they are shown by."""
         for row in logged:
             self._line += 1
-            position = int(row["step"]) if self.counts_steps and "step" in row else self._line
+            position = row.step if self.counts_steps and row.step is not None else self._line
             if position > self.reached:
                 self.reached = position
-                values = {f"{self.prefix}/{key}": value for key, value in row.items() if key not in ("time", "step")}
-                yield position, {self.name: position, **values, **_clock(row)}
+                shown = {f"{self.prefix}/{key}": value for key, value in row.fields.items() if key not in _NOT_SHOWN}
+                clock = {} if row.time is None else {"_timestamp": row.time}
+                yield position, {self.name: position, **shown, **clock}
 
 
-def _clock(row: Json) -> Json:
-    return {"_timestamp": row["time"]} if "time" in row else {}
+_NOT_SHOWN = ("time", "step")

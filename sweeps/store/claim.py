@@ -11,8 +11,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from mlkv.files import discard
-from sweeps.store.attempt import Json
+from mlkv.files import Json, discard
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import modified, read_json, read_object, write_once
 from sweeps.store.host import is_running, is_this_process, this_process

@@ -6,11 +6,10 @@ import os
 import socket
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-Json = dict[str, Any]
+from mlkv.files import Json
 
 SAME_START_SECONDS = 0.5
 """How far two readings of one process's start may lie apart: the system's clock is corrected a little all the time."""

@@ -7,14 +7,18 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Generic, TextIO, TypeVar
+
+from sweeps.store import schema
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Lines:
-    """The objects of a file that grows by a JSON object per line. `skipped`: lines that are no such thing."""
+class Lines(Generic[T]):
+    """The rows of a file that grows by a JSON object per line. `skipped`: lines that are no such row."""
 
-    rows: list[dict[str, Any]]
+    rows: list[T]
     skipped: int = 0
 
 
@@ -50,25 +54,24 @@ def _new_line(path: Path) -> str:
         return ""
 
 
-def read_rows(path: Path, *, ended: bool = False) -> Lines:
+def read_rows(kind: type[T], path: Path, *, ended: bool = False) -> Lines[T]:
     """Every complete line of a file; none where there is no file. `ended`: nobody adds to it any more, and what has no
     end is a line too. Raises OSError."""
     try:
-        return parse_rows(path.read_bytes() + (b"\n" if ended else b""))
+        return parse_rows(kind, path.read_bytes() + (b"\n" if ended else b""))
     except (FileNotFoundError, NotADirectoryError):
         return Lines([])
 
 
-def parse_rows(content: bytes) -> Lines:
+def parse_rows(kind: type[T], content: bytes) -> Lines[T]:
     """The rows in some lines. What follows the last line's end is still being written, and left for later."""
     lines = [line for line in content.split(b"\n")[:-1] if line.strip()]
-    rows = [row for line in lines if (row := _row(line)) is not None]
+    rows = [row for line in lines if (row := _row(kind, line)) is not None]
     return Lines(rows, len(lines) - len(rows))
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(kind: type[T], line: bytes) -> T | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        return schema.parsed(kind, line)
+    except ValueError:
         return None
-    return found if isinstance(found, dict) else None

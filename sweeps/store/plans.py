@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
-from mlkv.files import discard
-from sweeps.store.attempt import Json
+from mlkv.files import Json, discard
+from sweeps.store import schema
 from sweeps.store.errors import StoreError
-from sweeps.store.files import TEMPORARY_FOLDER, file_clock, read_json, write_folder_once
+from sweeps.store.files import TEMPORARY_FOLDER, file_clock, write_folder_once
 from sweeps.store.lines import read_rows
+from sweeps.store.schema import PlanFile, VariantRow
 
 TRACKED, SUBMISSIONS = "wandb", "submissions"
 """Folders beside a sweep's plans and in each: W&B's files, and what executors keep."""
@@ -29,8 +29,8 @@ class SavedSweep:
     name: str
     number: int
     path: Path
-    plan: Json
-    variants: list[Json]
+    plan: PlanFile
+    variants: list[VariantRow]
 
     @property
     def submissions(self) -> Path:
@@ -105,13 +105,14 @@ class SweepFolder:
         number = number or self.numbers()[-1]
         path = self.path / str(number)
         try:
-            plan, rows = read_json(path / "plan.json"), read_rows(path / "variants.jsonl", ended=True)
+            plan = schema.load(PlanFile, path / "plan.json")
+            rows = read_rows(VariantRow, path / "variants.jsonl", ended=True)
         except StoreError as error:
             raise StoreError(self._advice(number, str(error))) from None
         except OSError as error:
             raise StoreError(f"sweep {self.name}: {path}: cannot be read ({error.strerror})") from None
-        if not _is_plan(plan):
-            raise StoreError(self._advice(number, f"{path / 'plan.json'} is no plan"))
+        if plan is None:
+            raise StoreError(self._advice(number, f"{path / 'plan.json'} is gone"))
         if rows.skipped or not _has_all(plan, rows.rows):
             raise StoreError(self._advice(number, f"{path / 'variants.jsonl'} is not whole"))
         return SavedSweep(self.name, number, path, plan, rows.rows)
@@ -165,14 +166,9 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and name[0] != "0"
 
 
-def _is_plan(plan: object) -> TypeGuard[Json]:
-    steps = plan.get("steps") if isinstance(plan, dict) else None
-    return isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values())
-
-
-def _has_all(plan: Json, rows: list[Json]) -> bool:
+def _has_all(plan: PlanFile, rows: list[VariantRow]) -> bool:
     """Whether there are as many rows as the plan's steps name variants."""
-    named = {label for step in plan["steps"].values() for label in step.get("variants", ())}
+    named = {label for step in plan.steps.values() for label in step.variants}
     return len(named) <= len(rows)
 
 

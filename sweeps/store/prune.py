@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sweeps.store.errors import StoreError
 from sweeps.store.files import tree
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 
@@ -33,7 +34,7 @@ def needed(store: Store) -> set[str]:
     folders = list(store.sweep_folders())
     if problems := [problem for folder in folders if (problem := folder.problem())]:
         raise StoreError(f"nothing is dropped while a plan cannot be read: {'; '.join(problems)}")
-    return {id for folder in folders for id in folder.read().plan["steps"]}
+    return {id for folder in folders for id in folder.read().plan.steps}
 
 
 def prunable(store: Store) -> Iterator[Prunable]:
@@ -41,7 +42,7 @@ def prunable(store: Store) -> Iterator[Prunable]:
     kept = needed(store)
     for step in store.steps():
         whole = step.id not in kept
-        if step.state().name == "RUNNING":
+        if step.state().name == StepState.RUNNING:
             continue
         paths = step.leftovers() + (step.outputs() if whole else [])
         if paths:

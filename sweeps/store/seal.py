@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from sweeps.store.attempt import Json
+from mlkv.files import Json
 
 KEY = "seal"
 

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlkv.files import DISCARDED, discard
-from sweeps.store.attempt import Attempt, Json
+from mlkv.files import DISCARDED, Json, discard
+from sweeps.store import schema
+from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.files import describe, file_clock, read_json, read_object, sha256, tree, write_json, write_once
-from sweeps.store.seal import sealed
+from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
+from sweeps.store.schema import Files, LoggedRow, Record, Runtime, Spec
+from sweeps.store.seal import is_sealed, seal_holds, sealed
+from sweeps.store.states import StepState
 
-StateName = Literal["DONE", "RUNNING", "PENDING", "FAILED", "INTERRUPTED", "LOST", "CANCELLED"]
 SetAside = Literal["corrupt", "pruned"]
 STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
 """A claim whose process cannot be seen from here, and whose heartbeat is older than this, belongs to nobody."""
@@ -29,12 +31,12 @@ LISTEN_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands, read from its files alone. `progress` is the newest row of its metrics."""
+    """A step's state, read from its files alone. `progress` is the newest row of its metrics."""
 
-    name: StateName
+    name: StepState
     reason: str = ""
     attempt: int = 0
-    progress: Json | None = None
+    progress: LoggedRow | None = None
 
 
 class Claim:
@@ -87,18 +89,20 @@ class StepDir:
     def write_spec(self, spec: Json, how: Json) -> None:
         """`spec` is the identity and is written once; `how` is where and how fast, the last plan's word."""
         write_once(self.path / "spec.json", json.dumps(spec, indent=1, allow_nan=False) + "\n")
-        if read_json(self.path / "how.json") != how:
-            write_json(self.path / "how.json", how)
+        with suppress(DamagedFileError):  # it is written anew
+            if self.how().fields == how:
+                return
+        write_json(self.path / "how.json", how)
 
-    def spec(self) -> Json | None:
-        return read_object(self.path / "spec.json")
+    def spec(self) -> Spec | None:
+        return schema.load(Spec, self.path / "spec.json")
 
-    def how(self) -> Json:
-        return read_object(self.path / "how.json") or {}
+    def how(self) -> Runtime:
+        return schema.load(Runtime, self.path / "how.json") or Runtime()
 
     # How it went
-    def record(self) -> Json | None:
-        return read_object(self._record_file, "attempt")
+    def record(self) -> Record | None:
+        return schema.load(Record, self._record_file)
 
     def attempts(self) -> list[Attempt]:
         try:
@@ -110,11 +114,11 @@ class StepDir:
     def attempt(self) -> Attempt | None:
         """The attempt that won, or the latest one."""
         attempts = self.attempts()
-        won = (self.record() or {}).get("attempt")
-        winners = [attempt for attempt in attempts if attempt.number == won] or attempts
+        record = self.record()
+        winners = [attempt for attempt in attempts if record and attempt.number == record.attempt] or attempts
         return winners[-1] if winners else None
 
-    def metrics(self) -> list[Json]:
+    def metrics(self) -> list[LoggedRow]:
         attempt = self.attempt()
         return attempt.metrics() if attempt else []
 
@@ -127,24 +131,25 @@ class StepDir:
         return found
 
     def state(self) -> State:
+        """By the step's files alone. Raises DamagedFileError and OSError."""
         if record := self.record():
-            return State("DONE", attempt=record["attempt"])
+            return State(StepState.DONE, attempt=record.attempt)
         attempts = self.attempts()
         if not attempts:
-            return State("PENDING", self._set_aside_reason())
+            return State(StepState.PENDING, self._set_aside_reason())
         last = attempts[-1]
         claim = self.claims.read()
         if claim and not self._is_stale(claim):
-            return State("RUNNING", f"on {claim['host']}", last.number, last.progress())
+            return State(StepState.RUNNING, f"on {claim['host']}", last.number, last.progress())
         if record := self.record():  # written, and the claim released, since we looked
-            return State("DONE", attempt=record["attempt"])
+            return State(StepState.DONE, attempt=record.attempt)
         ended = last.exit()
         if ended is None:
-            return State("LOST", "its process vanished without a word", last.number, last.progress())
-        if ended["state"] == "done":  # its record was withdrawn
-            return State("PENDING", self._set_aside_reason(), last.number)
-        name: StateName = "FAILED" if ended["state"] == "failed" else "INTERRUPTED"
-        return State(name, ended["reason"], last.number, last.progress())
+            return State(StepState.LOST, "its process vanished without a word", last.number, last.progress())
+        if ended.state == "done":  # its record was withdrawn
+            return State(StepState.PENDING, self._set_aside_reason(), last.number)
+        name = StepState.FAILED if ended.state == "failed" else StepState.INTERRUPTED
+        return State(name, ended.reason, last.number, last.progress())
 
     # Running it
     def claim(self) -> Claim | None:
@@ -213,7 +218,7 @@ class StepDir:
             discard(self.out)  # of an attempt that can no longer say what it is
         if not self.record():
             attempt.out.rename(self.out)
-            self._write_record(record)
+            self._publish_record(attempt)
         return self._won_by(attempt)
 
     def _publish_kept(self, *, moved: bool) -> bool:
@@ -222,41 +227,49 @@ class StepDir:
         for attempt in self.attempts():
             record = attempt.record()
             place = self.out if moved else attempt.out
-            if record and attempt.out.exists() != moved and place.is_dir() and not difference(place, record["outputs"]):
+            if record and attempt.out.exists() != moved and place.is_dir() and not difference(place, record.outputs):
                 if not moved:
                     discard(self.out)
                     attempt.out.rename(self.out)
-                self._write_record(record)
+                self._publish_record(attempt)
                 return True
         return False
 
-    def _write_record(self, record: Json) -> None:
-        write_once(self._record_file, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    def _publish_record(self, attempt: Attempt) -> None:
+        """The attempt's record as it stands: one of later code may have keys that this code does not know."""
+        write_once(self._record_file, attempt.record_file.read_text(encoding="utf-8"))
         discard(self.work)
 
     def _won_by(self, attempt: Attempt) -> bool:
         """Whether the record is this attempt's."""
         self.tidy(attempt)
-        return (self.record() or {}).get("attempt") == attempt.number
+        record = self.record()
+        return record is not None and record.attempt == attempt.number
 
     def tidy(self, attempt: Attempt) -> None:
         """Drop what an attempt has, and nobody needs once the step is done."""
         with suppress(OSError):
             if record := self.record():
                 discard(self.work)
-                if record["attempt"] != attempt.number:
+                if record.attempt != attempt.number:
                     discard(attempt.out)
                     discard(attempt.record_file)
 
     # Trusting it
     def corrupted(self) -> str | None:
         """What is wrong with a finished step's outputs, or None. Reads every byte."""
-        return difference(self.out, (self.record() or {}).get("outputs", {}))
+        record = self.record()
+        return difference(self.out, record.outputs) if record else None
+
+    def seal_holds(self) -> bool | None:
+        """Whether the record is as it was written; None for one without a seal, or none at all."""
+        record = read_object(self._record_file)
+        return seal_holds(record) if record and is_sealed(record) else None
 
     def set_aside(self, reason: str, label: SetAside = "corrupt") -> None:
         """Withdraw the record and drop the output, so that the step is run when it is wanted again; the record stays
         for reading."""
-        record = self.record()
+        record = read_object(self._record_file)  # as it stands, with keys of later code too
         if record is None:
             return
         number = len(self._aside()) + 1
@@ -270,7 +283,8 @@ class StepDir:
 
     def _set_aside_reason(self) -> str:
         aside = self._aside()
-        return f"set aside: {(read_json(aside[-1]) or {}).get('set_aside')}" if aside else ""
+        record = schema.load(Record, aside[-1]) if aside else None
+        return f"set aside: {record.set_aside}" if record else ""
 
     # Making room
     def outputs(self) -> list[Path]:
@@ -298,12 +312,12 @@ class StepDir:
         self.drop_leftovers()
 
 
-def difference(folder: Path, outputs: Json) -> str | None:
-    """What is not as a record's `outputs` (name → digest and size) say, or None. Reads every byte."""
+def difference(folder: Path, outputs: Files) -> str | None:
+    """What is not as a record says of its outputs, or None. Reads every byte."""
     for name, expected in outputs.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+        if path.stat().st_size != expected.bytes or sha256(path) != expected.sha256:
             return f"{name} does not have the content that was recorded"
     return None

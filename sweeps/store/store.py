@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mlkv.files import discard
-from sweeps.store.attempt import Attempt, Json
-from sweeps.store.errors import StoreError
-from sweeps.store.files import file_clock, read_cache, rename_once, utc_now, write_atomic, write_json
+from mlkv.files import Json, discard
+from sweeps.store import schema
+from sweeps.store.attempt import Attempt
+from sweeps.store.errors import DamagedFileError, StoreError
+from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
-from sweeps.store.stepdir import Claim, State, StateName, StepDir
+from sweeps.store.schema import JobRow, WrittenMark, as_json
+from sweeps.store.states import StepState
+from sweeps.store.stepdir import Claim, State, StepDir
 
-__all__ = ["Attempt", "Claim", "SavedSweep", "State", "StateName", "StepDir", "Store", "StoreError", "TrackingDir"]
+__all__ = ["Attempt", "Claim", "SavedSweep", "State", "StepDir", "StepState", "Store", "StoreError", "TrackingDir"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class TrackingDir:
 
     def written(self, run: str) -> str:
         """What the newest whole copy of a run in here was made from; empty where there is none."""
-        return str(read_cache(self.runs / "written" / f"{run}.json").get("fingerprint", ""))
+        with suppress(DamagedFileError, OSError):
+            if mark := schema.load(WrittenMark, self._mark(run)):
+                return mark.fingerprint
+        return ""
 
     def drop_before(self, folder: str, run: str) -> None:
         """Remove what was written of a run before the whole copy in `folder`."""
@@ -48,7 +54,10 @@ class TrackingDir:
                 discard(earlier)
 
     def mark_written(self, run: str, fingerprint: str) -> None:
-        write_json(self.runs / "written" / f"{run}.json", {"fingerprint": fingerprint})
+        write_json(self._mark(run), as_json(WrittenMark(fingerprint=fingerprint)))
+
+    def _mark(self, run: str) -> Path:
+        return self.runs / "written" / f"{run}.json"
 
 
 class Store:
@@ -150,8 +159,8 @@ class Store:
 
     def planning(self, step_id: str) -> SavedSweep | None:
         """Of the sweeps that have the step in their latest plan, the one that was planned last."""
-        plans = [saved for saved in self._readable_sweeps() if step_id in saved.plan["steps"]]
-        return max(plans, key=lambda saved: str(saved.plan.get("created")), default=None)
+        plans = [saved for saved in self._readable_sweeps() if step_id in saved.plan.steps]
+        return max(plans, key=lambda saved: saved.plan.created, default=None)
 
     def _readable_sweeps(self) -> Iterator[SavedSweep]:
         """The latest plan of every sweep; a damaged one is none of its neighbours' business."""
@@ -173,12 +182,12 @@ class Store:
     def _jobs_file(self) -> Path:
         return self.queue / "jobs.jsonl"
 
-    def noted_jobs(self) -> list[Json]:
-        return read_rows(self._jobs_file).rows
+    def noted_jobs(self) -> list[JobRow]:
+        return read_rows(JobRow, self._jobs_file).rows
 
     def unreadable_jobs(self) -> str | None:
         """That some of what was noted of jobs is lost, in one line; None where all of it is there."""
-        skipped = read_rows(self._jobs_file).skipped
+        skipped = read_rows(JobRow, self._jobs_file).skipped
         return f"{self._jobs_file}: {skipped} lines are no JSON and were skipped" if skipped else None
 
     # Tracking

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from mlkv.files import Json
 from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
-from sweeps.store.axis import Json
 from sweeps.store.files import utc_now
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store, StoreError

@@ -16,7 +16,7 @@ from typing import Any
 import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from sweeps.store.axis import Json
+from mlkv.files import Json
 from sweeps.store.store import TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
 from sweeps.tracking.target import TrackingConfig

@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mlkv.files import Json
 from sweeps.steps.registry import axis_of, kind_of
-from sweeps.store.axis import Json, Rows
+from sweeps.store.axis import Rows
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 
@@ -68,9 +69,9 @@ class Run:
 def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
     """The run of a step, as the store has it now. `sweep`: whose plan gives the run its label."""
     planned = (sweep.plan["steps"].get(step.id) if sweep else None) or {}
-    axis, spec = axis_of(step.kind), step.spec() or {}
+    axis, spec = axis_of(step.kind), step.spec() or Json()
     state, reason = step_state(step)
-    record = step.record() or {}
+    record = step.record() or Json()
     shown = {key: value for key, value in record.items() if key not in _NOT_SHOWN}
     return Run(
         id=step.id,
@@ -143,7 +144,7 @@ class SweepRuns:
         state = _worst_state(list(states.values()))
         values: Json = {"state": state, "steps_done": len(records), "steps_total": len(ids)}
         for id, record in records.items():
-            values |= scores(self.store.step(id).kind, self.store.step(id).spec() or {}, record)
+            values |= scores(self.store.step(id).kind, self.store.step(id).spec() or Json(), record)
         return Run(
             id=variant_id(self.sweep.name, row["variant"]),
             name=row["variant"],

@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sweeps.store.axis import Json, Rows
+from mlkv.files import Json
+from sweeps.store.axis import Rows
 from sweeps.store.store import SavedSweep, Store, TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
 from sweeps.tracking.supervisor import environment

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.store.schema import Environment
+
 QUEUED = "MLKV_QUEUED"
 """Set in jobs that SLURM runs: elsewhere its variables belong to somebody else's job."""
 
@@ -64,10 +66,11 @@ class JobContext:
     def nodes(self) -> int:
         return self.ranks // self.local_ranks
 
-    def same_run(self, environment: Mapping[str, object] | None) -> bool:
+    def same_run(self, environment: Environment | None) -> bool:
         """Whether an attempt's environment was written by this run of this job."""
-        told = environment or {}
-        return bool(self.id) and (told.get("job"), told.get("run")) == (self.id, self.run)
+        if not self.id or environment is None:
+            return False
+        return (environment.job, environment.run) == (self.id, self.run)
 
     def group(self, address: str, port: int) -> dict[str, str]:
         """torch.distributed's environment of this process."""

@@ -69,7 +69,8 @@ class Follower:
         return attempts[-1] if self._job.same_run(attempts[-1].environment()) else None
 
     def _join(self, step: StepDir, attempt: Attempt) -> int:
-        meeting = (attempt.environment() or {})["group"]
+        environment = attempt.environment()
+        meeting = (environment.group if environment else None) or {}
         self._child.ask(step.id, attempt.number, self._job.group(meeting["MASTER_ADDR"], int(meeting["MASTER_PORT"])))
         while not (answer := self._child.answer(timeout=POLL_SECONDS)):
             pass

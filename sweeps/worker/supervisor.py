@@ -24,6 +24,7 @@ from sweeps.store.errors import StoreError
 from sweeps.store.files import utc_now
 from sweeps.store.host import host
 from sweeps.store.outside import describe_error
+from sweeps.store.schema import as_json
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.supervisor import Mirror
@@ -124,8 +125,9 @@ class Worker:
         """Whether an earlier run of this very job has found that the step fails."""
         if not self._job.run or not (last := step.attempt()):
             return False
-        told, ended = last.environment() or {}, last.exit() or {}
-        return told.get("job") == self._job.id and ended.get("state") == "failed"
+        environment, ended = last.environment(), last.exit()
+        same_job = environment is not None and environment.job == self._job.id
+        return same_job and ended is not None and ended.state == "failed"
 
     def _inputs_are_sound(self, step_id: str) -> bool:
         """Every parent done, with the bytes its record names. A parent that is not is set aside to be run again."""
@@ -233,14 +235,13 @@ class Worker:
 
     def _origin(self, step: StepDir) -> dict[str, Any]:
         """What the record will say of where and from what the output was made."""
-        parents = [
-            self._store.step(parent).record() or {} for parent in (step.spec() or {}).get("parents", {}).values()
-        ]
+        spec = step.spec()
+        parents = [self._store.step(parent).record() for parent in (spec.parents.values() if spec else ())]
         return {
             **_environment(),
             "code": self._store.code_hash,
-            "work": step.how().get("work"),
-            "inputs": {parent["id"]: parent["outputs"] for parent in parents},
+            "work": step.how().work,
+            "inputs": {parent.id: as_json(parent.outputs) for parent in parents if parent},
         }
 
     def _seconds(self, since: float) -> dict[str, float]:
@@ -259,11 +260,11 @@ def _is_done(step: StepDir) -> bool:
 
 def fruitless(attempts: Sequence[Attempt], whatever_ended_them: bool = False) -> int:
     """How many attempts in a row, up to the latest, ended by themselves and no further than an earlier one."""
-    reached = [int((attempt.progress() or {}).get("step", 0)) for attempt in attempts]
+    reached = [row.step or 0 if (row := attempt.progress()) else 0 for attempt in attempts]
     count = 0
     for i in reversed(range(len(attempts))):
-        ended = attempts[i].exit() if i < len(attempts) - 1 else {"own": True}
-        by_itself = (ended or {}).get("own") or whatever_ended_them
+        ended = attempts[i].exit()
+        by_itself = i == len(attempts) - 1 or (ended is not None and ended.own) or whatever_ended_them
         if not by_itself or reached[i] > max(reached[:i], default=0):
             break
         count += 1

@@ -26,7 +26,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpu": {**ONE, "facts": {"device": "NVIDIA A100"}},
     "processor": {**ONE, "facts": {"device": "cpu", "processor": "Xeon"}},
     "torch": {**ONE, "versions": {"torch": "2.14.0"}},
-    "old": {"host": None, "facts": {}, "versions": {}},
+    "old": {"host": "", "facts": {}, "versions": {}},
 }
 SPEEDS = {"MHA-36": 100.0, "GQA-12": 140.0, "MQA-6": 170.0, "MLKV-6": 180.0}
 

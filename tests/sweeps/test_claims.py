@@ -17,6 +17,7 @@ import pytest
 
 from sweeps.store import claim as claims
 from sweeps.store import files, host, stepdir
+from sweeps.store.attempt import Attempt
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.worker import heartbeat
@@ -316,16 +317,16 @@ def test_what_falls_asleep_between_output_and_record_is_published_by_the_next(
     first = step.claim()
     assert first
     (first.attempt.out / "a").write_text("first")
-    write = step._write_record
+    write = step._publish_record
 
-    def sleeps(record: dict[str, Any]) -> None:
+    def sleeps(attempt: Attempt) -> None:
         with monkeypatch.context() as patched:
             patched.setattr("socket.gethostname", lambda: "elsewhere")
             patched.setattr(stepdir, "STALE_SECONDS", -1.0)
             assert Store(step._root).step(ID).claim() is None
-        write(record)
+        write(attempt)
 
-    monkeypatch.setattr(step, "_write_record", sleeps)
+    monkeypatch.setattr(step, "_publish_record", sleeps)
     assert step.publish(first, {"metrics": [], "facts": {}})
     assert (step.record() or {})["attempt"] == 1
     assert step.corrupted() is None

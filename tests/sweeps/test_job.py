@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweeps.steps.kind import StepKind
 from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
+from sweeps.store.schema import Environment
 from sweeps.store.store import Store
 from sweeps.worker import child_main
 from sweeps.worker.child_process import Child
@@ -59,9 +61,10 @@ def test_a_tasks_place_comes_from_slurm() -> None:
 
 def test_somebody_elses_job_is_not_ours() -> None:
     assert JobContext.current({k: v for k, v in TASK.items() if k != "MLKV_QUEUED"}) == JobContext()
-    assert not JobContext().same_run({})
-    assert JobContext.current(TASK).same_run({"job": "12_5", "run": 2})
-    assert not JobContext.current(TASK).same_run({"job": "12_5", "run": 1})
+    environment = Environment(host="n", device="cpu", versions={}, job="12_5", run=2)
+    assert not JobContext().same_run(replace(environment, job=None, run=None))
+    assert JobContext.current(TASK).same_run(environment)
+    assert not JobContext.current(TASK).same_run(replace(environment, run=1))
 
 
 @pytest.mark.parametrize(

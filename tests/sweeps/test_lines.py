@@ -14,6 +14,7 @@ from slurm.submit import SlurmExecutor
 from sweeps.dispatch import queue_status
 from sweeps.steps.registry import axis_of
 from sweeps.store.lines import append_rows, open_to_append, parse_rows, read_rows
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 
@@ -32,7 +33,7 @@ def test_no_row_is_lost_to_a_torn_line(
         with path.open("ab") as file:
             file.write(torn)
     append_rows(path, [{"last": 1}])
-    found = read_rows(path)
+    found = read_rows(dict, path)
     wanted = [row for whole, _ in writers for row in whole] + [{"last": 1}]
     assert [row for row in found.rows if row in wanted] == wanted
     assert found.skipped + len(found.rows) - len(wanted) <= len(writers)
@@ -42,18 +43,18 @@ def test_no_row_is_lost_to_a_torn_line(
 def test_what_is_no_row_is_skipped_and_counted(noise: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' + noise + b'\n\n{"b": 2}\n')
-    assert (read_rows(path).rows, read_rows(path).skipped) == ([{"a": 1}, {"b": 2}], 1)
+    assert (read_rows(dict, path).rows, read_rows(dict, path).skipped) == ([{"a": 1}, {"b": 2}], 1)
 
 
 def test_what_is_still_being_written_is_left_for_later(tmp_path: Path) -> None:
-    assert parse_rows(b'{"a": 1}\n{"b"').rows == [{"a": 1}]
-    assert parse_rows(b'{"a": 1}\n{"b"').skipped == 0
+    assert parse_rows(dict, b'{"a": 1}\n{"b"').rows == [{"a": 1}]
+    assert parse_rows(dict, b'{"a": 1}\n{"b"').skipped == 0
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
-    assert read_rows(path, ended=True).skipped == 1
-    assert read_rows(tmp_path / "none.jsonl").rows == []
+    assert read_rows(dict, path, ended=True).skipped == 1
+    assert read_rows(dict, tmp_path / "none.jsonl").rows == []
     with pytest.raises(IsADirectoryError):
-        read_rows(tmp_path)
+        read_rows(dict, tmp_path)
 
 
 def test_a_file_kept_open_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_file_kept_open_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"torn')
     with open_to_append(path) as file:
         file.write('{"b": 2}\n')
-    assert read_rows(path).rows == [{"a": 1}, {"b": 2}]
+    assert read_rows(dict, path).rows == [{"a": 1}, {"b": 2}]
     with open_to_append(tmp_path / "new.jsonl") as file:
         file.write("{}\n")
     assert (tmp_path / "new.jsonl").read_text() == "{}\n"
@@ -80,7 +81,7 @@ def test_a_torn_note_on_jobs_spoils_neither_status_nor_cancel(tmp_path: Path, mo
         "base-1": queue_status.NOT_SUBMITTED,
         "measure-1": queue_status.NOT_SUBMITTED,
     }
-    states, _ = queue_status.with_queue({id: State("PENDING") for id in wanted}, store)
+    states, _ = queue_status.with_queue({id: State(StepState.PENDING) for id in wanted}, store)
     assert [states[id].name for id in wanted] == ["LOST", "LOST", "PENDING"]
     ended: list[set[str]] = []
     monkeypatch.setattr(SlurmExecutor, "cancel", lambda self, ids: ended.append(ids))

@@ -13,6 +13,8 @@ from sweeps.cli.view import Progress, _inputs, _trained, advice, expected_left, 
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
 from sweeps.steps.step import Step
+from sweeps.store.schema import LoggedRow
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 
@@ -25,8 +27,11 @@ def step(kind: str, work: float) -> Step:
 
 def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
     base, uptrain, evaluate, measure = step("base", 10), step("uptrain", 4), step("evaluate", 8), step("measure", 1)
-    running = State("RUNNING", progress={"step": 30, "steps": 40, "tokens": 3000, "tokens_per_second": 100.0})
-    pending, done = State("PENDING"), State("DONE")
+    running = State(
+        StepState.RUNNING,
+        progress=LoggedRow(fields={"step": 30, "steps": 40, "tokens": 3000, "tokens_per_second": 100.0}),
+    )
+    pending, done = State(StepState.PENDING), State(StepState.DONE)
     assert expected_left([base], {base.id: pending}, COSTS, 1) == "20 s left"
     assert expected_left([base], {base.id: running}, COSTS, 1) == "10 s left", "its own pace, not that of records"
     assert expected_left([uptrain], {uptrain.id: pending}, COSTS, 2) == "4 s left", "trains at the base's pace"
@@ -37,7 +42,7 @@ def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
 
 def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence[str]], Plan]) -> None:
     plan = planner(["layout=mlkv", "name=shown"])
-    states = {id: State("DONE" if step.kind == "corpus" else "PENDING") for id, step in plan.steps.items()}
+    states = {id: State(StepState.DONE if step.kind == "corpus" else "PENDING") for id, step in plan.steps.items()}
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(plan_tables(plan, states, COSTS))
     text = console.export_text()
@@ -60,7 +65,7 @@ def test_brackets_in_a_label_are_text_and_no_style(
             (tmp_path / folder / f"{i}.txt").write_text(f"{folder} {i}")
     files = f"corpus.files=[{tmp_path}/words/*.txt],[{tmp_path}/data/*.txt]"
     plan = planner(["layout=mqa", "measure=none", "sweep.baselines=[]", "corpus=text_files", files])
-    states = {id: State("PENDING", "[red]why[/]") for id in plan.steps}
+    states = {id: State(StepState.PENDING, "[red]why[/]") for id in plan.steps}
     console = make_console()
     console.print(plan_tables(plan, states, COSTS))
     console.print(status_table(dict(list(plan.steps.items())[:1]), states), width=200)
@@ -72,7 +77,7 @@ def test_brackets_in_a_label_are_text_and_no_style(
     assert "[red]why[/]" in printed
     store = Store.open(tmp_path / "store")
     progress = Progress(console, plan.steps, store, slots=1)
-    progress._note(next(iter(plan.steps.values())), State("FAILED", "[/tmp/x] is :warning: full"))
+    progress._note(next(iter(plan.steps.values())), State(StepState.FAILED, "[/tmp/x] is :warning: full"))
     assert "[/tmp/x] is :warning: full" in capsys.readouterr().out
 
 
