@@ -1,6 +1,7 @@
+"""Training: what it learns, whatever a batch is cut into, and how it goes on after a stop or a kill."""
+
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -12,8 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import TrainerControl, TrainerState
 
 from mlkv.context import Interrupted, Outcome, Row, StepFailed
 from mlkv.corpus.blocks import Blocks, open_blocks
@@ -29,9 +28,8 @@ from mlkv.hf import load_checked
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
-from mlkv.train.schedule import SPIKE, Schedule, final_loss, spikes
-from mlkv.train.trainer import IGNORED, OWNER, BlockDataset, Watcher, _publish
-from tests.support.failing_files import failing
+from mlkv.train.schedule import final_loss
+from mlkv.train.trainer import IGNORED, BlockDataset
 from tests.support.processes import PATIENCE
 from tests.support.read_back import present
 from tests.support.tiny import SHAPE, context, make_corpus, start_python
@@ -77,102 +75,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     go(folder, corpus)
     return folder
-
-
-# Schedules
-
-
-@pytest.mark.parametrize(
-    ("length", "steps"),
-    [({"steps": 7}, 7), ({"tokens": 10_000}, 10), ({"epochs": 0.5}, 13), ({"epochs": 2}, 50)],
-)
-def test_steps_tokens_and_epochs_set_the_length(length: dict[str, Any], steps: int) -> None:
-    recipe = TrainRecipe(batch_size=4, **length)
-    schedule = Schedule.of(recipe, rows=100, tokens=25_600)
-    assert schedule.steps == steps
-    assert schedule.tokens_by(schedule.steps) == steps * 4 * 256
-
-
-def test_whole_document_rows_count_their_tokens_not_their_padding() -> None:
-    assert Schedule.of(TrainRecipe(steps=10, batch_size=4), rows=100, tokens=20_000).tokens_by(10) == 8_000
-
-
-@given(
-    st.integers(1, 300),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.sampled_from(["cosine", "linear", "constant"]),
-)
-def test_the_learning_rate_rises_to_the_peak_then_never_rises(
-    steps: int, warmup: float, floor: float, shape: Literal["cosine", "linear", "constant"]
-) -> None:
-    recipe = TrainRecipe(steps=steps, warmup=warmup, min_lr_ratio=floor, schedule=shape)
-    schedule = Schedule.of(recipe, 10, 100)
-    factors = [schedule.learning_rate_factor(step) for step in range(steps)]
-    top = max(0, schedule.warmup_steps - 1)
-    assert factors[top] == pytest.approx(1.0)
-    assert factors[:top] == sorted(factors[:top])
-    assert factors[top:] == sorted(factors[top:], reverse=True)
-    assert all(0 < factor <= 1 + 1e-12 for factor in factors[: top + 1])
-    assert all(factor >= floor - 1e-12 for factor in factors[top:])
-
-
-def test_cosine_ends_at_the_floor_just_after_the_last_step() -> None:
-    schedule = Schedule.of(TrainRecipe(steps=100, min_lr_ratio=0.1), 10, 100)
-    assert schedule.learning_rate_factor(100) == pytest.approx(0.1)
-    assert schedule.learning_rate_factor(55) == pytest.approx(0.55)
-
-
-# Spikes
-
-
-def rows(*losses: float) -> list[tuple[int, float]]:
-    return [(5 * (i + 1), loss) for i, loss in enumerate(losses)]
-
-
-def test_a_run_that_starts_at_27_and_recovers_has_no_spike() -> None:
-    assert spikes(rows(27.4, 22.9, 15, 11, 8, 7, 6, 5.5, 5, 4.8, 4.9, 4.7), warmup_steps=0) == []
-
-
-def test_a_jump_after_warmup_is_a_spike_and_before_it_is_not() -> None:
-    losses = rows(*[4.0] * 8, 4.0 + SPIKE, 4.1)
-    assert [found["step"] for found in spikes(losses, warmup_steps=10)] == [45]
-    assert spikes(losses, warmup_steps=45) == []
-    assert spikes(rows(*[4.0] * 8, 4.9 * SPIKE), warmup_steps=10) == []
-
-
-def test_the_final_loss_is_the_mean_of_the_last_tenth() -> None:
-    assert final_loss(rows(*range(20))) == 18.5
-    assert final_loss(rows(3.0)) == 3.0
-    assert final_loss([]) is None
-
-
-def watched(on_spike: Literal["record", "fail"], *losses: float) -> tuple[Watcher, list[Row]]:
-    """A watcher that was told `losses`, one every five steps."""
-    logged: list[Row] = []
-    schedule = Schedule.of(TrainRecipe(steps=1000, warmup=0.0, on_spike=on_spike), 10, 100)
-    watcher = Watcher(schedule, context(Path("unused"), logged))
-    state = TrainerState()
-    for step, loss in rows(*losses):
-        state.global_step = step
-        watcher.on_log(
-            SimpleNamespace(), state, TrainerControl(), {"loss": loss, "learning_rate": 0.1, "grad_norm": 1.0}
-        )
-    return watcher, logged
-
-
-def test_a_spike_is_recorded_or_fails_as_chosen() -> None:
-    losses = (5.0,) * 10 + (9.0, 5.0)
-    watcher, logged = watched("record", *losses)
-    assert [found["step"] for found in watcher.spikes()] == [55]
-    assert len(logged) == 12
-    with pytest.raises(StepFailed, match=r"loss = 9\.000 at step 55: a spike over the running median 5\.000"):
-        watched("fail", *losses)
-
-
-def test_what_is_not_finite_fails_naming_step_and_value() -> None:
-    with pytest.raises(StepFailed, match="loss = nan at step 10: training diverged"):
-        watched("record", 5.0, math.nan)
 
 
 # Data
@@ -459,84 +361,6 @@ def test_a_batch_is_shared_evenly_in_parts_no_larger_than_asked_or_not_at_all(
     else:
         assert 1 <= size <= micro
         assert batch % (size * processes) == 0
-
-
-# Beside another attempt, and on a disk that fails
-
-
-def watcher(work: Path, attempt: int = 1) -> Watcher:
-    """Of an attempt at a training whose checkpoints lie in `work`."""
-    work.mkdir(exist_ok=True)
-    ctx = replace(context(work), attempt=attempt)
-    return Watcher(Schedule.of(RECIPE, rows=100, tokens=9600), ctx)
-
-
-def save(at: Watcher, step: int) -> None:
-    """What Trainer does: it writes file after file, then calls back."""
-    folder = at.staging / f"checkpoint-{step}"
-    for name in ("model.safetensors", "optimizer.pt"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{step}")
-    at.on_save(SimpleNamespace(world_size=1), TrainerState(global_step=step, is_world_process_zero=True), None)
-
-
-def checkpoints(work: Path) -> list[str]:
-    return sorted(path.name for path in work.iterdir() if not path.name.startswith("staging"))
-
-
-def test_an_attempt_that_wakes_up_beside_the_next_does_no_harm(tmp_path: Path) -> None:
-    first, second = watcher(tmp_path), watcher(tmp_path, attempt=2)
-    assert first.latest() is None
-    save(first, 4)
-    assert second.latest() == tmp_path / "checkpoint-4"
-    with pytest.raises(FileNotFoundError):
-        save(first, 8)
-    assert checkpoints(tmp_path) == ["checkpoint-4"], "what it had in hand was swept away, so it was not whole"
-    save(second, 8)
-    assert checkpoints(tmp_path) == ["checkpoint-8"]
-
-
-def test_a_late_checkpoint_takes_the_place_of_no_later_one(tmp_path: Path) -> None:
-    first, second = watcher(tmp_path), watcher(tmp_path, attempt=2)
-    for each in (first, second):
-        each.staging.mkdir()
-        (each.staging / OWNER).touch()
-    save(second, 8)
-    save(first, 4)
-    save(first, 8)
-    assert "checkpoint-8" in checkpoints(tmp_path)
-    assert second.latest() == tmp_path / "checkpoint-8"
-    save(second, 12)
-    assert checkpoints(tmp_path) == ["checkpoint-12"]
-
-
-@pytest.mark.parametrize("error", [errno.EBUSY, errno.EIO, errno.ENOSPC, errno.ENOTEMPTY])
-def test_whatever_fails_while_a_checkpoint_is_put_in_place_one_is_left_whole(error: int, tmp_path: Path) -> None:
-    """Removing the older one is housekeeping, a busy file of NFS no reason to stop; all else ends the attempt."""
-    operations = 0
-    for at in range(40):
-        work = tmp_path / str(at)
-        watching = watcher(work)
-        watching.latest()
-        save(watching, 4)
-        new = watching.staging / "checkpoint-8"
-        new.mkdir()
-        (new / "model.safetensors").write_text("8")
-        with failing(work, at=at, error=error) as fault:
-            try:
-                _publish(new, work)
-                published = True
-            except OSError:
-                published = False
-        assert ("checkpoint-8" in checkpoints(work)) == published, fault
-        found = present(watcher(work, attempt=2).latest())
-        assert found == work / ("checkpoint-8" if published else "checkpoint-4")
-        assert (found / "model.safetensors").read_text() == found.name.removeprefix("checkpoint-")
-        operations = len(fault.calls)
-        if operations <= at:
-            break
-    assert operations > 4
-    assert published
 
 
 def test_a_training_that_ends_early_leaves_nothing_unfinished(corpus: Path, tmp_path: Path) -> None:
