@@ -39,7 +39,8 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
     if not any(measured.values()) and not any(planned.values()):
         return None
     told = [row for row, _, _ in entries]
-    small = _common_batch(grid for _, _, grid in entries)
+    common = _common_batch(grid for _, _, grid in entries)
+    small, at = common or 0, "" if common is None else f" @{common}"
     unit, size = _unit([grid[small][CACHE] for _, _, grid in entries if CACHE in grid.get(small, {})])
     missing = [None if r["state"] in FINAL else planned[r[PUBLISHED]].get(r[ROW], "not measured") for r in told]
 
@@ -55,9 +56,9 @@ def memory_sheet(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Sh
         *(column for column in shape_columns(told) if column.role != "shape"),
         *([Column("context", "shape", contexts)] if len({cell.number for cell in contexts} - {None}) > 1 else []),
         *([Column("machine", "cost", [_mark(entry, marks) for entry in entries])] if marks else []),
-        column(f"cache {unit} @{small}", "score", lambda grid: grid.get(small, {}).get(CACHE), 1),
-        column(f"memory {unit} @{small}", "part", lambda grid: _memory(grid.get(small, {})), 1),
-        column(f"tokens/s @{small}", "part", lambda grid: grid.get(small, {}).get(SPEED), 2),
+        column(f"cache {unit}{at}", "score", lambda grid: grid.get(small, {}).get(CACHE), 1),
+        column(f"memory {unit}{at}", "part", lambda grid: _memory(grid.get(small, {})), 1),
+        column(f"tokens/s{at}", "part", lambda grid: grid.get(small, {}).get(SPEED), 2),
         column("peak tokens/s", "score", lambda grid: _peak(grid)[0], 2),
         column("at batch", "score", lambda grid: _peak(grid)[1]),
         column("largest batch", "score", _largest),
@@ -130,9 +131,11 @@ def _cell(value: float | None, why: str | None, digits: int, per: float) -> Cell
     return NOTHING if why is None else Cell(word(why), missing=why)
 
 
-def _common_batch(grids: Iterable[Grid]) -> int:
-    """The smallest batch size that all have measured."""
+def _common_batch(grids: Iterable[Grid]) -> int | None:
+    """The smallest batch size that all have measured; None where nothing is measured."""
     shared = [set(grid) - _failed(grid) for grid in grids if grid]
+    if not shared:
+        return None
     return min(set.intersection(*shared) or set.union(*shared), default=0)
 
 

@@ -86,7 +86,8 @@ def losses(source: Source, beside: Source | None) -> Sheet | None:
             add_intervals(ours, score.column, estimates)
             add_ties(ours, score.column, estimates)
     columns = [column for score in scores.values() for column in score_columns(rows, score)]
-    notes = [*notes_on_bold(source.results, columns, list(scores.values())), *seeds_note(source.results)]
+    own = [score for score in scores.values() if score.column in source.results.frame]
+    notes = [*notes_on_bold(source.results, columns, own), *seeds_note(source.results)]
     return sheet_of(rows, [*shape_columns(rows), *columns], notes)
 
 

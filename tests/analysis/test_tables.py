@@ -236,6 +236,21 @@ def test_every_published_set_has_its_tables(name: str) -> None:
     assert all(rendering.latex(one).count(r"\midrule") >= 1 for one in made.values())
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_every_table_is_made_beside_every_published_set(source: Source, name: str) -> None:
+    """Also those of scores that only the published set has."""
+    made = paper_sheets(source, [], published_source(name))
+    assert list(made) == list(TITLES)
+    assert all(rendering.markdown(one) for one in made.values())
+
+
+def test_tables_are_made_before_anything_is_measured(filler: Any) -> None:
+    made = paper_sheets(load(filler.store, filler.name), [])
+    assert list(made) == list(TITLES)
+    assert made["memory"].headers[2:4] == ["cache MiB", "memory MiB"]
+    assert made["memory"].rows[0][2].missing == "PENDING"
+
+
 def test_published_rows_stand_beside_those_of_the_same_layout() -> None:
     ours, theirs = published_source("cla-1b"), published_source("cla-1b-tuned")
     made = paper_sheets(ours, ["benchmarks"], theirs)["benchmarks"]
