@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
 FOLDER = "extensions"
 """Where extension files lie in the directory that `--config-dir` names."""
 
@@ -87,6 +89,15 @@ class Registry(Mapping[str, R]):
         the file's digest for a row of an extension, which has no version."""
         file = self.extension(name)
         return {f"{PIN}{self.noun}": file.digest} if file else {}
+
+
+def function_of(named: str | Function) -> Function:
+    """The function that a row holds, or names as `module:function` so that the module is imported when it is used."""
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
+    function: Function = getattr(import_module(module), name)
+    return function
 
 
 PIN = "extension "

@@ -21,8 +21,8 @@ from analysis.page.plot import Mark, Plot, lay_out
 from analysis.statistics.compare import add_intervals
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
-from analysis.tables.results_table import printed_error
-from analysis.tables.sheet import Cell, Sheet
+from analysis.tables.columns import printed_error
+from analysis.tables.table import Cell, Table
 from mlkv.layout import KVLayout
 from sweeps.store.store import SavedSweep, Store
 
@@ -70,7 +70,7 @@ def _runs_address(tracking: Mapping[str, Any]) -> str:
 
 
 def data(
-    sweep: SavedSweep, steps: Steps, results: Results, printed: Sheet, configs: list[list[str]], links: Links
+    sweep: SavedSweep, steps: Steps, results: Results, printed: Table, configs: list[list[str]], links: Links
 ) -> Json:
     """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
     layout are one entry, as in tables and figures."""

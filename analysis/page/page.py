@@ -14,8 +14,8 @@ from typing import Any
 from analysis.data.gather import Steps
 from analysis.page.details import KINDS, Links, data
 from analysis.statistics.sources import Source
-from analysis.tables.results_table import sheet
-from analysis.tables.sheet import Sheet
+from analysis.tables.results_table import results_table
+from analysis.tables.table import Table
 from sweeps.store.store import Store
 
 Json = dict[str, Any]
@@ -54,7 +54,7 @@ class Page:
     number: int
     created: str
     command: str
-    sheet: Sheet
+    table: Table
     variants: list[str]
     finished: int
     progress: list[KindProgress]
@@ -93,7 +93,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
     sweep, steps, results = source.sweep, source.steps, source.results
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has a page")
-    plan, printed = sweep.plan, sheet(results)
+    plan, printed = sweep.plan, results_table(results)
     configs = [flatten(variant["config"]) for variant in sweep.variants]
     common = shared_items(configs)
     own = [sorted(f"{key} = {value}" for key, value in config.items() - common.items()) for config in configs]
@@ -103,7 +103,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         number=sweep.number,
         created=plan["created"],
         command=" ".join(plan.get("command", [])),
-        sheet=printed,
+        table=printed,
         variants=[variant["variant"] for variant in sweep.variants],
         finished=sum(row["state"] == "DONE" for rows in results.estimates.members.values() for row in rows),
         progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],

@@ -1,8 +1,8 @@
-"""The tables of a paper, by kind: `mlkv table NAME KIND` prints one."""
+"""The tables of a paper (rows of analysis/tables/kinds.py): `mlkv table NAME KIND` prints one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
@@ -10,114 +10,93 @@ from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.statistics.sources import Source
-from analysis.tables.beside import PUBLISHED, ROW, lines
-from analysis.tables.memory_table import memory_sheet
+from analysis.tables.columns import count, notes_on_bold, notes_on_seeds, score_columns, shape_columns, table_of
+from analysis.tables.kinds import TABLES
+from analysis.tables.memory_table import memory_table
+from analysis.tables.merge_published import IS_PUBLISHED, ROW, merge_published
 from analysis.tables.owners import owners_of
-from analysis.tables.results_table import (
-    count,
-    notes_on_bold,
-    score_columns,
-    seeds_note,
-    shape_columns,
-    sheet,
-    sheet_of,
-)
-from analysis.tables.sheet import Cell, Column, Sheet
-
-TITLES = {
-    "configuration": "configurations",
-    "losses": "losses",
-    "benchmarks": "benchmarks",
-    "memory": "memory and throughput",
-}
-"""The kinds there are, in the order of a paper."""
+from analysis.tables.results_table import results_table
+from analysis.tables.table import Cell, Column, Table
+from mlkv.registry import function_of
 
 
-def paper_sheets(source: Source, kinds: Sequence[str], beside: Source | None = None) -> dict[str, Sheet]:
-    """The tables of these kinds, by kind; of all that have something to tell where none is named.
+def make_tables(source: Source, kinds: Sequence[str], published: Source | None = None) -> dict[str, Table]:
+    """The tables of these kinds, by kind; where no kind is named, all that have something to show.
 
-    Raises ValueError for an unknown kind, and for one asked for by name that has nothing to tell.
+    Raises ValueError for an unknown kind, and for a kind that is named and has nothing to show.
     """
+    made = {kind: function_of(TABLES.choose(kind).make)(source, published) for kind in kinds or TABLES}
     for kind in kinds:
-        if kind not in TITLES:
-            raise ValueError(f"table = {kind}: choose from {', '.join(TITLES)}")
-    found = {kind: _MAKERS[kind](source, beside) for kind in kinds or TITLES}
-    if lacking := [kind for kind in kinds if found[kind] is None]:
-        raise ValueError(f"table = {lacking[0]}: {source.name} has nothing of that kind, planned or finished")
-    return {kind: made for kind, made in found.items() if made is not None}
+        if made[kind] is None:
+            raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
+    return {kind: table for kind, table in made.items() if table is not None}
 
 
-def configuration(source: Source, beside: Source | None) -> Sheet | None:
+def configuration(source: Source, published: Source | None) -> Table | None:
     """Layouts: owners, heads, parameters and KV bytes per token, and how many times less than the largest of them."""
-    rows = _lines(source, beside)
-    largest = {told: _largest([row for row in rows if row[PUBLISHED] == told]) for told in (False, True)}
-    owners = {False: owners_of(source), True: {} if beside is None else owners_of(beside)}
-    shape = shape_columns(rows)
+    rows = _rows(source, published)
+    largest = {
+        origin: max((row["kv_bytes_per_token"] or 0 for row in rows if row[IS_PUBLISHED] == origin), default=0)
+        for origin in (False, True)
+    }
+    owners = {False: owners_of(source), True: {} if published is None else owners_of(published)}
+    variant, layers, heads, cost = shape_columns(rows)
     columns = [
-        *shape[:3],
+        variant,
+        layers,
+        heads,
         Column("KV heads", "shape", [count(row["budget"]) for row in rows]),
-        Column("KV layers (0-based)", "part", [Cell(owners[row[PUBLISHED]].get(row[ROW], "")) for row in rows]),
+        Column("KV layers (0-based)", "part", [Cell(owners[row[IS_PUBLISHED]].get(row[ROW], "")) for row in rows]),
         Column("parameters", "part", [count(row["parameters"]) for row in rows]),
-        shape[3],
-        Column("smaller by", "score", [_times(row, largest[row[PUBLISHED]]) for row in rows]),
+        cost,
+        Column("smaller by", "score", [_ratio(row, largest[row[IS_PUBLISHED]]) for row in rows]),
     ]
-    return sheet_of(rows, columns) if rows else None
+    return table_of(rows, columns) if rows else None
 
 
-def _largest(rows: Sequence[Row]) -> int:
-    return max((row["kv_bytes_per_token"] or 0 for row in rows), default=0)
+def _ratio(row: Row, largest: int) -> Cell:
+    ratio = largest / row["kv_bytes_per_token"] if row["kv_bytes_per_token"] else None
+    return Cell("") if ratio is None else Cell(f"{ratio:,.3g}×" if ratio < 1000 else f"{ratio:,.0f}×", ratio)
 
 
-def _times(row: Row, largest: int) -> Cell:
-    times = largest / row["kv_bytes_per_token"] if row["kv_bytes_per_token"] else None
-    return Cell("") if times is None else Cell(f"{times:,.3g}×" if times < 1000 else f"{times:,.0f}×", times)
-
-
-def losses(source: Source, beside: Source | None) -> Sheet | None:
-    """Every score that is a loss or made of one: after training, and on held-out text."""
-    rows = _lines(source, beside)
-    tables = [source.results, *([] if beside is None else [beside.results])]
-    scores = {score.label: score for table in tables for score in _losses(table)}
+def losses(source: Source, published: Source | None) -> Table | None:
+    """Every score that is better when lower: after training, and on held-out text."""
+    rows = _rows(source, published)
+    both = [source.results, *([] if published is None else [published.results])]
+    scores = {score.label: score for results in both for score in _losses(results)}
     if not scores:
         return None
-    ours, estimates = [row for row in rows if not row[PUBLISHED]], source.results.estimates
-    for score in scores.values():
-        if score.column in source.results.frame and f"{score.column}_tied" not in source.results.frame:
-            add_intervals(ours, score.column, estimates)
-            add_ties(ours, score.column, estimates)
-    columns = [column for score in scores.values() for column in score_columns(rows, score)]
     own = [score for score in scores.values() if score.column in source.results.frame]
-    notes = [*notes_on_bold(source.results, columns, own), *seeds_note(source.results)]
-    return sheet_of(rows, [*shape_columns(rows), *columns], notes)
+    own_rows = [row for row in rows if not row[IS_PUBLISHED]]
+    for score in own:
+        if f"{score.column}_tied" not in source.results.frame:
+            add_intervals(own_rows, score.column, source.results.estimates)
+            add_ties(own_rows, score.column, source.results.estimates)
+    columns = [column for score in scores.values() for column in score_columns(rows, score)]
+    notes = [*notes_on_bold(source.results, columns, own), *notes_on_seeds(source.results)]
+    return table_of(rows, [*shape_columns(rows), *columns], notes)
 
 
 def _losses(results: Results) -> list[ScoreColumn]:
-    """After training first; the base's training is the same for all."""
-    found = [*shown_scores(results), *other_scores(results)]
-    known = [score for score in found if score.metric in METRICS and not METRICS[score.metric].higher_is_better]
-    return sorted((s for s in known if not s.column.startswith("base.")), key=lambda s: s.column[:8] != "uptrain.")
+    """Losses after training first, and without that of the base's training, which all variants share."""
+    scores = [*shown_scores(results), *other_scores(results)]
+    known = [score for score in scores if score.metric in METRICS and not METRICS[score.metric].higher_is_better]
+    own = [score for score in known if not score.column.startswith("base.")]
+    return sorted(own, key=lambda score: not score.column.startswith("uptrain."))
 
 
-def benchmarks(source: Source, beside: Source | None) -> Sheet | None:
-    """The main axis and the tasks' scores, with the drop from the baselines."""
+def benchmarks(source: Source, published: Source | None) -> Table | None:
+    """The main axis and the tasks' scores, with the differences from the baselines."""
     if not shown_scores(source.results):
         return None
-    return sheet(source.results, None if beside is None else beside.results)
+    return results_table(source.results, None if published is None else published.results)
 
 
-def memory(source: Source, beside: Source | None) -> Sheet | None:
+def memory(source: Source, published: Source | None) -> Table | None:
     """Cache, memory and speed of decoding by batch size."""
-    tables = {False: source.table, **({} if beside is None else {True: beside.table})}
-    return memory_sheet(_lines(source, beside), tables)
+    tables = {False: source.table, **({} if published is None else {True: published.table})}
+    return memory_table(_rows(source, published), tables)
 
 
-def _lines(source: Source, beside: Source | None) -> list[Row]:
-    return lines(source.results, None if beside is None else beside.results)
-
-
-_MAKERS: dict[str, Callable[[Source, Source | None], Sheet | None]] = {
-    "configuration": configuration,
-    "losses": losses,
-    "benchmarks": benchmarks,
-    "memory": memory,
-}
+def _rows(source: Source, published: Source | None) -> list[Row]:
+    return merge_published(source.results, None if published is None else published.results)

@@ -1,4 +1,4 @@
-"""A sheet as Markdown, as LaTeX (booktabs) and as CSV."""
+"""A table as Markdown, as LaTeX (booktabs) and as CSV."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import io
 import re
 from collections.abc import Sequence
 
-from analysis.tables.sheet import Cell, Sheet
+from analysis.tables.table import Cell, Table
 
 
-def markdown(printed: Sheet, title: str | None = None) -> str:
+def markdown(printed: Table, title: str | None = None) -> str:
     lines = [
         *([f"### {_markdown_text(title)}", ""] if title else []),
         _markdown_line([_markdown_text(header) for header in printed.headers]),
         _markdown_line(["---", *["---:"] * (len(printed.headers) - 1)]),
         *(_markdown_line([_markdown_cell(cell) for cell in row]) for row in printed.rows),
     ]
-    missing = [f"- {_markdown_text(note)}" for note in printed.notes]
-    notes = [f"- {_markdown_text(note)}" for note in printed.footnotes]
-    return "\n".join([*lines, *_section("Without a number:", missing), *_section("To read it:", notes), ""])
+    missing = [f"- {_markdown_text(note)}" for note in printed.missing_values]
+    notes = [f"- {_markdown_text(note)}" for note in printed.notes]
+    return "\n".join([*lines, *_section("Missing values:", missing), *_section("Notes:", notes), ""])
 
 
 def _section(heading: str, lines: list[str]) -> list[str]:
@@ -60,11 +60,11 @@ _LATEX = {
 }
 
 
-def latex(printed: Sheet) -> str:
+def latex(printed: Table) -> str:
     """A booktabs `tabular`; needs \\usepackage{booktabs} and nothing else. Leading baselines stand above a rule."""
     body = [_latex_line([_latex_cell(cell) for cell in row]) for row in printed.rows]
-    if printed.leading:
-        body.insert(printed.leading, r"\midrule")
+    if printed.leading_rows:
+        body.insert(printed.leading_rows, r"\midrule")
     return "\n".join(
         [
             r"\begin{tabular}{l" + "r" * (len(printed.headers) - 1) + "}",
@@ -74,7 +74,7 @@ def latex(printed: Sheet) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in [*printed.footnotes, *printed.notes]),
+            *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in [*printed.notes, *printed.missing_values]),
             "",
         ]
     )
@@ -95,10 +95,12 @@ def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
 
 
-def csv(printed: Sheet) -> str:
+def csv(printed: Table) -> str:
     """Numbers at full precision in the printed table's columns, each followed by its standard errors and by why one is
-    missing, where any row has them; `published` marks rows of others."""
-    columns = {"published": [str(int(told)) for told in printed.published]} if any(printed.published) else {}
+    missing, where any row has them; `published` is 1 in published rows."""
+    columns = (
+        {"published": [str(int(is_published)) for is_published in printed.published]} if any(printed.published) else {}
+    )
     headers = [header.rstrip(" ↑↓") for header in printed.headers]
     for header, cells in zip(headers, zip(*printed.rows, strict=True), strict=True):
         columns[header] = [_csv_cell(cell) for cell in cells]

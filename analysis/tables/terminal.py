@@ -1,4 +1,4 @@
-"""A sheet in a terminal: as much of it as the width takes, reasons for empty cells and how to read it below."""
+"""A table in a terminal: as many columns as fit its width; below, the reasons for missing values and the notes."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ import pandas as pd
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis.data import frame
 from analysis.data.frame import Row
-from analysis.tables.sheet import Cell, Role, Sheet
+from analysis.tables.table import Cell, Role, Table
 
-_GIVES_WAY: tuple[Role, ...] = ("measured", "shape", "part", "chance", "difference")
-"""What a narrow terminal leaves out, first things first; the CSV, the Markdown and the report keep everything."""
-
-
-_COUNTS = range(len(_GIVES_WAY) + 1)
+_OPTIONAL: tuple[Role, ...] = ("measured", "shape", "part", "chance", "difference")
+"""The columns that a narrow terminal leaves out, in this order. CSV, Markdown and the report have all of them."""
+_COUNTS = range(len(_OPTIONAL) + 1)
 _ATTEMPTS = [(hidden, errors) for hidden in _COUNTS for errors in (True, False) if errors or hidden > 1]
-"""How many of them are left out, and whether standard errors are shown, which outlast the first two."""
+"""How many of them to leave out, and whether to show standard errors: these go after the first two."""
 
 
 class FittingTable:
     """A rich renderable that fits itself to the console."""
 
-    def __init__(self, printed: Sheet, title: str | None = None) -> None:
-        self._sheet, self._title = printed, title
+    def __init__(self, printed: Table, title: str | None = None) -> None:
+        self._printed, self._title = printed, title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         table, left_out = self._fitting(console, options)
         yield table
-        for note in [*self._sheet.notes, *self._sheet.footnotes]:
+        for note in [*self._printed.missing_values, *self._printed.notes]:
             yield Text(note, style="dim")
         if left_out:
             yield Text(f"a wider terminal also shows {', '.join(left_out)}", style="dim")
 
-    def _fitting(self, console: Console, options: ConsoleOptions) -> tuple[Table, list[str]]:
+    def _fitting(self, console: Console, options: ConsoleOptions) -> tuple[RichTable, list[str]]:
         unlimited = options.update(max_width=10_000)
         for hidden, errors in _ATTEMPTS:
-            table, left_out = self._table(frozenset(_GIVES_WAY[:hidden]), errors)
+            table, left_out = self._table(frozenset(_OPTIONAL[:hidden]), errors)
             if Measurement.get(console, unlimited, table).maximum <= options.max_width:
                 return table, left_out
         return table, left_out
 
-    def _table(self, hidden: frozenset[Role], errors: bool) -> tuple[Table, list[str]]:
-        printed = self._sheet
+    def _table(self, hidden: frozenset[Role], errors: bool) -> tuple[RichTable, list[str]]:
+        printed = self._printed
         shown = [i for i, role in enumerate(printed.roles) if role not in hidden]
         left_out = [header for header, role in zip(printed.headers, printed.roles, strict=True) if role in hidden]
-        table = Table(title=self._title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = RichTable(
+            title=self._title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for i in shown:
             table.add_column(_broken(printed.headers[i]), justify="right" if i else "left", no_wrap=True)
         for number, (row, style) in enumerate(zip(printed.rows, _styles(printed), strict=True), start=1):
-            table.add_row(*(_text(row[i], style, errors) for i in shown), end_section=number == printed.leading)
+            table.add_row(*(_text(row[i], style, errors) for i in shown), end_section=number == printed.leading_rows)
         return table, [*left_out, *([] if errors else ["standard errors"])]
 
 
 def _broken(header: str) -> str:
-    """Long headings on two lines: columns are as wide as their numbers."""
+    """A long heading on two lines, so that a column is as wide as its numbers."""
     return header.replace(" ", "\n", 1) if len(header) > 8 else header
 
 
-def _styles(printed: Sheet) -> list[str]:
+def _styles(printed: Table) -> list[str]:
     rows = zip(printed.published, printed.baselines, strict=True)
     return ["dim" if others else "cyan" if baseline else "" for others, baseline in rows]
 
@@ -77,7 +77,7 @@ def _text(cell: Cell, style: str, errors: bool) -> Text:
 
 
 class CellsTable:
-    """The long table for a person; of what and how far, what does not fit is cut at the end."""
+    """The long table for a reader; `what` and `state` are cut where they do not fit."""
 
     def __init__(self, cells: pd.DataFrame) -> None:
         self._lines = [("variant", "what", "value", "state")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.figures.kinds import FIGURES
+from analysis.tables.kinds import TABLES
 from sweeps.cli import gather, results, run, status, wandb
 from sweeps.store.errors import NOT_DONE, UserError
 from sweeps.store.outside import describe_error
@@ -167,9 +168,7 @@ def _of_results(commands: Any, name: str, function: Command, help: str) -> argpa
 
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "kinds", nargs="*", help="configuration, losses, benchmarks, memory (default: all)", metavar="KIND"
-    )
+    parser.add_argument("kinds", nargs="*", help=f"{', '.join(TABLES)} (default: all)", metavar="KIND")
     parser.add_argument("--format", help="terminal (default), md, tex or csv")
     parser.add_argument("-o", "--out", type=Path, help="a file (.md, .tex, .csv), or a directory for a file per kind")
     _add_published(parser)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from analysis.statistics.sources import Source
-    from analysis.tables.sheet import Sheet
+    from analysis.tables.table import Table
     from sweeps.store.store import SavedSweep, Store
 
 
@@ -42,19 +42,21 @@ FORMATS = ("terminal", "md", "tex", "csv")
 
 
 def table(options: argparse.Namespace) -> int:
-    """The tables asked for, on the terminal, or written: into a file, or of each kind its own into a directory."""
-    from analysis.tables.paper import TITLES, paper_sheets
+    """Print the named tables, or write them: into one file, or into a directory with a file per kind."""
+    from analysis.tables.kinds import TABLES
+    from analysis.tables.paper import make_tables
     from analysis.tables.terminal import FittingTable
 
     source, form = source_of(options), _format(options)
     with one_line():
-        sheets = paper_sheets(source, options.kinds, _beside(options, source))
+        tables = make_tables(source, options.kinds, _published(options, source))
     if form == "terminal":
-        for kind, sheet in sheets.items():
-            make_console().print(FittingTable(sheet, f"{source.name}: {TITLES[kind]}"))
+        for kind, made in tables.items():
+            make_console().print(FittingTable(made, f"{source.name}: {TABLES[kind].title}"))
         return OK
-    texts = {kind: _rendered(sheet, form, TITLES[kind] if len(sheets) > 1 else None) for kind, sheet in sheets.items()}
-    _put(texts, form, options.out)
+    titles = {kind: TABLES[kind].title if len(tables) > 1 else None for kind in tables}
+    texts = {kind: _rendered(made, form, titles[kind]) for kind, made in tables.items()}
+    _write(texts, form, options.out)
     return OK
 
 
@@ -68,15 +70,15 @@ def _format(options: argparse.Namespace) -> str:
     return str(given)
 
 
-def _rendered(sheet: Sheet, form: str, title: str | None) -> str:
+def _rendered(made: Table, form: str, title: str | None) -> str:
     from analysis.tables import rendering
 
     if form == "md":
-        return rendering.markdown(sheet, title)
-    return rendering.latex(sheet) if form == "tex" else rendering.csv(sheet)
+        return rendering.markdown(made, title)
+    return rendering.latex(made) if form == "tex" else rendering.csv(made)
 
 
-def _put(texts: dict[str, str], form: str, out: Path | None) -> None:
+def _write(texts: dict[str, str], form: str, out: Path | None) -> None:
     from sweeps.store.files import write_atomic
 
     if out is None or out.suffix:
@@ -92,8 +94,8 @@ def _put(texts: dict[str, str], form: str, out: Path | None) -> None:
         print(out / f"{kind}.{form}")
 
 
-def _beside(options: argparse.Namespace, source: Source) -> Source | None:
-    """The published set that was asked for: by its name, or the one that the experiment reproduces."""
+def _published(options: argparse.Namespace, source: Source) -> Source | None:
+    """The published set that `--published` names; without a name, the one that the experiment reproduces."""
     from analysis.data.published import set_for
     from analysis.statistics.sources import published_source
 
@@ -107,9 +109,9 @@ def figure(options: argparse.Namespace) -> int:
 
     source = source_of(options)
     with one_line():
-        beside = _beside(options, source)
+        published = _published(options, source)
         out = options.out or Path("reports") / source.name / "figures"
-        files = write_figures(source, options.kinds, out, beside)
+        files = write_figures(source, options.kinds, out, published)
     for path in files:
         print(path)
     return OK

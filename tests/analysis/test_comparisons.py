@@ -223,9 +223,9 @@ def test_a_cell_of_fewer_seeds_than_its_row_says_so(filler: Any, tmp_path: Path)
     source = load(crowd.store, crowd.name)
     assert list(source.results.frame["seeds"]) == [2, 2]
     assert list(source.results.frame["uptrain.loss_seeds"]) == [3, 3]
-    from analysis.tables.paper import paper_sheets
+    from analysis.tables.paper import make_tables
 
-    sheet = paper_sheets(source, ["losses"])["losses"]
+    sheet = make_tables(source, ["losses"])["losses"]
     texts = [cell.text for cell in sheet.rows[1]]
     assert texts[0] == "MLKV-6 (n=2 of 3)"
     assert any(text.startswith("3.400 ±") and text.endswith("(n=3)") for text in texts)

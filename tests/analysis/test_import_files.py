@@ -12,7 +12,7 @@ import pytest
 from analysis.data.importer import import_results, read_directory
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
-from analysis.tables.paper import paper_sheets
+from analysis.tables.paper import make_tables
 from tests.support.lm_eval_files import Json, content, means, scores_of, write
 
 
@@ -92,7 +92,7 @@ def test_files_that_cannot_be_read_are_skipped_and_listed(tmp_path: Path) -> Non
 def test_losses_that_only_the_published_have_stand_beside_ours(tmp_path: Path) -> None:
     write(tmp_path, content({"wikitext": {"word_perplexity,none": 20.0}, "arc_easy": 0.5}))
     ours = Source("ours", import_results(tmp_path))
-    table = paper_sheets(ours, ["losses"], published_source("mlkv"))["losses"]
+    table = make_tables(ours, ["losses"], published_source("mlkv"))["losses"]
     assert "20.00" in [cell.text for cell in table.rows[0]]
     assert "training loss" in " ".join(table.headers)
 

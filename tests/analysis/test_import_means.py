@@ -15,7 +15,8 @@ from analysis.data import frame
 from analysis.data.importer import import_results, read_directory
 from analysis.data.published import published
 from analysis.statistics.results import results
-from analysis.tables import beside, results_table
+from analysis.tables import results_table
+from analysis.tables.merge_published import IS_PUBLISHED, merge_published
 from tests.support.lm_eval_files import GSM8K, MEMBERS, MMLU, Json, content, few_examples, means, write
 from tests.support.shell import exit_status
 
@@ -28,7 +29,7 @@ def test_a_variant_that_lacks_a_task_has_no_mean(tmp_path: Path) -> None:
     assert pivot.loc["part", "accuracy_missing"] == "no result of piqa.acc"
     assert "no mean of part: no result of piqa.acc" in found.notes
     assert found.averaged == ["arc_easy.acc", "piqa.acc"]
-    sheet = results_table.sheet(results(found.table))
+    sheet = results_table.results_table(results(found.table))
     assert "mean of 2 ↑" in sheet.headers
 
 
@@ -143,7 +144,7 @@ def test_the_papers_four_are_averaged_where_they_are_all_there(tmp_path: Path) -
 def test_a_mean_of_the_same_scores_stands_beside_the_published_one_in_any_order(tmp_path: Path) -> None:
     four = {"sciq": 0.4, "piqa": 0.3, "lambada_openai": 0.2, "arc_easy": 0.1}
     ours = results(import_results(write(tmp_path, content(four))))
-    theirs = [row for row in beside.lines(ours, results(published("mlkv"))) if row[beside.PUBLISHED]]
+    theirs = [row for row in merge_published(ours, results(published("mlkv"))) if row[IS_PUBLISHED]]
     assert {row["accuracy"] for row in theirs} == set(results(published("mlkv")).frame["accuracy"])
 
 
@@ -184,7 +185,7 @@ def test_without_any_acc_it_is_said_what_could_be_averaged(tmp_path: Path) -> No
 
 def test_scores_behind_a_filter_are_shown_as_what_they_are(tmp_path: Path) -> None:
     table = import_results(write(tmp_path, content({"gsm8k": GSM8K})), "x", [("gsm8k", "exact_match,strict-match")])
-    sheet = results_table.sheet(results(table))
+    sheet = results_table.results_table(results(table))
     column = sheet.headers.index("gsm8k exact match (strict-match) ↑")
     assert sheet.rows[0][column].text == "20.00 ± 2.00"
 

@@ -17,7 +17,7 @@ from analysis.figures.pareto import APART, BARE, READING, cloud_figure
 from analysis.figures.throughput import paces, throughput_figure
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
-from analysis.tables.paper import paper_sheets
+from analysis.tables.paper import make_tables
 from tests.support.read_back import points, present
 
 ONE: dict[str, Any] = {"host": "node-1", "facts": {"device": "NVIDIA H100"}, "versions": {"torch": "2.13.0"}}
@@ -125,7 +125,7 @@ def test_speeds_of_one_machine_are_not_marked(scored: Any) -> None:
     for label, speed in SPEEDS.items():
         timed(scored, label, speed, 0.1, ONE)
     source = load(scored.store, scored.name)
-    assert "machine" not in paper_sheets(source, ["memory"])["memory"].headers
+    assert "machine" not in make_tables(source, ["memory"])["memory"].headers
     assert [pace.name for pace in paces(source.table)] == list(SPEEDS)
     assert throughput(scored).machines == {}
 
@@ -134,10 +134,10 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     for label, speed in SPEEDS.items():
         timed(scored, label, speed, 0.1, ONE if label == "MHA-36" else OTHERS["gpu"])
     source = load(scored.store, scored.name)
-    sheet = paper_sheets(source, ["memory"])["memory"]
+    sheet = make_tables(source, ["memory"])["memory"]
     column = sheet.headers.index("machine")
     assert [row[column].text for row in sheet.rows] == ["a", "b", "b", "b"]
-    assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.footnotes)
+    assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.notes)
     assert list(source.results.frame["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
     assert [pace.name for pace in paces(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
     figure = present(throughput_figure(source.table))

@@ -15,7 +15,7 @@ from analysis.page.page import page
 from analysis.page.report import render
 from analysis.statistics.sources import load
 from analysis.tables import results_table
-from analysis.tables.paper import paper_sheets
+from analysis.tables.paper import make_tables
 from tests.support.seeded import TASK, answered, with_seeds
 
 SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
@@ -58,8 +58,8 @@ def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Pa
 
 def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None:
     found = shown(crowd, tmp_path)
-    printed = results_table.sheet(load(crowd.store, crowd.name).results)
-    assert found.sheet == printed
+    printed = results_table.results_table(load(crowd.store, crowd.name).results)
+    assert found.table == printed
     assert [row[0] for row in found.data["rows"]] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
     assert [entry["variant"] for entry in found.data["variants"]] == list(SHARES)
     assert found.data["unit"] == "layouts"
@@ -75,13 +75,13 @@ def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: A
         entry["variant"]: dict(score[:2] for score in entry["scores"])
         for entry in shown(crowd, tmp_path).data["variants"]
     }
-    tables = paper_sheets(source, ["losses", "benchmarks"])
+    tables = make_tables(source, ["losses", "benchmarks"])
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
     for column, label in (("losses", "uptrain loss"), ("benchmarks", "mean of 1")):
         table = tables[column]
         at = next(i for i, header in enumerate(table.headers) if header.startswith(label))
         assert [row[at].text for row in table.rows] == [entry[label] for entry in entries.values()]
-        assert any("half of its 95 % interval" in note for note in table.footnotes)
+        assert any("half of its 95 % interval" in note for note in table.notes)
     assert entries["MLKV-6"]["uptrain loss"] == f"3.100 ± {half:.3f}"
 
 

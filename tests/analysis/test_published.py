@@ -143,7 +143,7 @@ def test_raw_files_give_every_published_figure_to_the_printed_digit(
 
 @raw_files
 def test_raw_files_give_the_printed_means_and_drops(imported: pd.DataFrame) -> None:
-    sheet = tables.sheet(results(imported))
+    sheet = tables.results_table(results(imported))
     mean, drop = sheet.headers.index("mean of 4 ↑"), sheet.headers.index("Δ untouched")
     cells = {row[0].text.removesuffix(" (base)"): row for row in sheet.rows}
     assert {name: row[mean].text.partition(" ±")[0] for name, row in cells.items()} == {

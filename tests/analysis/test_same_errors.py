@@ -14,7 +14,7 @@ from analysis.figures.tasks import panels, tasks_figure
 from analysis.statistics.results import results
 from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import Source, load
-from analysis.tables.paper import paper_sheets
+from analysis.tables.paper import make_tables
 from tests.support.read_back import present
 from tests.support.seeded import TASK, keep
 
@@ -65,12 +65,12 @@ def test_bars_are_full_where_the_table_sees_a_difference(source: Source) -> None
 
 
 def test_the_losses_are_judged_on_the_same_samples_as_the_table_beside_them(source: Source) -> None:
-    sheet = paper_sheets(source, ["losses"])["losses"]
+    sheet = make_tables(source, ["losses"])["losses"]
     column = next(i for i, header in enumerate(sheet.headers) if header.startswith("bits per byte"))
     bold = {row[0].text: row[column].best for row in sheet.rows}
     assert bold == {"MHA-36 (baseline)": False, "GQA-12": True, "MQA-6": False, "MLKV-6": False}
-    assert any("on the same samples" in note for note in sheet.footnotes)
-    apart = paper_sheets(Source(source.name, source.table), ["losses"])["losses"]
+    assert any("on the same samples" in note for note in sheet.notes)
+    apart = make_tables(Source(source.name, source.table), ["losses"])["losses"]
     assert not any(cell.best for row in apart.rows for cell in row[column : column + 1])  # within noise of each other
 
 

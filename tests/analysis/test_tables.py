@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,9 +17,11 @@ from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.sources import Source, load, published_source
 from analysis.tables import rendering
 from analysis.tables import results_table as tables
-from analysis.tables.paper import TITLES, paper_sheets
-from analysis.tables.sheet import Sheet
+from analysis.tables.kinds import TABLES
+from analysis.tables.paper import make_tables
+from analysis.tables.table import Table
 from analysis.tables.terminal import CellsTable
+from mlkv.registry import extensions
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def scored(**scores: tuple[float, float | None]) -> str:
 def test_what_is_within_noise_of_the_best_shares_its_bold() -> None:
     text = scored(a=(0.50, 0.01), b=(0.49, 0.01), c=(0.40, 0.01))
     assert set(bold_in(text)) == {"a", "b"}
-    assert "judged from standard errors" in text
+    assert "compared by standard errors" in text
 
 
 def test_nobody_wins_where_all_are_within_noise() -> None:
@@ -127,12 +130,12 @@ def test_a_narrow_terminal_gets_fewer_columns_and_never_half_a_number(pivot: Res
 
 
 def test_a_running_cell_shows_its_progress() -> None:
-    sheet = tables.sheet(named(state="RUNNING", reason="step 40 of 300", value=None))
+    sheet = tables.results_table(named(state="RUNNING", reason="step 40 of 300", value=None))
     assert [cell.text for cell in sheet.rows[0]][-1] == "running 40/300"
 
 
 def test_an_unknown_metric_is_printed_without_a_winner_and_refused_as_an_axis() -> None:
-    sheet = tables.sheet(named(metric="glorp"))
+    sheet = tables.results_table(named(metric="glorp"))
     assert not any(cell.best for row in sheet.rows for cell in row if cell.text == "0.500 ± 0.010")
     with pytest.raises(ValueError, match="metric = glorp: direction unknown; choose from accuracy"):
         metric("glorp")
@@ -182,17 +185,17 @@ def source(finished: Any) -> Source:
     return load(finished.store, finished.name)
 
 
-def column(made: Sheet, header: str) -> list[str]:
+def column(made: Table, header: str) -> list[str]:
     at = made.headers.index(header)
     return [row[at].text for row in made.rows]
 
 
 def test_all_kinds_are_made_where_none_is_named(source: Source) -> None:
-    assert list(paper_sheets(source, [])) == list(TITLES)
+    assert list(make_tables(source, [])) == list(TABLES)
 
 
 def test_configurations_name_the_owners_and_what_they_save(source: Source) -> None:
-    made = paper_sheets(source, ["configuration"])["configuration"]
+    made = make_tables(source, ["configuration"])["configuration"]
     owners = dict(zip(column(made, "variant"), column(made, "KV layers (0-based)"), strict=True))
     assert (owners["MLKV-3"], owners["MLKV-2"], owners["MQA-6"]) == ("0, 2, 4", "0, 3", "all")
     assert column(made, "smaller by")[-1] == "36×"
@@ -203,18 +206,18 @@ def test_losses_say_what_is_still_to_come(filler: Any) -> None:
     filler.shared()
     for label in ("MHA-36", "MQA-6"):
         filler.train(label)
-    made = paper_sheets(load(filler.store, filler.name), ["losses"])["losses"]
+    made = make_tables(load(filler.store, filler.name), ["losses"])["losses"]
     losses = dict(zip(column(made, "variant"), column(made, "uptrain loss ↓"), strict=True))
     assert losses["MQA-6"] == "4.361"
     assert losses["MLKV-6"] == "pending"
     assert losses["untouched (base)"] == "–"  # never to be uptrained
-    assert any("waits for convert (pending)" in note for note in made.notes)
+    assert any("waits for convert (pending)" in reason for reason in made.missing_values)
 
 
 def test_memory_has_the_columns_of_the_paper_and_says_where_it_ran_out(filler: Any) -> None:
     filler.measure("MQA-6", batches=(1, 8, 64), failed=(128,))
     filler.measure("MHA-36", batches=(1, 8), failed=(64, 128))
-    made = paper_sheets(load(filler.store, filler.name), ["memory"])["memory"]
+    made = make_tables(load(filler.store, filler.name), ["memory"])["memory"]
     rows = {row[0].text: tuple(cell.text for cell in row[2:]) for row in made.rows}
     assert made.headers[2:] == ["cache KiB @1", "largest batch", "no memory at"]
     assert rows["MQA-6"] == ("204.0", "64", "128")
@@ -223,15 +226,15 @@ def test_memory_has_the_columns_of_the_paper_and_says_where_it_ran_out(filler: A
 
 
 def test_what_is_not_there_is_said(source: Source) -> None:
-    with pytest.raises(ValueError, match="table = speed: choose from configuration, losses, benchmarks, memory"):
-        paper_sheets(source, ["speed"])
+    with pytest.raises(ValueError, match="table = speed: must be one of configuration, losses, benchmarks, memory"):
+        make_tables(source, ["speed"])
     with pytest.raises(ValueError, match="table = memory: published/study-1b has nothing of that kind"):
-        paper_sheets(published_source("study-1b"), ["memory"])
+        make_tables(published_source("study-1b"), ["memory"])
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_published_set_has_its_tables(name: str) -> None:
-    made = paper_sheets(published_source(name), [])
+    made = make_tables(published_source(name), [])
     assert {"configuration", "benchmarks"} <= set(made)
     assert all(rendering.latex(one).count(r"\midrule") >= 1 for one in made.values())
 
@@ -239,21 +242,21 @@ def test_every_published_set_has_its_tables(name: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_every_table_is_made_beside_every_published_set(source: Source, name: str) -> None:
     """Also those of scores that only the published set has."""
-    made = paper_sheets(source, [], published_source(name))
-    assert list(made) == list(TITLES)
+    made = make_tables(source, [], published_source(name))
+    assert list(made) == list(TABLES)
     assert all(rendering.markdown(one) for one in made.values())
 
 
 def test_tables_are_made_before_anything_is_measured(filler: Any) -> None:
-    made = paper_sheets(load(filler.store, filler.name), [])
-    assert list(made) == list(TITLES)
+    made = make_tables(load(filler.store, filler.name), [])
+    assert list(made) == list(TABLES)
     assert made["memory"].headers[2:4] == ["cache MiB", "memory MiB"]
     assert made["memory"].rows[0][2].missing == "PENDING"
 
 
 def test_published_rows_stand_beside_those_of_the_same_layout() -> None:
     ours, theirs = published_source("cla-1b"), published_source("cla-1b-tuned")
-    made = paper_sheets(ours, ["benchmarks"], theirs)["benchmarks"]
+    made = make_tables(ours, ["benchmarks"], theirs)["benchmarks"]
     names = column(made, "variant")
     for name in ("H128-MQA", "H64-MQA", "H128-MQA-CLA2"):
         assert names[names.index(name) + 1] == "  published"
@@ -266,7 +269,7 @@ def test_published_rows_stand_beside_those_of_the_same_layout() -> None:
 
 
 def test_a_published_score_of_other_tasks_is_not_put_under_ours(source: Source) -> None:
-    made = paper_sheets(source, ["benchmarks"], published_source("mlkv"))["benchmarks"]
+    made = make_tables(source, ["benchmarks"], published_source("mlkv"))["benchmarks"]
     told = [row for row, others in zip(made.rows, made.published, strict=True) if others]
     at = [made.headers.index(header) for header in ("bits per byte ↓", "mean of 3 ↑")]
     assert {row[i].text for row in told for i in at} == {"–"}
@@ -278,7 +281,7 @@ def test_csv_has_numbers_errors_and_reasons_in_columns_of_their_own(filler: Any)
     filler.shared()
     filler.train("MQA-6")
     filler.evaluate("MQA-6", "bits_per_byte")
-    made = paper_sheets(load(filler.store, filler.name), ["benchmarks"])["benchmarks"]
+    made = make_tables(load(filler.store, filler.name), ["benchmarks"])["benchmarks"]
     read = pd.read_csv(io.StringIO(rendering.csv(made)))
     row = read.set_index("variant").loc["MQA-6"]
     assert (row["bits per byte"], row["bits per byte stderr"]) == (2.295, 0.004)
@@ -289,10 +292,10 @@ def test_seeds_are_told_with_their_interval() -> None:
     row = {"replicate_of": "A", "kind": "evaluate", "task": "t", "metric": "acc", "in_accuracy": True, "state": "DONE"}
     seeds = enumerate((0.40, 0.44, 0.42))
     cells = [{**row, "variant": f"A {seed}", "value": value, "stderr": 0.1} for seed, value in seeds]
-    made = tables.sheet(by_layout(frame.make(cells)))
+    made = tables.results_table(by_layout(frame.make(cells)))
     assert column(made, "variant") == ["A (n=3)"]
     assert column(made, "mean of 1 ↑") == ["42.00 ± 4.97"]  # 4.303 · 2 / √3
-    assert any("Student" in note for note in made.footnotes)
+    assert any("Student" in note for note in made.notes)
 
 
 def test_a_small_twin_finds_its_published_rows_at_its_own_scale() -> None:
@@ -302,7 +305,7 @@ def test_a_small_twin_finds_its_published_rows_at_its_own_scale() -> None:
         variant=rows["variant"].map({"H128-MQA": "MQA-20", "H128-MQA-CLA2": "CLA-10", "H128-MQA-CLA4": "CLA-5"}),
         kv_bytes_per_token=rows["kv_bytes_per_token"] // 8,
     )
-    names = column(paper_sheets(Source("twin", small), ["benchmarks"], theirs)["benchmarks"], "variant")
+    names = column(make_tables(Source("twin", small), ["benchmarks"], theirs)["benchmarks"], "variant")
     assert names[:6] == [
         "MQA-20",
         "  published H128-MQA",
@@ -312,3 +315,26 @@ def test_a_small_twin_finds_its_published_rows_at_its_own_scale() -> None:
         "  published H128-MQA-CLA4",
     ]
     assert len(names) == 3 + 20
+
+
+EXTENSION = """
+from analysis.tables.columns import count, shape_columns, table_of
+from analysis.tables.kinds import TABLES, TableKind
+from analysis.tables.merge_published import merge_published
+from analysis.tables.table import Column
+
+def owners(source, published):
+    rows = merge_published(source.results)
+    return table_of(rows, [*shape_columns(rows), Column("owners", "score", [count(row["kv_layers"]) for row in rows])])
+
+TABLES["owners"] = TableKind("layers that own keys and values", owners)
+"""
+
+
+def test_an_extension_adds_a_table(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "owners.py").write_text(EXTENSION)
+    with extensions(lambda: [tmp_path / "owners.py"]):
+        assert list(make_tables(source, [])) == ["configuration", "losses", "benchmarks", "memory", "owners"]
+        assert column(make_tables(source, ["owners"])["owners"], "owners")[0] == "6"
+    with pytest.raises(ValueError, match="table = owners: must be one of"):
+        make_tables(source, ["owners"])

@@ -25,7 +25,15 @@ MAY_IMPORT = {
     "sweeps.planning": {"mlkv", "slurm.profile", "slurm.resources"},
     "sweeps.dispatch": {"mlkv", "slurm"},
     "sweeps.cli": {"mlkv", "analysis"},
-    "analysis": {"sweeps.store", "sweeps.steps.registry", "sweeps.tracking.read", "mlkv.layout", "mlkv.patterns"},
+    "analysis": {
+        "sweeps.store",
+        "sweeps.steps.registry",
+        "sweeps.tracking.read",
+        "mlkv.layout",
+        "mlkv.patterns",
+        "mlkv.registry",
+        "mlkv.context",
+    },
 }
 """What a package, one of its rooms or one module takes from other packages."""
 HEAVY = {"torch", "transformers", "wandb", "pandas", "hydra", "matplotlib", "lm_eval", "datasets"}

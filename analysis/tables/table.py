@@ -1,4 +1,4 @@
-"""A table ready to be printed, in whichever format."""
+"""A table that is ready to be printed, in any format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Role = Literal["name", "shape", "cost", "measured", "score", "difference", "chan
 @dataclass(frozen=True)
 class Cell:
     """`text` is what is printed; `number` what it is sorted by, `stderr` its standard error in the same unit; `missing`
-    says in full why there is no number. `best` is in bold."""
+    says in full why there is no number. `best` is printed in bold."""
 
     text: str
     number: float | None = None
@@ -29,10 +29,10 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """`baselines` tells which rows are baselines, by their key; `states` how far they are; `published` which rows are
-    others'; `roles` what a column is for, so that a narrow terminal can leave out the least important. `footnotes` say
-    how to read it."""
+class Table:
+    """`baselines` has the role of each row that is a baseline; `states` the state of each row; `published` says which
+    rows are published by others; `roles` has the purpose of each column, so that a narrow terminal can leave out the
+    least important ones. `notes` explain how to read the table."""
 
     headers: list[str]
     roles: list[Role]
@@ -40,17 +40,17 @@ class Sheet:
     baselines: list[str | None]
     states: list[str]
     published: list[bool] = field(default_factory=list)
-    footnotes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def leading(self) -> int:
-        """How many rows the baselines take at the top, with the published ones beside them; 0 where nothing follows."""
+    def leading_rows(self) -> int:
+        """How many rows at the top are baselines or published counterparts of them; 0 where nothing follows."""
         pairs = enumerate(zip(self.baselines, self.published, strict=True))
         return next((i for i, (baseline, others) in pairs if baseline is None and not others), 0)
 
     @property
-    def notes(self) -> list[str]:
-        """Every reason for an empty cell, with the variants that it empties."""
+    def missing_values(self) -> list[str]:
+        """Every reason for an empty cell, with the variants that have it."""
         reasons: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for cell in row:
@@ -59,22 +59,22 @@ class Sheet:
         return [f"{reason}: {', '.join(variants)}" for reason, variants in reasons.items()]
 
 
-def assemble(
+def make_table(
     columns: Sequence[Column],
     *,
     baselines: Sequence[str | None],
     states: Sequence[str],
     published: Sequence[bool] = (),
-    footnotes: Sequence[str] = (),
-) -> Sheet:
-    """The sheet of these columns; one in which no cell says anything is left out."""
-    told = [column for column in columns if column.role == "name" or any(cell.text for cell in column.cells)]
-    return Sheet(
-        headers=[column.header for column in told],
-        roles=[column.role for column in told],
-        rows=[list(cells) for cells in zip(*(column.cells for column in told), strict=True)],
+    notes: Sequence[str] = (),
+) -> Table:
+    """The table of these columns, without those that are empty."""
+    shown = [column for column in columns if column.role == "name" or any(cell.text for cell in column.cells)]
+    return Table(
+        headers=[column.header for column in shown],
+        roles=[column.role for column in shown],
+        rows=[list(cells) for cells in zip(*(column.cells for column in shown), strict=True)],
         baselines=list(baselines),
         states=list(states),
         published=list(published) or [False] * len(states),
-        footnotes=list(footnotes),
+        notes=list(notes),
     )

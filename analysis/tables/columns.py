@@ -1,0 +1,208 @@
+"""The columns and cells that tables share: layouts, scores, differences from the baselines, and the notes on them.
+
+A score is printed as value ± standard error, or, for several seeds, as their mean ± half of its 95 % interval. The best
+variant is in bold, with all that are within noise of it (baselines do not compete). Its difference from each baseline
+is marked ≈ where it is within noise. A cell without a value says why: in a word in the cell, in full below the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from analysis.data.frame import Row
+from analysis.data.metrics import METRICS, Metric
+from analysis.statistics.columns import BASELINES, COMPARED
+from analysis.statistics.estimate import ALPHA
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn
+from analysis.statistics.variant_rows import NOT_PLANNED
+from analysis.tables.merge_published import IS_PUBLISHED
+from analysis.tables.table import Cell, Column, Table, make_table
+
+BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
+WITHIN_NOISE = " ≈"
+NOTHING = Cell("–")
+FINAL = ("PUBLISHED", "IMPORTED")
+"""States of results from elsewhere: no more will come."""
+_ARROW = {True: "↑", False: "↓"}
+_UNKNOWN = Metric("", higher_is_better=True, digits=3)
+"""How a score is printed whose metric has no row in METRICS."""
+
+
+def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str] = ()) -> Table:
+    return make_table(
+        columns,
+        baselines=[row["baseline"] for row in rows],
+        states=[row["state"] for row in rows],
+        published=[row[IS_PUBLISHED] for row in rows],
+        notes=notes,
+    )
+
+
+def shape_columns(rows: Sequence[Row]) -> list[Column]:
+    return [
+        Column("variant", "name", [Cell(variant_text(row)) for row in rows]),
+        Column("KV layers", "shape", [count(row["kv_layers"]) for row in rows]),
+        Column("KV heads/layer", "shape", [_heads(row["kv_heads"]) for row in rows]),
+        Column("KV bytes/token", "cost", [count(row["kv_bytes_per_token"]) for row in rows]),
+    ]
+
+
+def measured_columns(rows: Sequence[Row]) -> list[Column]:
+    """The cache's bytes per token as measured; no column where no measurement is planned."""
+    if all(row["measured_bytes_per_token_missing"] == NOT_PLANNED for row in rows):
+        return []
+    return [Column("measured", "measured", [_measured(row) for row in rows])]
+
+
+def _measured(row: Row) -> Cell:
+    missing = row["measured_bytes_per_token_missing"]
+    if row["measured_bytes_per_token"] is not None:
+        return count(row["measured_bytes_per_token"])
+    return NOTHING if row[IS_PUBLISHED] else Cell(word(missing), missing=missing)
+
+
+def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
+    """A score's values and, for the main axis, its differences from the baselines."""
+    name, known = score.column, METRICS.get(score.metric)
+    metric = known or _UNKNOWN
+    header = f"{score.label} {_ARROW[known.higher_is_better]}" if known else score.label
+    is_main = name in COMPARED or name.startswith("uptrain.")
+    columns = [Column(header, "score" if is_main else "part", _value_cells(rows, name, metric))]
+    for baseline in BASELINES if name == "quality" else ():
+        if any(row["baseline"] == baseline for row in rows):
+            cells = [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]
+            columns.append(Column(f"Δ {baseline}", "difference", cells))
+    return columns
+
+
+def _value_cells(rows: Sequence[Row], name: str, metric: Metric) -> list[Cell]:
+    """Scores with the best of ours and of the published ones in bold; none where all of them are within noise."""
+    has_winner = {
+        published: not all(
+            row[f"{name}_tied"]
+            for row in rows
+            if row[IS_PUBLISHED] == published and row.get(f"{name}_tied") is not None
+        )
+        for published in (False, True)
+    }
+    return [_value_cell(row, name, metric, has_winner[row[IS_PUBLISHED]]) for row in rows]
+
+
+def _value_cell(row: Row, name: str, metric: Metric, has_winner: bool) -> Cell:
+    """A score as it is printed; a dash where none can come: a published row has no more, and an untouched base is not
+    trained."""
+    value, missing = row.get(name), row.get(f"{name}_missing")
+    if value is None:
+        never = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched")
+        return NOTHING if row[IS_PUBLISHED] or never or missing is None else Cell(word(missing), missing=missing)
+    text = metric.text(value, printed_error(row, name)) + _seeds_if_fewer(row, name)
+    best = has_winner and bool(row.get(f"{name}_tied"))
+    return Cell(text, value, best=best, stderr=row.get(f"{name}_stderr"))
+
+
+def printed_error(row: Row, name: str) -> float | None:
+    """The number after ±: half of the 95 % interval of several seeds, else the standard error."""
+    seeds = row.get("seeds") if name == "quality" else row.get(f"{name}_seeds")
+    if (seeds or 1) > 1 and row.get(f"{name}_high") is not None:
+        return float(row[f"{name}_high"] - row[f"{name}_low"]) / 2
+    return row.get(f"{name}_stderr")
+
+
+def _seeds_if_fewer(row: Row, name: str) -> str:
+    """` (n=2)` where the value is the mean of another number of seeds than the row's name says."""
+    seeds = row.get(f"{name}_seeds")
+    return "" if row.get("seeds") in (None, seeds) or seeds is None or row["seeds_planned"] == 1 else f" (n={seeds})"
+
+
+def _difference(row: Row, name: str, metric: Metric) -> Cell:
+    value, p = row[name], row.get(f"{name}_p")
+    if value is None:
+        return Cell("")
+    return Cell(metric.difference(value) + (WITHIN_NOISE if p is not None and p > ALPHA else ""), value)
+
+
+def front_column(rows: Sequence[Row]) -> Column:
+    """The probability of being Pareto-optimal."""
+    return Column("P(front)", "chance", [_probability(row.get("front_probability")) for row in rows])
+
+
+def _probability(share: float | None) -> Cell:
+    """It is printed as 0 or 1 only where every repetition of the bootstrap agreed."""
+    if share is None:
+        return Cell("")
+    text = f"{share:.2f}" if share in (0, 1) or 0.005 <= share < 0.995 else "<0.01" if share < 0.5 else ">0.99"
+    return Cell(text, share)
+
+
+def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[ScoreColumn]) -> list[str]:
+    """How bold, ≈, P(front) and the hypervolume are computed, as far as the columns have them."""
+    statistics, cells = results.statistics, [cell for column in columns for cell in column.cells]
+    notes = notes_on_bold(results, columns, scores)
+    if any(cell.text.endswith(WITHIN_NOISE) for cell in cells):
+        comparison = f"compared {_comparison(results, scores[:1])}, {statistics.comparisons} comparisons"
+        notes.append(f"≈: a difference within noise, {comparison} corrected (Holm)")
+    if any(column.role == "chance" and any(cell.text for cell in column.cells) for column in columns):
+        notes.append("P(front): probability of being Pareto-optimal")
+    if statistics.hypervolume and statistics.hypervolume[0] > 0:
+        value, low, high = statistics.hypervolume
+        interval = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
+        notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{interval}")
+    return notes + notes_on_seeds(results)
+
+
+def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[ScoreColumn]) -> list[str]:
+    best = [cell for column in columns for cell in column.cells if cell.best]
+    notes = []
+    if any(cell.stderr is not None for cell in best):
+        comparison = f"compared {_comparison(results, scores)}, corrected for all rows (Holm)"
+        notes.append(f"bold: the best and all within noise of it, at 95 %, {comparison}")
+        notes.append("a column without bold: all are within noise of the best")
+    if any(cell.stderr is None for cell in best):
+        notes.append("where no standard error is known, only the best value is bold, whatever its noise")
+    return notes
+
+
+def _comparison(results: Results, scores: Sequence[ScoreColumn]) -> str:
+    """The errors by which these scores are compared."""
+    rows = results.rows()
+    paired = {results.estimates.is_paired(rows, score.column) for score in scores}
+    if paired == {True}:
+        return "on the same samples (paired)"
+    return "on the same samples where they are stored, else by standard errors" if any(paired) else "by standard errors"
+
+
+def notes_on_seeds(results: Results) -> list[str]:
+    if not (results.frame["seeds_planned"] > 1).any():
+        return []
+    return [
+        "several seeds (n): mean ± half of its 95 % interval (Student); a single seed: ± its standard error",
+        "seeds are compared by the spread between them, with Welch's t-test",
+    ]
+
+
+def word(missing: str) -> str:
+    """The state in a word or two: `failed`, `running 40/300`, `not planned`."""
+    if running := re.match(r"RUNNING step (\d+) of (\d+)", missing):
+        return f"running {running[1]}/{running[2]}"
+    state = re.match(r"[A-Z]{4,}\b", missing)
+    text = state[0].lower() if state else missing
+    return "not planned" if text == "unplanned" else text
+
+
+def variant_text(row: Row) -> str:
+    """`MHA-36 (baseline)`, `MLKV-6 (n=2 of 3)`."""
+    role = BASELINE_NOTES.get(row["baseline"] or "") if not row[IS_PUBLISHED] else None
+    planned = row.get("seeds_planned") or 1
+    seeds = f"n={row['seeds']}" + (f" of {planned}" if row["seeds"] != planned else "") if planned > 1 else None
+    remarks = ", ".join(filter(None, [role, seeds]))
+    return f"{row['variant']} ({remarks})" if remarks else str(row["variant"])
+
+
+def count(number: float | None) -> Cell:
+    return Cell("") if number is None else Cell(f"{number:,.0f}", number)
+
+
+def _heads(text: str | None) -> Cell:
+    return Cell(text or "", int(text) if text and text.isdigit() else None)

@@ -1,0 +1,42 @@
+"""The tables that `mlkv table` and the report can make, a row each. Listing them loads neither pandas nor rich."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlkv.registry import Registry
+
+if TYPE_CHECKING:
+    from analysis.statistics.sources import Source
+    from analysis.tables.table import Table
+
+    MakeTable = Callable[[Source, Source | None], Table | None]
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """A table.
+
+    `title` is its heading. `make` is a function, or `module:function` as text where importing the module should wait
+    until the table is made. It is called with two arguments. The first is the Source (analysis/statistics/sources.py):
+    `source.results.frame` has a row per layout, `source.table` one per measured or scored cell. The second is the
+    published Source that `--published` names, or None. It returns a Table (analysis/tables/table.py, `make_table`), or
+    None where there is nothing to show.
+    """
+
+    title: str
+    make: str | MakeTable
+
+
+TABLES: Registry[TableKind] = Registry(
+    "table",
+    {
+        "configuration": TableKind("configurations", "analysis.tables.paper:configuration"),
+        "losses": TableKind("losses", "analysis.tables.paper:losses"),
+        "benchmarks": TableKind("benchmarks", "analysis.tables.paper:benchmarks"),
+        "memory": TableKind("memory and throughput", "analysis.tables.paper:memory"),
+    },
+)
+"""In the order of a paper."""
