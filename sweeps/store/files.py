@@ -17,9 +17,9 @@ from mlkv.files import discard
 from sweeps.store.errors import DamagedFileError
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` with `text`; a reader sees the old content or the new, never a part."""
-    with _beside(path, text) as temporary:
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` with text or bytes; a reader sees the old content or the new, never a part."""
+    with _beside(path, content) as temporary:
         os.replace(temporary, path)
 
 
@@ -35,20 +35,20 @@ def write_once(path: Path, text: str) -> bool:
 
 
 @contextmanager
-def _beside(path: Path, text: str) -> Iterator[Path]:
-    """A file with `text`, on disk, in the folder of `path` for as long as it is not renamed."""
+def _beside(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A file with this content, on disk, in the folder of `path` for as long as it is not renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        _write_synced(temporary, text)
+        _write_synced(temporary, content)
         yield temporary
     finally:
         discard(temporary)
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write_synced(path: Path, content: str | bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
