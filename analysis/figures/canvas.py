@@ -1,32 +1,34 @@
-"""The paper's column: one size, one set of fonts, and names that stand beside the lines they belong to.
+"""The paper's column: one size and one set of fonts for every figure, and the texts around the axes.
 
 3.3 inches wide, nothing smaller than 6 pt. matplotlib is imported when a figure is drawn and never asks for a display.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from analysis.figures.ticks import nice_ticks
+from analysis.figures.geometry import Scale
+from analysis.figures.labels import XY
+from analysis.figures.style import BASELINE_DASHES, GRID, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 WIDTH, HEIGHT = 3.3, 2.55
-QUIET, GRID, ALARM = "#6f7682", "#e9ebee", "#b00020"
-"""Of notes and reference lines; of grids; of what ran out of memory."""
-SMALLEST = 6.0
-STYLE: Any = {
+"""Inches: a column of a two-column paper."""
+FONT_SIZE, SMALLEST = 6.5, 6.0
+"""Points: of names and tick labels; of everything else that is written into the axes, and the least there is."""
+POINTS, PNG_DPI = 72, 300
+"""To the inch."""
+RC: Any = {
     "font.size": 7,
     "axes.labelsize": 7.5,
-    "axes.titlesize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
+    "axes.titlesize": FONT_SIZE,
+    "xtick.labelsize": FONT_SIZE,
+    "ytick.labelsize": FONT_SIZE,
     "axes.linewidth": 0.6,
     "axes.edgecolor": "#888888",
     "axes.spines.top": False,
@@ -43,36 +45,26 @@ STYLE: Any = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "axes.labelcolor": "#222222",
+    # Names come from users: `lr=$x` and `a_b^c` are names and not formulas, which may end in an error.
+    "text.parse_math": False,
+    # Text stays text: journals refuse Type 3 fonts, and a name in an SVG can be searched.
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
+    # Ids in an SVG are random without it, and equal figures would be different files.
     "svg.hashsalt": "mlkv",
 }
-_LINE_HEIGHT = 7.5
-"""Points from one name to the next in a column of names."""
-_LETTERS, _MOST_PARTS = 84, 8
-"""Of a remark: letters in a line, and the most items in a list."""
-_LONGEST = 30
-"""Letters of a name; longer ones would leave no room for the figure."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """A function that draws in the paper's style."""
-
-    @wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        import matplotlib
-
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return inside
+_BAR_OPACITY = 0.6
+"""Error bars are paler than their points, as they cross names and other points."""
+_EDGE = 3.0
+"""Points between a remark and the edges of the figure."""
+_PART_GAP = "   "
+_MOST_PARTS = 8
+_LONGEST_NAME = 30
+"""Letters; longer ones would leave no room for the figure."""
 
 
 def new_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """An empty figure that belongs to no window and no global state."""
+    """An empty figure of one column and its axes. It belongs to no window and to no global state."""
     figure = _figure(height)
     return figure, figure.add_subplot()
 
@@ -87,103 +79,112 @@ def _figure(height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    # Letters are a little wider at some resolutions, so the layout is computed at that of the PNG.
+    figure = Figure(figsize=(WIDTH, height), dpi=PNG_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def note(axes: Axes, text: str) -> None:
-    """A quiet remark under the axes, as part of the figure."""
-    axes.figure.supxlabel(text, fontsize=SMALLEST, color=QUIET, fontstyle="italic")
+def set_axes(axes: Axes, x: Scale, x_label: str, y: Scale, y_label: str) -> None:
+    """Give both axes their ends, ticks, labels and grid; a label that is longer than its axis goes on in a second
+    line."""
+    axes.set_xscale("log" if x.log else "linear")
+    axes.set_yscale("log" if y.log else "linear")
+    axes.set_xlim(x.low, x.high)
+    axes.set_ylim(y.low, y.high)
+    axes.set_xticks([tick.value for tick in x.ticks], [tick.text for tick in x.ticks])
+    axes.set_yticks([tick.value for tick in y.ticks], [tick.text for tick in y.ticks])
+    axes.minorticks_off()
+    axes.grid(True)
+    wrap(axes.set_xlabel(x_label), WIDTH * POINTS - 2 * _EDGE)
+    # The vertical axis is as high as the figure, less half an inch or so below it.
+    wrap(axes.set_ylabel(y_label), (HEIGHT - 0.5) * POINTS - 2 * _EDGE)
 
 
-def wrapped(parts: Sequence[str]) -> list[str]:
-    """Lines of a remark that are no wider than the figure; of very many parts, the first."""
-    shown = [*parts[:_MOST_PARTS], *(["…"] if len(parts) > _MOST_PARTS else [])]
-    return textwrap.wrap("   ".join(shown), _LETTERS, break_long_words=True) if shown else []
-
-
-def short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
-def score_axis(axes: Axes, values: Iterable[tuple[float, float | None]]) -> None:
-    """A vertical axis over values and their standard errors, with ticks of its own: those that matplotlib chooses
-    depend on the resolution, and with them the room that their labels take."""
-    pairs = [(value, error or 0.0) for value, error in values]
-    low, high = min(value - error for value, error in pairs), max(value + error for value, error in pairs)
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    ticks, digits = nice_ticks(low - margin, high + margin)
-    axes.set_ylim(low - margin, high + margin)
-    axes.set_yticks(ticks, [f"{tick:.{digits}f}".replace("-", "−") for tick in ticks])
-
-
-@dataclass(frozen=True)
-class EndName:
-    """A name for a line that ends at height `y` (data coordinates) on the right."""
-
-    text: str
-    y: float
-    colour: str
-
-
-def name_ends(figure: Figure, axes: Axes, names: Sequence[EndName]) -> None:
-    """Names beside the right edge at the heights where their lines end, moved apart where they are close; where there
-    is no room for all, evenly chosen ones. A hairline leads to a name that had to move."""
-    figure.draw_without_rendering()
-    unit = figure.dpi / 72
-    low, high = (edge / unit for edge in (axes.get_window_extent().y0, axes.get_window_extent().y1))
-    ordered = sorted(names, key=lambda name: -name.y)
-    kept = evenly(ordered, int((high - low) / _LINE_HEIGHT))
-    ends = [float(axes.transData.transform((1.0, name.y))[1]) / unit for name in kept]
-    moved = [b - a for a, b in zip(ends, within(spread(ends, _LINE_HEIGHT), _LINE_HEIGHT, low, high), strict=True)]
-    away = 9.0 if any(abs(distance) > _LINE_HEIGHT / 2 for distance in moved) else 3.0
-    for name, distance in zip(kept, moved, strict=True):
-        _name_end(axes, name, (away, distance))
-
-
-def _name_end(axes: Axes, name: EndName, moved: tuple[float, float]) -> None:
-    led = abs(moved[1]) > _LINE_HEIGHT / 2
-    style = {"fontsize": SMALLEST, "color": name.colour, "va": "center", "annotation_clip": False}
-    line = {"arrowstyle": "-", "linewidth": 0.4, "color": name.colour, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-    axes.annotate(
-        short(name.text),
-        (1.0, name.y),
-        xytext=moved,
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        arrowprops=line if led else None,
-        **style,  # type: ignore[arg-type]
+def draw_points(
+    axes: Axes,
+    points: Sequence[XY],
+    *,
+    marker: str,
+    size: float,
+    colour: str,
+    y_errors: Sequence[float] | None = None,
+    x_errors: Sequence[float] | None = None,
+    hollow: bool = False,
+    opacity: float = 1.0,
+) -> None:
+    """Points that look the same, with their standard errors. A "+" has no area and is drawn in its own colour alone."""
+    outlined = hollow or marker == "+"
+    markers, caps, bars = axes.errorbar(
+        [x for x, _ in points],
+        [y for _, y in points],
+        yerr=y_errors,
+        xerr=x_errors,
+        fmt=marker,
+        markersize=size,
+        color=colour,
+        markerfacecolor="white" if hollow else colour,
+        markeredgecolor=colour if outlined else "white",
+        markeredgewidth=0.9 if outlined else 0.5,
+        elinewidth=0.7,
+        capsize=1.4,
+        capthick=0.7,
+        zorder=3 + opacity,  # faint points below the others
     )
+    markers.set_alpha(opacity)
+    for bar in (*caps, *bars):
+        bar.set_alpha(opacity * _BAR_OPACITY)
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, first and last among them."""
-    if len(items) <= most:
-        return list(items)
-    if most < 2:
-        return list(items[:most])
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+def draw_level(axes: Axes, y: float, baseline: str | None) -> None:
+    """A baseline's score as a line across the axes."""
+    axes.axhline(y, color=MUTED, linewidth=0.7, dashes=BASELINE_DASHES[baseline or ""], zorder=1)
 
 
-def spread(heights: Iterable[float], gap: float) -> list[float]:
-    """Heights moved as little as needed to be `gap` apart, in their order from high to low."""
-    groups: list[list[float]] = []  # names that push each other share the mean of their wishes (isotonic regression)
-    wished = [height + gap * i for i, height in enumerate(heights)]
-    for wish in wished:
-        groups.append([wish])
-        while len(groups) > 1 and _mean(groups[-1]) > _mean(groups[-2]):
-            pushing = groups.pop()
-            groups[-1] += pushing
-    tops = [_mean(group) for group in groups for _ in group]
-    return [top - gap * i for i, top in enumerate(tops)]
+def footer(figure: Figure, lines: Sequence[str]) -> None:
+    """Quiet remarks below the axes. What is wider than the figure goes on in another line, if possible where parts of
+    a line are three spaces apart."""
+    if not lines:
+        return
+    text = figure.supxlabel("\n".join(lines), fontsize=SMALLEST, color=MUTED, fontstyle="italic")
+    wrap(text, WIDTH * POINTS - 2 * _EDGE)
 
 
-def within(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights that are `gap` apart, from high to low, pushed back between the edges; there has to be room for all."""
-    top = [min(height, high - gap * i) for i, height in enumerate(heights)]
-    return [max(height, low + gap * (len(top) - 1 - i)) for i, height in enumerate(top)]
+def first_parts(parts: Sequence[str]) -> list[str]:
+    """A line of a footer made of very many parts: the first ones. Empty without parts."""
+    shown = [*parts[:_MOST_PARTS], *(["…"] if len(parts) > _MOST_PARTS else [])]
+    return [_PART_GAP.join(shown)] if shown else []
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def wrap(text: Text, room: float) -> None:
+    """Break lines that are longer than `room` points."""
+
+    def fits(piece: str) -> bool:
+        text.set_text(piece)
+        return max(text_size(text)) <= room
+
+    lines = text.get_text().split("\n")
+    text.set_text("\n".join(piece for line in lines for piece in _split(line, fits)))
+
+
+def _split(line: str, fits: Callable[[str], bool], gaps: Sequence[str] = (_PART_GAP, " ", "")) -> list[str]:
+    """Pieces that fit, cut at the first gap where one is, else at a later one: between parts, words, letters."""
+    if fits(line) or not gaps:
+        return [line]
+    pieces: list[str] = []
+    for part in line.split(gaps[0]) if gaps[0] else line:
+        if pieces and fits(longer := f"{pieces[-1]}{gaps[0]}{part}"):
+            pieces[-1] = longer
+        else:
+            pieces += _split(part, fits, gaps[1:])
+    return pieces
+
+
+def text_size(text: Text) -> tuple[float, float]:
+    """Width and height of a text in points, as it is drawn."""
+    box, unit = text.get_window_extent(), text.figure.dpi / POINTS
+    return (box.width / unit, box.height / unit)
+
+
+def shorten(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

@@ -2,142 +2,91 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.figures.cloud import MEMORY, SPEED, Cloud, Cost, accuracy_score, cloud, loss_score
+from analysis.figures.canvas import PNG_DPI, RC
+from analysis.figures.geometry import number_text
 from analysis.figures.kinds import FIGURES
-from analysis.figures.layouts import layouts_figure
-from analysis.figures.memory import memory_figure
-from analysis.figures.pareto import cloud_figure
-from analysis.figures.spectrum import spectrum_figure
-from analysis.figures.tasks import tasks_figure
-from analysis.figures.throughput import throughput_figure
-from analysis.figures.training import curves_figure
-from analysis.statistics.results import Results
-from analysis.statistics.scores import ScoreColumn
 from analysis.statistics.sources import Source
+from mlkv.registry import function_of
+from sweeps.store.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PNG_DPI = 300
 FORMATS = ("png", "pdf", "svg")
 
 
 class CannotDraw(ValueError):
-    """A figure that was asked for by name and cannot be drawn; the message says why, in one line."""
+    """A figure that was named and cannot be drawn; the message says why, in one line."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """`draw` gives None where there is nothing to draw, and then `lacks` says what is missing."""
-
-    draw: Callable[[Source, Source | None], Figure | None]
-    lacks: str
-
-
-def write_figures(source: Source, kinds: Sequence[str], out_dir: Path, beside: Source | None = None) -> list[Path]:
+def write_figures(source: Source, kinds: Sequence[str], out_dir: Path, published: Source | None = None) -> list[Path]:
     """Write the figures called `kinds`, or all that there is something to draw for, and return the files.
 
-    `beside` are published results that the Pareto figures and the loss curves show as well. Raises CannotDraw for an
-    unknown kind, and for a named one without anything to draw.
+    `published` are results that the Pareto figures and the loss curves show as well. Raises CannotDraw for an unknown
+    kind, and for a named one without anything to draw.
     """
-    drawn = draw_all(source, beside) if not kinds else {kind: _named(source, kind, beside) for kind in kinds}
+    drawn = {kind: _draw_named(kind, source, published) for kind in kinds} or draw_all(source, published)
     if not drawn:
-        raise CannotDraw(f"{source.name}: nothing to draw yet; `mlkv status {source.name}` says where its steps stand")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    return [put(out_dir / f"{kind}.{form}", saved(figure, form)) for kind, figure in drawn.items() for form in FORMATS]
+        raise CannotDraw(
+            f"{source.name}: nothing to draw yet; `mlkv status {source.name}` shows the state of its steps"
+        )
+    files = {out_dir / f"{kind}.{form}": (figure, form) for kind, figure in drawn.items() for form in FORMATS}
+    for path, (figure, form) in files.items():
+        write_atomic(path, render_bytes(figure, form))
+    return list(files)
 
 
-def draw_all(source: Source, beside: Source | None = None) -> dict[str, Figure]:
-    """Every figure that there is something to draw for, but no two alike."""
-    alike = _same_cloud(source.results)
-    drawn = {kind: _KINDS[kind].draw(source, beside) for kind in FIGURES if not (alike and kind == "pareto_loss")}
-    return {kind: _settled(figure) for kind, figure in drawn.items() if figure}
+def draw_all(source: Source, published: Source | None = None) -> dict[str, Figure]:
+    """Every figure that there is something to draw for, but none that repeats another."""
+    kinds = [kind for kind, row in FIGURES.items() if not (row.repeats and function_of(row.repeats)(source))]
+    return {kind: figure for kind in kinds if (figure := draw(kind, source, published))}
 
 
-def _same_cloud(results: Results) -> bool:
-    """Whether the plan has no accuracy, so that the main axis is the loss."""
-    return accuracy_score(results) == loss_score(results)
+def draw(kind: str, source: Source, published: Source | None = None) -> Figure | None:
+    """One figure in the paper's style, or None where there is nothing to draw. Raises KeyError for an unknown kind."""
+    import matplotlib
+
+    with matplotlib.rc_context(RC):
+        figure: Figure | None = function_of(FIGURES[kind].draw)(source, published)
+        if figure:
+            _finish(figure)
+        return figure
 
 
-def _named(source: Source, kind: str, beside: Source | None) -> Figure:
-    if kind not in _KINDS:
+def _draw_named(kind: str, source: Source, published: Source | None) -> Figure:
+    if kind not in FIGURES:
         raise CannotDraw(f"figure = {kind}: choose from {', '.join(FIGURES)}")
-    if figure := _KINDS[kind].draw(source, beside):
-        return _settled(figure)
-    raise CannotDraw(f"figure = {kind}: nothing to draw for {source.name}: {_KINDS[kind].lacks}")
+    if figure := draw(kind, source, published):
+        return figure
+    raise CannotDraw(f"figure = {kind}: nothing to draw for {source.name}: it needs {FIGURES[kind].needs}")
 
 
-def _settled(figure: Figure) -> Figure:
-    """With its layout worked out once for all formats."""
+def _finish(figure: Figure) -> None:
+    """Compute the layout once for all formats, so that they are the same picture."""
+    from matplotlib.ticker import LogFormatter, NullFormatter
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        # matplotlib's own labels of a logarithmic axis are formulas, which are switched off for the sake of names.
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            axis.set_major_formatter(lambda value, _: number_text(value))
+            axis.set_minor_formatter(NullFormatter())
+    # Twice: the room that names need depends on the size of the axes, and the other way round.
     figure.draw_without_rendering()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    return figure
 
 
-def _pareto(score_of: Callable[[Results], ScoreColumn | None], cost: Cost) -> Callable[..., Figure | None]:
-    def draw(source: Source, beside: Source | None) -> Figure | None:
-        score = score_of(source.results)
-        own = cloud(source.results, score, cost) if score else None
-        if own is None or not own.points:
-            return None
-        return cloud_figure(own, _comparable(own, score_of, beside))
-
-    return draw
-
-
-def _comparable(own: Cloud, score_of: Callable[[Results], ScoreColumn | None], beside: Source | None) -> Cloud | None:
-    """The other results' cloud where it is of the same metric: no perplexity belongs on an axis of accuracies."""
-    score = score_of(beside.results) if beside else None
-    if beside is None or score is None or score.metric != own.metric_name:
-        return None
-    return cloud(beside.results, score, own.cost)
-
-
-_NO_SCORE = "no variant has a score yet, or none is planned"
-_NO_CELLS = "no measure step has finished, or none is planned"
-_KINDS = {
-    "pareto": _Kind(_pareto(accuracy_score, MEMORY), _NO_SCORE),
-    "pareto_throughput": _Kind(_pareto(accuracy_score, SPEED), "no variant has both a score and a measured speed"),
-    "pareto_loss": _Kind(_pareto(loss_score, MEMORY), "no variant has a loss or bits per byte"),
-    "memory": _Kind(lambda source, _: memory_figure(source.table), _NO_CELLS),
-    "throughput": _Kind(lambda source, _: throughput_figure(source.table), _NO_CELLS),
-    "curves": _Kind(curves_figure, "no training step has logged a loss"),
-    "spectrum": _Kind(
-        lambda source, _: spectrum_figure(source.results),
-        "it needs scores of two numbers of KV layers with equally many heads",
-    ),
-    "layouts": _Kind(lambda source, _: layouts_figure(source), "the layouts are not known"),
-    "tasks": _Kind(
-        lambda source, _: tasks_figure(source.results), "it needs a baseline's scores and another variant's"
-    ),
-}
-
-
-def saved(figure: Figure, form: str) -> bytes:
+def render_bytes(figure: Figure, form: str) -> bytes:
     """The file's bytes; equal figures give equal ones."""
     import matplotlib
 
-    from analysis.figures.canvas import STYLE
-
     buffer = BytesIO()
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=undated)
+    without_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=without_date)
     return buffer.getvalue()
-
-
-def put(path: Path, data: bytes) -> Path:
-    """Replace `path` by `data` in one step."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path

@@ -1,14 +1,93 @@
-"""The figures that `mlkv figure` can draw. Imports nothing, so that `mlkv --help` can list them."""
+"""The figures that `mlkv figure` and the report draw, a row each. Listing them loads neither matplotlib nor pandas."""
 
-FIGURES = {
-    "pareto": "accuracy (or the sweep's main axis) against KV bytes per token",
-    "pareto_throughput": "the same against the decode speed of the fastest cell",
-    "pareto_loss": "bits per byte, perplexity or loss against KV bytes per token",
-    "memory": "KV cache against batch size, with what ran out of memory",
-    "throughput": "decode speed against batch size, with what ran out of memory",
-    "curves": "training loss by variant, smoothed over raw",
-    "spectrum": "quality against the number of KV layers at fixed heads",
-    "layouts": "each variant's layout: owners with their KV heads, and their readers",
-    "tasks": "each task's difference from the baseline, with error bars",
-}
-"""Kind → what it shows."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlkv.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from analysis.statistics.sources import Source
+
+    DrawFigure = Callable[[Source, Source | None], Figure | None]
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """A figure.
+
+    `title` is what it shows, in one line: help, documentation and the report print it. `draw` is a function, or
+    `module:function` as text where importing the module should wait until the figure is drawn. It is called with two
+    arguments. The first is the Source (analysis/statistics/sources.py): `source.results.frame` has a row per layout,
+    `source.table` one per measured or scored cell. The second is the published Source that `--published` names, or
+    None. It returns a figure that it made with `new_figure()` of analysis/figures/canvas.py, or None where there is
+    nothing to draw; the message then says what the figure `needs`.
+
+    `repeats` is a function of the Source, in the same form, that says whether another figure already shows the same:
+    the figure is then drawn only if it is named.
+    """
+
+    title: str
+    draw: str | DrawFigure
+    needs: str
+    repeats: str | Callable[[Source], bool] | None = None
+
+
+_SCORES = "a variant with a score"
+_CELLS = "a finished measure step"
+
+FIGURES: Registry[FigureKind] = Registry(
+    "figure",
+    {
+        "pareto": FigureKind(
+            "accuracy (or the sweep's main axis) against KV bytes per token",
+            "analysis.figures.pareto:accuracy_by_memory",
+            _SCORES,
+        ),
+        "pareto_throughput": FigureKind(
+            "accuracy (or the sweep's main axis) against the decode speed of the fastest batch size",
+            "analysis.figures.pareto:accuracy_by_speed",
+            "a variant with both a score and a measured speed",
+        ),
+        "pareto_loss": FigureKind(
+            "bits per byte, perplexity or loss against KV bytes per token",
+            "analysis.figures.pareto:loss_by_memory",
+            "a variant with a loss, a perplexity or bits per byte",
+            repeats="analysis.figures.pareto:has_no_accuracy",
+        ),
+        "memory": FigureKind(
+            "KV cache against batch size, with what ran out of memory",
+            "analysis.figures.memory:memory_figure",
+            _CELLS,
+        ),
+        "throughput": FigureKind(
+            "decode speed against batch size, with what ran out of memory",
+            "analysis.figures.throughput:throughput_figure",
+            _CELLS,
+        ),
+        "curves": FigureKind(
+            "training loss of each variant, smoothed over raw",
+            "analysis.figures.curves:curves_figure",
+            "a training step that has logged a loss",
+        ),
+        "spectrum": FigureKind(
+            "quality against the number of KV layers at fixed heads",
+            "analysis.figures.spectrum:spectrum_figure",
+            "scores of two numbers of KV layers with equally many heads",
+        ),
+        "layouts": FigureKind(
+            "each layout: which layers own KV heads, and which layers read them",
+            "analysis.figures.layouts:layouts_figure",
+            "a plan, or a published set whose layouts are known",
+        ),
+        "tasks": FigureKind(
+            "each task's difference from the baseline, with error bars",
+            "analysis.figures.tasks:tasks_figure",
+            "scores of a baseline and of another variant",
+        ),
+    },
+)

@@ -1,13 +1,15 @@
-"""The layout figure: a row for each variant, a column for each layer, owners with their KV heads and their readers."""
+"""The layout figure: a row for each layout, a column for each layer, owners with their KV heads, and their readers."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.data.published import read
-from analysis.figures.canvas import QUIET, SMALLEST, evenly, new_figure, note, short, styled
-from analysis.figures.style import look
+from analysis.figures.canvas import SMALLEST, footer, new_figure, shorten
+from analysis.figures.geometry import evenly
+from analysis.figures.style import MUTED, family_style
 from mlkv.layout import KVLayout
 from mlkv.patterns import make, name_of
 
@@ -18,60 +20,64 @@ if TYPE_CHECKING:
     from analysis.statistics.sources import Source
 
 MOST_ROWS = 30
-_ROW, _MARGIN = 0.26, 0.42
+_ROW_HEIGHT, _MARGIN = 0.26, 0.42
 """Inches of a row, and below all rows."""
-_TALL, _WIDE = 0.7, 0.84
+_BOX_HEIGHT, _BOX_WIDTH = 0.7, 0.84
 """Of a layer's box, in rows and columns."""
-_LEAST = 0.2
+_LEAST_SHARE = 0.2
 """Height of a single head among very many, as a share of the box."""
-_STRIPES = 12
+_MOST_STRIPES = 12
 """Up to so many query heads an owner's KV heads are drawn one by one."""
-_PALE = "#eceff3"
+_EMPTY = "#eceff3"
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.6}
-Drawn = tuple[str, str | None, KVLayout]
-"""Name, family and layout of a row."""
 
 
-def layouts_of(source: Source) -> list[Drawn]:
-    """The different layouts, where a plan or the published file tells them; equal ones go by the first's name."""
-    told = [_of_plan(row) for row in source.sweep.variants] if source.sweep else _of_file(source.name)
-    first: dict[KVLayout, Drawn] = {}
-    for drawn in told:
-        first.setdefault(drawn[2], drawn)
+@dataclass(frozen=True)
+class NamedLayout:
+    name: str
+    family: str | None
+    layout: KVLayout
+
+
+def layouts_of(source: Source) -> list[NamedLayout]:
+    """The different layouts, where a plan or the published file has them; equal ones under the first one's name."""
+    known = [_of_plan(row) for row in source.sweep.variants] if source.sweep else _of_file(source.name)
+    first: dict[KVLayout, NamedLayout] = {}
+    for named in known:
+        first.setdefault(named.layout, named)
     return list(first.values())
 
 
-def _of_plan(row: dict[str, Any]) -> Drawn:
+def _of_plan(row: dict[str, Any]) -> NamedLayout:
     layout = KVLayout.from_dict(row["layout"])
-    return (name_of(layout) if row["baseline"] == "untouched" else row["variant"]), row["family"], layout
+    return NamedLayout(name_of(layout) if row["baseline"] == "untouched" else row["variant"], row["family"], layout)
 
 
-def _of_file(name: str) -> list[Drawn]:
+def _of_file(name: str) -> list[NamedLayout]:
     """Without those whose pattern is none of ours (readers below their owner)."""
-    found: list[Drawn] = []
+    layouts: list[NamedLayout] = []
     for row in read("layouts"):
         if row["set"] == name.rpartition("/")[2] and row["layers"] and row["heads"]:
             shape = (int(row["layers"]), int(row["heads"]), int(row["kv_layers"]), int(row["kv_heads"]))
             with suppress(ValueError):
-                found.append((row["variant"], row["family"], make(row["pattern"], *shape)))
-    return found
+                layouts.append(NamedLayout(row["variant"], row["family"], make(row["pattern"], *shape)))
+    return layouts
 
 
-@styled
-def layouts_figure(source: Source) -> Figure | None:
+def layouts_figure(source: Source, published: Source | None = None) -> Figure | None:
     """A drawing of each different layout, or None where none is known."""
     layouts = layouts_of(source)
     if not layouts:
         return None
     shown = evenly(layouts, MOST_ROWS)
-    figure, axes = new_figure(_ROW * len(shown) + _MARGIN)
-    layers = max(layout.layers for *_, layout in shown)
-    for row, (_, family, layout) in enumerate(shown):
-        _draw(axes, layout, row, look(family).colour)
-        axes.text(layers + 0.1, row, _summary(layout), va="center", fontsize=SMALLEST, color=QUIET)
-    _frame(axes, [(name, look(family).colour) for name, family, _ in shown], layers)
+    figure, axes = new_figure(_ROW_HEIGHT * len(shown) + _MARGIN)
+    layers = max(named.layout.layers for named in shown)
+    for row, named in enumerate(shown):
+        _draw(axes, named.layout, row, family_style(named.family).colour)
+        axes.text(layers + 0.1, row, _summary(named.layout), va="center", fontsize=SMALLEST, color=MUTED)
+    _set_axes(axes, shown, layers)
     rest = f"   {len(shown)} of {len(layouts)} layouts" if len(shown) < len(layouts) else ""
-    note(axes, f"bar: KV heads kept   dot: a layer that reads them{rest}")
+    footer(figure, [f"bar: KV heads of an owner   dot: a layer that reads them{rest}"])
     return figure
 
 
@@ -82,42 +88,49 @@ def _summary(layout: KVLayout) -> str:
     return f"{layout.kv_layers} × {layout.kv_heads[0]} = {layout.budget:,}"
 
 
-def _frame(axes: Axes, names: list[tuple[str, str]], layers: int) -> None:
+def _set_axes(axes: Axes, shown: list[NamedLayout], layers: int) -> None:
     axes.set_xlim(-0.6, layers - 0.4)
-    axes.set_ylim(len(names) - 0.45, -0.6)
+    axes.set_ylim(len(shown) - 0.45, -0.6)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_yticks(range(len(names)), [short(name) for name, _ in names])
-    for label, (_, colour) in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_color(colour)
+    axes.set_yticks(range(len(shown)), [shorten(named.name) for named in shown])
+    for label, named in zip(axes.get_yticklabels(), shown, strict=True):
+        label.set_color(family_style(named.family).colour)
     step = -(-layers // 7) if layers > 12 else 1
-    ticks = [layer for layer in range(layers) if layer % step == 0]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)])
     axes.set_xlabel("layer")
 
 
 def _draw(axes: Axes, layout: KVLayout, row: int, colour: str) -> None:
-    """Boxes of all layers, filled from the bottom by the share of the heads that is kept; threads to the readers."""
+    """Boxes of all layers, filled from the bottom by the share of the query heads that have KV heads of their own;
+    threads from the owners to their readers."""
     from matplotlib.patches import Rectangle
 
-    floor = row + _TALL / 2
-    for layer, source in enumerate(layout.kv_source_layers):
-        left = layer - _WIDE / 2
-        axes.add_patch(Rectangle((left, row - _TALL / 2), _WIDE, _TALL, facecolor=_PALE, edgecolor="none"))
-        if layer == source:
-            kept = _TALL * max(layout.heads_of(layer) / layout.heads, _LEAST)
-            axes.add_patch(Rectangle((left, floor - kept), _WIDE, kept, facecolor=colour, edgecolor="none"))
-            if layout.heads <= _STRIPES:
-                _stripes(axes, layout.heads_of(layer), (left, floor), kept)
+    bottom = row + _BOX_HEIGHT / 2
+    for layer, owner in enumerate(layout.kv_source_layers):
+        left = layer - _BOX_WIDTH / 2
+        axes.add_patch(
+            Rectangle((left, row - _BOX_HEIGHT / 2), _BOX_WIDTH, _BOX_HEIGHT, facecolor=_EMPTY, edgecolor="none")
+        )
+        if layer == owner:
+            filled = _filled(layout, owner)
+            axes.add_patch(Rectangle((left, bottom - filled), _BOX_WIDTH, filled, facecolor=colour, edgecolor="none"))
+            if layout.heads <= _MOST_STRIPES:
+                _stripes(axes, layout.heads_of(layer), (left, bottom), filled)
     for owner in layout.owners:
         if readers := layout.readers(owner):
-            middle = floor - _TALL * max(layout.heads_of(owner) / layout.heads, _LEAST) / 2
+            middle = bottom - _filled(layout, owner) / 2
             axes.plot([owner, readers[-1]], [middle, middle], color=colour, linewidth=0.7, zorder=1.5)
             axes.plot(list(readers), [middle] * len(readers), "o", color=colour, markersize=2.4, zorder=4, **_HOLLOW)
 
 
-def _stripes(axes: Axes, heads: int, corner: tuple[float, float], kept: float) -> None:
-    left, floor = corner
+def _filled(layout: KVLayout, owner: int) -> float:
+    """Height of an owner's KV heads, in rows."""
+    return _BOX_HEIGHT * max(layout.heads_of(owner) / layout.heads, _LEAST_SHARE)
+
+
+def _stripes(axes: Axes, heads: int, corner: tuple[float, float], filled: float) -> None:
+    left, bottom = corner
     for head in range(1, heads):
-        y = floor - kept * head / heads
-        axes.plot([left, left + _WIDE], [y, y], color="white", linewidth=0.3)
+        y = bottom - filled * head / heads
+        axes.plot([left, left + _BOX_WIDTH], [y, y], color="white", linewidth=0.3)

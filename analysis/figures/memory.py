@@ -10,26 +10,30 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.data import frame
-from analysis.data.frame import Row
 from analysis.data.units import size as size_text
-from analysis.figures.canvas import ALARM, EndName, evenly, name_ends, new_figure, note, styled
-from analysis.figures.style import look
-from analysis.figures.ticks import byte_ticks
+from analysis.figures.canvas import footer, new_figure, set_axes
+from analysis.figures.geometry import NAME_ROOM, byte_ticks, log_scale
+from analysis.figures.measurements import (
+    AXIS_LABELS,
+    CACHE,
+    OUT_OF_MEMORY,
+    PEAK,
+    PER_TOKEN,
+    Axis,
+    Measured,
+    Measurement,
+    measured,
+)
+from analysis.figures.names import EndName, name_ends
+from analysis.figures.style import ALARM, family_style
+from analysis.statistics.sources import Source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_bytes_per_token", "oom"
-"""What a measure step records: the cache, what the whole run added, the cache per token, and cells that ran out."""
-
-
-Cells = dict[int, float]
-"""Bytes by what was swept: batch size or context."""
-_ALIKE = 0.99
-"""Contexts count as the longest from this share of it on (the published runs end at 2,047 or 2,045 tokens)."""
-AXES = {"batch": "batch size", "context": "context, tokens"}
+Bytes = dict[int, float]
+"""By what is on the axis: batch size or context."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Line:
     fixed: int
     unit: float
     extra: int
-    caches: dict[str, Cells]
+    caches: dict[str, Bytes]
     peaks: dict[str, list[tuple[int, float]]]
     failed: set[int]
 
@@ -53,7 +57,8 @@ class Line:
         return self.unit * (x + self.extra)
 
     @property
-    def swept(self) -> set[int]:
+    def sizes(self) -> set[int]:
+        """Every batch size or context that was tried."""
         return self.failed.union(*self.caches.values())
 
     @property
@@ -63,184 +68,138 @@ class Line:
 
     @property
     def colour(self) -> str:
-        return look(next(iter(self.caches))).colour
-
-
-def measured(table: pd.DataFrame) -> tuple[str, list[Row]]:
-    """What was swept, `batch` or, at a single batch size, `context`; and the numbers of it, at the longest context.
-    Numbers at an unknown context (of an import) are taken where there are no others."""
-    rows = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
-    rows = [row for row in rows if row["context"]] or rows
-    if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
-        return "context", [row for row in rows if row["context"]]
-    longest = max((row["context"] or 0 for row in rows), default=0)
-    return "batch", [row for row in rows if (row["context"] or 0) >= _ALIKE * longest]
-
-
-def left_out(table: pd.DataFrame) -> list[str]:
-    """A remark on the layouts that were measured, but at other contexts than those that are drawn."""
-    drawn = {row["variant"] for row in measured(table)[1]}
-    of_all = table[(table["kind"] == "measure") & table["batch"].notna() & table["value"].notna()]
-    others = len(set(of_all["variant"]) - drawn)
-    return [f"{others} measured at other contexts: not drawn"] if others else []
+        return family_style(next(iter(self.caches))).colour
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
     """Lines of a long table, the largest cache first; empty without measurements of caches."""
-    axis, rows = measured(table)
-    by_variant: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["kv_bytes_per_token"]:
-            by_variant.setdefault(row["variant"], []).append(row)
-    by_size: dict[tuple[float, int, float], list[Row]] = {}
+    return _lines(measured(table))
+
+
+def _lines(found: Measured) -> list[Line]:
+    by_variant: dict[str, list[Measurement]] = {}
+    for cell in found.cells:
+        if cell.kv_bytes_per_token:
+            by_variant.setdefault(cell.variant, []).append(cell)
+    by_size: dict[tuple[float, int, float], list[Measurement]] = {}
     for own in by_variant.values():
         if tokens := _tokens(own):
             factor = _wider(own)
-            by_size.setdefault((own[0]["kv_bytes_per_token"] * factor, tokens, factor), []).extend(own)
-    found = [_line(axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
-    return [line for line in found if line.swept]
+            by_size.setdefault(((own[0].kv_bytes_per_token or 0) * factor, tokens, factor), []).extend(own)
+    drawn = [_line(found.axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
+    return [line for line in drawn if line.sizes]
 
 
-def _tokens(rows: list[Row]) -> int:
+def _tokens(cells: list[Measurement]) -> int:
     """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
     nothing was measured, or at an unknown context. What was decoded after the context counts where the step recorded
     bytes per token."""
-    caches = {(row["batch"], row["context"]): row["value"] for row in rows if row["metric"] == CACHE}
-    for row in rows:
-        if row["metric"] == PER_TOKEN and (cache := caches.get((row["batch"], row["context"]))):
-            return round(cache / (row["value"] * row["batch"])) - int(row["context"] or 0) + _first(rows)
-    return _first(rows)
+    caches = {(cell.batch, cell.context): cell.value for cell in cells if cell.metric == CACHE}
+    first = cells[0].context
+    for cell in cells:
+        if cell.metric == PER_TOKEN and (cache := caches.get((cell.batch, cell.context))):
+            return round(cache / (cell.value * cell.batch)) - cell.context + first
+    return first
 
 
-def _first(rows: list[Row]) -> int:
-    return int(rows[0]["context"] or 0) if rows else 0
-
-
-def _wider(rows: list[Row]) -> float:
+def _wider(cells: list[Measurement]) -> float:
     """How many times the formula's bytes a variant's caches had: 2 where keys that are counted at 16 bits were kept at
     32 (as published for MLKV). 1 unless all its cells agree on one such factor."""
-    extra = _tokens(rows) - _first(rows)
+    extra = _tokens(cells) - cells[0].context
     ratios = [
-        row["value"] / (row["kv_bytes_per_token"] * (row["context"] + extra) * row["batch"])
-        for row in rows
-        if row["metric"] == CACHE
+        cell.value / ((cell.kv_bytes_per_token or 0) * (cell.context + extra) * cell.batch)
+        for cell in cells
+        if cell.metric == CACHE
     ]
-    agreed = {factor for ratio in ratios for factor in (0.5, 1.0, 2.0) if abs(ratio / factor - 1) < 0.02}
-    return agreed.pop() if len(agreed) == 1 else 1.0
+    # Two per cent: what a cache holds beyond the formula, as by rounding its length up, is no other width of numbers.
+    factors = {factor for ratio in ratios for factor in (0.5, 1.0, 2.0) if abs(ratio / factor - 1) < 0.02}
+    return factors.pop() if len(factors) == 1 else 1.0
 
 
-def _line(axis: str, size: float, tokens: int, factor: float, rows: list[Row]) -> Line:
-    told = "" if factor == 1 else f" ×{factor:g}"
+def _line(axis: Axis, size: float, tokens: int, factor: float, cells: list[Measurement]) -> Line:
+    width = "" if factor == 1 else f" ×{factor:g}"
     of_batch = axis == "batch"
+    # Variants of one family and size have one cache, so that the last measurement holds for all of them. Their peaks
+    # differ: what a run takes beside its cache depends on the layout too.
+    caches: dict[str, Bytes] = {cell.family or "": {} for cell in cells}
+    peaks: dict[str, set[tuple[int, float]]] = {family: set() for family in caches}
+    for cell in cells:
+        if cell.metric == CACHE:
+            caches[cell.family or ""][cell.x] = cell.value
+        elif cell.metric == PEAK:
+            peaks[cell.family or ""].add((cell.x, cell.value))
     return Line(
-        fixed=tokens if of_batch else rows[0]["batch"],
-        layouts=tuple(dict.fromkeys(f"{row['family']}-{row['budget']}{told}" for row in rows)),
-        unit=size * (tokens if of_batch else rows[0]["batch"]),
-        extra=0 if of_batch else tokens - _first(rows),
-        caches=_cells(rows, axis, CACHE),
-        peaks=_peaks(rows, axis),
-        failed={row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY},
+        fixed=tokens if of_batch else cells[0].batch,
+        layouts=tuple(dict.fromkeys(f"{cell.family}-{cell.budget}{width}" for cell in cells)),
+        unit=size * (tokens if of_batch else cells[0].batch),
+        extra=0 if of_batch else tokens - cells[0].context,
+        caches=caches,
+        peaks={family: sorted(found) for family, found in peaks.items()},
+        failed={cell.x for cell in cells if cell.metric == OUT_OF_MEMORY},
     )
 
 
-def _cells(rows: list[Row], axis: str, metric: str) -> dict[str, Cells]:
-    """By family: variants of one family and size have one cache, so the last measurement stands for all of them."""
-    found: dict[str, Cells] = {row["family"] or "": {} for row in rows}
-    for row in rows:
-        if row["metric"] == metric:
-            found[row["family"] or ""][row[axis]] = row["value"]
-    return found
-
-
-def _peaks(rows: list[Row], axis: str) -> dict[str, list[tuple[int, float]]]:
-    """By family, of every layout: what a run takes beside its cache depends on more than the cache's size."""
-    found: dict[str, list[tuple[int, float]]] = {row["family"] or "": [] for row in rows}
-    for row in rows:
-        if row["metric"] == PEAK:
-            found[row["family"] or ""].append((row[axis], row["value"]))
-    return {family: sorted(set(peaks)) for family, peaks in found.items()}
-
-
-@styled
-def memory_figure(table: pd.DataFrame) -> Figure | None:
-    """KV cache against batch size of every measured variant, or None where nothing is measured."""
-    drawn = lines(table)
+def memory_figure(source: Source, published: Source | None = None) -> Figure | None:
+    """KV cache against batch size (or context) of every measured variant, or None where nothing is measured."""
+    found = measured(source.table)
+    drawn = _lines(found)
     if not drawn:
         return None
     figure, axes = new_figure()
-    swept = sorted(set().union(*(line.swept for line in drawn)))
-    _draw_frame(axes, drawn, measured(table)[0], swept)
+    sizes = sorted(set().union(*(line.sizes for line in drawn)))
+    _set_axes(axes, found, drawn, sizes)
     for line in drawn:
-        _draw_line(axes, line, (swept[0], swept[-1]))
-    note(axes, "\n".join([_legend(drawn), *left_out(table)]))
-    name_ends(figure, axes, [EndName(_name(line, drawn), line.formula(swept[-1]), line.colour) for line in drawn])
+        _draw_line(axes, line, (sizes[0], sizes[-1]))
+    footer(figure, [_legend(drawn), *found.remarks])
+    several = len({line.fixed for line in drawn}) > 1
+    names = [f"{line.label} @{line.fixed:,}" if several else line.label for line in drawn]
+    ends = [EndName(name, line.formula(sizes[-1]), line.colour) for name, line in zip(names, drawn, strict=True)]
+    name_ends(figure, axes, ends)
     return figure
 
 
 def _legend(drawn: list[Line]) -> str:
-    """What the marks mean that are there."""
+    """What the marks mean, of those that are there."""
     parts = ["line: formula", "marker: measured cache"]
     parts += ["dash: peak of the run"] if any(cells for line in drawn for cells in line.peaks.values()) else []
     parts += ["×: out of memory"] if any(line.failed for line in drawn) else []
     return "   ".join(parts)
 
 
-def swept_axis(axes: Axes, axis: str, values: list[int]) -> None:
-    """A horizontal axis of batch sizes or contexts, in octaves."""
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel(AXES[axis])
-    axes.grid(True)
-    low, high = values[0], values[-1]
-    ticks = byte_ticks(low / 1.01, high * 1.01, most=6)
-    ticks = ticks if len(ticks) > 1 else evenly(values, 6)
-    axes.set_xlim(low / 1.25, high * 1.25)
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+def _set_axes(axes: Axes, found: Measured, drawn: list[Line], sizes: list[int]) -> None:
+    values = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
+    values += [peak for line in drawn for peaks in line.peaks.values() for _, peak in peaks]
+    values += [line.formula(x) for line in drawn for x in (sizes[0], sizes[-1])]
+    scale = log_scale(values, byte_ticks, room=NAME_ROOM, text=size_text)
+    label = _cache_label(found.axis, {line.fixed for line in drawn})
+    set_axes(axes, found.scale(sizes), AXIS_LABELS[found.axis], scale, label)
 
 
-def _fixed(drawn: list[Line]) -> list[int]:
-    """How many tokens (or sequences) the caches hold: one number where all lines agree."""
-    return sorted({line.fixed for line in drawn})
-
-
-def _name(line: Line, drawn: list[Line]) -> str:
-    """With its own number of tokens where the lines have several."""
-    return line.label if len(_fixed(drawn)) == 1 else f"{line.label} @{line.fixed:,}"
-
-
-def _draw_frame(axes: Axes, drawn: list[Line], axis: str, swept: list[int]) -> None:
-    swept_axis(axes, axis, swept)
-    axes.set_yscale("log", base=2)
-    axes.set_ylabel(_cache_label(axis, _fixed(drawn)))
-    sizes = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
-    sizes += [line.formula(x) for line in drawn for x in (swept[0], swept[-1])]
-    marks = byte_ticks(min(sizes) / 1.5, max(sizes) * 1.5, most=6)
-    axes.set_yticks(marks, [size_text(mark) for mark in marks])
-    axes.minorticks_off()
-
-
-def _cache_label(axis: str, fixed: list[int]) -> str:
+def _cache_label(axis: Axis, fixed: set[int]) -> str:
+    """With the tokens (or sequences) that the caches hold, where they agree; else each name has its own after an @."""
     unit = "token" if axis == "batch" else "sequence"
-    if len(fixed) == 1:
-        return f"KV cache of {fixed[0]:,} {unit}{'' if fixed[0] == 1 else 's'}"
-    return f"KV cache of as many {unit}s as are behind @"
+    if len(fixed) > 1:
+        return f"KV cache ({unit}s: number after @)"
+    (count,) = fixed
+    return f"KV cache of {count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def _draw_line(axes: Axes, line: Line, span: tuple[int, int]) -> None:
     """The formula, the first family's points filled, further families' as rings around them, peaks and crosses."""
     axes.plot(span, [line.formula(x) for x in span], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
     for ring, (family, cells) in enumerate(line.caches.items()):
-        shape = look(family)
+        style = family_style(family)
         axes.plot(
             list(cells),
             list(cells.values()),
-            shape.marker,
+            style.marker,
             markersize=3.4 + 1.8 * ring,
-            markerfacecolor="none" if ring else shape.colour,
-            markeredgecolor=shape.colour if ring else "white",
+            markerfacecolor="none" if ring else style.colour,
+            markeredgecolor=style.colour if ring else "white",
             markeredgewidth=0.7 if ring else 0.3,
             zorder=3 + ring,
         )
         peaks = line.peaks[family]
-        axes.plot([x for x, _ in peaks], [peak for _, peak in peaks], "_", color=shape.colour, markersize=5, alpha=0.6)
+        axes.plot([x for x, _ in peaks], [peak for _, peak in peaks], "_", color=style.colour, markersize=5, alpha=0.6)
     failed = sorted(line.failed)
     axes.plot(failed, [line.formula(x) for x in failed], "x", color=ALARM, markersize=5, zorder=9)

@@ -10,35 +10,23 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.data import machine
-from analysis.data.frame import Row
-from analysis.figures.canvas import (
-    ALARM,
-    SMALLEST,
-    EndName,
-    evenly,
-    name_ends,
-    new_figure,
-    note,
-    short,
-    styled,
-    wrapped,
-)
-from analysis.figures.memory import OUT_OF_MEMORY, left_out, measured, swept_axis
-from analysis.figures.naming import Name, write_names
-from analysis.figures.style import look, shades
-from analysis.figures.ticks import round_ticks
+from analysis.figures.canvas import SMALLEST, first_parts, footer, new_figure, set_axes
+from analysis.figures.geometry import NAME_ROOM, evenly, log_scale, round_ticks
+from analysis.figures.measurements import AXIS_LABELS, OUT_OF_MEMORY, SPEED, Measured, Measurement, measured
+from analysis.figures.names import EndName, PointName, name_ends, name_points
+from analysis.figures.style import ALARM, family_style, shades_by_name
+from analysis.statistics.sources import Source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SPEED = "tokens_per_second"
-APART = "measured on different machines, which are not to be compared"
+MACHINES = "measured on different machines, which are not to be compared"
 MOST_NAMES = 16
 
 
 @dataclass(frozen=True)
-class Pace:
+class SpeedLine:
     """Tokens per second of one layout by batch size (or context), and where memory ran out."""
 
     name: str
@@ -52,110 +40,89 @@ class Pace:
         return max(self.cells.items())
 
 
-def paces(table: pd.DataFrame) -> list[Pace]:
+def speed_lines(table: pd.DataFrame) -> list[SpeedLine]:
     """The speeds in a long table, the largest budget first. Variants that share a measurement are one line, named by
-    family and budget unless layouts were measured in several ways; marked where machines are several."""
-    axis, rows = measured(table)
-    by_step: dict[str, list[Row]] = {}
-    for row in rows:
-        by_step.setdefault(row["step"] or row["variant"], []).append(row)
+    family and budget unless layouts were measured in several ways; with a letter where machines are several."""
+    return _speed_lines(measured(table))
+
+
+def _speed_lines(found: Measured) -> list[SpeedLine]:
+    by_step: dict[str, list[Measurement]] = {}
+    for cell in found.cells:
+        by_step.setdefault(cell.step or cell.variant, []).append(cell)
     names = Counter(_layout_name(own[0]) for own in by_step.values())
-    marks = _marks(rows)
-    found = []
+    letters = _machine_letters(found)
+    drawn = []
     for own in by_step.values():
-        name = _layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0]["variant"]
-        found.append(_pace(f"{name} ({marks[own[0]['machine']]})" if marks else name, axis, own))
-    return sorted((pace for pace in found if pace.cells), key=lambda pace: -pace.budget)
+        name = _layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0].variant
+        drawn.append(_speed_line(f"{name} ({letters[own[0].machine]})" if letters else name, own))
+    return sorted((line for line in drawn if line.cells), key=lambda line: -line.budget)
 
 
-def _marks(rows: list[Row]) -> dict[str | None, str]:
-    return machine.marks(row for row in rows if row["metric"] == SPEED)
+def _machine_letters(found: Measured) -> dict[str | None, str]:
+    return machine.marks({"machine": cell.machine} for cell in found.cells if cell.metric == SPEED)
 
 
-def _layout_name(row: Row) -> str:
-    return f"{row['family']}-{row['budget']}" if row["step"] else str(row["variant"])
+def _layout_name(cell: Measurement) -> str:
+    return f"{cell.family}-{cell.budget}" if cell.step else cell.variant
 
 
-def _pace(name: str, axis: str, rows: list[Row]) -> Pace:
-    speeds = {row[axis]: row["value"] for row in rows if row["metric"] == SPEED}
+def _speed_line(name: str, own: list[Measurement]) -> SpeedLine:
+    speeds = {cell.x: cell.value for cell in own if cell.metric == SPEED}
     cells = {x: speeds[x] for x in sorted(speeds)}
-    failed = {row[axis] for row in rows if row["metric"] == OUT_OF_MEMORY} - cells.keys()
-    return Pace(name, rows[0]["family"], rows[0]["budget"] or 0, cells, failed)
+    failed = {cell.x for cell in own if cell.metric == OUT_OF_MEMORY} - cells.keys()
+    return SpeedLine(name, own[0].family, own[0].budget or 0, cells, failed)
 
 
-@styled
-def throughput_figure(table: pd.DataFrame) -> Figure | None:
+def throughput_figure(source: Source, published: Source | None = None) -> Figure | None:
     """Tokens per second against batch size of every measured layout, or None where nothing is measured."""
-    drawn = paces(table)
+    found = measured(source.table)
+    drawn = _speed_lines(found)
     if not drawn:
         return None
     figure, axes = new_figure()
-    axis, rows = measured(table)
-    swept_axis(axes, axis, sorted({x for pace in drawn for x in [*pace.cells, *pace.failed]}))
-    _speed_axis(axes, [speed for pace in drawn for speed in pace.cells.values()])
-    colours = shaded([(pace.name, pace.family) for pace in drawn])
-    for pace in drawn:
-        _draw(axes, pace, colours[pace.name])
-    told = ["×: out of memory"] if any(pace.failed for pace in drawn) else []
-    told += [APART, *wrapped(machine.key(marks))] if (marks := _marks(rows)) else []
-    if told := [*told, *left_out(table)]:
-        note(axes, "\n".join(told))
-    _name(figure, axes, drawn)
+    sizes = sorted({x for line in drawn for x in [*line.cells, *line.failed]})
+    speeds = [speed for line in drawn for speed in line.cells.values()]
+    scale = log_scale(speeds, round_ticks, 7, NAME_ROOM)
+    set_axes(axes, found.scale(sizes), AXIS_LABELS[found.axis], scale, "decoded tokens per second")
+    colours = shades_by_name([(line.name, line.family) for line in drawn])
+    for line in drawn:
+        _draw(axes, line, colours[line.name])
+    remarks = ["×: out of memory"] if any(line.failed for line in drawn) else []
+    if letters := _machine_letters(found):
+        remarks += [MACHINES, *first_parts(machine.key(letters))]
+    footer(figure, [*remarks, *found.remarks])
+    _write_names(figure, axes, drawn)
     return figure
 
 
-def shaded(names: list[tuple[str, str | None]]) -> dict[str, str]:
-    """A colour for each (name, family): the family's, lighter from name to name."""
-    by_family: dict[str | None, list[str]] = {}
-    for name, family in dict.fromkeys(names):
-        by_family.setdefault(family, []).append(name)
-    return {
-        name: shade
-        for family, members in by_family.items()
-        for name, shade in zip(members, shades(look(family).colour, len(members)), strict=True)
-    }
-
-
-def _speed_axis(axes: Axes, speeds: list[float]) -> None:
-    axes.set_yscale("log")
-    axes.set_ylabel("decoded tokens per second")
-    low, high = min(speeds) / 1.3, max(speeds) * 1.5
-    ticks = round_ticks(low, high, 7)
-    axes.set_ylim(low, high)
-    axes.set_yticks(ticks, [f"{tick:,g}" if tick < 1e4 else f"{tick:,.0f}" for tick in ticks])
-    axes.minorticks_off()
-
-
-def _draw(axes: Axes, pace: Pace, colour: str) -> None:
+def _draw(axes: Axes, line: SpeedLine, colour: str) -> None:
     """The line, and from its end a dotted one to the batch sizes that did not fit."""
-    shape = look(pace.family)
+    marker = family_style(line.family).marker
     axes.plot(
-        list(pace.cells),
-        list(pace.cells.values()),
-        f"{shape.marker}-",
+        list(line.cells),
+        list(line.cells.values()),
+        f"{marker}-",
         color=colour,
         linewidth=0.9,
         markersize=3.6,
         markeredgecolor="white",
         markeredgewidth=0.3,
     )
-    batch, speed = pace.last
-    for failed in sorted(pace.failed):
+    batch, speed = line.last
+    for failed in sorted(line.failed):
         axes.plot([batch, failed], [speed, speed], ":", color=colour, linewidth=0.7)
         axes.plot([failed], [speed], "x", color=ALARM, markersize=4)
 
 
-def _name(figure: Figure, axes: Axes, drawn: list[Pace]) -> None:
-    if len({pace.last[0] for pace in drawn}) == 1:
-        name_ends(figure, axes, [EndName(pace.name, pace.last[1], look(pace.family).colour) for pace in drawn])
+def _write_names(figure: Figure, axes: Axes, drawn: list[SpeedLine]) -> None:
+    """Behind the lines where all end at one batch size, else next to their last points."""
+    if len({line.last[0] for line in drawn}) == 1:
+        ends = [EndName(line.name, line.last[1], family_style(line.family).colour) for line in drawn]
+        name_ends(figure, axes, ends)
         return
-    names = [
-        Name(short(p.name), *p.last, {"color": look(p.family).colour, "fontsize": 6}) for p in evenly(drawn, MOST_NAMES)
-    ]
-    points = [(float(batch), speed) for pace in drawn for batch, speed in pace.cells.items()]
-    lines = [pair for pace in drawn for pair in pairwise((float(b), s) for b, s in pace.cells.items())]
-    write_names(figure, axes, names, points=points, segments=lines)
-
-
-def _named(pace: Pace) -> Name:
-    return Name(short(pace.name), *pace.last, {"color": look(pace.family).colour, "fontsize": SMALLEST})
+    named = evenly(drawn, MOST_NAMES)
+    names = [PointName(line.name, *line.last, family_style(line.family).colour, SMALLEST) for line in named]
+    cells = [[(float(x), speed) for x, speed in line.cells.items()] for line in drawn]
+    points = [point for line in cells for point in line]
+    name_points(figure, axes, names, points=points, segments=[pair for line in cells for pair in pairwise(line)])

@@ -1,4 +1,4 @@
-"""What the report page says, worked out from the store; templates/report.html only sets it.
+"""What the report page says, read from the store; templates/report.html only arranges it.
 
 Everything here is plain data. Names, reasons and log lines come from users and are escaped by the template.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.data.gather import Steps
-from analysis.page.details import KINDS, Links, data
+from analysis.page.page_json import KINDS, Links, PageJson, page_json
 from analysis.statistics.sources import Source
 from analysis.tables.results_table import results_table
 from analysis.tables.table import Table
@@ -61,7 +61,7 @@ class Page:
     failures: list[Failure]
     common: list[tuple[str, str]]
     provenance: list[tuple[str, list[tuple[str, int]]]]
-    data: Json
+    data: PageJson
 
     @property
     def steps(self) -> int:
@@ -73,7 +73,7 @@ class Page:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many distinct steps stand in each state."""
+        """How many distinct steps are in each state."""
         return dict(sum((Counter(kind.states) for kind in self.progress), Counter[str]()))
 
     @property
@@ -89,7 +89,7 @@ class Page:
 
 
 def page(store: Store, source: Source, out_dir: Path) -> Page:
-    """The page of a sweep; links lead from `out_dir` to the store's log files. Raises ValueError for what is none."""
+    """The page of a sweep; its links lead from `out_dir` to the store's files. Raises ValueError for other results."""
     sweep, steps, results = source.sweep, source.steps, source.results
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has a page")
@@ -110,7 +110,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         failures=list(_failures(plan["steps"], steps, links)),
         common=sorted(common.items()),
         provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
-        data=data(sweep, steps, results, printed, own, links),
+        data=page_json(sweep, steps, results, printed, own, links),
     )
 
 

@@ -1,23 +1,39 @@
-"""The quality/memory cloud laid out in pixels for the report's interactive plot (templates/report.js draws it)."""
+"""The quality/memory plot laid out in pixels for the page's interactive plot (templates/report.js draws it)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from analysis.figures import labels
-from analysis.figures.cloud import Cloud, Point
-from analysis.figures.style import look
-from analysis.figures.ticks import byte_ticks, nice_ticks
+from analysis.figures.geometry import Scale
+from analysis.figures.labels import XY
+from analysis.figures.pareto_data import ParetoData, ParetoPoint
+from analysis.figures.pareto_layout import NameWish, ParetoLayout, pareto_layout
+from analysis.figures.style import family_style
 
-WIDTH, HEIGHT = 760.0, 520.0
-LEFT, RIGHT, TOP, BOTTOM = 70.0, 24.0, 18.0, 52.0
-MOST_LABELS = 40
-_LETTER, _LINE = 7.8, 15.0
+MOST_NAMES = 40
+_LETTER, _LINE_HEIGHT = 7.8, 15.0
 """Width of an average bold letter and height of a line at the page's 12.5 px label size; fonts differ, so a name is
 anchored on the side of its point."""
+_MARKER, _GAP = 6.0, 8.0
+"""Half a marker, and the distance from its centre to its name."""
 
+
+@dataclass(frozen=True)
+class Frame:
+    """Pixels: the size of the drawing, and where its axes begin and end."""
+
+    width: float = 760.0
+    height: float = 520.0
+    left: float = 70.0
+    right: float = 736.0
+    top: float = 18.0
+    bottom: float = 468.0
+
+
+FRAME = Frame()
+
+# The markers of the paper's figures as SVG paths, about 12 px wide.
 SHAPES = {
     "s": "M-5,-5h10v10h-10z",
     "^": "M0,-6.5L6,4.5H-6z",
@@ -34,30 +50,28 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Maps values to pixels: `low` to `start`, `high` to `end`, linearly (in log2 where `log`)."""
+class PixelAxis:
+    """Maps the values of a scale to pixels: its low end to `start`, its high end to `end`."""
 
-    low: float
-    high: float
+    scale: Scale
     start: float
     end: float
-    log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log2(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (self.end - self.start) * (at - low) / (high - low)
+        return self.start + (self.end - self.start) * self.scale.share(value)
 
     def value(self, pixel: float) -> float:
         """The value drawn at a pixel: the inverse."""
-        share = (pixel - self.start) / (self.end - self.start)
-        if self.log:
-            return float(self.low * (self.high / self.low) ** share)
-        return self.low + (self.high - self.low) * share
+        return self.scale.value((pixel - self.start) / (self.end - self.start))
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        return [(self(tick.value), tick.text) for tick in self.scale.ticks]
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text's baseline position, and which part of the text stands there: `start`, `middle` or `end`."""
+    """A text's baseline position, and which part of the text is there: `start`, `middle` or `end`."""
 
     x: float
     y: float
@@ -68,19 +82,37 @@ class Label:
 class Mark:
     """A point as it is drawn; `label` is where its name goes, or None where there is no room."""
 
-    point: Point
+    point: ParetoPoint
     x: float
     y: float
     bar: tuple[float, float] | None
-    shape: str
-    colour: str
-    dark: str
     label: Label | None
 
 
 @dataclass(frozen=True)
+class Level:
+    """A baseline's score as a line across, with its name where there is room for it."""
+
+    y: float
+    baseline: str
+    name: str
+    label: Label | None
+
+
+@dataclass(frozen=True)
+class FrontLine:
+    """From a front point to the next; `undecided` where noise leaves open whether one of them is on the front."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    undecided: bool
+
+
+@dataclass(frozen=True)
 class Family:
-    """A legend entry; `coverage` is the share of the cloud's box that the family dominates alone."""
+    """A legend entry; `coverage` is the share of the plot's box that the family dominates alone."""
 
     name: str
     colour: str
@@ -91,93 +123,68 @@ class Family:
 
 @dataclass(frozen=True)
 class Plot:
-    """`front` has a line (x, y, x, y) from each front point to the next, and whether noise leaves one of them open."""
-
-    cloud: Cloud
-    x_axis: Axis
-    y_axis: Axis
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    data: ParetoData
+    x: PixelAxis
+    y: PixelAxis
     marks: list[Mark]
-    front: list[tuple[float, float, float, float, bool]]
+    front: list[FrontLine]
+    levels: list[Level]
     families: list[Family]
 
 
-def lay_out(cloud: Cloud) -> Plot | None:
-    """The plot of a cloud, or None while no variant has the score."""
-    if not cloud.points:
+def layout_plot(data: ParetoData) -> Plot | None:
+    """The plot of all variants that have a score, or None while no variant has it."""
+    if not data.points:
         return None
-    x_axis, y_axis = _axes(cloud)
-    x_values = byte_ticks(x_axis.low, x_axis.high, 9)
-    y_values, digits = nice_ticks(y_axis.low, y_axis.high)
+    layout = pareto_layout(data, [], most_ticks=9, most_names=MOST_NAMES)
+    x, y = PixelAxis(layout.x, FRAME.left, FRAME.right), PixelAxis(layout.y, FRAME.bottom, FRAME.top)
+    written = _labels(data, layout, x, y)
+    by_point = {name.point.variant: label for name, label in written if name.role == "point"}
     return Plot(
-        cloud=cloud,
-        x_axis=x_axis,
-        y_axis=y_axis,
-        x_ticks=[(x_axis(tick), f"{tick:,}") for tick in x_values],
-        y_ticks=[(y_axis(tick), f"{tick:,.{digits}f}") for tick in y_values],
-        marks=_marks(cloud, x_axis, y_axis),
+        data=data,
+        x=x,
+        y=y,
+        marks=[
+            Mark(point, x(point.x), y(point.y), _bar(point, y), by_point.get(point.variant))
+            for point in sorted(data.points, key=lambda p: p.on_front)  # later marks cover earlier ones
+        ],
         front=[
-            (x_axis(a.x), y_axis(a.y), x_axis(b.x), y_axis(b.y), "undecided" in (a.standing, b.standing))
-            for a, b in pairwise(cloud.front)
+            FrontLine(x(line.start.x), y(line.start.y), x(line.end.x), y(line.end.y), line.undecided)
+            for line in layout.front
         ],
-        families=_families(cloud),
+        levels=[
+            Level(y(name.y), name.point.baseline or "", name.text, label)
+            for name, label in written
+            if name.role == "level"
+        ],
+        families=_families(data),
     )
 
 
-def _axes(cloud: Cloud) -> tuple[Axis, Axis]:
-    xs = [point.x for point in cloud.points]
-    lows = [point.y - (point.stderr or 0.0) for point in cloud.points]
-    highs = [point.y + (point.stderr or 0.0) for point in cloud.points]
-    margin = 0.08 * (max(highs) - min(lows)) or 0.05 * abs(max(highs)) or 1.0
-    return (
-        Axis(min(xs) / 1.5, max(xs) * 1.5, LEFT, WIDTH - RIGHT, log=True),
-        Axis(min(lows) - margin, max(highs) + margin, HEIGHT - BOTTOM, TOP),
-    )
+def _bar(point: ParetoPoint, y: PixelAxis) -> tuple[float, float] | None:
+    return (y(point.y - point.stderr), y(point.y + point.stderr)) if point.stderr else None
 
 
-def _marks(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> list[Mark]:
-    named = _places(cloud, x_axis, y_axis)
-    marks = []
-    for point in sorted(cloud.points, key=lambda p: p.on_front):
-        looks, error = look(point.family), point.stderr
-        bar = (y_axis(point.y - error), y_axis(point.y + error)) if error else None
-        shape = SHAPES[looks.marker]
-        marks.append(
-            Mark(
-                point, x_axis(point.x), y_axis(point.y), bar, shape, looks.colour, looks.dark, named.get(point.variant)
-            )
-        )
-    return marks
-
-
-def _places(cloud: Cloud, x_axis: Axis, y_axis: Axis) -> dict[str, Label]:
-    """The names that find room, front and baselines first."""
-    named = sorted(cloud.points, key=lambda p: (not p.on_front, p.baseline is None, p.x))[:MOST_LABELS]
-    front = [(x_axis(p.x), y_axis(p.y)) for p in cloud.front]
+def _labels(data: ParetoData, layout: ParetoLayout, x: PixelAxis, y: PixelAxis) -> list[tuple[NameWish, Label | None]]:
+    """Every name, with its place where there is room."""
     places = labels.place(
-        [(x_axis(p.x), y_axis(p.y)) for p in named],
-        [(len(p.variant) * _LETTER, _LINE) for p in named],
-        taken=[(x_axis(p.x) - 6, y_axis(p.y) - 6, x_axis(p.x) + 6, y_axis(p.y) + 6) for p in cloud.points],
-        lines=[
-            *pairwise(front),
-            *(
-                ((x_axis(p.x), y_axis(p.y - e)), (x_axis(p.x), y_axis(p.y + e)))
-                for p in cloud.points
-                if (e := p.stderr)
-            ),
-            *(((LEFT, y_axis(p.y)), (WIDTH - RIGHT, y_axis(p.y))) for p in cloud.points if p.baseline),
-        ],
-        bounds=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
-        gap=8.0,
-        near=sum(p.on_front or p.baseline is not None for p in named),
+        [(x(name.x), y(name.y)) for name in layout.names],
+        [(len(name.text) * _LETTER, _LINE_HEIGHT) for name in layout.names],
+        taken=[(x(p.x) - _MARKER, y(p.y) - _MARKER, x(p.x) + _MARKER, y(p.y) + _MARKER) for p in data.points],
+        lines=[((x(a), y(b)), (x(c), y(d))) for (a, b), (c, d) in layout.obstacles],
+        bounds=(FRAME.left, FRAME.top, FRAME.right, FRAME.bottom),
+        gap=_GAP,
+        near=layout.near,
     )
-    return {p.variant: _label(p, x_axis(p.x), place) for p, place in zip(named, places, strict=True) if place}
+    return [
+        (name, _label(name.text, x(name.x), place) if place else None)
+        for name, place in zip(layout.names, places, strict=True)
+    ]
 
 
-def _label(point: Point, x: float, corner: tuple[float, float]) -> Label:
-    """The label whose estimated box has this top left corner."""
-    width, baseline = len(point.variant) * _LETTER, corner[1] + 0.76 * _LINE
+def _label(text: str, x: float, corner: XY) -> Label:
+    """The label whose estimated box has this top left corner, for a point at `x`."""
+    width, baseline = len(text) * _LETTER, corner[1] + 0.76 * _LINE_HEIGHT
     if corner[0] >= x:
         return Label(corner[0], baseline, "start")
     if corner[0] + width <= x:
@@ -185,10 +192,11 @@ def _label(point: Point, x: float, corner: tuple[float, float]) -> Label:
     return Label(corner[0] + width / 2, baseline, "middle")
 
 
-def _families(cloud: Cloud) -> list[Family]:
+def _families(data: ParetoData) -> list[Family]:
     """The families that occur, for a legend, with what each covers alone."""
-    names = dict.fromkeys(point.family or "?" for point in cloud.points)
+    names = dict.fromkeys(point.family or "?" for point in data.points)
+    styles = {name: family_style(name) for name in names}
     return [
-        Family(name, look(name).colour, look(name).dark, SHAPES[look(name).marker], cloud.coverage(name))
-        for name in names
+        Family(name, style.colour, style.dark, SHAPES[style.marker], data.coverage(name))
+        for name, style in styles.items()
     ]

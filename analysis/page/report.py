@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from analysis.data.units import duration
-from analysis.figures.drawing import draw_all, put, saved
+from analysis.figures.drawing import draw_all, render_bytes
 from analysis.figures.kinds import FIGURES
-from analysis.page.page import page
+from analysis.page.page import Page, page
 from analysis.statistics.results import Results
 from analysis.statistics.sources import Source, load
 from analysis.tables import results_table
+from sweeps.store.files import write_atomic
 from sweeps.store.store import Store
+
+Contents = dict[str, bytes | None]
+"""By file name; None for a file that should not be there, as there is nothing to draw."""
 
 
 def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | None = None) -> list[Path]:
@@ -27,8 +31,8 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     source = load(store, sweep_name, number)
     contents = _contents(source, out_dir)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
-    shown = page(store, source, out_dir)
-    return _write({"index.html": render(shown, images).encode(), **contents}, out_dir)
+    text = render(page(store, source, out_dir), images)
+    return _write({"index.html": text.encode(), **contents}, out_dir)
 
 
 def write_results(source: Source, out_dir: Path) -> list[Path]:
@@ -36,16 +40,21 @@ def write_results(source: Source, out_dir: Path) -> list[Path]:
     return _write(_contents(source, out_dir), out_dir)
 
 
-def _write(contents: dict[str, bytes | None], out_dir: Path) -> list[Path]:
+def _write(contents: Contents, out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
-    return [path for name, data in contents.items() if (path := _put(out_dir / name, data))]
+    for name, data in contents.items():
+        if data is None:
+            (out_dir / name).unlink(missing_ok=True)
+        else:
+            write_atomic(out_dir / name, data)
+    return [out_dir / name for name, data in contents.items() if data is not None]
 
 
-def _contents(source: Source, out_dir: Path) -> dict[str, bytes | None]:
-    return _tables(source.results) | _figures(source, out_dir)
+def _contents(source: Source, out_dir: Path) -> Contents:
+    return {**_tables(source.results), **_figures(source, out_dir)}
 
 
-def _tables(results: Results) -> dict[str, bytes | None]:
+def _tables(results: Results) -> Contents:
     return {
         "results.csv": results_table.csv(results).encode(),
         "results.md": results_table.markdown(results).encode(),
@@ -53,33 +62,25 @@ def _tables(results: Results) -> dict[str, bytes | None]:
     }
 
 
-def _figures(source: Source, out_dir: Path) -> dict[str, bytes | None]:
-    """PNG and PDF of all kinds, None where there is nothing to draw. A PDF, which takes longest, is made anew only
-    where the PNG is another than that of the report before."""
+def _figures(source: Source, out_dir: Path) -> Contents:
+    """PNG and PDF of every kind. A PDF, which takes longest, is drawn again only where the PNG differs from that of the
+    report before."""
+    contents: Contents = {}
     drawn = draw_all(source)
-    found: dict[str, bytes | None] = {}
     for kind in FIGURES:
-        png, pdf = f"{kind}.png", f"{kind}.pdf"
-        found[png] = saved(drawn[kind], "png") if kind in drawn else None
-        same = found[png] is not None and found[png] == _before(out_dir / png)
-        kept = _before(out_dir / pdf) if same else None
-        found[pdf] = kept or (saved(drawn[kind], "pdf") if kind in drawn else None)
-    return found
+        png = render_bytes(drawn[kind], "png") if kind in drawn else None
+        unchanged = png is not None and png == _earlier(out_dir / f"{kind}.png")
+        pdf = _earlier(out_dir / f"{kind}.pdf") if unchanged else None
+        contents[f"{kind}.png"] = png
+        contents[f"{kind}.pdf"] = pdf or (render_bytes(drawn[kind], "pdf") if kind in drawn else None)
+    return contents
 
 
-def _before(path: Path) -> bytes | None:
+def _earlier(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _put(path: Path, data: bytes | None) -> Path | None:
-    """Replace `path` by `data`; with no data remove what an earlier report left there."""
-    if data is None:
-        path.unlink(missing_ok=True)
-        return None
-    return put(path, data)
-
-
-def render(shown: Any, images: dict[str, bytes]) -> str:
+def render(shown: Page, images: dict[str, bytes]) -> str:
     """The page as HTML. Every value is escaped; the data block cannot end its script element."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -91,14 +92,16 @@ def render(shown: Any, images: dict[str, bytes]) -> str:
         css=Markup(_template("report.css")),
         js=Markup(_template("report.js")),
         data=Markup(script_json(shown.data)),
-        captions={f"{kind}.png": caption for kind, caption in FIGURES.items()},
+        captions={f"{kind}.png": row.title for kind, row in FIGURES.items()},
         images={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in images.items()},
     )
 
 
 def script_json(value: Any) -> str:
-    """JSON that is safe inside a script element, whatever the strings in it say."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that is safe inside a script element, whatever the strings in it say. Dataclasses become objects."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=vars)
+    # A script element ends at the first "</script" in it, and "<!--" changes how the rest is read, even inside strings
+    # (HTML standard, "Restrictions for contents of script elements").
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -1,13 +1,12 @@
-"""The subcommands that plan and run: sweep, plan, fetch, run, retry, cancel, prune."""
+"""The subcommands that act: sweep, plan, fetch, run, retry, cancel, prune."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
-from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
 from sweeps.cli.wandb import mirror_sweep, track
@@ -22,34 +21,12 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
-@dataclass(frozen=True)
-class _Target:
-    target: str = argument("a kind (the plan's only missing step of it) or a step id", metavar="KIND|STEP")
-
-
-@dataclass(frozen=True)
-class RunOptions(PlanOptions, _Target):
-    """The target is read before the overrides: a dataclass takes the fields of its last base first."""
-
-
-@dataclass(frozen=True)
-class CancelOptions(SweepOptions):
-    variants: tuple[str, ...] = argument(
-        "on SLURM, only these: labels (globs), step ids or their beginnings", nargs="*"
-    )
-
-
-@dataclass(frozen=True)
-class PruneOptions(StoreOptions):
-    yes: bool = argument("do it; without, only show what would go", "--yes", action="store_true")
-
-
-def sweep(options: PlanOptions) -> int:
+def sweep(options: argparse.Namespace) -> int:
     from sweeps.planning.freeze import freeze
 
     console = make_console()
     planned, store = _plan(options)
-    saved = freeze(planned, store, list(options.overrides))
+    saved = freeze(planned, store, options.overrides)
     _show_plan(console, planned, store)
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
@@ -59,7 +36,7 @@ def sweep(options: PlanOptions) -> int:
     return NOT_DONE if failed else OK
 
 
-def plan(options: PlanOptions) -> int:
+def plan(options: argparse.Namespace) -> int:
     planned, store = _plan(options, write=False)
     console = make_console()
     _show_plan(console, planned, store)
@@ -78,16 +55,16 @@ def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
         console.print(line, highlight=False)
 
 
-def fetch(options: PlanOptions) -> int:
+def fetch(options: argparse.Namespace) -> int:
     from sweeps.planning.freeze import freeze
     from sweeps.worker.fetch import fetch_inputs
 
     planned, store = _plan(options)
-    freeze(planned, store, list(options.overrides))
+    freeze(planned, store, options.overrides)
     return OK if fetch_inputs(planned.steps, store, make_console()) else NOT_DONE
 
 
-def run(options: RunOptions) -> int:
+def run(options: argparse.Namespace) -> int:
     from sweeps.planning.freeze import freeze
     from sweeps.worker.supervisor import Worker
 
@@ -103,11 +80,11 @@ def run(options: RunOptions) -> int:
         raise UserError(
             f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
         )
-    track(freeze(planned, store, list(options.overrides)))
+    track(freeze(planned, store, options.overrides))
     return Worker(store).run(missing)
 
 
-def retry(options: SweepOptions) -> int:
+def retry(options: argparse.Namespace) -> int:
     from sweeps.planning.config import parse_cluster
     from sweeps.planning.reconcile import saved_graph
 
@@ -121,7 +98,7 @@ def retry(options: SweepOptions) -> int:
     return NOT_DONE if failed else OK
 
 
-def cancel(options: CancelOptions) -> int:
+def cancel(options: argparse.Namespace) -> int:
     from sweeps.planning.config import parse_cluster
 
     store, console = existing(options.store), make_console()
@@ -135,7 +112,7 @@ def cancel(options: CancelOptions) -> int:
     return OK
 
 
-def prune(options: PruneOptions) -> int:
+def prune(options: argparse.Namespace) -> int:
     from rich.progress import track
 
     from sweeps.cli.view import prune_table
@@ -166,7 +143,7 @@ def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedS
     return OK
 
 
-def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
+def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]:
     from sweeps.planning.compose import Composer
     from sweeps.planning.plan import make_plan
     from sweeps.planning.resolve import Resolver

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from analysis.data import frame, machine
 from analysis.data.gather import gather
 from analysis.figures.canvas import WIDTH
-from analysis.figures.cloud import SPEED, accuracy_score, cloud
-from analysis.figures.pareto import APART, BARE, READING, cloud_figure
-from analysis.figures.throughput import paces, throughput_figure
+from analysis.figures.drawing import draw
+from analysis.figures.pareto import LEGEND, MACHINES, WITHOUT_ERRORS, pareto_figure
+from analysis.figures.pareto_data import SPEED, accuracy_score, pareto_data
+from analysis.figures.throughput import speed_lines
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
@@ -56,8 +57,8 @@ def scored(few: Any) -> Any:
 
 
 def throughput(filler: Any) -> Any:
-    pivot = load(filler.store, filler.name).results
-    return cloud(pivot, present(accuracy_score(pivot)), SPEED)
+    found = load(filler.store, filler.name).results
+    return pareto_data(found, present(accuracy_score(found)), SPEED)
 
 
 def test_a_machine_is_its_host_device_and_versions() -> None:
@@ -73,9 +74,9 @@ def test_records_without_repeats_claim_nothing_of_speeds(scored: Any) -> None:
         timed(scored, label, speed, None, ONE)
     found = throughput(scored)
     assert {point.chance for point in found.points} == {None}
-    said = cloud_figure(found).get_supxlabel()
-    assert READING not in said
-    assert BARE in said
+    remarks = pareto_figure(found).get_supxlabel()
+    assert LEGEND not in remarks
+    assert WITHOUT_ERRORS in remarks
 
 
 def test_one_speed_without_an_error_is_enough_to_claim_nothing(scored: Any) -> None:
@@ -97,7 +98,7 @@ def test_the_spread_of_repeats_decides_what_is_on_the_front(scored: Any, few: An
     blunt = throughput(noisy)
     assert blunt.points[-1].variant == "MLKV-6"
     assert blunt.points[-1].chance < 0.9
-    assert blunt.points[-1].standing == "undecided"
+    assert blunt.points[-1].pareto_status == "undecided"
     bars = [point.x_stderr for point in blunt.points]
     assert bars == [60.0] * 4
 
@@ -111,8 +112,8 @@ def test_machines_that_differ_are_marked_and_have_fronts_of_their_own(scored: An
     by_name = {point.variant: point for point in found.points}
     assert all(point.dominated_by is None for point in found.points)
     assert by_name["GQA-12"].machine != by_name["MQA-6"].machine
-    figure = cloud_figure(found)
-    assert APART in figure.get_supxlabel()
+    figure = pareto_figure(found)
+    assert MACHINES in figure.get_supxlabel()
     names = {text.get_text() for text in figure.axes[0].texts if text.get_text()}
     assert {"GQA-12 (a)", "MQA-6 (b)"} <= names
     lines = [line for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--") and len(points(line)) == 2]
@@ -126,7 +127,7 @@ def test_speeds_of_one_machine_are_not_marked(scored: Any) -> None:
         timed(scored, label, speed, 0.1, ONE)
     source = load(scored.store, scored.name)
     assert "machine" not in make_tables(source, ["memory"])["memory"].headers
-    assert [pace.name for pace in paces(source.table)] == list(SPEEDS)
+    assert [line.name for line in speed_lines(source.table)] == list(SPEEDS)
     assert throughput(scored).machines == {}
 
 
@@ -139,8 +140,8 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     assert [row[column].text for row in sheet.rows] == ["a", "b", "b", "b"]
     assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.notes)
     assert list(source.results.frame["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
-    assert [pace.name for pace in paces(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
-    figure = present(throughput_figure(source.table))
+    assert [line.name for line in speed_lines(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
+    figure = present(draw("throughput", source))
     figure.draw_without_rendering()
     (note,) = [text for text in figure.texts if "a: NVIDIA H100   b: NVIDIA A100" in text.get_text()]
     assert note.get_window_extent().width <= WIDTH * figure.dpi

@@ -13,18 +13,17 @@ from analysis.data import frame
 from analysis.data.gather import gather
 from analysis.data.importer import import_results
 from analysis.data.published import published
-from analysis.figures.cloud import main_cloud
 from analysis.figures.drawing import draw_all
 from analysis.figures.memory import lines, memory_figure
-from analysis.figures.pareto import cloud_figure
-from analysis.figures.throughput import paces, throughput_figure
+from analysis.figures.throughput import speed_lines, throughput_figure
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source
+from tests.support.figures import main_figure, source_of
 from tests.support.read_back import points, present
 
 
 def label(table: Any) -> str:
-    return str(present(memory_figure(table)).axes[0].get_ylabel())
+    return " ".join(present(memory_figure(source_of(table))).axes[0].get_ylabel().split())
 
 
 def test_the_cache_on_the_axis_is_that_of_every_layout(finished: Any) -> None:
@@ -69,12 +68,12 @@ def test_a_figure_of_caches_never_gives_a_number_that_no_layout_has(
     held = {context + decoded for _, decoded, _ in layouts}
     assert {line.fixed for line in lines(table)} == held
     found = label(table)
-    names = {text.get_text() for text in present(memory_figure(table)).axes[0].texts if text.get_text()}
+    names = {text.get_text() for text in present(memory_figure(source_of(table))).axes[0].texts if text.get_text()}
     if len(held) == 1:
         assert found == f"KV cache of {held.pop():,} tokens"
         assert not any("@" in name for name in names)
     else:
-        assert found == "KV cache of as many tokens as are behind @"
+        assert found == "KV cache (tokens: number after @)"
         assert {int(name.split("@")[1].replace(",", "")) for name in names} <= held
 
 
@@ -94,7 +93,7 @@ def test_layouts_of_one_cache_keep_peaks_of_their_own() -> None:
     (line,) = lines(table)
     size = 64 * 272.0
     assert line.peaks == {"A": [(1, 2 * size), (1, 3 * size), (8, 16 * size), (8, 24 * size)]}
-    dashes = [mark for mark in present(memory_figure(table)).axes[0].lines if mark.get_marker() == "_"]
+    dashes = [mark for mark in present(memory_figure(source_of(table))).axes[0].lines if mark.get_marker() == "_"]
     assert [len(points(mark)) for mark in dashes] == [4]
 
 
@@ -106,8 +105,8 @@ def test_the_published_cache_is_that_of_the_published_runs() -> None:
 def test_layouts_that_are_left_out_are_counted(draw: Any) -> None:
     """A layout that was measured at shorter contexts alone has no place on the axes of the longest."""
     rows = [*cells("A", 64, 272, 256, [1, 8]), *cells("B", 128, 80, 64, [1, 8])]
-    assert "1 measured at other contexts: not drawn" in draw(frame.make(rows)).get_supxlabel()
-    assert "not drawn" not in draw(frame.make(rows[:6])).get_supxlabel()
+    assert "1 measured at other contexts: not drawn" in draw(source_of(frame.make(rows))).get_supxlabel()
+    assert "not drawn" not in draw(source_of(frame.make(rows[:6]))).get_supxlabel()
 
 
 def test_a_line_of_one_of_several_baselines_has_its_name() -> None:
@@ -117,9 +116,7 @@ def test_a_line_of_one_of_several_baselines_has_its_name() -> None:
         {**same, "variant": name, "value": value, "kv_bytes_per_token": size, "baseline": kind}
         for name, (value, size, kind) in values.items()
     )
-    found = main_cloud(results(table))
-    assert found is not None
-    names = [text.get_text() for text in cloud_figure(found).axes[0].texts]
+    names = [text.get_text() for text in main_figure(results(table)).axes[0].texts]
     assert "base, trained equally" not in names
     assert names.count("MHA lr=1") >= 1
 
@@ -148,5 +145,5 @@ def test_measurements_of_others_are_drawn_as_far_as_they_tell(
     (tmp_path / "speed.csv").write_text(IMPORTED + "\n".join(measured))
     source = Source("theirs", import_results(tmp_path))
     assert len(lines(source.table)) == caches
-    assert len(paces(source.table)) == speeds
+    assert len(speed_lines(source.table)) == speeds
     draw_all(source)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.figures.cloud import main_cloud
-from analysis.page.page import page
+from analysis.page.page import Page, page
 from analysis.page.report import render
 from analysis.statistics.sources import load
 from analysis.tables import results_table
 from analysis.tables.paper import make_tables
+from tests.support.figures import main_data
 from tests.support.seeded import TASK, answered, with_seeds
 
 SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
@@ -37,32 +37,32 @@ def crowd(filler: Any, tmp_path: Path) -> Any:
     return crowd
 
 
-def shown(crowd: Any, out: Path) -> Any:
+def shown(crowd: Any, out: Path) -> Page:
     return page(crowd.store, load(crowd.store, crowd.name), out)
 
 
 def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Path) -> None:
-    pivot = load(crowd.store, crowd.name).results
-    found = main_cloud(pivot)
-    assert found is not None
-    data = shown(crowd, tmp_path).data
-    marks = {mark[0]: mark for mark in data["plots"][0]["marks"]}
+    found = load(crowd.store, crowd.name).results
+    drawn = main_data(found)
+    plot = shown(crowd, tmp_path).data.plots[0]
+    marks = {mark.variant: mark for mark in plot.marks}
     assert set(marks) == set(SHARES)
     for layout, shares in SHARES.items():
-        assert marks[layout][7] == pytest.approx(100 * np.mean(shares))
-    assert {name: mark[5] for name, mark in marks.items()} == {point.variant: point.standing for point in found.points}
-    assert len(data["plots"][0]["front"]) == len(found.front) - 1
-    csv = pivot.frame.set_index("variant")["quality"]
-    assert {name: mark[7] / 100 for name, mark in marks.items()} == pytest.approx(dict(csv))
+        assert marks[layout].value == pytest.approx(100 * np.mean(shares))
+    statuses = {point.variant: point.pareto_status for point in drawn.points}
+    assert {name: mark.status for name, mark in marks.items()} == statuses
+    assert len(plot.front) == len(drawn.front) - 1
+    csv = found.frame.set_index("variant")["quality"]
+    assert {name: mark.value / 100 for name, mark in marks.items()} == pytest.approx(dict(csv))
 
 
 def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None:
     found = shown(crowd, tmp_path)
     printed = results_table.results_table(load(crowd.store, crowd.name).results)
     assert found.table == printed
-    assert [row[0] for row in found.data["rows"]] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
-    assert [entry["variant"] for entry in found.data["variants"]] == list(SHARES)
-    assert found.data["unit"] == "layouts"
+    assert [row[0] for row in found.data.rows] == ["MHA-36 (baseline, n=3)", "MLKV-6 (n=3)", "MLKV-1 (n=3)"]
+    assert [entry.variant for entry in found.data.variants] == list(SHARES)
+    assert found.data.unit == "layouts"
 
 
 def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: Any, tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: A
         crowd.done(variant["steps"]["uptrain"], [loss])
     source = load(crowd.store, crowd.name)
     entries = {
-        entry["variant"]: dict(score[:2] for score in entry["scores"])
-        for entry in shown(crowd, tmp_path).data["variants"]
+        entry.variant: {score.name: score.value for score in entry.scores}
+        for entry in shown(crowd, tmp_path).data.variants
     }
     tables = make_tables(source, ["losses", "benchmarks"])
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
@@ -86,12 +86,12 @@ def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: A
 
 
 def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path) -> None:
-    entry = shown(crowd, tmp_path).data["variants"][1]
-    assert [(name, value) for name, value, _ in entry["seeds"]] == [
+    entry = shown(crowd, tmp_path).data.variants[1]
+    assert [(seed.name, seed.value) for seed in entry.seeds] == [
         (f"MLKV-6 uptrain.seed={seed}", f"{100 * share:.2f} ± {100 * (share * (1 - share) / 100) ** 0.5:.2f}")
         for seed, share in enumerate(SHARES["MLKV-6"], 1)
     ]
-    steps = dict(map(reversed, entry["steps"]))
+    steps = {step.id: step.name for step in entry.steps}
     own = [v for v in crowd.variants if v["variant"].startswith("MLKV-6 ")]
     for variant in own:
         seed = f"uptrain.seed={variant['overrides']['uptrain.seed']}"
@@ -99,8 +99,8 @@ def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path
         assert steps[variant["steps"]["evaluate"][TASK]] == f"evaluate {TASK} {seed}"
         assert steps[variant["steps"]["base"]] == "base"
         assert steps[variant["steps"]["measure"]] == "measure"
-    assert len(entry["steps"]) == len(steps)
-    assert not any("seed" in line for line in [*entry["overrides"], *entry["config"]])
+    assert len(entry.steps) == len(steps)
+    assert not any("seed" in line for line in [*entry.overrides, *entry.config])
 
 
 def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, t
 
 def test_a_sweep_without_seeds_has_an_entry_per_variant(finished: Any, tmp_path: Path) -> None:
     data = shown(finished, tmp_path).data
-    assert data["unit"] == "variants"
-    assert [entry["variant"] for entry in data["variants"]] == [v["variant"] for v in finished.variants]
-    assert not any(entry["seeds"] for entry in data["variants"])
+    assert data.unit == "variants"
+    assert [entry.variant for entry in data.variants] == [v["variant"] for v in finished.variants]
+    assert not any(entry.seeds for entry in data.variants)
 
 
 def test_a_page_without_errors_claims_no_probability(few: Any, tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_page_without_errors_claims_no_probability(few: Any, tmp_path: Path) -
     for label, value in (("MHA-36", 2.0), ("MQA-6", 2.1)):
         step = filler.variant(label)["steps"]["evaluate"]["bits_per_byte"]
         filler.done(step, [{"metric": "bits_per_byte", "value": value, "stderr": None, "n": 9}])
-    plot = shown(filler, tmp_path).data["plots"][0]
-    assert plot["reading"].startswith("Filled: on the front by the numbers alone")
-    assert [mark[9] for mark in plot["marks"]] == [None, None]
+    plot = shown(filler, tmp_path).data.plots[0]
+    assert plot.legend.startswith("Filled: on the front by the numbers alone")
+    assert [mark.chance for mark in plot.marks] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 from scipy import stats
 
 from analysis.data import frame
-from analysis.figures.cloud import cloud
+from analysis.figures.pareto_data import pareto_data
 from analysis.figures.tasks import panels, tasks_figure
 from analysis.statistics.results import results
 from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import Source, load
 from analysis.tables.paper import make_tables
+from tests.support.figures import source_of
 from tests.support.read_back import present
 from tests.support.seeded import TASK, keep
 
@@ -75,10 +76,9 @@ def test_the_losses_are_judged_on_the_same_samples_as_the_table_beside_them(sour
 
 
 def test_chances_of_any_score_compare_on_the_same_samples(source: Source) -> None:
-    pivot = source.results
-    loss = next(score for score in other_scores(pivot) if score.metric == "bits_per_byte")
-    found = cloud(pivot, loss)
-    main = cloud(pivot, shown_scores(pivot)[0])
+    loss = next(score for score in other_scores(source.results) if score.metric == "bits_per_byte")
+    found = pareto_data(source.results, loss)
+    main = pareto_data(source.results, shown_scores(source.results)[0])
     assert found.paired
     assert main.paired
     by_name = {point.variant: point.chance for point in main.points}
@@ -107,9 +107,9 @@ def test_bars_of_variants_with_baselines_of_their_own_name_no_single_score() -> 
         }
         for name, value in values.items()
     ]
-    pivot = results(frame.make(cells))
-    (panel,) = panels(pivot)
+    own = source_of(frame.make(cells))
+    (panel,) = panels(own.results)
     assert [bar.difference for bar in panel.bars] == pytest.approx([-5.0, 1.0])
-    assert panel.baseline == "50.00 to 60.00"
-    note = present(tasks_figure(pivot)).get_supxlabel()
-    assert note.startswith("difference from each one's own baseline (scores above)")
+    assert panel.score == "50.00 to 60.00"
+    note = present(tasks_figure(own)).get_supxlabel()
+    assert note.startswith("difference from each variant's own baseline (scores above)")

@@ -1,4 +1,6 @@
 "use strict";
+// The page is written without its table, plots and details: this builds them from the JSON in #data. What there are
+// thousands of is an array in a fixed order (analysis/page/page_json.py names the fields), the rest are objects.
 const data = JSON.parse(document.getElementById("data").textContent);
 const variants = new Map(data.variants.map((variant) => [variant.variant, variant]));
 const byId = (id) => document.getElementById(id);
@@ -21,17 +23,17 @@ function draw(tag, attributes, ...content) {
 // Theme: the reader's system decides until the button does.
 const root = document.documentElement;
 const system = matchMedia("(prefers-color-scheme: dark)");
-const asked = new URLSearchParams(location.search).get("theme");
-const paint = (dark) => { root.dataset.theme = dark ? "dark" : "light"; };
-paint(asked ? asked === "dark" : system.matches);
-system.addEventListener("change", (event) => paint(event.matches));
-byId("theme").addEventListener("click", () => paint(root.dataset.theme !== "dark"));
+const requested = new URLSearchParams(location.search).get("theme");
+const setTheme = (dark) => { root.dataset.theme = dark ? "dark" : "light"; };
+setTheme(requested ? requested === "dark" : system.matches);
+system.addEventListener("change", (event) => setTheme(event.matches));
+byId("theme").addEventListener("click", () => setTheme(root.dataset.theme !== "dark"));
 
-// What is known about one variant.
+// The details of one variant.
 let chosen = "";
 function layers(drawing) {
   const row = make("div", "layers");
-  row.title = "one box per layer: KV heads of an owner, or whose keys and values it reads";
+  row.title = "one box per layer: the KV heads of an owner, or a line where it reads those of a layer below";
   row.append(...drawing.split(" ").map((cell) => make("i", /^\d/.test(cell) ? "owner" : "", cell)));
   return row;
 }
@@ -92,15 +94,15 @@ function markChosen() {
   for (const element of all(`[data-variant="${CSS.escape(chosen)}"]`)) element.classList.add("chosen");
 }
 
-// The plot: hover tells, click chooses.
+// The plot: hovering shows a summary, a click chooses.
 const tip = byId("tip"), panel = byId("plot");
 let shownPlot = 0;
-function pointOf(mark, looks) {
-  const [name, x, y, bar, family, standing, , , , , label] = mark;
-  const [, colour, dark, shape] = looks.get(family);
-  const group = draw("g", { class: `point ${standing === "front" ? "lead" : standing}`, style: `--c:${colour};--d:${dark}`, tabindex: -1, role: "button", "aria-label": name, "data-variant": name });
+function pointOf(mark, styles) {
+  const [name, x, y, bar, family, status, , , , , label] = mark;
+  const [, colour, dark, shape] = styles.get(family);
+  const group = draw("g", { class: `point ${status === "front" ? "lead" : status}`, style: `--c:${colour};--d:${dark}`, tabindex: -1, role: "button", "aria-label": name, "data-variant": name });
   if (bar) group.append(draw("line", { class: "error", x1: x, x2: x, y1: bar[0], y2: bar[1] }));
-  const path = standing === "untouched" ? "M-6,0H6M0,-6V6" : shape;
+  const path = status === "untouched" ? "M-6,0H6M0,-6V6" : shape;
   group.append(draw("path", { transform: `translate(${x},${y})`, d: path }));
   if (label) group.append(draw("text", { x: label[0], y: label[1], "text-anchor": label[2] }, name));
   group.mark = mark;
@@ -108,28 +110,32 @@ function pointOf(mark, looks) {
 }
 
 function showPlot(number) {
-  const plot = data.plots[number], looks = new Map(plot.families.map((family) => [family[0], family]));
+  const plot = data.plots[number], styles = new Map(plot.families.map((family) => [family[0], family]));
+  const { width, height, left, right, top, bottom } = data.frame;
   shownPlot = number;
-  const svg = draw("svg", { viewBox: "0 0 760 520", role: "group", "aria-label": `${plot.label} against ${plot.cost}` });
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${plot.label} against ${plot.cost}` });
   for (const [x, text] of plot.x) {
-    svg.append(draw("line", { class: "grid", x1: x, x2: x, y1: 18, y2: 468 }));
-    svg.append(draw("text", { class: "tick", x, y: 486, "text-anchor": "middle" }, text));
+    svg.append(draw("line", { class: "grid", x1: x, x2: x, y1: top, y2: bottom }));
+    svg.append(draw("text", { class: "tick", x, y: bottom + 18, "text-anchor": "middle" }, text));
   }
   for (const [y, text] of plot.y) {
-    svg.append(draw("line", { class: "grid", x1: 70, x2: 736, y1: y, y2: y }));
-    svg.append(draw("text", { class: "tick", x: 62, y: y + 4, "text-anchor": "end" }, text));
+    svg.append(draw("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
+    svg.append(draw("text", { class: "tick", x: left - 8, y: y + 4, "text-anchor": "end" }, text));
   }
-  svg.append(draw("path", { class: "axis", d: "M70,18V468H736" }));
-  svg.append(draw("text", { class: "title", x: 403, y: 512, "text-anchor": "middle" }, plot.cost));
-  svg.append(draw("text", { class: "title", transform: "translate(16,243) rotate(-90)", "text-anchor": "middle" }, plot.axis));
-  for (const [y, kind] of plot.levels) svg.append(draw("line", { class: `level ${kind}`, x1: 70, x2: 736, y1: y, y2: y }));
-  for (const [x1, y1, x2, y2, open] of plot.front) svg.append(draw("line", { class: open ? "front open" : "front", x1, y1, x2, y2 }));
-  const points = plot.marks.map((mark) => pointOf(mark, looks));
+  svg.append(draw("path", { class: "axis", d: `M${left},${top}V${bottom}H${right}` }));
+  svg.append(draw("text", { class: "title", x: (left + right) / 2, y: height - 8, "text-anchor": "middle" }, plot.cost));
+  svg.append(draw("text", { class: "title", transform: `translate(16,${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, plot.axis));
+  for (const [y, kind, name, label] of plot.levels) {
+    svg.append(draw("line", { class: `level ${kind}`, x1: left, x2: right, y1: y, y2: y }));
+    if (label) svg.append(draw("text", { class: "level-name", x: label[0], y: label[1], "text-anchor": label[2] }, name));
+  }
+  for (const [x1, y1, x2, y2, undecided] of plot.front) svg.append(draw("line", { class: undecided ? "front open" : "front", x1, y1, x2, y2 }));
+  const points = plot.marks.map((mark) => pointOf(mark, styles));
   svg.append(...points);
   panel.replaceChildren(svg);
   const reachable = points.find((point) => point.dataset.variant === chosen) || points.at(-1);
   if (reachable) reachable.setAttribute("tabindex", 0);
-  byId("reading").textContent = plot.reading;
+  byId("reading").textContent = plot.legend;
   byId("legend").replaceChildren(...plot.families.map(legendEntry));
   markChosen();
 }
@@ -144,13 +150,13 @@ function legendEntry([name, colour, dark, shape, coverage]) {
 }
 
 function showTip(point) {
-  const [name, , , , , standing, x, , by, chance] = point.mark, variant = variants.get(name);
+  const [name, , , , , status, cost, , leader, chance] = point.mark, variant = variants.get(name);
   const lines = variant.scores.filter(([, value]) => value).slice(0, 6).map(([label, value]) => `${label}: ${value}`);
   if (variant.scores[shownPlot]) lines.sort((a, b) => b.startsWith(variant.scores[shownPlot][0]) - a.startsWith(variant.scores[shownPlot][0]));
   const time = variant.facts.find(([fact]) => fact === "device time");
-  lines.push(`${x.toLocaleString("en")} KV bytes per token${time ? `, ${time[1]} of device time` : ""}`);
-  if (chance !== null && standing !== "untouched") lines.push(`on the front with ${Math.round(100 * chance)} %`);
-  if (by) lines.push(`dominated by ${by}`);
+  lines.push(`${cost.toLocaleString("en")} KV bytes per token${time ? `, ${time[1]} of device time` : ""}`);
+  if (chance !== null && status !== "untouched") lines.push(`on the front with ${Math.round(100 * chance)} %`);
+  if (leader) lines.push(`dominated by ${leader}`);
   tip.replaceChildren(make("b", "", name), make("span", "mono", variant.layout), ...lines.map((line) => make("div", "", line)));
   tip.hidden = false;
   const at = point.querySelector("path").getBoundingClientRect(), size = tip.getBoundingClientRect();
@@ -160,7 +166,7 @@ function showTip(point) {
   tip.style.top = `${above > 8 ? above : at.bottom + 10}px`;
 }
 
-/** To the next point along the axis of costs. */
+/** Move the focus to the next point along the axis of costs. */
 function step(point, forwards) {
   const points = all(".point", panel).sort((a, b) => a.mark[1] - b.mark[1] || a.mark[2] - b.mark[2]);
   const next = points[points.indexOf(point) + (forwards ? 1 : -1)];

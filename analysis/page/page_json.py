@@ -1,0 +1,390 @@
+"""What the page's script is given: the table's rows, the plots' points and all about each variant, typed here and
+turned into JSON once (analysis/page/report.py).
+
+The script builds what a reader looks at, so that a page of thousands of variants opens as fast as one of nine. What
+there are thousands of is a NamedTuple, which JSON writes as an array without names; everything else is an object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from analysis.data import replicates
+from analysis.data.frame import Row
+from analysis.data.gather import Steps
+from analysis.data.metrics import METRICS
+from analysis.data.units import duration
+from analysis.figures.pareto_data import MEMORY, pareto_data_of_scores
+from analysis.page.plot import FRAME, Frame, FrontLine, Level, Mark, Plot, layout_plot
+from analysis.statistics.compare import add_intervals
+from analysis.statistics.results import Results
+from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
+from analysis.tables.columns import printed_error
+from analysis.tables.table import Cell, Table
+from mlkv.layout import KVLayout
+from sweeps.store.store import SavedSweep, Store
+
+Json = dict[str, Any]
+KINDS = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
+LOG_LINES = 12
+BASELINE_NOTES = {"untouched": "the base, not trained further", "mha": "the base, trained as long as the variants"}
+LEGEND = "Filled: on the front with a probability of 95 % or more. Hollow: noise leaves it open. Faint: dominated."
+WITHOUT_ERRORS = "Filled: on the front by the numbers alone, as some errors are unknown. Faint: dominated."
+_NOT_STARTED = ("PENDING", "BLOCKED")
+
+
+class CellJson(NamedTuple):
+    """`number` is what the column is sorted by; `missing` says why there is none."""
+
+    text: str
+    number: float | None
+    best: int
+    missing: str
+
+
+class LabelJson(NamedTuple):
+    x: float
+    y: float
+    anchor: str
+
+
+class MarkJson(NamedTuple):
+    """A point. `bar` are the ends of its error bar in pixels; `status` is `untouched` or its Pareto status."""
+
+    variant: str
+    x: float
+    y: float
+    bar: list[float] | None
+    family: str
+    status: str
+    cost: float
+    value: float
+    dominated_by: str
+    chance: float | None
+    label: LabelJson | None
+
+
+class TickJson(NamedTuple):
+    pixel: float
+    text: str
+
+
+class FrontJson(NamedTuple):
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    undecided: int
+
+
+class LevelJson(NamedTuple):
+    y: float
+    baseline: str
+    name: str
+    label: LabelJson | None
+
+
+class FamilyJson(NamedTuple):
+    """`percent` is the share of the plot's box that the family dominates alone."""
+
+    name: str
+    colour: str
+    dark: str
+    shape: str
+    percent: int
+
+
+@dataclass(frozen=True)
+class PlotJson:
+    """`axis` and `cost` are the labels of the vertical and the horizontal axis; `legend` says what the marks mean."""
+
+    label: str
+    axis: str
+    cost: str
+    legend: str
+    x: list[TickJson]
+    y: list[TickJson]
+    front: list[FrontJson]
+    levels: list[LevelJson]
+    families: list[FamilyJson]
+    marks: list[MarkJson]
+
+
+class FactJson(NamedTuple):
+    name: str
+    value: str
+
+
+class ScoreJson(NamedTuple):
+    """`name` of the score, or of the seed that has it; `missing` says why there is no value."""
+
+    name: str
+    value: str
+    missing: str
+
+
+class StepNameJson(NamedTuple):
+    name: str
+    id: str
+
+
+class StepJson(NamedTuple):
+    """`files` and `run` are links, empty where there is nothing to see yet."""
+
+    state: str
+    reason: str
+    time: str
+    files: str
+    run: str
+
+
+@dataclass(frozen=True)
+class VariantJson:
+    """`overrides` and `config` are lines `key=value`; of several seeds those that all of them share."""
+
+    variant: str
+    note: str
+    family: str
+    layout: str
+    facts: list[FactJson]
+    scores: list[ScoreJson]
+    overrides: list[str]
+    steps: list[StepNameJson]
+    seeds: list[ScoreJson]
+    config: list[str]
+
+
+@dataclass(frozen=True)
+class PageJson:
+    """`rows` are the table's, `variants` say all about each of them, in the same order; `unit` is what a row is."""
+
+    frame: Frame
+    headers: list[str]
+    rows: list[list[str | CellJson]]
+    states: list[str]
+    baselines: list[str | None]
+    plots: list[PlotJson]
+    unit: str
+    variants: list[VariantJson]
+    steps: dict[str, StepJson]
+
+
+class Links:
+    """Where steps keep their files, seen from the report's directory, and where W&B shows their runs."""
+
+    def __init__(self, store: Store, sweep: SavedSweep, out_dir: Path) -> None:
+        self._store = store
+        self._root = str(store.root)
+        self._from = quote(Path(os.path.relpath(store.root, out_dir.absolute())).as_posix())
+        self._runs = _runs_address(sweep.plan.get("tracking") or {})
+
+    def step(self, step_id: str) -> str:
+        return self._link(self._store.step(step_id).path)
+
+    def run(self, step_id: str) -> str:
+        """The step's run on W&B; empty where the sweep is not mirrored there, or its entity is not known."""
+        return f"{self._runs}/{step_id}" if self._runs else ""
+
+    def log(self, step_id: str) -> tuple[str | None, list[str]]:
+        """The directory of the last attempt's logs and their last lines."""
+        attempt = self._store.step(step_id).attempt()
+        if attempt is None:
+            return None, []
+        return self._link(attempt.path), attempt.log_tail(LOG_LINES)
+
+    def _link(self, path: Path) -> str:
+        return self._from + quote(path.as_posix().removeprefix(self._root))
+
+
+def _runs_address(tracking: Mapping[str, Any]) -> str:
+    if tracking.get("mode") != "online" or not tracking.get("entity"):
+        return ""
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("://api.wandb.ai", "://wandb.ai")
+    return f"{server.rstrip('/')}/{quote(tracking['entity'])}/{quote(tracking['project'])}/runs"
+
+
+def page_json(
+    sweep: SavedSweep, steps: Steps, results: Results, table: Table, configs: list[list[str]], links: Links
+) -> PageJson:
+    """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
+    layout are one entry, as in tables and figures."""
+    planned = {id for variant in sweep.variants for _, _, id in variant_steps(variant)}
+    plots = [plot for data in pareto_data_of_scores(results) if (plot := layout_plot(data))]
+    variants = _variants(sweep, results, configs)
+    return PageJson(
+        frame=FRAME,
+        headers=table.headers,
+        rows=[[_cell(cell) for cell in row] for row in table.rows],
+        states=table.states,
+        baselines=table.baselines,
+        plots=[_plot(plot) for plot in plots],
+        unit="variants" if len(variants) == len(sweep.variants) else "layouts",
+        variants=variants,
+        steps={id: _step(id, steps, links) for id in sorted(planned)},
+    )
+
+
+def _cell(cell: Cell) -> str | CellJson:
+    """The text alone where there is no more to say."""
+    if cell.number is None and not cell.missing and not cell.best:
+        return cell.text
+    return CellJson(cell.text, cell.number, int(cell.best), cell.missing or "")
+
+
+def _plot(plot: Plot) -> PlotJson:
+    return PlotJson(
+        label=plot.data.label,
+        axis=plot.data.axis_label,
+        cost=MEMORY.label,
+        legend=LEGEND if any(mark.point.chance is not None for mark in plot.marks) else WITHOUT_ERRORS,
+        x=[TickJson(round(pixel, 1), text) for pixel, text in plot.x.ticks],
+        y=[TickJson(round(pixel, 1), text) for pixel, text in plot.y.ticks],
+        front=[_front(line) for line in plot.front],
+        levels=[LevelJson(round(level.y, 1), level.baseline, level.name, _label(level)) for level in plot.levels],
+        families=[FamilyJson(f.name, f.colour, f.dark, f.shape, round(100 * f.coverage)) for f in plot.families],
+        marks=[_mark(mark) for mark in plot.marks],
+    )
+
+
+def _front(line: FrontLine) -> FrontJson:
+    return FrontJson(round(line.x1, 1), round(line.y1, 1), round(line.x2, 1), round(line.y2, 1), int(line.undecided))
+
+
+def _label(of: Mark | Level) -> LabelJson | None:
+    return LabelJson(round(of.label.x, 1), round(of.label.y, 1), of.label.anchor) if of.label else None
+
+
+def _mark(mark: Mark) -> MarkJson:
+    point = mark.point
+    return MarkJson(
+        variant=point.variant,
+        x=round(mark.x, 1),
+        y=round(mark.y, 1),
+        bar=[round(end, 1) for end in mark.bar] if mark.bar else None,
+        family=point.family or "?",
+        status="untouched" if point.baseline == "untouched" else point.pareto_status,
+        cost=point.x,
+        value=point.y,
+        dominated_by=point.dominated_by or "",
+        chance=None if point.chance is None else round(point.chance, 3),
+        label=_label(mark),
+    )
+
+
+def _variants(sweep: SavedSweep, results: Results, configs: list[list[str]]) -> list[VariantJson]:
+    """An entry per row of the results, in their order."""
+    row_names, behind = replicates.groups(sweep.variants), dict[str, list[tuple[Json, list[str]]]]()
+    for variant, config in zip(sweep.variants, configs, strict=True):
+        name = str(variant["variant"])
+        behind.setdefault(row_names.get(name, name), []).append((variant, config))
+    scores, estimates = [*shown_scores(results), *other_scores(results)], results.estimates
+    rows = results.rows()
+    for score in scores:
+        if f"{score.column}_high" not in results.frame:
+            add_intervals(rows, score.column, estimates)
+    return [
+        _variant(
+            row,
+            [variant for variant, _ in behind[row["variant"]]],
+            scores,
+            _seeds(estimates.members[row["variant"]], scores),
+            _in_all([config for _, config in behind[row["variant"]]]),
+        )
+        for row in rows
+    ]
+
+
+def _variant(
+    row: Row, seeds: list[Json], scores: list[ScoreColumn], seed_scores: list[ScoreJson], config: list[str]
+) -> VariantJson:
+    first = seeds[0]
+    return VariantJson(
+        variant=row["variant"],
+        note=BASELINE_NOTES.get(first["baseline"], ""),
+        family=first["family"],
+        layout=KVLayout.from_dict(first["layout"]).draw(),
+        facts=_facts(first, row),
+        scores=[_score(score.label, row, score) for score in scores],
+        overrides=_in_all([[f"{key}={value}" for key, value in seed["overrides"].items()] for seed in seeds]),
+        steps=_steps(seeds),
+        seeds=seed_scores,
+        config=config,
+    )
+
+
+def _in_all(lists: list[list[str]]) -> list[str]:
+    """What all lists have."""
+    return [line for line in lists[0] if all(line in other for other in lists[1:])]
+
+
+def _steps(seeds: list[Json]) -> list[StepNameJson]:
+    """Every step, each once; the name of a step that not all seeds share says whose it is."""
+    users: dict[str, list[Json]] = {}
+    for seed in seeds:
+        for _, _, id in variant_steps(seed):
+            users.setdefault(id, []).append(seed)
+    names: dict[str, StepNameJson] = {}
+    for seed in seeds:
+        for kind, task, id in variant_steps(seed):
+            whose = [] if len(users[id]) == len(seeds) else [_seed(users[id])]
+            names.setdefault(id, StepNameJson(" ".join(filter(None, [kind, task, *whose])), id))
+    return list(names.values())
+
+
+def _seed(seeds: list[Json]) -> str:
+    """`uptrain.seed=1`: what distinguishes the seed from the others."""
+    own = [f"{key}={value}" for seed in seeds for key, value in seed["overrides"].items() if key in replicates.SEEDS]
+    return " ".join(dict.fromkeys(own)) or str(seeds[0]["variant"])
+
+
+def _seeds(rows: Sequence[Row], scores: list[ScoreColumn]) -> list[ScoreJson]:
+    """The main score of each of several seeds."""
+    return [_score(row["variant"], row, scores[0]) for row in rows] if len(rows) > 1 and scores else []
+
+
+def _score(name: str, row: Row, score: ScoreColumn) -> ScoreJson:
+    value, metric = row[score.column], METRICS.get(score.metric)
+    if value is None:
+        return ScoreJson(name, "", row[f"{score.column}_missing"])
+    return ScoreJson(name, metric.text(value, printed_error(row, score.column)) if metric else f"{value:.4g}", "")
+
+
+def _facts(variant: Json, row: Row) -> list[FactJson]:
+    chance = row["front_probability"]
+    facts = [
+        FactJson("KV heads in all", f"{variant['budget']:,}"),
+        FactJson("KV bytes per token", f"{variant['kv_bytes_per_token']:,}"),
+        FactJson("as measured", _number(row["measured_bytes_per_token"])),
+        FactJson("fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""),
+        FactJson("measured on", row["machine"] or ""),
+        FactJson("parameters", f"{variant['parameters']:,}" if variant["parameters"] else ""),
+        FactJson("device time", duration(row["device_seconds"])),
+        FactJson("on the front", "" if chance is None else f"{100 * chance:.0f} %"),
+    ]
+    return [fact for fact in facts if fact.value]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def variant_steps(variant: Json) -> Iterator[tuple[str, str | None, str]]:
+    """(kind, task, step id) of every step of a variant."""
+    for kind in KINDS:
+        step = variant["steps"].get(kind)
+        if kind == "evaluate":
+            yield from ((kind, task, id) for task, id in (step or {}).items())
+        elif step:
+            yield kind, None, step
+
+
+def _step(id: str, steps: Steps, links: Links) -> StepJson:
+    state, reason = steps.standing(id)
+    started = state not in _NOT_STARTED
+    time = duration((steps.record(id) or {}).get("wall_seconds"))
+    return StepJson(state, reason or "", time, links.step(id) if started else "", links.run(id) if started else "")
