@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.cli import _parse, _parser
+from sweeps.cli import make_parser
+from sweeps.cli import parse as parse_line
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 
@@ -45,9 +46,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_documented_command_is_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line.replace("[NAME]", "NAME"))[1:]
-    options = _parse(_parser(), words)
-    assert callable(options.run)
-    if getattr(options, "overrides", None):
+    command = parse_line(make_parser(), words)
+    if overrides := getattr(command.args[0], "overrides", None):
         from sweeps.planning.grammar import points
 
-        next(iter(points(Composer(), [word for word in options.overrides if "=" in word])))
+        next(iter(points(Composer(), [word for word in overrides if "=" in word])))

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
-from sweeps.cli.results import one_line, source_of
+from sweeps.cli.options import SweepOptions, argument
+from sweeps.cli.results import load_source, one_line
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.progress import Progress, TaskID
 
+    from sweeps.tracking.read.api import Project
     from sweeps.tracking.read.runs import LoggedRun
 
 SOURCES = ("store", "offline", "api")
 
 
+@dataclass(frozen=True)
+class GatherOptions(SweepOptions):
+    settings: tuple[str, ...] = argument(
+        "source=store (default), offline or api; for runs that somebody else logged map.COLUMN=config.KEY, "
+        "map.TASK.METRIC=summary.KEY, and group=… or sweep=… to pick among them",
+        nargs="*",
+        metavar="KEY=VALUE",
+    )
+    out: Path | None = argument("write CSV here instead of printing a summary", "-o", "--out", type=Path)
+    curves: Path | None = argument("also write every number that was logged on the way, as CSV", "--curves", type=Path)
+    dir: Path | None = argument("source=offline: a directory that W&B wrote (default: the sweep's)", "--dir", type=Path)
+    project: str | None = argument("source=api: PROJECT or ENTITY/PROJECT (default: the sweep's, or mlkv)", "--project")
+    cache: Path | None = argument(
+        "source=api: where histories are kept (default: XDG_CACHE_HOME)", "--cache", type=Path
+    )
+
+
 @dataclass
-class Asked:
-    """The settings of the command line. A `mapping` is for runs that somebody else logged; `only` says which."""
+class Settings:
+    """`settings`, parsed. A `mapping` is for runs that somebody else logged; `only` selects some of them."""
 
     source: str = "store"
     mapping: dict[str, str] = field(default_factory=dict)
     only: dict[str, str] = field(default_factory=dict)
 
 
-def gather(options: argparse.Namespace) -> int:
-    asked = _asked(options.settings)
+def gather(options: GatherOptions) -> int:
+    settings = _parse_settings(options.settings)
     with one_line():
-        cells = _cells(options, asked)
+        cells = _cells(options, settings)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         cells.to_csv(options.out, index=False)
@@ -48,47 +67,47 @@ def gather(options: argparse.Namespace) -> int:
     return OK
 
 
-def _asked(words: list[str]) -> Asked:
-    asked = Asked()
+def _parse_settings(words: Iterable[str]) -> Settings:
+    settings = Settings()
     for word in words:
         key, _, value = word.partition("=")
         if key == "source" and value in SOURCES:
-            asked.source = value
+            settings.source = value
         elif key == "source":
             raise UserError(f"source = {value}: {choices(value, SOURCES)}")
         elif key in ("group", "sweep") and value:
-            asked.only[key] = value
+            settings.only[key] = value
         elif key.startswith("map.") and value:
-            asked.mapping[key.removeprefix("map.")] = value
+            settings.mapping[key.removeprefix("map.")] = value
         else:
             raise UserError(f"{word}: must be KEY=VALUE with source, group, sweep or map.COLUMN as its key")
-    if asked.mapping and asked.source == "store":
+    if settings.mapping and settings.source == "store":
         raise UserError("map.COLUMN is for runs in W&B that somebody else logged: add source=api or source=offline")
-    if asked.only and not asked.mapping:
-        raise UserError(f"{next(iter(asked.only))}= picks among runs that somebody else logged: add map.COLUMN=…")
-    return asked
+    if settings.only and not settings.mapping:
+        raise UserError(f"{next(iter(settings.only))}= picks among runs that somebody else logged: add map.COLUMN=…")
+    return settings
 
 
-def _cells(options: argparse.Namespace, asked: Asked) -> pd.DataFrame:
-    """The same table from wherever the results are."""
-    if asked.source == "store":
+def _cells(options: GatherOptions, settings: Settings) -> pd.DataFrame:
+    """The same table, whichever source the results come from."""
+    if settings.source == "store":
         if options.curves:
             _write_curves(options, None)
-        return source_of(options).table
-    if asked.mapping:
+        return load_source(options.name, options.store).table
+    if settings.mapping:
         from analysis.data.foreign import foreign_table
 
-        runs = _theirs(options, asked)
+        runs = _foreign_runs(options, settings)
         _write_curves(options, runs)
-        return foreign_table(runs, asked.mapping)
+        return foreign_table(runs, settings.mapping)
     from analysis.data.logged import table
 
-    runs = _from_api(options) if asked.source == "api" else _from_files(options)
+    runs = _from_api(options) if settings.source == "api" else _from_files(options)
     _write_curves(options, runs)
     return table(runs, options.name)
 
 
-def _write_curves(options: argparse.Namespace, runs: list[LoggedRun] | None) -> None:
+def _write_curves(options: GatherOptions, runs: list[LoggedRun] | None) -> None:
     """Every number that was logged on the way; from the store where there are no runs."""
     if options.curves:
         from analysis.data import curves
@@ -99,23 +118,23 @@ def _write_curves(options: argparse.Namespace, runs: list[LoggedRun] | None) -> 
         found.to_csv(options.curves, index=False)
 
 
-# Ours
+# Our runs
 
 
-def _from_files(options: argparse.Namespace) -> list[LoggedRun]:
+def _from_files(options: GatherOptions) -> list[LoggedRun]:
     from sweeps.tracking.read.files import read_directory
 
     return read_directory(options.dir or existing(options.store).tracking(options.name).runs)
 
 
-def _from_api(options: argparse.Namespace) -> list[LoggedRun]:
+def _from_api(options: GatherOptions) -> list[LoggedRun]:
     from sweeps.tracking.read.api import all_runs, unfinished
 
-    with _project(options.project or _tracked_to(options), options) as project:
+    with _project(options.project or _project_of_sweep(options), options) as project:
         return project.sweep(options.name, all_runs if options.curves else unfinished)
 
 
-def _tracked_to(options: argparse.Namespace) -> str:
+def _project_of_sweep(options: GatherOptions) -> str:
     """The project that the sweep is mirrored to, where the store knows it."""
     from sweeps.store.store import Store
     from sweeps.tracking.target import TrackingConfig, saved_target
@@ -126,31 +145,31 @@ def _tracked_to(options: argparse.Namespace) -> str:
     return config.path
 
 
-# Somebody else's
+# Runs that somebody else logged
 
 
-def _theirs(options: argparse.Namespace, asked: Asked) -> list[LoggedRun]:
-    if asked.source == "api":
+def _foreign_runs(options: GatherOptions, settings: Settings) -> list[LoggedRun]:
+    if settings.source == "api":
         from sweeps.tracking.read.api import all_runs, no_runs
 
         with _project(options.name, options) as project:
-            runs = project.runs(asked.only, all_runs if options.curves else no_runs)
+            runs = project.runs(settings.only, all_runs if options.curves else no_runs)
     else:
         from sweeps.tracking.read.files import read_directory
 
-        runs = [run for run in read_directory(Path(options.name)) if _is(run, asked.only)]
+        runs = [run for run in read_directory(Path(options.name)) if _matches(run, settings.only)]
     if not runs:
-        which = "".join(f" with {key} = {value}" for key, value in asked.only.items())
+        which = "".join(f" with {key} = {value}" for key, value in settings.only.items())
         raise UserError(f"{options.name}: no W&B runs there{which}")
     return runs
 
 
-def _is(run: LoggedRun, only: Mapping[str, str]) -> bool:
+def _matches(run: LoggedRun, only: Mapping[str, str]) -> bool:
     return all(getattr(run, key) == value for key, value in only.items())
 
 
 @contextmanager
-def _project(path: str, options: argparse.Namespace) -> Iterator[Any]:
+def _project(path: str, options: GatherOptions) -> Iterator[Project]:
     """A project to read, with a bar on a terminal's stderr, and in the end a line on what it cost."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -167,9 +186,9 @@ def _project(path: str, options: argparse.Namespace) -> Iterator[Any]:
     console.print(f"W&B {path}: fetched {project.fetched} of {histories} histories", highlight=False)
 
 
-def _bar(bars: Any) -> Callable[[str, int, int], None]:
-    """Shows what is read as a bar of its own for each kind."""
-    tasks: dict[str, Any] = {}
+def _bar(bars: Progress) -> Callable[[str, int, int], None]:
+    """Shows what is read: a bar for each kind."""
+    tasks: dict[str, TaskID] = {}
 
     def report(what: str, done: int, of: int) -> None:
         if what not in tasks:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.figures.kinds import FIGURES
+from analysis.tables.kinds import TABLES
 from sweeps.cli.console import make_console
+from sweeps.cli.options import StoreOptions, argument
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
 
@@ -20,6 +23,51 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
+_PUBLISHED = "beside published figures: a set of published/, or the one that the experiment reproduces"
+
+
+@dataclass(frozen=True)
+class ResultsOptions(StoreOptions):
+    """Of subcommands that show results."""
+
+    name: str = argument("a sweep, an import, or a published set (published/mlkv)", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class TableOptions(ResultsOptions):
+    kinds: tuple[str, ...] = argument(lambda: f"{', '.join(TABLES)} (default: all)", nargs="*", metavar="KIND")
+    format: str | None = argument("terminal (default), md, tex or csv", "--format")
+    out: Path | None = argument(
+        "a file (.md, .tex, .csv), or a directory for a file per kind", "-o", "--out", type=Path
+    )
+    published: str | None = argument(_PUBLISHED, "--published", nargs="?", const="", metavar="SET")
+
+
+@dataclass(frozen=True)
+class FigureOptions(ResultsOptions):
+    kinds: tuple[str, ...] = argument(
+        lambda: f"{', '.join(FIGURES)} (default: all that there is something to draw for)",
+        nargs="*",
+        metavar="KIND",
+    )
+    published: str | None = argument(_PUBLISHED, "--published", nargs="?", const="", metavar="SET")
+    out: Path | None = argument("directory (default: reports/NAME/figures)", "-o", "--out", type=Path)
+
+
+@dataclass(frozen=True)
+class ReportOptions(ResultsOptions):
+    out: Path | None = argument("directory (default: reports/NAME)", "-o", "--out", type=Path)
+
+
+@dataclass(frozen=True)
+class ImportOptions(StoreOptions):
+    directory: Path = argument("with lm-eval's JSON results, CSV measurements", type=Path, metavar="DIR")
+    name: str | None = argument("what the tables and figures call it (default: the directory's name)", "--name")
+    accuracy: tuple[str, ...] | None = argument(
+        "what its accuracy averages", "--accuracy", nargs="+", metavar="TASK.METRIC"
+    )
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """What `analysis` refuses with a ValueError is the user's to mend."""
@@ -29,27 +77,26 @@ def one_line() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def source_of(options: argparse.Namespace) -> Source:
+def load_source(name: str, root: Path) -> Source:
     """A sweep, a published set or an import, by its name."""
     from analysis.statistics.sources import PUBLISHED, load
     from sweeps.store.store import Store
 
-    store = Store(options.store) if options.name.startswith(PUBLISHED) else existing(options.store)
-    return load(store, options.name)
+    store = Store(root) if name.startswith(PUBLISHED) else existing(root)
+    return load(store, name)
 
 
 FORMATS = ("terminal", "md", "tex", "csv")
 
 
-def table(options: argparse.Namespace) -> int:
+def table(options: TableOptions) -> int:
     """Print the named tables, or write them: into one file, or into a directory with a file per kind."""
-    from analysis.tables.kinds import TABLES
     from analysis.tables.paper import make_tables
     from analysis.tables.terminal import FittingTable
 
-    source, form = source_of(options), _format(options)
+    source, form = load_source(options.name, options.store), _format(options)
     with one_line():
-        tables = make_tables(source, options.kinds, _published(options, source))
+        tables = make_tables(source, options.kinds, _published_set(options.published, source))
     if form == "terminal":
         for kind, made in tables.items():
             make_console().print(FittingTable(made, f"{source.name}: {TABLES[kind].title}"))
@@ -60,14 +107,14 @@ def table(options: argparse.Namespace) -> int:
     return OK
 
 
-def _format(options: argparse.Namespace) -> str:
-    """As asked, else by the file's suffix; Markdown into a directory."""
-    given = options.format or (options.out and (options.out.suffix.lstrip(".") or "md")) or "terminal"
-    if given not in FORMATS:
-        raise UserError(f"format = {given}: {choices(given, FORMATS)}")
-    if given == "terminal" and options.out:
+def _format(options: TableOptions) -> str:
+    """`--format`, else by the file's suffix; Markdown into a directory."""
+    form = options.format or (options.out and (options.out.suffix.lstrip(".") or "md")) or "terminal"
+    if form not in FORMATS:
+        raise UserError(f"format = {form}: {choices(form, FORMATS)}")
+    if form == "terminal" and options.out:
         raise UserError("format = terminal: is printed; with -o choose md, tex or csv")
-    return str(given)
+    return form
 
 
 def _rendered(made: Table, form: str, title: str | None) -> str:
@@ -94,22 +141,20 @@ def _write(texts: dict[str, str], form: str, out: Path | None) -> None:
         print(out / f"{kind}.{form}")
 
 
-def _published(options: argparse.Namespace, source: Source) -> Source | None:
-    """The published set that `--published` names; without a name, the one that the experiment reproduces."""
+def _published_set(name: str | None, source: Source) -> Source | None:
+    """The published set of this name, or for an empty name the one that the experiment reproduces; None for none."""
     from analysis.data.published import set_for
     from analysis.statistics.sources import published_source
 
-    if options.published is None:
-        return None
-    return published_source(options.published or set_for(source.experiment))
+    return None if name is None else published_source(name or set_for(source.experiment))
 
 
-def figure(options: argparse.Namespace) -> int:
+def figure(options: FigureOptions) -> int:
     from analysis.figures.drawing import write_figures
 
-    source = source_of(options)
+    source = load_source(options.name, options.store)
     with one_line():
-        published = _published(options, source)
+        published = _published_set(options.published, source)
         out = options.out or Path("reports") / source.name / "figures"
         files = write_figures(source, options.kinds, out, published)
     for path in files:
@@ -117,10 +162,10 @@ def figure(options: argparse.Namespace) -> int:
     return OK
 
 
-def report(options: argparse.Namespace) -> int:
+def report(options: ReportOptions) -> int:
     from analysis.page.report import write_results
 
-    source = source_of(options)
+    source = load_source(options.name, options.store)
     out = options.out or Path("reports") / source.name
     if source.sweep:
         write_report_of(make_console(), existing(options.store), source.sweep, out)
@@ -156,7 +201,7 @@ def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
     return saved.plan["created"] < written and all(record and record["finished"] < written for record in records)
 
 
-def import_results(options: argparse.Namespace) -> int:
+def import_results(options: ImportOptions) -> int:
     from analysis.data import frame, importer
     from sweeps.store.store import Store
 

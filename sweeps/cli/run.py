@@ -1,12 +1,13 @@
-"""The subcommands that act: sweep, plan, fetch, run, retry, cancel, prune."""
+"""The subcommands that plan and run: sweep, plan, fetch, run, retry, cancel, prune."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
+from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
 from sweeps.cli.wandb import mirror_sweep, track
@@ -21,12 +22,34 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
-def sweep(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class _Target:
+    target: str = argument("a kind (the plan's only missing step of it) or a step id", metavar="KIND|STEP")
+
+
+@dataclass(frozen=True)
+class RunOptions(PlanOptions, _Target):
+    """The target is read before the overrides: a dataclass takes the fields of its last base first."""
+
+
+@dataclass(frozen=True)
+class CancelOptions(SweepOptions):
+    variants: tuple[str, ...] = argument(
+        "on SLURM, only these: labels (globs), step ids or their beginnings", nargs="*"
+    )
+
+
+@dataclass(frozen=True)
+class PruneOptions(StoreOptions):
+    yes: bool = argument("do it; without, only show what would go", "--yes", action="store_true")
+
+
+def sweep(options: PlanOptions) -> int:
     from sweeps.planning.freeze import freeze
 
     console = make_console()
     planned, store = _plan(options)
-    saved = freeze(planned, store, options.overrides)
+    saved = freeze(planned, store, list(options.overrides))
     _show_plan(console, planned, store)
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
@@ -36,7 +59,7 @@ def sweep(options: argparse.Namespace) -> int:
     return NOT_DONE if failed else OK
 
 
-def plan(options: argparse.Namespace) -> int:
+def plan(options: PlanOptions) -> int:
     planned, store = _plan(options, write=False)
     console = make_console()
     _show_plan(console, planned, store)
@@ -55,16 +78,16 @@ def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
         console.print(line, highlight=False)
 
 
-def fetch(options: argparse.Namespace) -> int:
+def fetch(options: PlanOptions) -> int:
     from sweeps.planning.freeze import freeze
     from sweeps.worker.fetch import fetch_inputs
 
     planned, store = _plan(options)
-    freeze(planned, store, options.overrides)
+    freeze(planned, store, list(options.overrides))
     return OK if fetch_inputs(planned.steps, store, make_console()) else NOT_DONE
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: RunOptions) -> int:
     from sweeps.planning.freeze import freeze
     from sweeps.worker.supervisor import Worker
 
@@ -80,11 +103,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
         )
-    track(freeze(planned, store, options.overrides))
+    track(freeze(planned, store, list(options.overrides)))
     return Worker(store).run(missing)
 
 
-def retry(options: argparse.Namespace) -> int:
+def retry(options: SweepOptions) -> int:
     from sweeps.planning.config import parse_cluster
     from sweeps.planning.reconcile import saved_graph
 
@@ -98,7 +121,7 @@ def retry(options: argparse.Namespace) -> int:
     return NOT_DONE if failed else OK
 
 
-def cancel(options: argparse.Namespace) -> int:
+def cancel(options: CancelOptions) -> int:
     from sweeps.planning.config import parse_cluster
 
     store, console = existing(options.store), make_console()
@@ -112,7 +135,7 @@ def cancel(options: argparse.Namespace) -> int:
     return OK
 
 
-def prune(options: argparse.Namespace) -> int:
+def prune(options: PruneOptions) -> int:
     from rich.progress import track
 
     from sweeps.cli.view import prune_table
@@ -143,7 +166,7 @@ def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedS
     return OK
 
 
-def _plan(options: argparse.Namespace, write: bool = True) -> tuple[Plan, Store]:
+def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
     from sweeps.planning.compose import Composer
     from sweeps.planning.plan import make_plan
     from sweeps.planning.resolve import Resolver

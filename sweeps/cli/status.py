@@ -1,14 +1,15 @@
-"""The subcommands that look: status, why, logs."""
+"""The subcommands that show the state of a sweep: status, why, logs."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
+from sweeps.cli.options import StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
 from sweeps.store.outside import describe_error
@@ -26,7 +27,25 @@ JOB_LINES = 5
 """Of a job's output, in `why`."""
 
 
-def status(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class StatusOptions(StoreOptions):
+    name: str | None = argument("the sweep's name", nargs="?", metavar="NAME")
+    verify: bool = argument("read every output and set aside what is corrupt", "--verify", action="store_true")
+    watch: bool = argument("look again until nothing runs or waits", "-w", "--watch", action="store_true")
+
+
+@dataclass(frozen=True)
+class WhyOptions(SweepOptions):
+    variant: str = argument("a variant's label, a step id or the beginning of one")
+
+
+@dataclass(frozen=True)
+class LogsOptions(StoreOptions):
+    step: str = argument("a step id or the beginning of one")
+    follow: bool = argument("go on until the step ends", "-f", "--follow", action="store_true")
+
+
+def status(options: StatusOptions) -> int:
     from sweeps.cli.view import counts, status_table, summary
     from sweeps.planning.reconcile import saved_graph
 
@@ -144,7 +163,7 @@ def _set_aside(step: StepDir, wrong: str) -> str:
     return "set aside, `mlkv sweep` runs it again"
 
 
-def why(options: argparse.Namespace) -> int:
+def why(options: WhyOptions) -> int:
     from sweeps.cli.view import reason_of
     from sweeps.planning.reconcile import blockers, saved_graph
 
@@ -177,7 +196,7 @@ def _print_tail(console: Console, step: StepDir, job: JobStatus | None) -> None:
             console.print(f"    {line}", style="dim", highlight=False, markup=False)
 
 
-def logs(options: argparse.Namespace) -> int:
+def logs(options: LogsOptions) -> int:
     import time
 
     step = existing(options.store).find(options.step)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
+from sweeps.cli.options import StoreOptions, SweepOptions, argument
 from sweeps.cli.results import one_line
 from sweeps.cli.selection import existing
 from sweeps.store.errors import NOT_DONE, OK, UserError
@@ -28,8 +28,20 @@ SECONDS_PER_RUN = 0.5
 """What the end of a sweep allows for each run, beside the configured timeout."""
 
 
-def sync(options: argparse.Namespace) -> int:
-    """Send what W&B does not have: of a sweep in the store, or of directories that W&B wrote."""
+@dataclass(frozen=True)
+class SyncOptions(StoreOptions):
+    what: str = argument("a sweep's name, or a directory that W&B wrote", metavar="NAME|DIR")
+    project: str | None = argument("default: the sweep's tracking.project", "--project")
+    entity: str | None = argument("default: the sweep's tracking.entity", "--entity")
+
+
+@dataclass(frozen=True)
+class DashboardOptions(SweepOptions):
+    online: bool = argument("make, or renew, the sweep's saved view in W&B instead", "--online", action="store_true")
+
+
+def sync(options: SyncOptions) -> int:
+    """Upload the runs that W&B lacks: of a sweep in the store, or of a directory that W&B wrote."""
     from sweeps.tracking.sync import sync_sweep
     from sweeps.tracking.target import saved_target
 
@@ -40,13 +52,13 @@ def sync(options: argparse.Namespace) -> int:
     return _show(make_console(), sync_sweep(store, target), "sent")
 
 
-def _online(target: Target, options: argparse.Namespace) -> Target:
+def _online(target: Target, options: SyncOptions) -> Target:
     given = {key: value for key in ("project", "entity") if (value := getattr(options, key))}
     with one_line():
         return replace(target, config=replace(target.config, mode="online", **given))
 
 
-def _sync_files(path: Path, options: argparse.Namespace) -> Iterable[SyncResult]:
+def _sync_files(path: Path, options: SyncOptions) -> Iterable[SyncResult]:
     from sweeps.tracking.sync import sync_files
     from sweeps.tracking.target import Target, TrackingConfig
 
@@ -92,7 +104,7 @@ def _show(console: Console, results: Iterable[SyncResult], verb: str) -> int:
     return NOT_DONE if counted["failed"] else OK
 
 
-def dashboard(options: argparse.Namespace) -> int:
+def dashboard(options: DashboardOptions) -> int:
     """W&B's own terminal dashboard over a sweep's offline files; online, a saved view of the project's workspace."""
     from sweeps.tracking.target import saved_target
 

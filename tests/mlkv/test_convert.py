@@ -75,9 +75,9 @@ def test_what_is_no_merge_or_widening_computes_nothing() -> None:
 
 
 def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tables.MERGES, "last", lambda layers, fresh: layers[-1][:, -1])
+    monkeypatch.setitem(tables.MERGES._rows, "last", lambda layers, fresh: layers[-1][:, -1])
     monkeypatch.setitem(
-        tables.WIDENINGS, "double", replace(tables.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
+        tables.WIDENINGS._rows, "double", replace(tables.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
     )
     base, layout = base_model(), LAYOUTS["mqa"]
     state = base.model.state_dict()

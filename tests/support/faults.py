@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.local_cluster.daemons import end, listeners
-from sweeps.store.stepdir import StepDir
+from sweeps.store.stepdir import State, StepDir
 from sweeps.store.store import Store
 from tests.support.processes import PATIENCE, eventually
+from tests.support.read_back import present
 from tests.support.shell import ROOT, Shell
 
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
@@ -47,9 +47,14 @@ def queue_is_empty(cluster: LocalCluster) -> bool:
     return not cluster.run("squeue", "--noheader", "--format=%i").strip()
 
 
-def weights(store: Store) -> Any:
+def weights(store: Store) -> str:
     """The content of the one uptrained checkpoint."""
-    return (the(store, "uptrain").record() or {})["outputs"]["model.safetensors"]["sha256"]
+    return present(the(store, "uptrain").record()).outputs["model.safetensors"].sha256
+
+
+def steps_done(state: State) -> int:
+    """The training steps that the newest row of a step's metrics says are done."""
+    return (state.progress and state.progress.step) or 0
 
 
 def newest(store: Store, kind: str) -> StepDir:
@@ -75,17 +80,17 @@ class Fault:
 
     def reached(self, number: int) -> bool:
         state = self.step.state()
-        return state.name == "RUNNING" and (state.progress or {}).get("step", 0) >= number
+        return state.name == "RUNNING" and steps_done(state) >= number
 
     def job(self) -> str:
         """The id of the job that the latest attempt runs in."""
         last = self.step.attempt()
         assert last is not None
-        return str((last.environment() or {})["job"])
+        return present(present(last.environment()).job)
 
     def jobs(self) -> set[str]:
         """The ids of the jobs that attempts ran in."""
-        return {str((attempt.environment() or {})["job"]) for attempt in self.step.attempts()}
+        return {present(present(attempt.environment()).job) for attempt in self.step.attempts()}
 
     def supervisor(self) -> psutil.Process:
         return psutil.Process(json.loads(self.step.claim_file.read_text())["pid"])
@@ -124,7 +129,7 @@ class Fault:
                 if ours.items() <= process.environ().items():
                     process.kill()
 
-    def weights(self) -> Any:
+    def weights(self) -> str:
         return weights(self.shell.store)
 
 

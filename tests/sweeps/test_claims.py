@@ -23,6 +23,7 @@ from sweeps.store.store import Store
 from sweeps.worker import heartbeat
 from sweeps.worker.heartbeat import Heartbeat
 from tests.support.processes import eventually
+from tests.support.read_back import present
 
 ID = "corpus-0123456789abcdef"
 
@@ -328,7 +329,7 @@ def test_what_falls_asleep_between_output_and_record_is_published_by_the_next(
 
     monkeypatch.setattr(step, "_publish_record", sleeps)
     assert step.publish(first, {"metrics": [], "facts": {}})
-    assert (step.record() or {})["attempt"] == 1
+    assert present(step.record()).attempt == 1
     assert step.corrupted() is None
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from sweeps.store.store import Store
+from tests.support.faults import steps_done
 from tests.support.processes import PATIENCE
+from tests.support.read_back import present
 from tests.support.shell import TEST_CONF, Shell
 
 pytestmark = pytest.mark.slow
@@ -106,7 +108,7 @@ def test_a_corrupt_checkpoint_is_seen_reported_and_made_again(copy: Shell, tiny:
     before = attempts(copy.store)
     copy("sweep", *tiny)
     assert begun(before, copy.store) == {"uptrain": 1}
-    assert (victim.record() or {})["outputs"] == (good or {})["outputs"]
+    assert present(victim.record()).outputs == present(good).outputs
 
 
 def test_a_corrupt_input_is_set_aside_by_the_step_that_reads_it(copy: Shell, tiny: list[str]) -> None:
@@ -124,14 +126,14 @@ def wait_for(what: str, store: Store, kind: str, steps: int) -> None:
     while time.monotonic() < deadline:
         for step in store.steps():
             state = step.state()
-            if step.kind == kind and state.name == "RUNNING" and (state.progress or {}).get("step", 0) >= steps:
+            if step.kind == kind and state.name == "RUNNING" and steps_done(state) >= steps:
                 return
         time.sleep(0.02)
     raise AssertionError(f"{what}: no {kind} step got to {steps}")
 
 
 def final_outputs(store: Store) -> dict[str, object]:
-    return {step.id: (step.record() or {})["outputs"] for step in store.steps() if step.kind in ("base", "uptrain")}
+    return {step.id: present(step.record()).outputs for step in store.steps() if step.kind in ("base", "uptrain")}
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_if_nothing_had_happened(

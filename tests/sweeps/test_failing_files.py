@@ -28,6 +28,7 @@ from sweeps.store.store import Store
 from sweeps.worker import supervisor
 from sweeps.worker.supervisor import BLOCKED, DONE, FAILED, INTERRUPTED, STUCK, Worker
 from tests.support.failing_files import Failing, failing
+from tests.support.read_back import present
 from tests.support.rows import replace_row
 from tests.support.shell import ROOT
 from tests.support.workers_here import planned, work, workers_here
@@ -146,7 +147,7 @@ def test_an_output_that_cannot_be_moved_is_kept_and_published_by_the_next(
     assert step.leftovers() == [], "pruning leaves it alone"
     assert work(step, capsys)[0] == DONE
     assert computed == ["corpus"]
-    assert (step.record() or {})["attempt"] == 1
+    assert present(step.record()).attempt == 1
     assert step.corrupted() is None
 
 
@@ -243,7 +244,7 @@ def test_a_damaged_file_ends_a_worker_in_a_line_or_not_at_all(
     if status == DONE:
         assert step.record()
     else:
-        ended = (step.attempts()[-1].exit() or {}).get("reason", "") if status == FAILED else printed.err.rstrip("\n")
+        ended = present(step.attempts()[-1].exit()).reason if status == FAILED else printed.err.rstrip("\n")
         assert status in (BLOCKED, FAILED)
         assert "\n" not in ended
         assert name in ended
@@ -377,7 +378,7 @@ def test_a_link_that_was_made_although_its_answer_got_lost_is_ours(
 
 @pytest.fixture
 def little_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "_PACKAGES", ("slurm",))
+    monkeypatch.setattr(code, "_IMPORTED", ("slurm",))
 
 
 def test_a_copy_of_the_code_is_whole_or_not_there(little_code: None, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
+from unittest.mock import patch
 
 import pytest
 
-from sweeps.planning import resolve, variants
+from sweeps.planning import resolve
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
@@ -318,10 +319,13 @@ def golden_lines(folder: Path) -> list[list[str]]:
 
 
 def golden_ids(folder: Path) -> dict[str, str]:
-    variants.package_version = resolve.package_version = lambda name: "1.0"  # type: ignore[assignment]
     resolve.task_pins.cache_clear()
     resolver = FixedFacts(Store(folder / "store"))
-    plans = [make_plan(Composer(), resolver, line) for line in golden_lines(folder)]
+    with (
+        patch("sweeps.planning.variants.package_version", return_value="1.0"),
+        patch("sweeps.planning.resolve.package_version", return_value="1.0"),
+    ):
+        plans = [make_plan(Composer(), resolver, line) for line in golden_lines(folder)]
     named = [(f"{step.kind} {step.label} {i}", id) for i, plan in enumerate(plans) for id, step in plan.steps.items()]
     last, seen = dict(named), Counter[str]()
     for name, id in named:

@@ -11,6 +11,7 @@ from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from sweeps.store.stepdir import StepDir
+from tests.support.read_back import present
 from tests.support.shell import Shell
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -79,9 +80,9 @@ def test_two_processes_of_this_machine_train_as_one_does(mlkv: Shell, tiny: list
     shutil.rmtree(alone.path)
     mlkv("sweep", *line, "resources.tasks_per_node=2", "uptrain.strategy=fsdp")
     together, shared = trained(mlkv)
-    record = together.record() or {}
+    record = present(together.record())
     assert together.id == alone.id
-    assert record["facts"]["devices"] == 2
+    assert record.facts["devices"] == 2
     assert shared == pytest.approx(losses, rel=1e-4)
     assert [attempt.number for attempt in together.attempts()] == [1]
     assert (together.attempts()[0].path / "rank-1.log").exists()

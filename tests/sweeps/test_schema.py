@@ -209,7 +209,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(values_of, arguments))
     if hint is KVLayout:
         return st.sampled_from([KVLayout((0, 1), (2, 1), 2), KVLayout((0, 0), (1,), 2)])
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return st.builds(hint, **{name: values_of(each) for name, each in fields_of(hint).items()})
     plain: dict[Any, st.SearchStrategy[Any]] = {
         str: st.text(max_size=9),

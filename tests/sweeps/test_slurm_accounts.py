@@ -7,6 +7,7 @@ import pytest
 from slurm.local_cluster.cluster import LocalCluster
 from tests.support.faults import HELD, SLURM, SMALL, newest
 from tests.support.processes import eventually
+from tests.support.read_back import present
 from tests.support.shell import Shell
 
 pytestmark = pytest.mark.long
@@ -30,7 +31,7 @@ def test_a_sweep_with_accounts_tells_what_became_of_forgotten_jobs(
     told = disturbed("status", "wild", "--watch", status=1)
     assert "training diverged" in told
     step = newest(disturbed.store, "uptrain")
-    job = ((step.attempts()[0].environment()) or {})["job"]
+    job = present(present(step.attempts()[0].environment()).job)
     assert eventually(lambda: not accounted.run("squeue", "-h", "-t", "all", "-o", "%i").strip(), every=1.0)
     assert "FAILED" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "State")
     assert "1:0" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "ExitCode")

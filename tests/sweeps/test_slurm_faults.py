@@ -35,6 +35,7 @@ from tests.support.faults import (
     weights,
 )
 from tests.support.processes import eventually
+from tests.support.read_back import present
 from tests.support.shell import ROOT, Shell
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,7 @@ def test_a_failed_parent_blocks_its_descendants_alone_and_is_failed_in_the_queue
     assert told.rstrip().endswith("1 failed, 1 blocked")
     assert "training diverged" in disturbed("why", "wild", "MQA-2 uptrain.lr=1e+30")
     failed = next(step for step in disturbed.store.steps() if step.state().name == "FAILED")
-    job = ((failed.attempts()[0].environment()) or {})["job"]
+    job = present(present(failed.attempts()[0].environment()).job)
     assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), every=0.2)
     assert "ExitCode=1:0" in cluster.run("scontrol", "show", "job", job)
     again = attempts(disturbed.store)
@@ -153,7 +154,7 @@ def test_a_step_that_reaches_its_time_limit_goes_on_in_the_next_run_of_its_job(
         cluster.run("scontrol", "update", f"JobId={limited.job()}", "EndTime=now+60")
         wait(lambda: warned(child), limited)
     wait(all_done(limited.shell.store), limited)
-    reasons = [(attempt.exit() or {})["reason"] for attempt in limited.step.attempts()]
+    reasons = [present(attempt.exit()).reason for attempt in limited.step.attempts()]
     assert len(reasons) > 1
     assert all("SIGUSR2" in reason for reason in reasons[:-1])
     assert len(limited.jobs()) == 1, "the job itself went back into the queue"
@@ -172,7 +173,7 @@ def test_a_step_on_a_node_that_goes_down_is_taken_over_by_another(
         wait(all_done(lost.shell.store), lost)
     finally:
         cluster.up()
-    hosts = [(attempt.environment() or {})["host"] for attempt in lost.step.attempts()]
+    hosts = [present(attempt.environment()).host for attempt in lost.step.attempts()]
     assert sorted(hosts) == ["n3", "n4"]
     assert lost.weights() == weights(undisturbed.store)
     assert nothing_was_repeated(lost)

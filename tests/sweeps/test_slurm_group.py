@@ -8,6 +8,7 @@ import pytest
 
 from slurm.local_cluster.cluster import LocalCluster
 from tests.support.faults import SLURM, SMALL, newest
+from tests.support.read_back import present
 from tests.support.shell import Shell
 
 
@@ -29,7 +30,8 @@ def test_four_processes_on_two_nodes_train_as_one_does(
     assert record["facts"]["devices"] == 4
     assert [row["loss"] for row in together.metrics() if "loss" in row] == pytest.approx(losses, rel=1e-4)
     assert [attempt.number for attempt in together.attempts()] == [1]
-    shown = cluster.run("scontrol", "show", "job", (together.attempts()[0].environment() or {})["job"])
+    job = present(present(together.attempts()[0].environment()).job)
+    shown = cluster.run("scontrol", "show", "job", job)
     assert "NumNodes=2" in shown
     assert {path.name for path in together.attempts()[0].path.glob("rank-*.log")} == {
         f"rank-{i}.log" for i in (1, 2, 3)

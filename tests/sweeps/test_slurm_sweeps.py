@@ -11,6 +11,7 @@ import pytest
 from slurm.local_cluster.cluster import LocalCluster
 from tests.support.faults import HELD, SLURM, SMALL, all_done, attempts, queue_is_empty, states
 from tests.support.processes import PATIENCE, eventually
+from tests.support.read_back import present
 from tests.support.shell import Shell
 
 pytestmark = pytest.mark.slow
@@ -29,9 +30,9 @@ def test_a_sweep_is_submitted_left_and_done_as_on_this_machine(
     assert "27 done" in mlkv("sweep", *tiny, "cluster.slots=1")
     assert attempts(mlkv.store) == before, "this machine has nothing left to do"
     assert set(before.values()) == {1}
-    environments = [attempt.environment() or {} for step in mlkv.store.steps() for attempt in step.attempts()]
-    assert {environment["host"] for environment in environments} <= {"n1", "n2", "n3", "n4"}
-    assert all(environment["job"] for environment in environments)
+    environments = [present(attempt.environment()) for step in mlkv.store.steps() for attempt in step.attempts()]
+    assert {environment.host for environment in environments} <= {"n1", "n2", "n3", "n4"}
+    assert all(environment.job for environment in environments)
 
 
 def test_two_hundred_variants_are_queued_once_and_steered(mlkv: Shell, tiny: list[str], cluster: LocalCluster) -> None:
@@ -104,7 +105,7 @@ def test_jobs_need_no_network_and_a_hub_corpus_is_made_where_there_is_one(
     assert "2 jobs submitted" in mlkv("sweep", *line)
     assert "done" in mlkv("status", "tiny", "--watch")
     assert set(states(mlkv.store)) == {"DONE"}
-    made = {step.kind: ((step.record() or {})["host"]) for step in mlkv.store.steps()}
+    made = {step.kind: present(step.record()).host for step in mlkv.store.steps()}
     assert made["corpus"] not in ("n1", "n2", "n3", "n4")
     assert made["uptrain"] in ("n1", "n2", "n3", "n4")
 

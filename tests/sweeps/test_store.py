@@ -19,6 +19,7 @@ from sweeps.store import stepdir
 from sweeps.store.files import last_line, read_json, write_atomic, write_json, write_once
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
+from tests.support.read_back import present
 
 ID = "corpus-0123456789abcdef"
 
@@ -93,7 +94,7 @@ def test_another_hosts_claim_lives_as_long_as_its_heartbeat(tmp_path: Path, monk
     assert finish(second, {"a": b"second"})
     assert not finish(claim, {"a": b"first, too late"})
     assert (store.step(ID).out / "a").read_bytes() == b"second"
-    assert (store.step(ID).record() or {})["attempt"] == second.attempt.number
+    assert present(store.step(ID).record()).attempt == second.attempt.number
 
 
 def test_output_published_without_a_record_is_made_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sweeps.steps.registry import axis_of
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.read_back import present
 from tests.support.refusing import without_internet
 from tests.support.shell import ROOT, Shell
 from tests.support.tracked import Planner, Stage, make_stage, positions, record, training, use
@@ -58,7 +59,7 @@ def sent(planner: Planner, text_files: Path, tmp_path_factory: pytest.TempPathFa
 def finish(stage: Stage, step: str, kind: str) -> None:
     claim = stage.store.step(step).claim()
     assert claim
-    task = (stage.store.step(step).spec() or {})["slice"].get("task")
+    task = present(stage.store.step(step).spec()).slice.get("task")
     scores = {
         "evaluate": {"metric": "bits_per_byte" if task == "bits_per_byte" else "acc", "value": 0.5, "stderr": 0.1}
     }

@@ -14,6 +14,7 @@ from sweeps.planning.config import HASHED
 from sweeps.steps.registry import axis_of
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
 from tests.support.processes import PATIENCE
+from tests.support.read_back import present
 from tests.support.shell import ROOT
 from tests.support.tracked import Planner, Stage, arrives, make_stage, positions, training
 from tests.support.wandb_server import KEY, WandbServer
@@ -38,8 +39,8 @@ def test_a_steps_run_says_what_it_is_and_how_it_went(stage: Stage, server: Wandb
 
     run = server.runs[step]
     assert (run.state, run.shown["jobType"], run.shown["displayName"]) == ("finished", "uptrain", "uptrain MHA-4")
-    assert run.value("slice") == (stage.store.step(step).spec() or {})["slice"]
-    assert run.value("parents") == (stage.store.step(step).spec() or {})["parents"]
+    assert run.value("slice") == present(stage.store.step(step).spec()).slice
+    assert run.value("parents") == present(stage.store.step(step).spec()).parents
     assert positions(server, step) == list(range(1, 31))
     assert run.history[3]["train/loss"] == 4.25
     assert run.history[3]["_timestamp"] == 1e9 + 4

@@ -15,6 +15,7 @@ from sweeps.steps.registry import axis_of
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.runs import variant_id
+from tests.support.faults import steps_done
 from tests.support.processes import PATIENCE, eventually
 from tests.support.shell import Shell
 from tests.support.tracked import arrives, independent_steps, positions, training
@@ -40,7 +41,7 @@ def reaches(shell: Shell, number: int) -> StepDir:
         if "quickstart" not in shell.store.sweep_names():
             return False
         state = base_of(shell.store).state()
-        return state.name == "RUNNING" and (state.progress or {}).get("step", 0) >= number
+        return state.name == "RUNNING" and steps_done(state) >= number
 
     assert eventually(there)
     return base_of(shell.store)

@@ -20,6 +20,7 @@ from sweeps.store.store import Store
 from sweeps.worker import heartbeat, rank_worker, supervisor
 from sweeps.worker.job_context import JobContext
 from sweeps.worker.supervisor import DONE, INTERRUPTED
+from tests.support.read_back import present
 from tests.support.rows import replace_row
 from tests.support.workers_here import ChildHere, planned, work, workers_here
 
@@ -73,7 +74,7 @@ def sleeping(during: Callable[[], None], monkeypatch: pytest.MonkeyPatch, wakes:
 
 
 def check(step: StepDir) -> None:
-    assert (step.record() or {})["attempt"] == 2
+    assert present(step.record()).attempt == 2
     assert (step.out / "a").read_text() == "the next one's"
     assert step.corrupted() is None
     assert step.claims.read() is None
@@ -109,7 +110,7 @@ def test_who_wakes_up_while_the_next_is_at_it_waits_for_it(
         patched.setattr(time, "sleep", lambda seconds: following.ends() if seconds else None)
         assert work(step, capsys)[0] == DONE
     check(step)
-    assert "took the step over" in (step.attempts()[0].exit() or {})["reason"]
+    assert "took the step over" in present(step.attempts()[0].exit()).reason
     step.drop_leftovers()
     assert not step.attempts()[0].out.exists()
 

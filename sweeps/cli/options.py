@@ -1,0 +1,76 @@
+"""The options of a subcommand as a frozen dataclass: a field for each argument, in the order in which argparse reads
+positional ones and `--help` lists them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def argument(help: str | Callable[[], str], *flags: str, **settings: Any) -> Any:
+    """A field that the command line fills: an option with flags, a positional argument without. `settings` go to
+    `add_argument`; a help text or a default that is a function is called when the parser is made."""
+    return dataclasses.field(metadata={"flags": flags, "settings": {"help": help, **settings}})
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
+    for field in dataclasses.fields(options):
+        flags, settings = field.metadata["flags"], dict(field.metadata["settings"])
+        settings |= {key: settings[key]() for key in ("help", "default") if callable(settings.get(key))}
+        if flags:
+            parser.add_argument(*flags, dest=field.name, **settings)
+        else:
+            parser.add_argument(field.name, **settings)
+
+
+def read_options(options: type[T], parsed: argparse.Namespace) -> T:
+    """What the command line says, as the subcommand's own type; lists are tuples."""
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A subcommand: its name, its function, the type of its options, and the line that `--help` has for it. The
+    function returns the exit status."""
+
+    name: str
+    run: Callable[[T], int]
+    options: type[T]
+    help: str
+
+
+def default_store() -> Path:
+    return Path(os.environ.get("MLKV_STORE", "store"))
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Of subcommands that work on a store."""
+
+    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)
+
+
+@dataclass(frozen=True)
+class SweepOptions(StoreOptions):
+    """Of subcommands that work on one sweep of a store."""
+
+    name: str = argument("the sweep's name", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Of subcommands that make a plan."""
+
+    overrides: tuple[str, ...] = argument("Hydra overrides", nargs="*", metavar="KEY=VALUE")
+    config_dir: Path | None = argument(
+        "a directory of your own configurations, shaped like conf/", "--config-dir", type=Path
+    )
+    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)
