@@ -1,5 +1,7 @@
 """What the code is like to pick up, in numbers, a row per room: `python benchmarks/house.py`. For reading, not a gate.
 
+The last rows are whole packages, with `--before REVISION` those of an earlier state above those of today.
+
 Columns: Python files; lines of code; functions, their median, 90th percentile and longest length in lines; functions
 that take or return an untyped mapping (Json, dict[str, Any], Mapping[str, Any], Namespace), in per cent; values read by
 a literal string key and comments, both per 100 lines of code; private functions whose name is used once, in per cent of
@@ -9,16 +11,20 @@ The last line is all of it as one JSON object.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import json
 import re
 import statistics
+import subprocess
 import sys
+import tarfile
+import tempfile
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
 UNTYPED = re.compile(r"\b(Json|Namespace)\b|(dict|Mapping)\[str, Any\]")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Rows = dict[str, dict[str, float]]
+"""Room or package → column → number."""
 
 
 @dataclass
@@ -104,30 +112,53 @@ def names_used(paths: list[Path]) -> Counter[str]:
     return uses
 
 
-def rooms() -> Iterator[tuple[str, list[Path]]]:
-    for package in PACKAGES:
-        paths = [path for path in sorted((ROOT / package).rglob("*.py")) if path.read_text(encoding="utf-8").strip()]
-        by_room: dict[str, list[Path]] = {}
-        for path in paths:
-            by_room.setdefault(path.parent.relative_to(ROOT).as_posix(), []).append(path)
-        yield from by_room.items()
-        if len(by_room) > 1:
-            yield f"{package} (all)", paths
+def count(root: Path) -> tuple[Rows, Rows]:
+    """The rows of the rooms of a checkout, and those of whole packages."""
+    packages = {
+        package: [path for path in sorted((root / package).rglob("*.py")) if path.read_text(encoding="utf-8").strip()]
+        for package in PACKAGES
+    }
+    rooms: dict[str, list[Path]] = {}
+    for path in chain.from_iterable(packages.values()):
+        rooms.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
+    uses = names_used([path for paths in packages.values() for path in paths])
+    return (
+        {room: row(paths, uses) for room, paths in rooms.items()},
+        {f"{package} (all)": row(paths, uses) for package, paths in packages.items()},
+    )
+
+
+def row(paths: list[Path], uses: Counter[str]) -> dict[str, float]:
+    numbers = Numbers()
+    for path in paths:
+        numbers.add(path, uses)
+    return numbers.row()
+
+
+def totals_at(revision: str) -> Rows:
+    """The rows of whole packages at an earlier revision. Exits where git does not know it; git says so."""
+    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE)
+    if archive.returncode:
+        sys.exit(archive.returncode)
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+        return count(Path(folder))[1]
 
 
 def main() -> None:
-    uses = names_used([path for package in PACKAGES for path in (ROOT / package).rglob("*.py")])
-    found: dict[str, dict[str, float]] = {}
-    for room, paths in rooms():
-        numbers = Numbers()
-        for path in paths:
-            numbers.add(path, uses)
-        found[room] = numbers.row()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--before", metavar="REVISION", help="a git revision whose packages are counted too")
+    revision = parser.parse_args().before
+    rooms, totals = count(ROOT)
+    before = totals_at(revision) if revision else {}
+    for package in totals:
+        rooms |= {f"{package} at {revision}": before[package]} if before else {}
+        rooms[package] = totals[package]
     table = Table("room", *(name.replace("_", " ") for name in Numbers().row()), box=None)
-    for room, row in found.items():
-        table.add_row(room, *(f"{value:g}" for value in row.values()))
+    for room, numbers in rooms.items():
+        table.add_row(room, *(f"{value:g}" for value in numbers.values()))
     Console(width=160, file=sys.stderr).print(table)
-    print(json.dumps(found))
+    print(json.dumps(rooms))
 
 
 if __name__ == "__main__":
