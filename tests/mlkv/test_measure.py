@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,14 @@ LAYOUTS = [
     KVLayout((0, 1, 1, 3), (4, 1, 2), 4),
 ]
 DEEPER = DecoderShape(vocab_size=97, width=24, layers=4, heads=4, head_dim=8, mlp_width=48, context=64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_no_garbage() -> Iterator[None]:
+    """Each measured cell begins with a garbage collection, which need not look through all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def go(layout: KVLayout, shape: DecoderShape = DEEPER, ctx: Any = None, **changes: Any) -> Outcome:
