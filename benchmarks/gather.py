@@ -31,6 +31,10 @@ from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, make, name_of
 from sweeps.store.store import Store
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.records import record_of
+
 STEPS = 10_000
 LAYERS, HEADS, HEAD_DIM = 24, 16, 64
 TASKS = ("arc_easy", "lambada_openai", "piqa", "sciq")
@@ -134,7 +138,9 @@ def finish(store: Store, id: str, hardness: np.ndarray, number: int) -> None:
             for name, value in values.items()
         ]
     record = {"wall_seconds": 1.0, "device_seconds": 1.0, "peak_memory_bytes": 2**30, "code": "c0de", "facts": {}}
-    store.step(id).publish(claim, {**record, "metrics": metrics, "versions": {"torch": "2"}, "host": "n", "inputs": {}})
+    store.step(id).publish(
+        claim, record_of(claim, {**record, "metrics": metrics, "versions": {"torch": "2"}, "host": "n", "inputs": {}})
+    )
     claim.attempt.finish("done", "", 0)
     claim.release()
 

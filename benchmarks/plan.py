@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,10 @@ from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.reconcile import standing, to_run
 from sweeps.planning.resolve import Resolver
 from sweeps.store.store import Store
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.records import record_of
 
 LINE = [
     "layout.pattern=even,pizza,sandwich",
@@ -55,7 +60,7 @@ def finish_all(plan: Plan, store: Store) -> int:
         claim.attempt.finish("done", "", 0)
         metrics = [{"metric": f"m{i}", "value": 0.5, "stderr": 0.01, "n": 100} for i in range(6)]
         record = {"wall_seconds": 1.0, "work": 1.0, "code": store.code_hash, "metrics": metrics, "facts": {}}
-        claim.step.publish(claim, record)
+        claim.step.publish(claim, record_of(claim, record))
         claim.release()
     return len(ids)
 

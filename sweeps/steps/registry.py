@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from mlkv.context import Outcome, StepFailed
-from mlkv.files import Json
 from mlkv.registry import ExtensionError, Registry
 from sweeps.steps import base, convert, corpus, evaluate, measure, uptrain
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.store.axis import Axis
+from sweeps.store.schema import Spec
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = ("model", "layout", "cluster", "sweep", "tracking", "resources", "name", "reports", "experiment", "scale")
@@ -51,9 +51,9 @@ def kind_of(name: str) -> StepKind:
     return KINDS.get(name, _UNKNOWN)
 
 
-def trains(spec: Json) -> bool:
+def trains(spec: Spec) -> bool:
     """Whether a step is training, which several processes can share. A base that is loaded is made of no other step."""
-    return kind_of(spec.get("kind", "")).trains and bool(spec.get("parents"))
+    return kind_of(spec.kind).trains and bool(spec.parents)
 
 
 def axis_of(kind: str) -> Axis:

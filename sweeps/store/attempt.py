@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from mlkv.files import Json, discard
+from mlkv.files import discard
 from sweeps.store import schema
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import last_line, modified, utc_now, write_json
 from sweeps.store.lines import Lines, parse_rows, read_rows
-from sweeps.store.schema import Environment, Exit, LoggedRow, Record
+from sweeps.store.schema import Environment, Exit, ExitState, LoggedRow, Record, as_json
 
 
 class Attempt:
@@ -34,14 +34,14 @@ class Attempt:
         """Seconds since the epoch by the file server's clock; 0 before the first beat."""
         return modified(self._heartbeat)
 
-    def finish(self, state: str, reason: str, returncode: int | None, own: bool = True) -> None:
-        """`own`: it ended by itself, and was not told to."""
-        told = {"state": state, "reason": reason, "returncode": returncode, "own": own, "finished": utc_now()}
-        write_json(self.path / "exit.json", told)
+    def finish(self, state: ExitState, reason: str, returncode: int | None, own: bool = True) -> None:
+        """Write down how it ended."""
+        ended = Exit(state=state, reason=reason, returncode=returncode, own=own, finished=utc_now())
+        write_json(self.path / "exit.json", as_json(ended))
 
-    def write_record(self, record: Json) -> None:
+    def write_record(self, record: Record) -> None:
         """What the step's record will be: from here on the output is whole, and whoever comes can publish it."""
-        write_json(self.record_file, record)
+        write_json(self.record_file, as_json(record))
 
     def record(self) -> Record | None:
         return schema.load(Record, self.record_file)
@@ -59,8 +59,8 @@ class Attempt:
     def exit(self) -> Exit | None:
         return schema.load(Exit, self.path / "exit.json")
 
-    def write_environment(self, environment: Json) -> None:
-        write_json(self.path / "env.json", environment)
+    def write_environment(self, environment: Environment) -> None:
+        write_json(self.path / "env.json", as_json(environment))
 
     def environment(self) -> Environment | None:
         return schema.load(Environment, self.path / "env.json")

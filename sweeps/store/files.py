@@ -15,6 +15,7 @@ from typing import Any
 
 from mlkv.files import discard
 from sweeps.store.errors import DamagedFileError
+from sweeps.store.schema import FileHash
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -136,11 +137,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> FileHash:
     """Digest and size of a file, once it is on disk: what a full file server cannot store it may say only now."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return FileHash(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 def tree(root: Path) -> Iterator[tuple[str, Path]]:

@@ -237,12 +237,15 @@ class Record(Stored):
 # An attempt
 
 
+ExitState = Literal["done", "failed", "interrupted"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exit(Stored):
     """exit.json: how an attempt ended. `own`: it ended by itself, and was not asked to."""
 
     REMEDY: ClassVar[str] = "delete it; the attempt then counts as lost"
-    state: Literal["done", "failed", "interrupted"]
+    state: ExitState
     reason: str
     returncode: int | None
     own: bool

@@ -1,28 +1,29 @@
-"""The seal on a record: a hash of the rest of it, so that a number edited later is seen."""
+"""The seal on a record: a hash of the rest of it, so that a number edited later is seen.
+
+It is over the JSON, not over the type: a record keeps its seal whatever keys earlier or later code gives it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 from mlkv.files import Json
+from sweeps.store.schema import Record, as_json
 
-KEY = "seal"
 
-
-def sealed(record: Json) -> Json:
+def sealed(record: Record) -> Record:
     """The record with its seal. Raises ValueError for NaN, which JSON does not hold."""
-    return {**record, KEY: _hash(record)}
+    return replace(record, seal=_hash(as_json(replace(record, seal=None))))
 
 
-def is_sealed(record: Json) -> bool:
-    """Records of earlier code are not."""
-    return KEY in record
-
-
-def seal_holds(record: Json) -> bool:
+def seal_holds(record: Json) -> bool | None:
+    """Whether the record is as it was sealed; None for one without a seal, as earlier code wrote them."""
+    if "seal" not in record:
+        return None
     try:
-        return bool(record[KEY] == _hash({key: value for key, value in record.items() if key != KEY}))
+        return bool(record["seal"] == _hash({key: value for key, value in record.items() if key != "seal"}))
     except ValueError:  # NaN, which was never sealed
         return False
 

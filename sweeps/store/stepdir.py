@@ -7,7 +7,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
 from sweeps.store.schema import Files, LoggedRow, Record, Runtime, Spec
-from sweeps.store.seal import is_sealed, seal_holds, sealed
+from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
 
 SetAside = Literal["corrupt", "pruned"]
@@ -162,7 +162,7 @@ class StepDir:
         if self.record() or not (mine := self.claims.take()):
             return None
         try:
-            if self.record() or self._publish_kept(moved=True) or self._publish_kept(moved=False):
+            if self.record() or self._publish_earlier(moved=True) or self._publish_earlier(moved=False):
                 self.claims.release(mine)
                 return None
             discard(self.out)  # published without a record, and no record to be found that fits
@@ -205,23 +205,28 @@ class StepDir:
         except OSError:
             return time.time()
 
-    def publish(self, claim: Claim, record: Json) -> bool:
-        """Move the attempt's output into place and write the record; false when another attempt was first, or has taken
-        the step over. Raises OSError, with the output kept: whoever claims the step next publishes it."""
+    def publish(self, claim: Claim, record: Record) -> bool:
+        """Move the attempt's output into place and write the record, to which this adds the outputs and the seal; false
+        when another attempt was first, or has taken the step over. Raises OSError, with the output still there: whoever
+        claims the step next publishes it.
+
+        The record comes last, and its text is on disk before the output moves: a process that dies in between, on
+        whatever line, leaves an output and the record to check it by, and hours of training are not repeated. Creating
+        done.json fails where there is one, so of two attempts that publish at once exactly one has won.
+        """
         attempt = claim.attempt
         outputs = {name: describe(path) for name, path in tree(attempt.out)}
-        record = sealed({"id": self.id, "kind": self.kind, "attempt": attempt.number, **record, "outputs": outputs})
-        attempt.write_record(record)
+        attempt.write_record(sealed(replace(record, outputs=outputs)))
         if not claim.holds():
             return self._won_by(attempt)
-        if self.out.exists() and not self._publish_kept(moved=True):
-            discard(self.out)  # of an attempt that can no longer say what it is
+        if self.out.exists() and not self._publish_earlier(moved=True):
+            discard(self.out)  # no attempt has a record for it
         if not self.record():
             attempt.out.rename(self.out)
             self._publish_record(attempt)
         return self._won_by(attempt)
 
-    def _publish_kept(self, *, moved: bool) -> bool:
+    def _publish_earlier(self, *, moved: bool) -> bool:
         """Publish what an earlier attempt could not, as its disk was full or its process was killed: an output that is
         byte for byte as in the record that the attempt had made ready. `moved`: it already lies in place."""
         for attempt in self.attempts():
@@ -264,7 +269,7 @@ class StepDir:
     def seal_holds(self) -> bool | None:
         """Whether the record is as it was written; None for one without a seal, or none at all."""
         record = read_object(self._record_file)
-        return seal_holds(record) if record and is_sealed(record) else None
+        return seal_holds(record) if record else None
 
     def set_aside(self, reason: str, label: SetAside = "corrupt") -> None:
         """Withdraw the record and drop the output, so that the step is run when it is wanted again; the record stays

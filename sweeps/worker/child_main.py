@@ -16,18 +16,20 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType
+from typing import TextIO
 
-from mlkv.context import Context, Interrupted, MetricRow, Row, StepFailed
+from mlkv.context import Context, Interrupted, MetricRow, Outcome, Row, StepFailed
 from sweeps.steps.kind import Execution
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
+from sweeps.store import schema
 from sweeps.store.attempt import Attempt
 from sweeps.store.lines import open_to_append
 from sweeps.store.outside import describe_error, outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
-from sweeps.worker.answers import interrupted_from_outside
+from sweeps.worker.messages import Answer, Request, interrupted_from_outside, line_of
 
 _stop = False
 
@@ -42,14 +44,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:
-        request = json.loads(line)
-        with _in_group(request["group"]):
+        request = schema.parsed(Request, line.encode())
+        with _in_group(request.group or {}):
             answer = _answer(store, request)
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.write(line_of(answer))
         answers.flush()
 
 
-def _on_stop(number: int, frame: Any) -> None:
+def _on_stop(number: int, frame: FrameType | None) -> None:
     global _stop
     _stop = True
 
@@ -66,8 +68,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one step. Failure is an answer like any other."""
+def _answer(store: Store, request: Request) -> Answer:
+    """Run one attempt. Failure is an answer like any other."""
     try:
         return _logged_answer(store, request)
     except OSError as error:  # its logs cannot be opened: whatever the error, that is none of the step's doing
@@ -76,46 +78,46 @@ def _answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         return _failure(error)
 
 
-def _logged_answer(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+def _logged_answer(store: Store, request: Request) -> Answer:
     """A failure's traceback goes to the attempt's err.log. Of several processes that train together the first logs the
     rows."""
-    attempt = next(a for a in store.step(request["step"]).attempts() if a.number == request["attempt"])
-    rank = int((request["group"] or {}).get("RANK", 0))
+    attempt = next(a for a in store.step(request.step).attempts() if a.number == request.attempt)
+    rank = int((request.group or {}).get("RANK", 0))
     out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
-    with _logging_to(out, err), open_to_append(attempt.metrics_file) if not rank else _nowhere() as rows:
+    with _logging_to(out, err), open_to_append(attempt.metrics_file) if not rank else open(os.devnull, "w") as rows:
         try:
-            return {"state": "done", **_run(store, request["step"], attempt, rows)}
+            return Answer(state="done", outcome=_run(store, request.step, attempt, rows))
         except Interrupted as error:
-            return {"state": "interrupted", "reason": str(error) or "asked to stop"}
+            return Answer(state="interrupted", reason=str(error) or "asked to stop")
         except Exception as error:
             if not isinstance(error, StepFailed):
-                _print_traceback()
+                with suppress(OSError):  # the log may lie on the full disk that the traceback is about
+                    traceback.print_exc()
             return _failure(error)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception) -> Answer:
     if cause := outside_cause(error):
-        return interrupted_from_outside(_shortened(cause))
-    named = "" if isinstance(error, StepFailed) else f"{_named(error)}: "
-    return {"state": "failed", "reason": f"{named}{_shortened(str(error))}"}
+        return interrupted_from_outside(_in_one_line(cause))
+    if isinstance(error, StepFailed):
+        return Answer(state="failed", reason=_in_one_line(str(error)))
+    from mlkv.device import is_out_of_memory
+
+    name = "out of memory" if is_out_of_memory(error) else type(error).__name__
+    return Answer(state="failed", reason=f"{name}: {_in_one_line(str(error))}")
 
 
-def _print_traceback() -> None:
-    with suppress(OSError):  # the log may lie on the full disk that the traceback tells of
-        traceback.print_exc()
-
-
-def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> dict[str, Any]:
+def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
     frozen.check(store, step_id)
     step = store.step(step_id)
     spec = step.spec()
     assert spec is not None
-    inputs = {role: store.step(parent).out for role, parent in spec["parents"].items()}
+    inputs = {role: store.step(parent).out for role, parent in spec.parents.items()}
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     planned = Step.of_spec(spec, step.how())
     outcome = kind_of(planned.kind).run(Execution(planned, inputs, attempt.out, context))
     _refuse_non_finite(outcome.metrics)
-    return {"metrics": [row.as_json() for row in outcome.metrics], "facts": outcome.facts}
+    return outcome
 
 
 def _refuse_non_finite(metrics: list[MetricRow]) -> None:
@@ -150,29 +152,18 @@ def _logging_to(stdout: Path, stderr: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _in_group(group: dict[str, str] | None) -> Iterator[None]:
+def _in_group(group: dict[str, str]) -> Iterator[None]:
     """torch.distributed's environment for as long as a step trains with others."""
-    os.environ.update(group or {})
+    os.environ.update(group)
     try:
         yield
     finally:
-        for name in group or ():
+        for name in group:
             os.environ.pop(name, None)
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
-
-
-def _named(error: Exception) -> str:
-    from mlkv.device import is_out_of_memory
-
-    return "out of memory" if is_out_of_memory(error) else type(error).__name__
-
-
-def _shortened(words: str) -> str:
-    """In one line of bearable length."""
-    return " ".join(words.split())[:2000]
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:2000]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The worker's end of the process that computes (sweeps.worker.child_main): start it, ask it, hear from it, end it."""
+"""The supervisor's end of the process that computes (sweeps.worker.child_main): start it, send it requests, read its
+answers, end it."""
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -10,28 +10,30 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO
 
 import psutil
 
+from sweeps.store import schema
 from sweeps.store.store import Store
+from sweeps.worker.messages import Answer, Request, line_of
 
 
 class Child:
-    """The computing process. Started at the first step that is not done, so that a hit costs nothing."""
+    """The process that computes. Started at the first step that is not done, so that a hit costs nothing."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
-    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
-        """Have it run a step; `group`: its place in a torch.distributed group, where several train together."""
+    def send(self, request: Request) -> None:
+        """Have it run an attempt; it is started where it is not running."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process
         assert self._process.stdin
-        self._process.stdin.write(json.dumps({"step": step, "attempt": attempt, "group": group}) + "\n")
+        self._process.stdin.write(line_of(request))
         self._process.stdin.flush()
 
     def _start(self) -> None:
@@ -42,18 +44,18 @@ class Child:
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(os.fdopen(ours), self._answers), daemon=True).start()
 
-    def answer(self, timeout: float) -> dict[str, Any] | None:
-        """The child's word on the step it was asked to run; None while it is at it; `vanished` once it is gone."""
+    def answer(self, timeout: float) -> Answer | None:
+        """How the requested attempt ended; None where the child has not answered within `timeout` seconds."""
         assert self._process
         try:
             line = self._answers.get(timeout=timeout)
         except queue.Empty:
             return None
         if line:
-            return json.loads(line)
+            return schema.parsed(Answer, line.encode())
         code = self._process.wait()
         how = f"killed by {_name_of(-code)}" if code < 0 else f"exited with {code}"
-        return {"state": "vanished", "reason": f"its process was {how}", "returncode": code}
+        return Answer(state="vanished", reason=f"its process was {how}", returncode=code)
 
     @property
     def pid(self) -> int | None:

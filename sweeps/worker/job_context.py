@@ -109,7 +109,7 @@ def out_of_memory_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Pat
 
 def _kills(file: Path) -> int | None:
     try:
-        told = dict(line.split(" ", 1) for line in file.read_text().splitlines() if " " in line)
+        counts = dict(line.split(" ", 1) for line in file.read_text().splitlines() if " " in line)
     except OSError:
         return None
-    return int(told.get("oom_kill", 0))
+    return int(counts.get("oom_kill", 0))

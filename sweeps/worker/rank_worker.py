@@ -1,8 +1,8 @@
 """A process beside the first in a job of several: it joins every training that the first one begins, and no more.
 
-The first process claims steps and writes records as ever; what it tells the others is its attempt's env.json, where
-they find their meeting place. A follower's exit status is 0 unless its own process dies, so that the first process's
-status is the job's.
+The first process claims steps and writes records as ever. The attempt's env.json, which it writes, tells the others
+where to meet. A rank worker's exit status is 0 unless its own process dies, so that the first process's status is the
+job's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
 
 from sweeps.steps.registry import trains
 from sweeps.store.attempt import Attempt
@@ -21,13 +21,14 @@ from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker.child_process import Child
 from sweeps.worker.job_context import SIGNALS, JobContext
+from sweeps.worker.messages import Request
 
 POLL_SECONDS = 0.5
 EXIT_PEER_DIED = 4
 """Exit status when the process that trains here died, or the store cannot be read: the job goes back into the queue."""
 
 
-class Follower:
+class RankWorker:
     def __init__(self, store: Store, job: JobContext) -> None:
         self._store, self._job = store, job
         self._child = Child(store)
@@ -38,8 +39,7 @@ class Follower:
         for number in SIGNALS:
             signal.signal(number, self._on_stop)
         try:
-            shared = (step for step in map(self._store.step, steps) if trains(step.spec() or {}))
-            status = next((status for step in shared if (status := self._follow(step))), 0)
+            status = next((status for id in steps if (status := self._join_all_attempts(self._store.step(id)))), 0)
         except OSError as error:
             say(f"rank {self._job.rank}: the store: {describe_error(error)}", sys.stderr)
             self._child.kill()
@@ -47,13 +47,15 @@ class Follower:
         self._child.close()
         return status
 
-    def _on_stop(self, number: int, frame: Any) -> None:
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
         self._child.stop()
 
-    def _follow(self, step: StepDir) -> int:
-        while not (step.record() or self._stopping):
-            if attempt := self._begun(step):
+    def _join_all_attempts(self, step: StepDir) -> int:
+        """Until the step is done; 0 at once for a step that processes do not share."""
+        spec = step.spec()
+        while spec and trains(spec) and not (step.record() or self._stopping):
+            if attempt := self._attempt_to_join(step):
                 self._joined.add(attempt.number)
                 if status := self._join(step, attempt):
                     return status
@@ -61,7 +63,7 @@ class Follower:
                 time.sleep(POLL_SECONDS)
         return 0
 
-    def _begun(self, step: StepDir) -> Attempt | None:
+    def _attempt_to_join(self, step: StepDir) -> Attempt | None:
         """The attempt that this job's first process has begun and this one has not joined."""
         attempts = step.attempts()
         if not attempts or attempts[-1].number in self._joined:
@@ -70,11 +72,12 @@ class Follower:
 
     def _join(self, step: StepDir, attempt: Attempt) -> int:
         environment = attempt.environment()
-        meeting = (environment.group if environment else None) or {}
-        self._child.ask(step.id, attempt.number, self._job.group(meeting["MASTER_ADDR"], int(meeting["MASTER_PORT"])))
+        first = (environment.group if environment else None) or {}
+        group = self._job.group(first["MASTER_ADDR"], int(first["MASTER_PORT"]))
+        self._child.send(Request(step=step.id, attempt=attempt.number, group=group))
         while not (answer := self._child.answer(timeout=POLL_SECONDS)):
             pass
-        if answer["state"] == "done" or self._stopping:
+        if answer.state == "done" or self._stopping:
             return 0
-        say(f"rank {self._job.rank}: {answer['state']}: {answer.get('reason', '')}", sys.stderr)
-        return EXIT_PEER_DIED if answer["state"] == "vanished" else 0
+        say(f"rank {self._job.rank}: {answer.state}: {answer.reason}", sys.stderr)
+        return EXIT_PEER_DIED if answer.state == "vanished" else 0

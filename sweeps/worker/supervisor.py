@@ -14,8 +14,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from types import FrameType
+from typing import TypedDict
 
 from sweeps.steps.registry import trains
 from sweeps.store.attempt import Attempt
@@ -24,21 +27,22 @@ from sweeps.store.errors import StoreError
 from sweeps.store.files import utc_now
 from sweeps.store.host import host
 from sweeps.store.outside import describe_error
-from sweeps.store.schema import as_json
+from sweeps.store.schema import Environment, Record
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.supervisor import Mirror
-from sweeps.worker.answers import interrupted_from_outside, taken_over
 from sweeps.worker.child_process import Child
 from sweeps.worker.heartbeat import BEAT_SECONDS, Heartbeat
 from sweeps.worker.job_context import SIGNALS, JobContext, free_port, out_of_memory_kills
+from sweeps.worker.messages import TAKEN_OVER, Answer, Request, interrupted_from_outside
 
 DONE, FAILED, BLOCKED, INTERRUPTED, STUCK = 0, 1, 3, 4, 5
-_GRAVITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
-"""Of several outcomes the last one here is the job's: what was interrupted goes on, whatever failed beside it."""
-TRIES = 3
+_SEVERITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
+"""Of several outcomes the last one here is the job's. An interruption outweighs a failure: the queue starts
+the job again for it (slurm/submit.py), what was interrupted goes on, and what failed is not run again."""
+MAX_ATTEMPTS = 3
 """How many attempts in a row may die, or use up their time, without getting further than the one before."""
-OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
+ENDED_BY_OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
 """What ends an attempt through no fault of its own."""
 OWN_SIGNALS = frozenset(
     {
@@ -77,13 +81,13 @@ class Worker:
         worst = DONE
         for step in steps:
             status = INTERRUPTED if self._stopping_since else self._step(step)
-            worst = max(worst, status, key=_GRAVITY.index)
-            say(f"{utc_now()} {step} {_WORDS[status]}")
+            worst = max(worst, status, key=_SEVERITY.index)
+            say(f"{utc_now()} {step} {_STATUS_NAMES[status]}")
         self._child.close()
         self._mirror.close()
         return worst
 
-    def _on_stop(self, number: int, frame: Any) -> None:
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
         self._stopped_by = SIGNALS[signal.Signals(number)]
@@ -122,7 +126,8 @@ class Worker:
         return DONE
 
     def _failed_before(self, step: StepDir) -> bool:
-        """Whether an earlier run of this very job has found that the step fails."""
+        """Whether an earlier run of this very job has found that the step fails. A job is started again for what was
+        interrupted in it, and a step that failed would fail again: its job may run it anew only on `mlkv retry`."""
         if not self._job.run or not (last := step.attempt()):
             return False
         environment, ended = last.environment(), last.exit()
@@ -135,7 +140,7 @@ class Worker:
         if spec is None:
             say(f"{step_id}: no such step in {self._store.root}", sys.stderr)
             return False
-        for parent in map(self._store.step, spec.get("parents", {}).values()):
+        for parent in map(self._store.step, spec.parents.values()):
             if parent.record() is None:
                 say(f"{step_id}: waits for {parent.id}, which is not done", sys.stderr)
                 return False
@@ -146,8 +151,8 @@ class Worker:
         return True
 
     def _attempt(self, claim: Claim) -> int | None:
-        """Run the step once; its status, or None where that is to be seen: the child died, or another worker took the
-        step over."""
+        """Run the step once; its status, or None where the next look at the step shows it: the child died, or another
+        worker took the step over."""
         attempt = claim.attempt
         with Heartbeat(claim) as heartbeat:
             try:
@@ -156,73 +161,119 @@ class Worker:
                 self._child.kill()
                 answer = interrupted_from_outside(describe_error(error))
         if _is_done(claim.step):
-            answer = {**answer, "state": "done"}  # by this attempt or another one
+            answer = replace(answer, state="done")  # by this attempt or another one
             claim.step.tidy(attempt)
-        elif answer["state"] == "done" or heartbeat.claim_is_lost or not claim.holds():
-            answer = taken_over()
-        if answer.get("outside"):
+        elif answer.state == "done" or heartbeat.claim_is_lost or not claim.holds():
+            answer = TAKEN_OVER
+        assert answer.state != "vanished"
+        if answer.outside:
             attempt.drop_unfinished()
         try:
-            attempt.finish(answer["state"], answer.get("reason", ""), answer.get("returncode"), answer.get("own", True))
+            attempt.finish(answer.state, answer.reason, answer.returncode, answer.own)
         except OSError as error:
-            say(f"{claim.step.id}: {answer.get('reason')}; and {describe_error(error)}", sys.stderr)
+            say(f"{claim.step.id}: {answer.reason}; and {describe_error(error)}", sys.stderr)
         self._mirror.ended(claim)
-        if answer["state"] != "interrupted":
-            return {"done": DONE, "failed": FAILED}[answer["state"]]
+        return self._status_after(answer, claim.step)
+
+    def _status_after(self, answer: Answer, step: StepDir) -> int | None:
+        """What an attempt's end means for the job.
+
+        INTERRUPTED sends the job back into the queue, to go on where the step left off; that is right for what hit the
+        job (a signal, a node, a full disk). After MAX_ATTEMPTS without progress it would only go round: STUCK ends the
+        job, and a person has to look. None: the step is tried again in this job.
+        """
+        if answer.state == "done":
+            return DONE
+        if answer.state == "failed":
+            return FAILED
         if self._stopping_since:
             return INTERRUPTED
-        if answer.get("outside"):
-            return STUCK if fruitless(claim.step.attempts(), whatever_ended_them=True) >= TRIES else INTERRUPTED
+        if answer.outside:
+            stuck = attempts_without_progress(step.attempts(), whatever_ended_them=True) >= MAX_ATTEMPTS
+            return STUCK if stuck else INTERRUPTED
         return None
 
-    def _run_and_publish(self, claim: Claim, heartbeat: Heartbeat) -> dict[str, Any]:
-        attempt, started, clock = claim.attempt, utc_now(), time.monotonic()
-        killed_before, group = out_of_memory_kills(), self._group(claim.step)
-        origin = self._origin(claim.step)  # now: no output is to be lost because this cannot be read at the end
-        attempt.write_environment(_environment() | self._whose(group))
-        self._child.ask(claim.step.id, attempt.number, group)
+    def _run_and_publish(self, claim: Claim, heartbeat: Heartbeat) -> Answer:
+        step, attempt, clock = claim.step, claim.attempt, time.monotonic()
+        killed_before, group = out_of_memory_kills(), self._group(step)
+        record = self._record(claim)  # now: no output is to be lost because this cannot be read at the end
+        job, run = (self._job.id, self._job.run) if self._job.id else (None, None)
+        attempt.write_environment(Environment(**_machine(), job=job, run=run, group=group))
+        self._child.send(Request(step=step.id, attempt=attempt.number, group=group))
         self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(heartbeat)
-        if answer["state"] == "vanished":
-            answer = self._explain(answer, peak, out_of_memory_kills() > killed_before)
-        answer = self._judge(claim, answer)
-        if answer["state"] == "done":
-            record = {"started": started, "finished": utc_now(), **self._seconds(clock), "peak_memory_bytes": peak}
-            results = {"metrics": answer["metrics"], "facts": answer["facts"]}
-            claim.step.publish(claim, record | origin | results)
+        if answer.state == "vanished":
+            answer = self._answer_of_dead_child(answer, peak, out_of_memory_kills() > killed_before)
+        if answer.state == "interrupted" and not answer.outside:
+            answer = self._interruption(claim, answer)
+        if answer.state == "done":
+            wall = time.monotonic() - clock
+            devices = max(1, len(_visible_gpus())) * self._job.nodes
+            step.publish(
+                claim,
+                replace(
+                    record,
+                    finished=utc_now(),
+                    wall_seconds=round(wall, 3),
+                    device_seconds=round(wall * devices, 3),
+                    peak_memory_bytes=peak,
+                    metrics=answer.outcome.metrics,
+                    facts=answer.outcome.facts,
+                ),
+            )
         return answer
+
+    def _record(self, claim: Claim) -> Record:
+        """The record as far as it is known before the step runs: where, and from what, the output is made."""
+        step = claim.step
+        spec = step.spec()
+        parents = [self._store.step(parent).record() for parent in (spec.parents.values() if spec else ())]
+        return Record(
+            id=step.id,
+            kind=step.kind,
+            attempt=claim.attempt.number,
+            started=utc_now(),
+            finished="",
+            wall_seconds=0.0,
+            device_seconds=0.0,
+            peak_memory_bytes=0,
+            **_machine(),
+            code=self._store.code_hash,
+            work=step.how().work,
+            inputs={parent.id: parent.outputs for parent in parents if parent},
+            metrics=[],
+            facts={},
+            outputs={},
+        )
 
     def _group(self, step: StepDir) -> dict[str, str] | None:
         """The first process's place among those that will train this step together."""
-        if self._job.ranks == 1 or not trains(step.spec() or {}):
+        spec = step.spec()
+        if self._job.ranks == 1 or spec is None or not trains(spec):
             return None
         address = "127.0.0.1" if self._job.nodes == 1 else socket.gethostname()
         return self._job.group(address, free_port())
 
-    def _whose(self, group: dict[str, str] | None) -> dict[str, Any]:
-        told: dict[str, Any] = {"job": self._job.id, "run": self._job.run} if self._job.id else {}
-        return told | ({"group": group} if group else {})
-
-    def _explain(self, answer: dict[str, Any], peak: int, memory_ran_out: bool) -> dict[str, Any]:
-        """What the end of a child without an answer means."""
+    def _answer_of_dead_child(self, answer: Answer, peak: int, memory_ran_out: bool) -> Answer:
+        """What the end of a child without an answer means: a signal from outside interrupts, its own fault fails."""
         if memory_ran_out:
-            asked = "raise cluster.resources.KIND.memory_gb"
-            reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {asked}"
-            return {**answer, "state": "failed", "reason": reason}
-        ended = answer["returncode"] < 0 and -answer["returncode"] not in OWN_SIGNALS
-        return {**answer, "state": "interrupted" if ended or self._stopping_since else "failed"}
+            advice = "raise cluster.resources.KIND.memory_gb"
+            reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {advice}"
+            return replace(answer, state="failed", reason=reason)
+        code = answer.returncode or 0
+        from_outside = code < 0 and -code not in OWN_SIGNALS
+        return replace(answer, state="interrupted" if from_outside or self._stopping_since else "failed")
 
-    def _judge(self, claim: Claim, answer: dict[str, Any]) -> dict[str, Any]:
-        """Name the signal behind an interruption; a step that only ever gets so far has failed."""
-        if answer["state"] != "interrupted" or answer.get("outside"):
-            return answer
-        reason = "; ".join(filter(None, [answer.get("reason"), self._stopped_by]))
-        answer = {**answer, "reason": reason, "own": self._stopped_by not in OTHERS}
-        if answer["own"] and (count := fruitless(claim.step.attempts())) >= TRIES:
-            return {**answer, "state": "failed", "reason": f"{count} attempts in a row got no further: {reason}"}
+    def _interruption(self, claim: Claim, answer: Answer) -> Answer:
+        """With the signal behind it; failed where the step has been interrupted again and again at the same place, as
+        it would go on for ever (a time limit that is too short for one checkpoint)."""
+        reason = "; ".join(filter(None, [answer.reason, self._stopped_by]))
+        answer = replace(answer, reason=reason, own=self._stopped_by not in ENDED_BY_OTHERS)
+        if answer.own and (count := attempts_without_progress(claim.step.attempts())) >= MAX_ATTEMPTS:
+            return replace(answer, state="failed", reason=f"{count} attempts in a row got no further: {reason}")
         return answer
 
-    def _watch(self, heartbeat: Heartbeat) -> tuple[dict[str, Any], int]:
+    def _watch(self, heartbeat: Heartbeat) -> tuple[Answer, int]:
         """The child's answer and the most memory it was seen to hold, in bytes."""
         peak = 0
         while True:
@@ -233,22 +284,6 @@ class Worker:
             if overdue or heartbeat.claim_is_lost:
                 self._child.kill()
 
-    def _origin(self, step: StepDir) -> dict[str, Any]:
-        """What the record will say of where and from what the output was made."""
-        spec = step.spec()
-        parents = [self._store.step(parent).record() for parent in (spec.parents.values() if spec else ())]
-        return {
-            **_environment(),
-            "code": self._store.code_hash,
-            "work": step.how().work,
-            "inputs": {parent.id: as_json(parent.outputs) for parent in parents if parent},
-        }
-
-    def _seconds(self, since: float) -> dict[str, float]:
-        wall = time.monotonic() - since
-        devices = max(1, len(_visible_gpus())) * self._job.nodes
-        return {"wall_seconds": round(wall, 3), "device_seconds": round(wall * devices, 3)}
-
 
 def _is_done(step: StepDir) -> bool:
     """Whether it has a record, as far as the store can be read."""
@@ -258,7 +293,7 @@ def _is_done(step: StepDir) -> bool:
         return False
 
 
-def fruitless(attempts: Sequence[Attempt], whatever_ended_them: bool = False) -> int:
+def attempts_without_progress(attempts: Sequence[Attempt], whatever_ended_them: bool = False) -> int:
     """How many attempts in a row, up to the latest, ended by themselves and no further than an earlier one."""
     reached = [row.step or 0 if (row := attempt.progress()) else 0 for attempt in attempts]
     count = 0
@@ -271,22 +306,25 @@ def fruitless(attempts: Sequence[Attempt], whatever_ended_them: bool = False) ->
     return count
 
 
-_WORDS = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted", STUCK: "interrupted"}
+_STATUS_NAMES = {DONE: "done", FAILED: "failed", BLOCKED: "blocked", INTERRUPTED: "interrupted", STUCK: "interrupted"}
 
 
 def _visible_gpus() -> list[str]:
     return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
 
 
-def _environment() -> dict[str, Any]:
+class _Machine(TypedDict):
+    """What records and environments say of it."""
+
+    host: str
+    device: str
+    versions: dict[str, str]
+
+
+def _machine() -> _Machine:
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return {
-        "host": host(),
-        "device": f"cuda:{','.join(gpus)}" if (gpus := _visible_gpus()) else platform.machine(),
-        "versions": versions,
-    }
+    device = f"cuda:{','.join(gpus)}" if (gpus := _visible_gpus()) else platform.machine()
+    return {"host": host(), "device": device, "versions": versions}

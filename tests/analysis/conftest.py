@@ -12,6 +12,7 @@ from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, make
 from sweeps.store.store import Store
 from tests.support.mirrored import Mirrored, mirror
+from tests.support.records import record_of
 from tests.support.wandb_server import WandbServer
 
 HEADS, LAYERS, HEAD_DIM = 6, 6, 32
@@ -138,7 +139,7 @@ class Filler:
             "metrics": metrics,
             "facts": {},
         }
-        assert self.store.step(step).publish(claim, record)
+        assert self.store.step(step).publish(claim, record_of(claim, record))
         claim.attempt.finish("done", "", 0)
         claim.release()
 

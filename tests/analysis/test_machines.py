@@ -20,6 +20,7 @@ from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
 from tests.support.read_back import points, present
+from tests.support.records import record_of
 
 ONE: dict[str, Any] = {"host": "node-1", "facts": {"device": "NVIDIA H100"}, "versions": {"torch": "2.13.0"}}
 OTHERS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,10 @@ def timed(filler: Any, label: str, speed: float, stderr: float | None, record: d
     ]
     step = filler.store.step(filler.variant(label)["steps"]["measure"])
     claim = step.claim()
-    assert step.publish(claim, {"wall_seconds": 1.0, "device_seconds": 1.0, "inputs": {}, "metrics": metrics, **record})
+    assert step.publish(
+        claim,
+        record_of(claim, {"wall_seconds": 1.0, "device_seconds": 1.0, "inputs": {}, "metrics": metrics, **record}),
+    )
     claim.attempt.finish("done", "", 0)
     claim.release()
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 from sweeps.store.store import Store
 from sweeps.tracking.sync import sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.records import record_of
 from tests.support.wandb_server import WandbServer
 
 
@@ -49,7 +50,7 @@ def publish(claim: Any, metrics: list[dict[str, Any]]) -> None:
     times = {"started": "2025-01-01T00:00:00Z", "finished": "2025-01-01T00:00:30Z", "wall_seconds": 30.0}
     costs = {"device_seconds": 30, "peak_memory_bytes": 2**40, "code": "c0de" * 4, "inputs": {}}
     record = {**times, **costs, "metrics": metrics, "facts": {"deep": {"er": [1, 2.0, None, {"est": True}]}}}
-    assert claim.step.publish(claim, record)
+    assert claim.step.publish(claim, record_of(claim, record))
     claim.attempt.finish("done", "", 0)
     claim.release()
 

@@ -13,12 +13,14 @@ import pytest
 
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
+from sweeps.store.schema import ExitState
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 from tests.support.processes import PATIENCE, eventually
+from tests.support.records import record_of
 from tests.support.wandb_server import WandbServer
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -64,9 +66,9 @@ class Acted:
                 file.flush()
                 time.sleep(pause)
 
-    def end(self, state: str = "done", metrics: list[dict[str, Any]] | None = None) -> None:
+    def end(self, state: ExitState = "done", metrics: list[dict[str, Any]] | None = None) -> None:
         if state == "done":
-            assert self.claim.step.publish(self.claim, record(metrics))
+            assert self.claim.step.publish(self.claim, record_of(self.claim, record(metrics)))
         self.claim.attempt.finish(state, "asked to stop" if state == "interrupted" else "", 0)
         self.mirror.ended(self.claim)
         self.claim.release()
@@ -95,7 +97,7 @@ class Stage:
         return Acted(mirror, claim)
 
     def act(
-        self, step: str, lines: list[str], state: str = "done", metrics: list[dict[str, Any]] | None = None
+        self, step: str, lines: list[str], state: ExitState = "done", metrics: list[dict[str, Any]] | None = None
     ) -> None:
         """A whole attempt with a worker of its own."""
         mirror = self.mirror()

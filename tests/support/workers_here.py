@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker import child_main, supervisor
 from sweeps.worker.job_context import SIGNALS
+from sweeps.worker.messages import Answer, Request
 from sweeps.worker.supervisor import Worker
 
 
@@ -26,12 +26,12 @@ class ChildHere:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._answer: dict[str, Any] = {}
+        self._answer: Answer | None = None
 
-    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
-        self._answer = child_main._answer(self._store, {"step": step, "attempt": attempt, "group": group})
+    def send(self, request: Request) -> None:
+        self._answer = child_main._answer(self._store, request)
 
-    def answer(self, timeout: float) -> dict[str, Any]:
+    def answer(self, timeout: float) -> Answer | None:
         return self._answer
 
     def resident_bytes(self) -> int:
@@ -48,7 +48,7 @@ def workers_here() -> Iterator[pytest.MonkeyPatch]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(supervisor, "Child", ChildHere)
-        patched.setattr(supervisor, "_environment", lambda: {"host": "here", "device": "cpu", "versions": {}})
+        patched.setattr(supervisor, "_machine", lambda: {"host": "here", "device": "cpu", "versions": {}})
         patched.setattr(os, "fsync", lambda descriptor: None)
         yield patched
     for number, handler in handlers.items():

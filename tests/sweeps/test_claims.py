@@ -24,6 +24,7 @@ from sweeps.worker import heartbeat
 from sweeps.worker.heartbeat import Heartbeat
 from tests.support.processes import eventually
 from tests.support.read_back import present
+from tests.support.records import record_of
 
 ID = "corpus-0123456789abcdef"
 
@@ -245,7 +246,7 @@ def test_a_claim_that_vanished_is_taken_again_unless_the_step_is_done(step: Step
     step.claim_file.unlink()
     assert claim.holds()
     assert step.state().name == "RUNNING"
-    assert claim.step.publish(claim, {"metrics": [], "facts": {}})
+    assert claim.step.publish(claim, record_of(claim))
     step.claim_file.unlink()
     assert not claim.holds()
     assert not step.claim_file.exists()
@@ -303,10 +304,10 @@ def test_the_late_ones_output_is_not_published_and_the_next_ones_is(
 ) -> None:
     first, second = taken_over(step, monkeypatch)
     (first.attempt.out / "a").write_text("first")
-    assert not step.publish(first, {"metrics": [], "facts": {}})
+    assert not step.publish(first, record_of(first))
     assert step.record() is None
     (second.attempt.out / "a").write_text("second")
-    assert step.publish(second, {"metrics": [], "facts": {}})
+    assert step.publish(second, record_of(second))
     assert (step.out / "a").read_text() == "second"
     assert step.corrupted() is None
 
@@ -328,7 +329,7 @@ def test_what_falls_asleep_between_output_and_record_is_published_by_the_next(
         write(attempt)
 
     monkeypatch.setattr(step, "_publish_record", sleeps)
-    assert step.publish(first, {"metrics": [], "facts": {}})
+    assert step.publish(first, record_of(first))
     assert present(step.record()).attempt == 1
     assert step.corrupted() is None
 

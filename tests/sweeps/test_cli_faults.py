@@ -15,6 +15,7 @@ from sweeps.cli.console import make_console
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from tests.support.failing_files import failing
+from tests.support.records import record_of
 from tests.support.shell import exit_status
 from tests.support.tracked import record
 
@@ -25,7 +26,7 @@ def corrupt(store: Store, name: str) -> StepDir:
     claim = store.step(f"corpus-{name * 16}").claim()
     assert claim
     (claim.attempt.out / "a").write_text("output")
-    assert claim.step.publish(claim, record([]))
+    assert claim.step.publish(claim, record_of(claim, record([])))
     claim.release()
     (claim.step.out / "a").write_text("ouptut")
     return claim.step

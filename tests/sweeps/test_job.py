@@ -27,7 +27,8 @@ from sweeps.worker import child_main
 from sweeps.worker.child_process import Child
 from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import JobContext, out_of_memory_kills
-from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, fruitless
+from sweeps.worker.messages import Answer
+from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, attempts_without_progress
 from tests.support.processes import PATIENCE, eventually
 from tests.support.rows import replace_row
 from tests.support.shell import ROOT
@@ -108,7 +109,7 @@ def test_attempts_that_get_no_further_are_counted(
     history: list[tuple[int, bool | None]], expected: int, tmp_path: Path
 ) -> None:
     attempts = [attempt(tmp_path, i + 1, step, own=own) for i, (step, own) in enumerate(history)]
-    assert fruitless(attempts) == expected
+    assert attempts_without_progress(attempts) == expected
 
 
 SLEEPER = {"kind": "corpus", "schema": 1, "slice": {"source": "text_files"}, "parents": {}, "pinned": {}}
@@ -184,12 +185,15 @@ _OWN_SIGNALS = {
 
 def test_a_child_that_others_ended_is_interrupted_and_one_that_crashed_has_failed(tmp_path: Path) -> None:
     """Whatever the signal: a closed terminal, a limit of the shell or the queue, a power failure."""
-    told = Worker(Store(tmp_path))
+    worker = Worker(Store(tmp_path))
+
+    def state_after(code: int) -> str:
+        return worker._answer_of_dead_child(Answer(state="vanished", returncode=code), 0, False).state
+
     for number in signal.valid_signals():
         name = number.name if isinstance(number, signal.Signals) else ""
-        answer = told._explain({"state": "vanished", "reason": "", "returncode": -number}, 0, False)
-        assert answer["state"] == ("failed" if name in _OWN_SIGNALS else "interrupted"), name or number
-    assert told._explain({"state": "vanished", "reason": "", "returncode": 1}, 0, False)["state"] == "failed"
+        assert state_after(-number) == ("failed" if name in _OWN_SIGNALS else "interrupted"), name or number
+    assert state_after(1) == "failed"
 
 
 @pytest.mark.parametrize(("number", "named"), [(signal.SIGXCPU, "SIGXCPU"), (signal.SIGRTMIN + 3, "signal 37")])
@@ -198,7 +202,7 @@ def test_a_signal_is_named_where_it_has_a_name(number: int, named: str, tmp_path
     child._process = subprocess.Popen(["kill", f"-{int(number)}", "0"], start_new_session=True, text=True)
     child._answers.put("")
     answer = child.answer(timeout=PATIENCE)
-    assert answer == {"state": "vanished", "reason": f"its process was killed by {named}", "returncode": -number}
+    assert answer == Answer(state="vanished", reason=f"its process was killed by {named}", returncode=-number)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,8 +22,9 @@ from sweeps.steps.verify import edited
 from sweeps.store.prune import prunable
 from sweeps.store.store import Store
 from sweeps.tracking.sync import sweep_runs
-from sweeps.worker import child_main, supervisor
+from sweeps.worker import supervisor
 from tests.support.shell import exit_status
+from tests.support.workers_here import ChildHere
 
 FOLDER = Path(__file__).with_name("old_store")
 EXPERIMENT = "experiment=old"
@@ -172,36 +172,16 @@ def test_the_same_line_plans_the_same_steps(
     assert [step.kind for step in to_run(steps, standing(steps, store))] == missing
 
 
-class HereChild:
-    """Computes in this process, as the worker's child does in its own."""
-
-    pid = None
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
-        self._request = {"step": step, "attempt": attempt, "group": group}
-
-    def answer(self, timeout: float) -> dict[str, Any]:
-        return child_main._answer(self._store, self._request)
-
-    def resident_bytes(self) -> int:
-        return 0
-
-    def close(self) -> None: ...
-
-
 def test_what_was_interrupted_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "Child", HereChild)
+    monkeypatch.setattr(supervisor, "Child", ChildHere)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     step = store.step(INTERRUPTED_MEASURE)
     spec, before = step.spec(), step.metrics()
     assert supervisor.Worker(store).run([step.id]) == supervisor.DONE
     record = step.record()
     assert record
-    assert (record["attempt"], len(before), len(step.metrics())) == (2, 2, 3)
-    assert {cell["context"] for cell in record["metrics"]} == {8, 16, 24}
+    assert (record.attempt, len(before), len(step.metrics())) == (2, 2, 3)
+    assert {row.context for row in record.metrics} == {8, 16, 24}
     assert (step.spec(), states(store, "measured")) == (spec, {"DONE": 6})
 
 

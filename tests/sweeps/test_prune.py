@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from sweeps.store.prune import prunable
+from sweeps.store.schema import ExitState
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
 from tests.support.failing_files import failing
+from tests.support.records import record_of
 from tests.support.shell import Shell
 
 NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
@@ -34,9 +36,9 @@ def begin(store: Store, step_id: str) -> Claim:
     return claim
 
 
-def end(claim: Claim, state: str) -> None:
+def end(claim: Claim, state: ExitState) -> None:
     if state == "done":
-        assert claim.step.publish(claim, {"metrics": [{"metric": "loss", "value": 1.0}]})
+        assert claim.step.publish(claim, record_of(claim, {"metrics": [{"metric": "loss", "value": 1.0}]}))
     claim.attempt.finish(state, "", 0)
     claim.release()
 
@@ -133,7 +135,7 @@ def test_an_output_that_only_has_to_be_published_stays_where_its_step_is_needed(
     """Its disk was full when it was moved."""
     claim = begin(store, step_id)
     with failing(claim.attempt.out, at=0, error=errno.ENOSPC, only=("rename",)), pytest.raises(OSError, match="space"):
-        claim.step.publish(claim, {"metrics": []})
+        claim.step.publish(claim, record_of(claim))
     claim.attempt.finish("interrupted", "ENOSPC", None)
     claim.release()
     for found in prunable(store):

@@ -20,6 +20,7 @@ from sweeps.store.files import last_line, read_json, write_atomic, write_json, w
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
 from tests.support.read_back import present
+from tests.support.records import record_of
 
 ID = "corpus-0123456789abcdef"
 
@@ -41,7 +42,7 @@ def begin(store: Store, step_id: str = ID) -> Claim:
 def finish(claim: Claim, files: dict[str, bytes]) -> bool:
     for name, content in files.items():
         (claim.attempt.out / name).write_bytes(content)
-    published = claim.step.publish(claim, {"metrics": [], "facts": {}})
+    published = claim.step.publish(claim, record_of(claim))
     claim.attempt.finish("done", "", 0)
     claim.release()
     return published

@@ -17,6 +17,7 @@ from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 from tests.support.read_back import present
+from tests.support.records import record_of
 from tests.support.refusing import without_internet
 from tests.support.shell import ROOT, Shell
 from tests.support.tracked import Planner, Stage, make_stage, positions, record, training, use
@@ -67,7 +68,7 @@ def finish(stage: Stage, step: str, kind: str) -> None:
     if kind == "uptrain":
         claim.attempt.metrics_file.write_text("".join(training(1, 12)))
     assert claim.step.publish(
-        claim, record(cells if kind == "measure" else [scores.get(kind, {"metric": "x", "value": 1})])
+        claim, record_of(claim, record(cells if kind == "measure" else [scores.get(kind, {"metric": "x", "value": 1})]))
     )
     claim.attempt.finish("done", "", 0)
     claim.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from sweeps.steps.registry import KINDS
 from sweeps.steps.verify import cannot_be_checked, edited
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.seal import KEY, is_sealed, seal_holds, sealed
+from sweeps.store.schema import as_json
+from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from tests.support.records import record_of
 from tests.support.tracked import record
 
 CELL = {"metric": "x", "value": 0.25, "stderr": 0.125, "n": 8}
@@ -24,7 +27,7 @@ def done(store: Store, kind: str, metrics: list[dict[str, Any]]) -> StepDir:
     claim = store.step(f"{kind}-0123456789abcdef").claim()
     assert claim
     (claim.attempt.out / "a").write_text("output")
-    assert claim.step.publish(claim, record(metrics))
+    assert claim.step.publish(claim, record_of(claim, record(metrics)))
     claim.release()
     return claim.step
 
@@ -86,16 +89,18 @@ def test_a_description_of_another_shape_is_named(tmp_path: Path, name: str, cont
         getattr(step, name)()
 
 
-def test_a_seal_is_of_what_is_read_back() -> None:
-    made = sealed({"a": (1, 2.0), "b": {"c": None}, "d": 1e300, "e": 0.1 + 0.2})
-    assert (is_sealed(made), seal_holds(json.loads(json.dumps(made)))) == (True, True)
-    assert not is_sealed({"a": 1})
+def test_a_seal_is_of_what_is_read_back(tmp_path: Path) -> None:
+    claim = Store.open(tmp_path).step("base-0123456789abcdef").claim()
+    assert claim
+    made = replace(record_of(claim), facts={"a": (1, 2.0), "b": {"c": None}, "d": 1e300, "e": 0.1 + 0.2})
+    assert seal_holds(json.loads(json.dumps(as_json(sealed(made))))) is True
+    assert seal_holds(as_json(made)) is None
 
 
 def without_seal(step: StepDir) -> None:
     """As earlier code wrote it."""
     file = step.path / "done.json"
-    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != KEY}))
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "seal"}))
 
 
 @pytest.mark.parametrize("kind", ["base", "uptrain", "convert"])

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,10 @@ from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.worker import heartbeat, rank_worker, supervisor
 from sweeps.worker.job_context import JobContext
+from sweeps.worker.messages import Answer, Request
 from sweeps.worker.supervisor import DONE, INTERRUPTED
 from tests.support.read_back import present
+from tests.support.records import record_of
 from tests.support.rows import replace_row
 from tests.support.workers_here import ChildHere, planned, work, workers_here
 
@@ -55,7 +56,7 @@ class Next:
     def ends(self) -> None:
         assert self.claim
         (self.claim.attempt.out / "a").write_text("the next one's")
-        assert self.step.publish(self.claim, {"metrics": [], "facts": {}})
+        assert self.step.publish(self.claim, record_of(self.claim))
         self.claim.attempt.finish("done", "", None)
         self.claim.release()
 
@@ -135,18 +136,17 @@ def test_who_wakes_up_after_the_next_one_died_begins_again(
 class Busy(ChildHere):
     """One that computes until it is killed."""
 
-    def ask(self, step: str, attempt: int, group: dict[str, str] | None = None) -> None:
-        self._answer = {}
-        following = Next(self._store.step(step))
+    def send(self, request: Request) -> None:
+        following = Next(self._store.step(request.step))
         following.begins()
         following.ends()
 
-    def answer(self, timeout: float) -> dict[str, Any]:
+    def answer(self, timeout: float) -> Answer | None:
         time.sleep(0.001)
         return self._answer
 
     def kill(self) -> None:
-        self._answer = {"state": "vanished", "reason": "its process was killed", "returncode": -signal.SIGKILL}
+        self._answer = Answer(state="vanished", reason="its process was killed", returncode=-signal.SIGKILL)
 
 
 def test_a_computation_that_nobody_wants_any_more_is_ended(
@@ -173,4 +173,4 @@ def test_a_process_beside_the_first_goes_back_into_the_queue_when_the_store_fail
     monkeypatch.setattr(rank_worker, "Child", ChildHere)
     monkeypatch.setattr(StepDir, "record", stale)
     job = JobContext("1", rank=1, ranks=2, local_rank=1, local_ranks=2)
-    assert rank_worker.Follower(Store(tmp_path), job).run([step.id]) == rank_worker.EXIT_PEER_DIED == INTERRUPTED
+    assert rank_worker.RankWorker(Store(tmp_path), job).run([step.id]) == rank_worker.EXIT_PEER_DIED == INTERRUPTED

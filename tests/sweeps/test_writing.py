@@ -9,6 +9,7 @@ import pytest
 
 from sweeps.cli.results import _is_current
 from sweeps.store.store import Store
+from tests.support.records import record_of
 
 STEP = "corpus-0123456789abcdef"
 CREATED, FINISHED = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -27,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def finish(store: Store) -> None:
     claim = store.step(STEP).claim()
     assert claim
-    assert claim.step.publish(claim, {"finished": FINISHED})
+    assert claim.step.publish(claim, record_of(claim, {"finished": FINISHED}))
     claim.release()
 
 
