@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import pandas as pd
 
 from analysis.data import frame
+from analysis.data.frame import Row
 from sweeps.steps.registry import axis_of
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.read.runs import LoggedRun, number
 
-Json = dict[str, Any]
 COLUMNS = {"step": "string", "kind": "string", "global_step": "Int64", "metric": "string", "value": "Float64"}
 _WORDS = ("NaN", "Infinity", "-Infinity")
 """How W&B spells what JSON cannot."""
@@ -20,7 +19,7 @@ _WORDS = ("NaN", "Infinity", "-Infinity")
 
 def of_store(store: Store, sweep: SavedSweep) -> pd.DataFrame:
     """A row per step, position on the step's own axis, and number logged there. What is not finite is NA."""
-    steps = [store.step(id) for id in sorted(sweep.plan["steps"])]
+    steps = [store.step(id) for id in sorted(sweep.plan.steps)]
     return _table(
         cell
         for step in steps
@@ -35,22 +34,22 @@ def of_runs(runs: Iterable[LoggedRun]) -> pd.DataFrame:
     return _table(cell for run in steps for cell in _of_run(run))
 
 
-def _of_run(run: LoggedRun) -> Iterator[Json]:
+def _of_run(run: LoggedRun) -> Iterator[Row]:
     axis = next(iter(run.axes.values()), "_step")
     for row in run.rows:
         yield from _cells(run.id, run.job_type, int(row[axis] if axis in row else row.get("_step", 0)), row)
 
 
-def _cells(step: str, kind: str, position: int, row: Json) -> Iterator[Json]:
+def _cells(step: str, kind: str, position: int, row: Mapping[str, object]) -> Iterator[Row]:
     place = {"step": step, "kind": kind, "global_step": position}
     for key in sorted(row):
         if not key.startswith("_") and _is_number(row[key]):
             yield {**place, "metric": key, "value": number(row[key])}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return (isinstance(value, int | float) and not isinstance(value, bool)) or value in _WORDS
 
 
-def _table(cells: Iterable[Json]) -> pd.DataFrame:
+def _table(cells: Iterable[Row]) -> pd.DataFrame:
     return frame.make(cells, COLUMNS)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.machine import machine_of
+from analysis.data.means import mean
+from analysis.data.states import UNPLANNED
+from mlkv.context import MetricRow
 from sweeps.steps.registry import axis_of
+from sweeps.store.axis import Rows
+from sweeps.store.schema import PlanFile, Record, VariantRow
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
 
-Json = dict[str, Any]
 _WAITS = "waits for "
+Score = tuple[str, str]
+"""(task, metric)."""
 
 
 def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataFrame:
@@ -26,175 +33,215 @@ def gather(store: Store, sweep_name: str, number: int | None = None) -> pd.DataF
 
 
 def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
-    """The table of a plan whose steps stand as `steps` says."""
-    baselines = {name: [v for v in sweep.variants if v["baseline"] == name] for name in ("untouched", "mha")}
-    repeated = replicates.groups(sweep.variants)
+    """The table of a plan, with the states and records of `steps`."""
+    untouched, mha = ([v for v in sweep.variants if v.baseline == role] for role in ("untouched", "mha"))
+    layouts = replicates.groups(sweep.variants)
+    scores = _PlannedScores.of_plan(sweep.plan)
     rows: list[Row] = []
     for variant in sweep.variants:
-        own = {name: _own_baseline(variant, candidates) for name, candidates in baselines.items()}
-        own["replicate_of"] = repeated.get(variant["variant"])
-        rows += _variant_rows(sweep, {**variant, **own}, steps)
+        identity = {
+            "sweep": sweep.name,
+            "variant": variant.variant,
+            "replicate_of": layouts.get(variant.variant),
+            "baseline": variant.baseline,
+            "untouched": _own_baseline(variant, untouched),
+            "mha": _own_baseline(variant, mha),
+            "family": variant.family,
+            "pattern": variant.pattern,
+            "kv_layers": variant.kv_layers,
+            "kv_heads": frame.heads_text(variant.kv_heads),
+            "budget": variant.budget,
+            "kv_bytes_per_token": variant.kv_bytes_per_token,
+            "parameters": variant.parameters,
+        }
+        for cell in _cells(variant, steps, scores.all):
+            score = (cell.get("task"), cell.get("metric"))
+            rows.append({**identity, **cell, "in_axis": score == scores.axis, "in_accuracy": score in scores.accuracy})
     return frame.make(rows)
 
 
-def _own_baseline(variant: Json, candidates: Sequence[Json]) -> str | None:
+def _own_baseline(variant: VariantRow, candidates: Sequence[VariantRow]) -> str | None:
     """The baseline on the variant's corpus and base that shares most of its swept values."""
-    fitting = [c for c in candidates if all(c["steps"][kind] == variant["steps"][kind] for kind in ("corpus", "base"))]
-    shared = [len(variant["overrides"].items() & candidate["overrides"].items()) for candidate in fitting]
-    return str(fitting[shared.index(max(shared))]["variant"]) if fitting else None
+    steps = variant.steps
+    fitting = [c for c in candidates if (c.steps.corpus, c.steps.base) == (steps.corpus, steps.base)]
+    shared = [len(variant.overrides.items() & candidate.overrides.items()) for candidate in fitting]
+    return fitting[shared.index(max(shared))].variant if fitting else None
+
+
+@dataclass(frozen=True)
+class _PlannedScores:
+    axis: Score | None
+    """The main quality axis; None where it is the accuracy itself."""
+    accuracy: list[Score]
+    """The scores that the accuracy averages."""
+
+    @classmethod
+    def of_plan(cls, plan: PlanFile) -> _PlannedScores:
+        return cls(plan.axis if plan.axis and plan.axis[0] != "accuracy" else None, plan.accuracy)
+
+    @property
+    def all(self) -> list[Score]:
+        return list(dict.fromkeys([*self.accuracy, *([self.axis] if self.axis else [])]))
 
 
 class PlannedSteps(ABC):
-    """The plan's steps as they stand, each read once; from where is a subclass's business."""
+    """The plan's steps with their records and states, each read once. A subclass says where they are read."""
 
-    def __init__(self, plan: Json) -> None:
-        self._planned: dict[str, Json] = plan["steps"]
-        self._records: dict[str, Json | None] = {}
-        self._standing: dict[str, tuple[str, str | None]] = {}
+    def __init__(self, plan: PlanFile) -> None:
+        self._planned = plan.steps
+        self._records: dict[str, Record | None] = {}
+        self._states: dict[str, tuple[str, str | None]] = {}
 
     @abstractmethod
-    def _read_record(self, step_id: str) -> Json | None: ...
+    def _read_record(self, step_id: str) -> Record | None: ...
 
     @abstractmethod
     def _read_state(self, step_id: str) -> State: ...
 
-    def record(self, step_id: str) -> Json | None:
+    def record(self, step_id: str) -> Record | None:
         if step_id not in self._records:
             self._records[step_id] = self._read_record(step_id)
         return self._records[step_id]
 
-    def standing(self, step_id: str) -> tuple[str, str | None]:
+    def state_of(self, step_id: str) -> tuple[str, str | None]:
         """The step's state and, unless it is done, the reason in words."""
-        if step_id not in self._standing:
-            self._standing[step_id] = ("DONE", None) if self.record(step_id) else self._unfinished(step_id)
-        return self._standing[step_id]
+        if step_id not in self._states:
+            done = self.record(step_id) is not None
+            self._states[step_id] = (StepState.DONE.value, None) if done else self._unfinished(step_id)
+        return self._states[step_id]
 
     def _unfinished(self, step_id: str) -> tuple[str, str | None]:
         state = self._read_state(step_id)
-        if state.name == "PENDING" and (culprit := self._failed_ancestor(step_id)):
-            return "BLOCKED", f"by {culprit}"
-        if state.name == "PENDING" and not state.reason and (parent := self._unfinished_parent(step_id)):
-            return "PENDING", f"{_WAITS}{parent}"
-        progress: Json = state.progress.fields if state.progress else {}
-        if state.name == "RUNNING" and "step" in progress:
-            of = f" of {progress['steps']}" if progress.get("steps") else ""
-            return "RUNNING", f"step {progress['step']}{of}"
-        return state.name, state.reason or None
+        if state.name == StepState.PENDING and (ancestor := self._failed_ancestor(step_id)):
+            return StepState.BLOCKED.value, f"by {ancestor}"
+        if state.name == StepState.PENDING and not state.reason and (parent := self._unfinished_parent(step_id)):
+            return StepState.PENDING.value, f"{_WAITS}{parent}"
+        if state.name == StepState.RUNNING and state.progress and state.progress.step is not None:
+            of = f" of {state.progress.steps}" if state.progress.steps else ""
+            return StepState.RUNNING.value, f"step {state.progress.step}{of}"
+        return state.name.value, state.reason or None
 
     def _parents(self, step_id: str) -> list[str]:
-        return list(self._planned.get(step_id, {}).get("parents", {}).values())
+        return list(self._planned[step_id].parents.values()) if step_id in self._planned else []
 
     def _unfinished_parent(self, step_id: str) -> str | None:
         """Kind and state of the nearest ancestor that is not itself just waiting: `uptrain (running)`."""
         for parent in self._parents(step_id):
-            state, reason = self.standing(parent)
+            state, reason = self.state_of(parent)
             if reason and reason.startswith(_WAITS):
                 return reason.removeprefix(_WAITS)
-            if state != "DONE":
-                return f"{self._planned[parent]['kind']} ({state.lower()})"
+            if state != StepState.DONE:
+                return f"{self._planned[parent].kind} ({state.lower()})"
         return None
 
     def _failed_ancestor(self, step_id: str) -> str | None:
         for parent in self._parents(step_id):
-            state, reason = self.standing(parent)
-            if state == "FAILED":
+            state, reason = self.state_of(parent)
+            if state == StepState.FAILED:
                 return f"{parent} ({reason})"
-            if state == "BLOCKED" and reason:
+            if state == StepState.BLOCKED and reason:
                 return reason.removeprefix("by ")
         return None
 
 
 class Steps(PlannedSteps):
-    """The plan's steps as they stand in the store."""
+    """The plan's steps in the store."""
 
-    def __init__(self, store: Store, plan: Json) -> None:
+    def __init__(self, store: Store, plan: PlanFile) -> None:
         super().__init__(plan)
         self._store = store
 
-    def _read_record(self, step_id: str) -> Json | None:
+    def _read_record(self, step_id: str) -> Record | None:
         return self._store.step(step_id).record()
 
     def _read_state(self, step_id: str) -> State:
         return self._store.step(step_id).state()
 
-    def history(self, step_id: str) -> list[tuple[int, Json]]:
-        """What the step logged so far, along its axis."""
+    def history(self, step_id: str) -> Rows:
+        """What the step has logged so far, along its axis."""
         step = self._store.step(step_id)
         return step.history(axis_of(step.kind))
 
 
-def _variant_rows(sweep: SavedSweep, variant: Json, steps: PlannedSteps) -> Iterator[Row]:
-    identity = {name: variant.get(name) for name in frame.IDENTITY}
-    identity |= {"sweep": sweep.name, "kv_heads": frame.heads_text(variant["kv_heads"])}
-    axis, accuracy = _wanted(sweep.plan)
-    for cell in _cells(variant, steps, [*accuracy, *([axis] if axis else [])]):
-        score = (cell.get("task"), cell.get("metric"))
-        yield {**identity, **cell, "in_axis": score == axis, "in_accuracy": score in accuracy}
-
-
-def _wanted(plan: Json) -> tuple[tuple[str, str] | None, list[tuple[str, str]]]:
-    """The main quality axis (None: the accuracy itself) and the scores that the accuracy averages."""
-    accuracy = [(task, metric) for task, metric in plan.get("accuracy") or ()]
-    axis = plan.get("axis")
-    return (axis[0], axis[1]) if axis and axis[0] != "accuracy" else None, accuracy
-
-
-def _cells(variant: Json, steps: PlannedSteps, wanted: list[tuple[str, str]]) -> Iterator[Row]:
-    planned = variant["steps"]
-    for kind in ("corpus", "base", "convert", "uptrain"):
-        if planned.get(kind):
-            yield from _step_cells(steps, planned[kind], kind, None, [])
-    evaluates = planned.get("evaluate") or {}
-    for task, step_id in evaluates.items():
-        examples = _examples(variant, task)
+def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) -> Iterator[Row]:
+    """The rows of a variant: recorded cells, and empty ones for what is planned and not there."""
+    own = variant.steps
+    training = {"corpus": own.corpus, "base": own.base, "convert": own.convert, "uptrain": own.uptrain}
+    for kind, step_id in training.items():
+        if step_id:
+            yield from _step_cells(steps, step_id, kind)
+    for task, step_id in own.evaluate.items():
+        examples = variant.examples(task)
         for cell in _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task]):
-            yield {**cell, "n_shot": examples.get(cell.get("subtask", "")) if isinstance(examples, dict) else examples}
-    for task, metric in dict.fromkeys(wanted):
-        if task not in evaluates:
-            yield {
-                "kind": "evaluate",
-                "task": task,
-                "metric": metric,
-                "state": "UNPLANNED",
-                "reason": "no step evaluates it",
-            }
-    if planned.get("measure"):
-        yield from _step_cells(steps, planned["measure"], "measure", None, [])
+            yield {**cell, "n_shot": _examples_of(cell, examples)}
+    for task, metric in wanted:
+        if task not in own.evaluate:
+            score = {"kind": "evaluate", "task": task, "metric": metric}
+            yield {**score, "state": UNPLANNED, "reason": "no step evaluates it"}
+    if own.measure:
+        yield from _step_cells(steps, own.measure, "measure")
 
 
-def _examples(variant: Json, task: str) -> int | dict[str, int] | None:
-    """How many examples the task was given, or each member of a group; None where there are no questions."""
-    if "few_shot" in variant:
-        return variant["few_shot"].get(task)
-    return variant["config"].get("evaluate", {}).get("few_shot") or 0  # a plan of when all tasks got the same number
+def _examples_of(cell: Row, examples: int | Mapping[str, int] | None) -> int | None:
+    """A task has one number of worked examples; a group has one for each member where these differ, and then its mean
+    has none."""
+    if not isinstance(examples, Mapping):
+        return examples
+    if member := cell.get("subtask"):
+        return examples.get(member)
+    return None
 
 
-def _step_cells(steps: PlannedSteps, step_id: str, kind: str, task: str | None, wanted: list[str]) -> Iterator[Row]:
-    state, reason = steps.standing(step_id)
+def _step_cells(
+    steps: PlannedSteps, step_id: str, kind: str, task: str | None = None, wanted: Sequence[str] = ()
+) -> Iterator[Row]:
+    state, reason = steps.state_of(step_id)
     record = steps.record(step_id)
-    common = {"kind": kind, "task": task, "state": state, "reason": reason, "step": step_id, "wandb_run": step_id}
-    common |= {
-        name: (record or {}).get(name) for name in ("code", "wall_seconds", "device_seconds", "peak_memory_bytes")
+    common: Row = {"kind": kind, "task": task, "state": state, "reason": reason, "step": step_id, "wandb_run": step_id}
+    if record:
+        common |= {
+            "code": record.code,
+            "wall_seconds": record.wall_seconds,
+            "device_seconds": record.device_seconds,
+            "peak_memory_bytes": record.peak_memory_bytes,
+            "machine": machine_of(record) if kind == "measure" else None,
+        }
+    measured = record.metrics if record else []
+    for metric in measured:
+        yield {**common, **_metric_cell(metric, task)}
+    names = {metric.metric for metric in measured if not metric.subtask}
+    missing = dict.fromkeys(metric for metric in wanted if metric not in names)
+    for name in missing or ([None] if not measured else []):
+        yield {**common, "metric": name, **(_not_recorded(measured, name) if record and name else {})}
+
+
+def _metric_cell(metric: MetricRow, task: str | None) -> Row:
+    """A score of one member of a task group has the member's name behind the group's: `mmlu/anatomy`."""
+    return {
+        "task": f"{task}/{metric.subtask}" if metric.subtask else task,
+        "subtask": metric.subtask,
+        "metric": metric.metric,
+        "value": metric.value,
+        "stderr": metric.stderr,
+        "n": metric.n,
+        "batch": metric.batch,
+        "context": metric.context,
+        "reason": "its step recorded no value" if metric.value is None else None,
     }
-    if kind == "measure" and record:
-        common["machine"] = machine_of(record)
-    measured = [_of_member(cell, task) for cell in record["metrics"]] if record else []
-    for cell in measured:
-        yield {**common, **cell, "reason": cell.get("reason") or _no_value(cell)}
-    found = {cell["metric"] for cell in measured if cell["task"] == task}
-    missing = dict.fromkeys(metric for metric in wanted if metric not in found)
-    for metric in missing or ([None] if not measured else []):
-        yield {**common, "metric": metric, "reason": _not_recorded(found) if record and metric else reason}
 
 
-def _not_recorded(found: set[str]) -> str:
-    return f"not in its record (there: {', '.join(sorted(found)) or 'only scores of its members'})"
-
-
-def _of_member(cell: Json, group: str | None) -> Json:
-    """A score of one member of a task group stands under the member's name: `mmlu/anatomy`."""
-    return {**cell, "task": f"{group}/{cell['subtask']}" if cell.get("subtask") else group}
-
-
-def _no_value(cell: Json) -> str | None:
-    return None if cell.get("value") is not None else "its step recorded no value"
+def _not_recorded(measured: Sequence[MetricRow], name: str) -> Row:
+    """What stands for a score that a record does not have: of a task group without an aggregate of its own the mean of
+    its members, each counted once, as for imported results (lm_eval_groups.py)."""
+    # A group inside the group has a score but no samples of its own: its tasks are counted already.
+    tasks = dict.fromkeys(metric.subtask for metric in measured if metric.subtask and metric.n is not None)
+    members = [metric for metric in measured if metric.subtask in tasks and metric.metric == name]
+    if not members:
+        own = sorted({metric.metric for metric in measured if not metric.subtask})
+        return {"reason": f"not in its record (there: {', '.join(own) or 'only scores of its members'})"}
+    scored = {metric.subtask: metric.value for metric in members if metric.value is not None}
+    if lacking := [task for task in tasks if task not in scored]:
+        return {"reason": f"its member {lacking[0]} has no {name}"}
+    value, stderr = mean(list(scored.values()), [metric.stderr for metric in members])
+    samples = sum(metric.n or 0 for metric in members)
+    return {"value": value, "stderr": stderr, "n": samples, "reason": f"mean of its {len(members)} members"}

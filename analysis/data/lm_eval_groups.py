@@ -5,11 +5,11 @@ Groups stand in `results` beside their members; `group_subtasks` names these, in
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from analysis.data.json_values import Json, as_dict, name_of
+from analysis.data.means import mean
 from analysis.data.runs import Score
 
 _INDENTED = re.compile(r"( *)- ")
@@ -73,6 +73,5 @@ def _means(group: str, members: Sequence[str], scored: Mapping[tuple[str, str], 
         if lacking:
             yield Score(group, metric, None, reason=f"its member {lacking[0]} has no value")
             continue
-        errors = [part.stderr for part in parts if part.stderr is not None]
-        stderr = math.hypot(*errors) / len(parts) if len(errors) == len(parts) else None
-        yield Score(group, metric, math.fsum(part.value or 0.0 for part in parts) / len(parts), stderr)
+        value, stderr = mean([part.value or 0.0 for part in parts], [part.stderr for part in parts])
+        yield Score(group, metric, value, stderr)

@@ -6,38 +6,39 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from analysis.data.frame import Row
+from analysis.data.states import severity
+from sweeps.store.schema import VariantRow
 
 SEEDS = ("base.seed", "convert.seed", "uptrain.seed")
 """Variants that differ in nothing but these are repetitions of one another."""
-URGENCY = ("FAILED", "LOST", "BLOCKED", "INTERRUPTED", "RUNNING", "PENDING", "UNPLANNED")
-"""States of what is not finished, the worst first."""
 _IN_LABEL = re.compile(rf" (?:{'|'.join(map(re.escape, SEEDS))})=\S+")
 
 Members = Mapping[str, Sequence[Row]]
 
 
-def groups(variants: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Variants of a plan that are repetitions → what their row is called: the label they share without the seed.
+def groups(variants: Sequence[VariantRow]) -> dict[str, str]:
+    """Variants of a plan that are repetitions → the name of the row that stands for them: their label without the seed.
 
-    Each has seeds of its own: variants that differ in nothing that is known here are not taken for repetitions.
+    Repetitions have the same role, layout and swept values, apart from the seeds. A layout may be swept under several
+    keys (`layout.budget`, `layout.pattern`) that give the same one, so that the layout itself is compared. Variants
+    whose seeds are the same too are not repetitions: they differ in something that the plan does not record.
     """
-    alike: dict[str, list[str]] = defaultdict(list)
+    members: dict[str, list[str]] = defaultdict(list)
     seeds: dict[str, set[str]] = defaultdict(set)
     for variant in variants:
-        swept = {k: v for k, v in variant["overrides"].items() if k not in SEEDS and not k.startswith("layout")}
-        key = repr((variant["baseline"], variant["layout"], sorted(swept.items())))
-        alike[key].append(variant["variant"])
-        seeds[key].add(repr([variant["overrides"].get(name) for name in SEEDS]))
-    repeated = [members for key, members in alike.items() if len(members) == len(seeds[key]) > 1]
-    names = [_IN_LABEL.sub("", members[0]) for members in repeated]
-    taken = Counter(names) + Counter(variant["variant"] for variant in variants)
+        swept = {k: v for k, v in variant.overrides.items() if k not in SEEDS and not k.startswith("layout")}
+        key = repr((variant.baseline, variant.layout, sorted(swept.items())))
+        members[key].append(variant.variant)
+        seeds[key].add(repr([variant.overrides.get(name) for name in SEEDS]))
+    repeated = [labels for key, labels in members.items() if len(labels) == len(seeds[key]) > 1]
+    names = [_IN_LABEL.sub("", labels[0]) for labels in repeated]
+    taken = Counter(names) + Counter(variant.variant for variant in variants)
     return {
-        member: name if taken[name] == 1 else members[0]
-        for members, name in zip(repeated, names, strict=True)
-        for member in members
+        label: name if taken[name] == 1 else labels[0]
+        for labels, name in zip(repeated, names, strict=True)
+        for label in labels
     }
 
 
@@ -69,7 +70,7 @@ def _row(label: str, seeds: list[Row], scores: Sequence[str]) -> Row:
         row |= _score(name, seeds)
     unfinished = [seed for seed in seeds if seed["reason"] is not None]
     if unfinished:
-        worst = min(unfinished, key=lambda seed: URGENCY.index(seed["state"]))
+        worst = min(unfinished, key=lambda seed: severity(seed["state"]))
         row |= {"state": worst["state"], "reason": worst["reason"]}
     row |= next((_measured(seed) for seed in seeds if seed["tokens_per_second"] is not None), {})
     row |= spent({step: cost for seed in seeds for step, cost in seed["costs"].items()})

@@ -140,7 +140,7 @@ def _progress(kind: str, planned: Json, steps: Steps) -> KindProgress:
     records = [record for step in ids if (record := steps.record(step))]
     return KindProgress(
         kind=kind,
-        states=dict(Counter(steps.standing(step)[0] for step in ids)),
+        states=dict(Counter(steps.state_of(step)[0] for step in ids)),
         device_seconds=sum(record.get("device_seconds") or 0.0 for record in records),
         wall_seconds=sum(record.get("wall_seconds") or 0.0 for record in records),
     )
@@ -148,7 +148,7 @@ def _progress(kind: str, planned: Json, steps: Steps) -> KindProgress:
 
 def _failures(planned: Json, steps: Steps, links: Links) -> Iterator[Failure]:
     for step, plan in planned.items():
-        state, reason = steps.standing(step)
+        state, reason = steps.state_of(step)
         if state in ("FAILED", "LOST"):
             link, log = links.log(step)
             yield Failure(step, plan["label"], state, reason or "", plan["variants"], log, link)

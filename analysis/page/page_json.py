@@ -384,7 +384,7 @@ def variant_steps(variant: Json) -> Iterator[tuple[str, str | None, str]]:
 
 
 def _step(id: str, steps: Steps, links: Links) -> StepJson:
-    state, reason = steps.standing(id)
+    (state, reason), record = steps.state_of(id), steps.record(id)
     started = state not in _NOT_STARTED
-    time = duration((steps.record(id) or {}).get("wall_seconds"))
+    time = duration(record.wall_seconds if record else None)
     return StepJson(state, reason or "", time, links.step(id) if started else "", links.run(id) if started else "")

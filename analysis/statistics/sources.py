@@ -34,7 +34,7 @@ class Source:
     @property
     def experiment(self) -> str:
         """Which of conf/experiment/ it is a run of; a sweep of none, or something else, goes by its own name."""
-        words = self.sweep.plan.get("command", []) if self.sweep else []
+        words = (self.sweep.plan.command or []) if self.sweep else []
         chosen = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
         return chosen[-1] if chosen else self.name
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
+from analysis.data.means import mean
+from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT
 from analysis.statistics.estimates import Scored
 
 NOT_PLANNED = "not planned"
 ACCURACY = "accuracy"
 """Of a cell: the mean itself, as it was published together with its parts."""
-_TRUSTED = ("DONE", "PUBLISHED", "IMPORTED")
 _TRAINING_KINDS = ("base", "uptrain")
 _SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
 _CELL = ("variant", "kind", "task", "metric", "batch", "context")
@@ -92,12 +92,12 @@ def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
     row["accuracy_parts"] = " ".join(planned.parts) or None
-    mean = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
+    accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
     printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]
-    mean = _printed(printed[0], mean) if printed else mean
-    row |= _score("accuracy", mean)
+    accuracy = _printed(printed[0], accuracy) if printed else accuracy
+    row |= _score("accuracy", accuracy)
     row["quality_score"] = planned.axis or "accuracy"
-    row |= _score("quality", _marked(rows, "in_axis", planned.axis) if planned.axis else mean)
+    row |= _score("quality", _marked(rows, "in_axis", planned.axis) if planned.axis else accuracy)
     for name, key in planned.scores.items():
         row |= _score(name, _single(_rows_of(rows, *key)))
     row |= {f"{r['task']}{N_SHOT}": r["n_shot"] for r in rows if r["kind"] == "evaluate" and r["n_shot"] is not None}
@@ -146,7 +146,7 @@ def _score(name: str, score: Score) -> Row:
 
 
 def _trusted(row: Row) -> bool:
-    return row["state"] in _TRUSTED
+    return row["state"] in TRUSTED
 
 
 def _single(rows: list[Row]) -> Score:
@@ -169,10 +169,8 @@ def _mean(parts: list[Score]) -> Score:
     missing = [why for _, _, why in parts if why]
     if missing or not parts:
         return None, None, missing[0] if missing else NOT_PLANNED
-    values, errors = [part[0] for part in parts], [part[1] for part in parts]
-    known = [error for error in errors if error is not None]
-    stderr = math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None
-    return math.fsum(v for v in values if v is not None) / len(parts), stderr, None
+    value, stderr = mean([value for value, _, _ in parts if value is not None], [stderr for _, stderr, _ in parts])
+    return value, stderr, None
 
 
 def _printed(row: Row, recomputed: Score) -> Score:
@@ -191,10 +189,10 @@ def why_missing(row: Row) -> str:
 
 def _overall(rows: list[Row]) -> tuple[str, str | None]:
     """The state of the variant's worst step, with its reason."""
-    unfinished = [row for row in rows if row["state"] not in _TRUSTED and row["state"] != "UNPLANNED"]
+    unfinished = [row for row in rows if row["state"] not in TRUSTED and row["state"] != UNPLANNED]
     if not unfinished:
-        return rows[0]["state"] if rows[0]["state"] in _TRUSTED else "PENDING", None
-    worst = min(unfinished, key=lambda row: replicates.URGENCY.index(row["state"]))
+        return rows[0]["state"] if rows[0]["state"] in TRUSTED else "PENDING", None
+    worst = min(unfinished, key=lambda row: severity(row["state"]))
     return worst["state"], f"{worst['step']}: {worst['reason']}" if worst["reason"] else worst["step"]
 
 

@@ -12,11 +12,11 @@ _MOST = 8
 
 
 def owners_of(source: Source) -> dict[str, str]:
-    """By variant (seeds of a layout by what they are called together); none where the layouts are not known."""
+    """Variant, or layout where it has several seeds → its owners; empty where the layouts are not known."""
     if source.sweep:
-        called = replicates.groups(source.sweep.variants)
-        sources = {v["variant"]: v["layout"]["kv_source_layers"] for v in source.sweep.variants}
-        return {called.get(name, name): _text(layers) for name, layers in sources.items()}
+        layouts = replicates.groups(source.sweep.variants)
+        sources = {variant.variant: variant.layout.kv_source_layers for variant in source.sweep.variants}
+        return {layouts.get(name, name): _text(layers) for name, layers in sources.items()}
     rows = [row for row in read("layouts") if PUBLISHED + row["set"] == source.name and row["pattern"] in PATTERNS]
     return {row["variant"]: _text(_sources(row)) for row in rows}
 
@@ -26,7 +26,7 @@ def _sources(row: dict[str, str]) -> tuple[int, ...]:
     return make(row["pattern"], layers, heads, kv_layers, kv_heads).kv_source_layers
 
 
-def _text(sources: list[int] | tuple[int, ...]) -> str:
+def _text(sources: tuple[int, ...]) -> str:
     owners = sorted(set(sources))
     if len(owners) == len(sources):
         return "all"

@@ -370,6 +370,14 @@ class VariantRow(Stored):
     """The resolved configuration."""
     steps: VariantSteps
 
+    def examples(self, task: str) -> int | dict[str, int] | None:
+        """The task's entry of `few_shot`; None where it has no questions. Before `few_shot` was recorded, all tasks had
+        the number in the configuration."""
+        if self.few_shot is not None:
+            return self.few_shot.get(task)
+        count: int | None = self.config.get("evaluate", {}).get("few_shot")
+        return count or 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRow(Stored):

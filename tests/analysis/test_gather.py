@@ -9,8 +9,10 @@ import pytest
 from analysis.data import frame
 from analysis.data.gather import gather
 from analysis.statistics.results import results
+from sweeps.store.schema import VariantRow
 from sweeps.store.store import StoreError
 from tests.support.read_back import number
+from tests.support.records import some_variant
 
 
 def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -161,14 +163,14 @@ def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
 def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: Path) -> None:
     from analysis.data.gather import _own_baseline
 
-    def variant(name: str, lr: str) -> dict[str, Any]:
-        return {"variant": name, "overrides": {"uptrain.lr": lr}, "steps": {"corpus": "corpus-1", "base": "base-1"}}
+    def variant(name: str, lr: str, base: str = "base-1") -> VariantRow:
+        steps = {"corpus": "corpus-1", "base": base}
+        return some_variant(variant=name, overrides={"uptrain.lr": lr}, steps=steps)
 
     slow, fast = variant("MHA slow", "1e-4"), variant("MHA fast", "1e-3")
     assert _own_baseline(variant("MLKV-6", "1e-3"), [slow, fast]) == "MHA fast"
     assert _own_baseline(variant("MLKV-6", "1e-4"), [slow, fast]) == "MHA slow"
-    other = {**slow, "steps": {"corpus": "corpus-1", "base": "base-2"}}
-    assert _own_baseline(variant("MLKV-6", "1e-4"), [other]) is None
+    assert _own_baseline(variant("MLKV-6", "1e-4"), [variant("MHA slow", "1e-4", "base-2")]) is None
 
 
 def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, filler: Any) -> None:
@@ -208,3 +210,30 @@ def test_a_table_survives_its_csv_to_the_last_bit(filler: Any, tmp_path: Path) -
     table = gather(filler.store, filler.name)
     (tmp_path / "t.csv").write_text(frame.write_csv(table), encoding="utf-8")
     pd.testing.assert_frame_equal(frame.read_csv(tmp_path / "t.csv"), table, check_exact=True)
+
+
+def member(name: str, value: float | None, n: int | None = 100) -> dict[str, Any]:
+    stderr = None if value is None else 0.03
+    return {"metric": "acc", "value": value, "stderr": stderr, "n": n, "subtask": name}
+
+
+def test_a_group_without_an_aggregate_counts_as_the_mean_of_its_members(filler: Any) -> None:
+    """As for imported results; a group in the group has no samples of its own, and its tasks are counted already."""
+    members = [member("suite_a", 0.2), member("suite_b", 0.6), member("suite_inner", 0.9, n=None)]
+    filler.done(filler.variant("MQA-6")["steps"]["evaluate"]["cloze"], members)
+    table = gather(filler.store, filler.name)
+    row = cells(table, variant="MQA-6", task="cloze").iloc[0]
+    assert (row["metric"], row["value"], row["n"]) == ("acc", pytest.approx(0.4), 200)
+    assert row["stderr"] == pytest.approx(0.03 / 2**0.5)
+    assert row["reason"] == "mean of its 2 members"
+    assert row["in_accuracy"]
+    assert results(table).frame.set_index("variant").loc["MQA-6", "cloze.acc"] == pytest.approx(0.4)
+
+
+def test_a_group_with_a_member_without_a_value_stays_empty_and_names_it(filler: Any) -> None:
+    filler.done(
+        filler.variant("MQA-6")["steps"]["evaluate"]["cloze"], [member("suite_a", 0.2), member("suite_b", None)]
+    )
+    row = cells(gather(filler.store, filler.name), variant="MQA-6", task="cloze").iloc[0]
+    assert row["value"] is pd.NA
+    assert row["reason"] == "its member suite_b has no acc"

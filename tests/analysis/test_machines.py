@@ -20,7 +20,7 @@ from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
 from tests.support.read_back import points, present
-from tests.support.records import record_of
+from tests.support.records import record_of, some_record
 
 ONE: dict[str, Any] = {"host": "node-1", "facts": {"device": "NVIDIA H100"}, "versions": {"torch": "2.13.0"}}
 OTHERS: dict[str, dict[str, Any]] = {
@@ -31,6 +31,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "old": {"host": "", "facts": {}, "versions": {}},
 }
 SPEEDS = {"MHA-36": 100.0, "GQA-12": 140.0, "MQA-6": 170.0, "MLKV-6": 180.0}
+
+
+def machine_name(record: dict[str, Any]) -> str | None:
+    return machine.machine_of(some_record(**record))
 
 
 def timed(filler: Any, label: str, speed: float, stderr: float | None, record: dict[str, Any]) -> None:
@@ -66,11 +70,10 @@ def throughput(filler: Any) -> Any:
 
 
 def test_a_machine_is_its_host_device_and_versions() -> None:
-    assert machine.machine_of(ONE) == "node-1, NVIDIA H100, torch 2.13.0"
-    assert machine.machine_of({}) is None
-    found = {machine.machine_of(record) for record in (ONE, *OTHERS.values())}
-    assert len(found) == 6
-    assert machine.marks([{"machine": machine.machine_of(ONE)}] * 3) == {}
+    assert machine_name(ONE) == "node-1, NVIDIA H100, torch 2.13.0"
+    assert machine_name({}) is None
+    assert len({machine_name(record) for record in (ONE, *OTHERS.values())}) == 6
+    assert machine.marks([{"machine": machine_name(ONE)}] * 3) == {}
 
 
 def test_records_without_repeats_claim_nothing_of_speeds(scored: Any) -> None:
@@ -143,7 +146,7 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     column = sheet.headers.index("machine")
     assert [row[column].text for row in sheet.rows] == ["a", "b", "b", "b"]
     assert {"a: NVIDIA H100", "b: NVIDIA A100"} <= set(sheet.notes)
-    assert list(source.results.frame["machine"]) == [machine.machine_of(ONE), *[machine.machine_of(OTHERS["gpu"])] * 3]
+    assert list(source.results.frame["machine"]) == [machine_name(ONE), *[machine_name(OTHERS["gpu"])] * 3]
     assert [line.name for line in speed_lines(source.table)] == ["MHA-36 (a)", "GQA-12 (b)", "MQA-6 (b)", "MLKV-6 (b)"]
     figure = present(draw("throughput", source))
     figure.draw_without_rendering()

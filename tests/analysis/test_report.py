@@ -19,8 +19,10 @@ from analysis.page.page import flatten, page, shared_items
 from analysis.page.report import render, script_json, write_report, write_results
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
+from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
 from tests.support.processes import PATIENCE
+from tests.support.records import some_record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
@@ -320,19 +322,19 @@ CROWD_PROBE = """{
 class Imagined(Steps):
     """A store's steps without files: every step is done but some evaluations. `tasks` is what each of those scores."""
 
-    def __init__(self, store: Store, plan: dict[str, Any], tasks: dict[str, str]) -> None:
+    def __init__(self, store: Store, plan: PlanFile, tasks: dict[str, str]) -> None:
         super().__init__(store, plan)
         self.tasks = tasks
 
-    def _read_record(self, step_id: str) -> dict[str, Any] | None:
-        chance = zlib.crc32(self._planned[step_id]["variants"][0].encode()) % 1000 / 1000
+    def _read_record(self, step_id: str) -> Record | None:
+        chance = zlib.crc32(self._planned[step_id].variants[0].encode()) % 1000 / 1000
         cells: dict[str, Any] = {"bits_per_byte": {"metric": "bits_per_byte", "value": 2 + chance, "stderr": 0.004}}
         accuracy = {"metric": "acc", "value": chance, "stderr": 0.02}
         task = self.tasks.get(step_id)
         if task and zlib.crc32(step_id.encode()) % 11 == 0:
             return None
         metrics = [{**cells.get(task, accuracy), "n": 250}] if task else []
-        return {"metrics": metrics, "wall_seconds": 10.0, "device_seconds": 10.0}
+        return some_record(metrics=metrics, wall_seconds=10.0, device_seconds=10.0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary")
@@ -342,7 +344,7 @@ def test_thousands_of_rows_are_shown_a_page_at_a_time(filler: Any, tmp_path: Pat
     labels = [f"{layouts[i % 8]} uptrain.lr={i:04d}" for i in range(count)]
     crowd = type(filler)(tmp_path / "crowd", {label: filler.figures[label.split()[0]] for label in labels})
     sweep = crowd.store.sweep(crowd.name)
-    tasks = {id: task for variant in sweep.variants for task, id in variant["steps"]["evaluate"].items()}
+    tasks = {id: task for variant in sweep.variants for task, id in variant.steps.evaluate.items()}
     steps = Imagined(crowd.store, sweep.plan, tasks)
     source = Source(crowd.name, of_sweep(sweep, steps), sweep, steps)
     text = render(page(crowd.store, source, tmp_path), {})

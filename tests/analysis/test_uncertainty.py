@@ -13,7 +13,9 @@ from analysis.data.gather import gather
 from analysis.data.replicates import groups
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
+from sweeps.store.schema import VariantRow
 from tests.support.read_back import number, present
+from tests.support.records import some_variant
 from tests.support.seeded import TASK, answered, seeded
 
 UNITS = 400
@@ -123,15 +125,16 @@ def test_a_seed_that_runs_is_counted_and_told() -> None:
 
 
 def test_what_differs_in_more_than_seeds_is_no_repetition() -> None:
-    def variant(name: str, layout: str, **overrides: str) -> dict[str, Any]:
-        return {"variant": name, "baseline": None, "layout": layout, "overrides": overrides}
+    def variant(name: str, heads: int, **overrides: str) -> VariantRow:
+        layout = {"kv_source_layers": [0, 0], "kv_heads": [heads], "heads": 2}
+        return some_variant(variant=name, layout=layout, overrides=overrides)
 
     found = groups(
         [
-            variant("A uptrain.seed=1 uptrain.lr=1", "a", **{"uptrain.seed": "1", "uptrain.lr": "1"}),
-            variant("A uptrain.seed=2 uptrain.lr=1", "a", **{"uptrain.seed": "2", "uptrain.lr": "1"}),
-            variant("A uptrain.seed=1 uptrain.lr=2", "a", **{"uptrain.seed": "1", "uptrain.lr": "2"}),
-            variant("B uptrain.seed=1 uptrain.lr=1", "b", **{"uptrain.seed": "1", "uptrain.lr": "1"}),
+            variant("A uptrain.seed=1 uptrain.lr=1", 1, **{"uptrain.seed": "1", "uptrain.lr": "1"}),
+            variant("A uptrain.seed=2 uptrain.lr=1", 1, **{"uptrain.seed": "2", "uptrain.lr": "1"}),
+            variant("A uptrain.seed=1 uptrain.lr=2", 1, **{"uptrain.seed": "1", "uptrain.lr": "2"}),
+            variant("B uptrain.seed=1 uptrain.lr=1", 2, **{"uptrain.seed": "1", "uptrain.lr": "1"}),
         ]
     )
     assert found == {f"A uptrain.seed={seed} uptrain.lr=1": "A uptrain.lr=1" for seed in (1, 2)}
@@ -139,7 +142,7 @@ def test_what_differs_in_more_than_seeds_is_no_repetition() -> None:
 
 def test_variants_whose_seeds_are_the_same_are_no_repetitions() -> None:
     """What tells them apart is not among their overrides; they are not one another's noise."""
-    twins = [{"variant": name, "baseline": None, "layout": "a", "overrides": {"lr": 1}} for name in ("A x", "A y")]
+    twins = [some_variant(variant=name, overrides={"lr": 1}) for name in ("A x", "A y")]
     assert groups(twins) == {}
 
 
