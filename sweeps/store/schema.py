@@ -160,6 +160,11 @@ class Spec(Stored):
     """Role → step id."""
     pinned: dict[str, str]
 
+    @property
+    def task(self) -> str | None:
+        """That of an evaluation."""
+        return self.slice.get("task")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime(Stored):
@@ -369,6 +374,10 @@ class VariantRow(Stored):
     config: Json
     """The resolved configuration."""
     steps: VariantSteps
+
+    @property
+    def model(self) -> str | None:
+        return (self.config.get("model") or {}).get("name")
 
     def examples(self, task: str) -> int | dict[str, int] | None:
         """The task's entry of `few_shot`; None where it has no questions. Before `few_shot` was recorded, all tasks had

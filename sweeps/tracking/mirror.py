@@ -17,13 +17,14 @@ import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from mlkv.files import Json
+from sweeps.store.states import StepState
 from sweeps.store.store import TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
 from sweeps.tracking.target import TrackingConfig
 
 _RETRY_SETTINGS: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
 """Few retries: what does not arrive now is sent by the next attempt or by `mlkv sync`."""
-_RESUMABLE = ("INTERRUPTED", "RUNNING", "PENDING")
+_RESUMABLE = (StepState.INTERRUPTED, StepState.RUNNING, StepState.PENDING)
 """Runs in these states end as "preempted" in W&B; others that are not done end as "failed"."""
 
 
@@ -68,7 +69,7 @@ class OpenRun:
 
     def _write_description(self, run: Run) -> None:
         self._run.config.update(run.config, allow_val_change=True)  # resumed runs have a configuration already
-        self._run.summary.update({"state": run.state})
+        self._run.summary.update({"state": run.state.value})
         # Charts are drawn against an axis of our own (optimizer steps, batch size): W&B's own step starts again at 0 in
         # every offline fragment, and `wandb sync` renumbers it over fragments.
         for prefix, axis in run.axes.items():
@@ -94,7 +95,7 @@ class OpenRun:
             self._run.summary.update({**run.summary, **complete})
             if run.state in _RESUMABLE:
                 self._run.mark_preempting()
-            self._run.finish(exit_code=0 if run.state == "DONE" else 1)
+            self._run.finish(exit_code=0 if run.state == StepState.DONE else 1)
         except Exception as error:
             raise _mirror_error(error) from None
 

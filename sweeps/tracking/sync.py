@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Literal
 
 from mlkv.files import Json
 from sweeps.store.axis import Rows
+from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store, TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
 from sweeps.tracking.supervisor import environment
 from sweeps.tracking.target import Target, TrackingConfig
 
-_STATES = {"finished": "DONE", "failed": "FAILED"}
+_STATES = {"finished": StepState.DONE, "failed": StepState.FAILED}
 Outcome = Literal["sent", "already there", "still running", "written", "failed"]
 if TYPE_CHECKING:
     from sweeps.tracking.read.runs import LoggedRun
@@ -55,7 +56,7 @@ def sweep_runs(store: Store, sweep: SavedSweep, only_done: bool = False) -> Iter
     """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone."""
     runs = SweepRuns(store, sweep)
     if only_done:
-        yield from (run for run in runs.variants() if run.state == "DONE")
+        yield from (run for run in runs.variants() if run.state == StepState.DONE)
         return
     for step in runs.steps():
         yield step_run(step, sweep)
@@ -73,7 +74,7 @@ def logged_run(run: LoggedRun) -> Run:
         axes={pattern.removesuffix("/*"): axis for pattern, axis in run.axes.items() if pattern.endswith("/*")},
         rows=_positions(run.rows),
         summary=shown,
-        state=_STATES.get(run.state, "LOST"),
+        state=_STATES.get(run.state, StepState.LOST),
         group=run.group or None,
         tags=run.tags,
         stored_fingerprint=str(run.summary.get(FINGERPRINT_KEY, "")),
@@ -116,7 +117,7 @@ def write_files(runs: Iterable[Run], config: TrackingConfig, directory: Tracking
     """Offline: write a complete copy of every finished run to `directory`; returns the number that failed."""
     failed = 0
     for run in runs:
-        if run.state in ("RUNNING", "LOST"):
+        if run.state in (StepState.RUNNING, StepState.LOST):
             report(SyncResult(run.id, run.name, "still running"))
         elif directory.written(run.id) == run.fingerprint:
             report(SyncResult(run.id, run.name, "already there"))
@@ -148,7 +149,7 @@ def _send(
     run: Run, before: dict[str, tuple[str, int]], config: TrackingConfig, directory: TrackingDir, report: Report
 ) -> str | None:
     """The error of a run that was sent, an empty string without one; None for a run that need not be sent."""
-    if run.state == "RUNNING":
+    if run.state == StepState.RUNNING:
         report(SyncResult(run.id, run.name, "still running"))
         return None
     if before.get(run.id) == _expected(run):

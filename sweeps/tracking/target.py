@@ -67,4 +67,4 @@ class Target:
 
 def saved_target(saved: SavedSweep) -> Target:
     """The target of a frozen plan; plans from before tracking existed have none."""
-    return Target(TrackingConfig(**saved.plan.get("tracking", {"mode": "off"})), saved.name)
+    return Target(TrackingConfig(**saved.plan.tracking or {"mode": "off"}), saved.name)

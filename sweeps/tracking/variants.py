@@ -7,6 +7,7 @@ has it.
 
 from __future__ import annotations
 
+from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.runs import Run, SweepRuns, step_state
 from sweeps.tracking.target import Target
@@ -30,9 +31,10 @@ class VariantRuns:
     def ended(self, step: str) -> None:
         """Note which runs a step's end changes. An interrupted step changes none: it goes on in another job, and this
         one may have little time left."""
-        if not self._sweep or step_state(self._store.step(step))[0] == "INTERRUPTED":
+        if not self._sweep or step_state(self._store.step(step))[0] == StepState.INTERRUPTED:
             return
-        labels = self._sweep.plan["steps"].get(step, {}).get("variants", [])
+        planned = self._sweep.plan.steps.get(step)
+        labels = planned.variants if planned else []
         runs = SweepRuns(self._store, self._sweep)
         changed = [label for label in labels if len(labels) <= MAX_SHARED_VARIANTS or runs.variant(label).finished]
         self._waiting |= dict.fromkeys(changed)
