@@ -22,7 +22,7 @@ from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.grammar import points
 from sweeps.planning.plan import Plan, make_plan
-from sweeps.planning.reconcile import standing, to_run
+from sweeps.planning.reconcile import read_states, to_run
 from sweeps.planning.resolve import Resolver
 from sweeps.store.store import Store
 
@@ -74,7 +74,7 @@ def main() -> None:
         whole_seconds, _ = timed(lambda: [composer.whole(lines) for lines in sample])
         freeze(plan, store, LINE)
         finished = finish_all(plan, store)
-        reconcile_seconds, todo = timed(lambda: to_run(plan.steps, standing(plan.steps, store)))
+        reconcile_seconds, todo = timed(lambda: to_run(plan.steps, read_states(plan.steps, store)))
     hydra_seconds = whole_seconds / len(sample) * len(plan.variants)
     result = {
         "benchmark": "plan",

@@ -197,8 +197,8 @@ def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
     if not page.is_file():
         return False
     written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
-    records = [store.step(id).record() for id in saved.plan["steps"]]
-    return saved.plan["created"] < written and all(record and record["finished"] < written for record in records)
+    records = [store.step(id).record() for id in saved.plan.steps]
+    return saved.plan.created < written and all(record and record.finished < written for record in records)
 
 
 def import_results(options: ImportOptions) -> int:

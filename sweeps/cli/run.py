@@ -71,9 +71,9 @@ def plan(options: PlanOptions) -> int:
 def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
     from sweeps.cli.view import forecast_lines
     from sweeps.dispatch import submit
-    from sweeps.planning.reconcile import standing, to_run
+    from sweeps.planning.reconcile import read_states, to_run
 
-    missing = to_run(planned.steps, standing(planned.steps, store))
+    missing = to_run(planned.steps, read_states(planned.steps, store))
     for line in forecast_lines(submit.forecast(missing, planned.config.cluster, store)):
         console.print(line, highlight=False)
 
@@ -113,7 +113,7 @@ def retry(options: SweepOptions) -> int:
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    cluster, graph = parse_cluster(saved.plan["cluster"]), saved_graph(store, saved)
+    cluster, graph = parse_cluster(saved.plan.cluster), saved_graph(store, saved)
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)
@@ -126,7 +126,7 @@ def cancel(options: CancelOptions) -> int:
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    if parse_cluster(saved.plan["cluster"]).name == "slurm":
+    if parse_cluster(saved.plan.cluster).name == "slurm":
         return _cancel_jobs(console, selected(saved, options.variants, alone=True), store, saved)
     if options.variants:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
@@ -181,9 +181,9 @@ def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
 
 def _show_plan(console: Console, planned: Plan, store: Store) -> None:
     from sweeps.cli.view import plan_tables
-    from sweeps.planning.reconcile import Costs, other_code, standing
+    from sweeps.planning.reconcile import Costs, other_code, read_states
 
-    console.print(plan_tables(planned, standing(planned.steps, store), Costs.of_store(store)))
+    console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
     if foreign := other_code(planned.steps, store):
         console.print(f"{len(foreign)} finished steps were made by other code than the one here", style="dim")
 
@@ -192,19 +192,21 @@ def _run_graph(
     console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
 ) -> bool:
     """Run what is missing with a live view; true if something is not done in the end."""
-    from sweeps.cli.view import Progress, advice, counts, summary
+    from sweeps.cli.progress import Progress
+    from sweeps.cli.view import advice, counts, summary
     from sweeps.dispatch import local_loop, submit
-    from sweeps.planning.reconcile import standing
+    from sweeps.planning.reconcile import read_states
+    from sweeps.store.states import StepState
 
     with Progress(console, graph, store, cluster.slots or 1) as progress:
         local_loop.run(
             graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
         )
-    counted = counts(graph, standing(graph, store))
+    counted = counts(graph, read_states(graph, store))
     console.print(summary(counted), highlight=False)
     if line := advice(counted, saved.name):
         console.print(line, highlight=False)
-    return set(counted) != {"DONE"}
+    return set(counted) != {StepState.DONE}
 
 
 def _queue_up(
@@ -213,12 +215,12 @@ def _queue_up(
     """Submit what is missing to SLURM and leave."""
     from sweeps.cli.view import advice, counts
     from sweeps.dispatch import submit
-    from sweeps.planning.reconcile import standing, to_run
+    from sweeps.planning.reconcile import read_states, to_run
     from sweeps.worker.fetch import fetch_inputs
 
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
-    states = standing(graph, store)
+    states = read_states(graph, store)
     jobs = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
     mirror_sweep(console, store, saved, done=True)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)

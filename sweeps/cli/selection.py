@@ -28,19 +28,19 @@ def queue_answers() -> Iterator[None]:
 def selected(saved: SavedSweep, wanted: Sequence[str], *, alone: bool = False) -> list[str]:
     """Steps of the variants (labels or globs of them), or with the ids, that are wanted; all where none is named.
     `alone`: not those that other variants need too. Raises UserError for what names nothing."""
-    labels = [str(row["variant"]) for row in saved.variants]
+    labels = [row.variant for row in saved.variants]
     variants, steps = set(labels if not wanted else ()), set()
     for word in wanted:
         named = set(fnmatch.filter(labels, word)) | ({word} & set(labels))
-        ids = {id for id in saved.plan["steps"] if id.startswith(word)}
+        ids = {id for id in saved.plan.steps if id.startswith(word)}
         if not named | ids:
             raise UserError(f"{word}: no variant or step of sweep {saved.name} (variants: {', '.join(labels)})")
         variants |= named
         steps |= ids
-    for id, told in saved.plan["steps"].items():
-        if variants.issuperset(told["variants"]) if alone else variants.intersection(told["variants"]):
+    for id, step in saved.plan.steps.items():
+        if variants.issuperset(step.variants) if alone else variants.intersection(step.variants):
             steps.add(id)
-    return [id for id in saved.plan["steps"] if id in steps]
+    return [id for id in saved.plan.steps if id in steps]
 
 
 def existing(root: Path) -> Store:

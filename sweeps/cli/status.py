@@ -13,12 +13,13 @@ from sweeps.cli.options import StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
 from sweeps.store.outside import describe_error
+from sweeps.store.states import StepState
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeps.dispatch.queue_status import JobStatus, JobStatuses
-    from sweeps.planning.reconcile import Graph, Standing
+    from sweeps.planning.reconcile import Graph, States
     from sweeps.store.stepdir import StepDir
     from sweeps.store.store import SavedSweep, Store
 
@@ -57,16 +58,19 @@ def status(options: StatusOptions) -> int:
         console.print(note, style="yellow", highlight=False, markup=False)
     graph = saved_graph(store, saved)
     bad = _verify(console, graph, store) if options.verify else 0
-    states = _watch(console, graph, saved, store) if options.watch else _standing(console, graph, saved, store)[0]
+    if options.watch:
+        states = _watch(console, graph, saved, store)
+    else:
+        states, _ = _states_and_jobs(console, graph, saved, store)
     console.print(status_table(graph, states))
     console.print(summary(counts(graph, states)), highlight=False)
-    return NOT_DONE if bad or any(state.name == "FAILED" for state in states.values()) else OK
+    return NOT_DONE if bad or any(state.name is StepState.FAILED for state in states.values()) else OK
 
 
 def _status_of_all(console: Console, store: Store, verify: bool) -> int:
     """A line per sweep; one that cannot be read says why, and the others go on."""
     from sweeps.cli.view import counts, summary
-    from sweeps.planning.reconcile import saved_graph, standing
+    from sweeps.planning.reconcile import read_states, saved_graph
 
     worst = OK
     for folder in store.sweep_folders():
@@ -75,7 +79,7 @@ def _status_of_all(console: Console, store: Store, verify: bool) -> int:
             if folder.numbers():
                 graph = saved_graph(store, folder.read())
                 worst = NOT_DONE if verify and _verify(console, graph, store) else worst
-                console.print(f"{folder.name}: {summary(counts(graph, standing(graph, store)))}", highlight=False)
+                console.print(f"{folder.name}: {summary(counts(graph, read_states(graph, store)))}", highlight=False)
         except (StoreError, OSError) as error:
             advice = "; delete that file and run the sweep's line again" if isinstance(error, DamagedFileError) else ""
             problem = problem or f"sweep {folder.name}: {error}{advice}"
@@ -87,8 +91,8 @@ def _status_of_all(console: Console, store: Store, verify: bool) -> int:
     return worst
 
 
-def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> Standing:
-    """Show where steps stand until none runs or waits in the queue; on a pipe, a line whenever something changed."""
+def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> States:
+    """Show the states of steps until none runs or waits in the queue; on a pipe, a line whenever something changed."""
     import time
 
     from rich.live import Live
@@ -98,25 +102,26 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
     before = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            states, jobs = _standing(console, graph, saved, store)
+            states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
             if console.is_terminal:
                 live.update(status_table(graph, states), refresh=True)
             elif shown != before:
                 console.print(shown, highlight=False)
             before = shown
-            if not any(state.name == "RUNNING" for state in states.values()) and not any(j.live for j in jobs.values()):
+            running = any(state.name is StepState.RUNNING for state in states.values())
+            if not running and not any(job.live for job in jobs.values()):
                 return states
             time.sleep(WATCH_SECONDS)
 
 
-def _standing(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Standing, JobStatuses]:
-    """Where steps stand by the store and, on SLURM, by the queue; without the queue's word where it does not answer."""
+def _states_and_jobs(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[States, JobStatuses]:
+    """The states of steps by the store and, on SLURM, by the queue; by the store alone if the queue does not answer."""
     from sweeps.planning.config import parse_cluster
-    from sweeps.planning.reconcile import standing
+    from sweeps.planning.reconcile import read_states
 
-    states = standing(graph, store)
-    if parse_cluster(saved.plan["cluster"]).name != "slurm":
+    states = read_states(graph, store)
+    if parse_cluster(saved.plan.cluster).name != "slurm":
         return states, {}
     from sweeps.dispatch.queue_status import QueueError, with_queue
 
@@ -171,16 +176,18 @@ def why(options: WhyOptions) -> int:
     saved = store.sweep(options.name)
     chosen = selected(saved, [options.variant])
     graph = saved_graph(store, saved)
-    states, jobs = _standing(console, graph, saved, store)
+    states, jobs = _states_and_jobs(console, graph, saved, store)
     blocked = blockers(graph, states)
     for id in chosen:
-        if (state := states[id]).name == "DONE":
+        if (state := states[id]).name is StepState.DONE:
             continue
-        told = f"waits for {blocked[id]}, which failed" if id in blocked else reason_of(id, graph, states)
-        console.print(f"{id} {graph[id].label}: {'BLOCKED' if id in blocked else state.name} {told}", highlight=False)
-        if state.name in ("FAILED", "LOST", "INTERRUPTED", "CANCELLED"):
+        name, reason = state.name, reason_of(id, graph, states)
+        if id in blocked:
+            name, reason = StepState.BLOCKED, f"waits for {blocked[id]}, which failed"
+        console.print(f"{id} {graph[id].label}: {name} {reason}", highlight=False)
+        if state.name in (StepState.FAILED, StepState.LOST, StepState.INTERRUPTED, StepState.CANCELLED):
             _print_tail(console, store.step(id), jobs.get(id))
-    if all(states[id].name == "DONE" for id in chosen):
+    if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
     return OK
 
@@ -209,7 +216,7 @@ def logs(options: LogsOptions) -> int:
                     sys.stdout.write(file.read())
                     shown[path] = file.tell()
         sys.stdout.flush()
-        if not options.follow or step.state().name not in ("RUNNING", "PENDING", "INTERRUPTED"):
+        if not options.follow or step.state().name not in (StepState.RUNNING, StepState.PENDING, StepState.INTERRUPTED):
             return OK
         time.sleep(0.5)
 

@@ -82,7 +82,7 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
     target = saved_target(saved)
     if target.config.mode == "off":
         return
-    count = sum(1 for _ in sweep_runs(store, saved, done)) if done else len(saved.plan["steps"]) + len(saved.variants)
+    count = sum(1 for _ in sweep_runs(store, saved, done)) if done else len(saved.plan.steps) + len(saved.variants)
     if not count:
         return
     allowed = target.config.timeout + SECONDS_PER_RUN * count
@@ -128,7 +128,7 @@ def _save_view(saved: SavedSweep, config: TrackingConfig) -> str:
     from analysis.data.metrics import metric
     from sweeps.tracking import workspace
 
-    axis = saved.plan.get("axis")
+    axis = saved.plan.axis
     with one_line():
         better = metric(axis[1] if axis else "accuracy").higher_is_better
     return workspace.save(saved, config, better)

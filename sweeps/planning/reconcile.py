@@ -1,4 +1,4 @@
-"""What a graph of steps still needs: each step's standing in the store, what to run, and what that will take."""
+"""What a graph of steps still needs: the state of each step in the store, what to run, and how long that will take."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from statistics import median
 from sweeps.steps.registry import similar_kinds
 from sweeps.steps.step import Step, described_by
 from sweeps.store.errors import DamagedFileError
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store, StoreError
 
 AGAIN = "run the sweep's line again, which writes it anew"
 Graph = Mapping[str, Step]
 """Steps by id, parents before children."""
-Standing = dict[str, State]
+States = dict[str, State]
+"""By step id."""
 
 
 def saved_graph(store: Store, saved: SavedSweep) -> Graph:
     """The steps of a frozen plan as the store has them. Raises StoreError where a spec no longer hashes to its id."""
     graph = {}
-    for id, told in saved.plan["steps"].items():
+    for id, planned in saved.plan.steps.items():
         directory = store.step(id)
         spec = directory.spec()
         if spec is None:
             raise StoreError(f"step {id}: its spec.json is gone from {store.root}; {AGAIN}")
         if (described := described_by(spec)) != id:
             raise StoreError(f"step {id}: spec.json was edited (it now describes {described}); delete it and {AGAIN}")
-        graph[id] = Step.of_spec(spec, directory.how(), told.get("label", id))
+        graph[id] = Step.of_spec(spec, directory.how(), planned.label)
     return graph
 
 
-def standing(graph: Graph, store: Store) -> Standing:
+def read_states(graph: Graph, store: Store) -> States:
     return {id: store.step(id).state() for id in graph}
 
 
@@ -42,10 +44,10 @@ def blockers(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:
     """Steps that cannot run, each with the failed step above it."""
     failed: dict[str, str] = {}
     for id, step in graph.items():
-        if states[id].name == "DONE":
+        if states[id].name is StepState.DONE:
             continue
         for parent in step.parents.values():
-            if states[parent].name == "FAILED":
+            if states[parent].name is StepState.FAILED:
                 failed[id] = parent
             elif parent in failed:
                 failed[id] = failed[parent]
@@ -55,9 +57,9 @@ def blockers(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:
 def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) -> list[Step]:
     """Steps that are not done, parents first. Failed ones and what descends from them wait for `retry`."""
     if retry:
-        return [step for id, step in graph.items() if states[id].name != "DONE"]
+        return [step for id, step in graph.items() if states[id].name is not StepState.DONE]
     blocked = blockers(graph, states)
-    finished = ("DONE", "FAILED")
+    finished = (StepState.DONE, StepState.FAILED)
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 
 
@@ -71,9 +73,9 @@ class Costs:
     def of_store(cls, store: Store) -> Costs:
         rates: dict[str, list[float]] = defaultdict(list)
         for step in store.steps():
-            with suppress(DamagedFileError):  # whoever needs that step will be told
-                if (record := step.record()) and record.get("work"):
-                    rates[step.kind].append(record["wall_seconds"] / record["work"])
+            with suppress(DamagedFileError):  # the command that needs this very step names the file
+                if (record := step.record()) and record.work:
+                    rates[step.kind].append(record.wall_seconds / record.work)
         return cls({kind: median(values) for kind, values in rates.items()})
 
     def seconds(self, step: Step) -> float | None:
@@ -89,6 +91,10 @@ class Costs:
 
 
 def other_code(graph: Graph, store: Store) -> list[str]:
-    """Finished steps whose record names other code than the one running."""
+    """Finished steps that other code than this made.
+
+    They are not run again: an id stays the same as long as the schema version of its kind does. The code hash changes
+    more often, with every mended fault, and who reads a table should know that its numbers come from several versions.
+    """
     ours = store.code_hash
-    return [id for id in graph if (record := store.step(id).record()) and record["code"] != ours]
+    return [id for id in graph if (record := store.step(id).record()) and record.code != ours]

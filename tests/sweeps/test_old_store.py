@@ -16,7 +16,7 @@ from sweeps.planning import resolve, variants
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
-from sweeps.planning.reconcile import saved_graph, standing, to_run
+from sweeps.planning.reconcile import read_states, saved_graph, to_run
 from sweeps.planning.resolve import Resolver
 from sweeps.steps.verify import edited
 from sweeps.store.prune import prunable
@@ -81,7 +81,7 @@ def mlkv(store: Store, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def states(store: Store, name: str, number: int | None = None) -> Counter[str]:
     graph = saved_graph(store, store.sweep(name, number))
-    return Counter(state.name for state in standing(graph, store).values())
+    return Counter(state.name for state in read_states(graph, store).values())
 
 
 def test_every_step_stands_as_it_did(store: Store) -> None:
@@ -169,7 +169,7 @@ def test_the_same_line_plans_the_same_steps(
 ) -> None:
     steps = plan_of(line).steps
     assert set(steps) == set(store.sweep(name, number).plan["steps"])
-    assert [step.kind for step in to_run(steps, standing(steps, store))] == missing
+    assert [step.kind for step in to_run(steps, read_states(steps, store))] == missing
 
 
 def test_what_was_interrupted_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from sweeps.cli.console import make_console
-from sweeps.cli.view import Progress, _inputs, _trained, advice, expected_left, plan_tables, status_table, summary
+from sweeps.cli.position import Position
+from sweeps.cli.progress import Progress, expected_left
+from sweeps.cli.view import _inputs, _trained, advice, plan_tables, status_table, summary
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
+from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.schema import LoggedRow
 from sweeps.store.states import StepState
@@ -38,6 +43,35 @@ def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
     states = {base.id: done, evaluate.id: pending, measure.id: pending}
     assert expected_left([base, evaluate, measure], states, COSTS, 1) == "over 4 s left"
     assert expected_left([measure], states, COSTS, 1) == "time left not known yet"
+
+
+OLD_STORE = Store(Path(__file__).parent / "old_store" / "store")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_that_a_kind_logs_can_be_shown(kind: str, tmp_path: Path) -> None:
+    """A cell of a measurement has a speed and no number of tokens; a corpus does not know how many steps there are."""
+    rows = [row for each in OLD_STORE.steps() if each.kind == kind for row in each.metrics()]
+    running = step(kind, 10)
+    assert rows
+    for row in rows:
+        more = LoggedRow(fields={**row.fields, "steps": row.steps and row.steps + 1})
+        for shown in (row, more):
+            states = {running.id: State(StepState.RUNNING, progress=shown)}
+            assert "left" in expected_left([running], states, COSTS, 1)
+            console = Console(width=200, record=True, file=StringIO())
+            console.print(status_table({running.id: running}, states))
+            assert "None" not in console.export_text()
+            assert (f"{shown.step}/{shown.steps}" in Position.of(states[running.id]).text()) == bool(shown.steps)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"step": 0, "steps": 2, "tokens": 0, "tokens_per_second": 1.0}, {"loss": "nan"}, {}]
+)
+def test_a_row_without_a_pace_of_its_own_is_expected_at_that_of_records(fields: dict[str, Any]) -> None:
+    base = step("base", 10)
+    states = {base.id: State(StepState.RUNNING, progress=LoggedRow(fields=fields))}
+    assert expected_left([base], states, COSTS, 1) == "20 s left"
 
 
 def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence[str]], Plan]) -> None:
@@ -78,7 +112,7 @@ def test_brackets_in_a_label_are_text_and_no_style(
     assert "[red]why[/]" in printed
     store = Store.open(tmp_path / "store")
     progress = Progress(console, plan.steps, store, slots=1)
-    progress._note(next(iter(plan.steps.values())), State(StepState.FAILED, "[/tmp/x] is :warning: full"))
+    progress._print_change(next(iter(plan.steps.values())), State(StepState.FAILED, "[/tmp/x] is :warning: full"))
     assert "[/tmp/x] is :warning: full" in capsys.readouterr().out
 
 
