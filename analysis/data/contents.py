@@ -44,8 +44,10 @@ class Content:
             score = f"{task}.{metric}" if task else f"{metric} at batch {batch}"
             both = f"{_value(there)} in {there['file']} and {_value(row)} in {file}"
             raise ValueError(f"{self.label}: {score} is {both}, and nothing tells the two apart; leave one out")
-        elif there["stderr"] is None:
-            there["stderr"] = row.get("stderr")
+        else:
+            for column in ("stderr", "n_shot"):
+                if there.get(column) is None:
+                    there[column] = row.get(column)
 
     def score(self, pair: Pair) -> Row | None:
         return self.cells.get(("evaluate", *pair, None, None))

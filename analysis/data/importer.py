@@ -19,7 +19,8 @@ from analysis.data import averaged, frame
 from analysis.data.contents import Content, Measured, Pair, baselines_of, contents_of, listed
 from analysis.data.frame import Row
 from analysis.data.layout_lines import LAYOUTS, Layout, read_layouts
-from analysis.data.lm_eval_files import NotRead, read_run
+from analysis.data.lm_eval_document import NotRead
+from analysis.data.lm_eval_files import read_run
 from analysis.data.measurements import measurement_cells
 from analysis.data.published import layout_rows
 from analysis.data.runs import Run

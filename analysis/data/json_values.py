@@ -1,19 +1,19 @@
-"""Values out of JSON that anybody may have written: nothing about their types is certain."""
+"""Values out of JSON that anybody may have written: their types are not known."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-Json = dict[str, Any]
+Object = dict[str, object]
+"""A JSON object of another program."""
 
 
-def as_dict(value: Any) -> Json:
+def as_dict(value: object) -> Object:
     return value if isinstance(value, dict) else {}
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """A JSON value as one text, the same for `1`, `1.0` and `"1"`, and for keys in any order."""
     if isinstance(value, str):
         return value.strip()
@@ -25,5 +25,5 @@ def text(value: Any) -> str:
 
 
 def name_of(value: str) -> str:
-    """A task's or a metric's name as one word: tables list them with spaces between."""
+    """A task's or a metric's name as one word: tables separate names by spaces."""
     return re.sub(r"[\s\x00-\x1f\ud800-\udfff]+", "_", value.strip())

@@ -7,14 +7,13 @@ The formats: `acc,none` with `acc_stderr,none` and a filter's name after the com
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from analysis.data.json_values import Json, as_dict, name_of, text
+from analysis.data.json_values import Object, name_of, text
+from analysis.data.lm_eval_document import NotRead, ResultFile, read_file
 from analysis.data.lm_eval_groups import below, children_of, means_of
 from analysis.data.metrics import METRICS
 from analysis.data.runs import Run, Score
@@ -29,42 +28,33 @@ _RUNTIME |= {"verbosity", "decontamination_ngrams_path", "tasks"}
 _ELSEWHERE = {"model", "model_args", "limit", "num_fewshot"}
 _OF_MODEL = re.compile(r"(model|peft|delta)_.*|.*(quant|dtype|revision|sha|bit).*")
 """Keys of `config` that tell of the model itself."""
-_OTHER_TOOLS = ("config_general", "config_tasks", "summary_general", "summary_tasks")
-_SUMMARIES = {"all", "average", "avg", "mean", "overall", "total"}
-_MARKS = ("configs", "versions", "n-shot", "n-samples", "group_subtasks", "groups", "git_hash", "lm_eval_version")
 _NO_METRICS = {"sample_len", "sample_count", "samples", "name", "alias"}
 _RENAMED = {"ppl": "perplexity", "em": "exact_match"}
 """Metrics that older versions call otherwise."""
 
 
-class NotRead(ValueError):
-    """Why a file is skipped, in a few words."""
-
-
 def read_run(path: Path, file: str) -> Run:
     """The run in a result file, which is called `file`. Raises NotRead for anything else, also for a torn file."""
     try:
-        return _run_of(_results_of(_json(path)), file)
+        return _run_of(read_file(path), file)
     except RecursionError:
         raise NotRead("is nested too deeply") from None
 
 
-def _run_of(document: Json, file: str) -> Run:
-    config = as_dict(document.get("config"))
-    arguments = _arguments(config.get("model_args"))
-    model = _model(document, config, arguments)
-    scores = list(_scores(document))
+def _run_of(file: ResultFile, name: str) -> Run:
+    arguments = _arguments(file.config.get("model_args"))
+    model = _model(file, arguments)
+    scores = list(_scores(file))
     if not scores:
         raise NotRead("has no scores")
-    run = Run(
-        file, model or _stem(file), _identity(document, config, arguments), date=number(document.get("date")) or 0.0
-    )
+    stem = str(PurePosixPath(name).with_suffix("")).removesuffix("_results")
+    run = Run(name, model or stem, _identity(file, arguments), date=number(file.other.get("date")) or 0.0)
     if not model:
-        run.identity["file"] = file
-    run.details = _details(config)
-    run.settings = _settings(document, config, {score.task for score in scores})
-    run.falling = _falling(document)
-    children = children_of(document)
+        run.identity["file"] = name
+    run.details = _details(file)
+    run.settings = _settings(file, {score.task for score in scores})
+    run.falling = _falling(file)
+    children = children_of(file)
     computed = list(means_of(children, scores))
     run.scores = [*scores, *computed]
     run.members = {group: below(group, children) for group in children}
@@ -72,49 +62,17 @@ def _run_of(document: Json, file: str) -> Run:
     return run
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise NotRead(f"is not JSON ({error})") from None
-    except OSError as error:
-        raise NotRead(f"cannot be read ({error.strerror})") from None
-
-
-def _results_of(document: Any) -> Json:
-    """A file that is lm-eval's. Raises NotRead saying what it is instead."""
-    results = as_dict(document).get("results")
-    if not isinstance(results, dict):
-        raise NotRead("is no result file of lm-eval")
-    if any(key in document for key in _OTHER_TOOLS) or any("|" in task for task in results):
-        raise NotRead("is a result file of lighteval or of the leaderboard, which are not read")
-    if summaries := [task for task in results if task.lower() in _SUMMARIES]:
-        raise NotRead(f"is another tool's: its results hold a summary ({summaries[0]})")
-    keys = {key for scores in results.values() for key in as_dict(scores)}
-    if not (any(mark in document for mark in _MARKS) or isinstance(document.get("config"), dict) or _has_filters(keys)):
-        raise NotRead("is no result file of lm-eval (no config, no versions)")
-    return dict(document)
-
-
-def _has_filters(keys: set[str]) -> bool:
-    return any("," in key for key in keys)
-
-
-def _stem(file: str) -> str:
-    return str(PurePosixPath(file).with_suffix("")).removesuffix("_results")
-
-
 # Which model
 
 
-def _arguments(given: Any) -> dict[str, str]:
+def _arguments(given: object) -> dict[str, str]:
     """Model arguments by name, from `pretrained=x,dtype=float16` or a mapping of them."""
     if isinstance(given, str):
         pairs = (part.partition("=") for part in given.split(",") if part.strip())
-        given = {name.strip(): value for name, _, value in pairs}
-    elif not isinstance(given, dict):
-        given = {} if given is None else {"model_args": given}
-    texts = {name: text(value) for name, value in given.items() if value is not None}
+        values: Object = {name.strip(): value for name, _, value in pairs}
+    else:
+        values = given if isinstance(given, dict) else {"model_args": given}
+    texts = {name: text(value) for name, value in values.items() if value is not None}
     return {name: plain_path(value) if name in MODEL_KEYS else value for name, value in texts.items()}
 
 
@@ -123,51 +81,48 @@ def plain_path(path: str) -> str:
     return str(PurePosixPath(path)) if path else path
 
 
-def _model(document: Json, config: Json, arguments: dict[str, str]) -> str:
+def _model(file: ResultFile, arguments: dict[str, str]) -> str:
     """By its own name, else the argument that names it; a backend's name is no model's, unless it is a path."""
-    named = [document.get("model_name"), *(arguments.get(key) for key in MODEL_KEYS)]
-    if isinstance(backend := config.get("model"), str) and "/" in backend:
+    named = [file.other.get("model_name"), *(arguments.get(key) for key in MODEL_KEYS)]
+    if isinstance(backend := file.config.get("model"), str) and "/" in backend:
         named.append(backend)
     return next((plain_path(name.strip()) for name in named if isinstance(name, str) and name.strip()), "")
 
 
-def _identity(document: Json, config: Json, arguments: dict[str, str]) -> dict[str, str]:
+def _identity(file: ResultFile, arguments: dict[str, str]) -> dict[str, str]:
+    config, other = file.config, file.other
     further = {
         "model": config.get("model"),
         "limit": config.get("limit"),
-        "chat_template": document.get("chat_template_sha") or _digest(document.get("chat_template")),
-        "system_instruction": document.get("system_instruction_sha") or _digest(document.get("system_instruction")),
-        "fewshot_as_multiturn": document.get("fewshot_as_multiturn") or None,
+        "chat_template": other.get("chat_template_sha") or _digest(other.get("chat_template")),
+        "system_instruction": other.get("system_instruction_sha") or _digest(other.get("system_instruction")),
+        "fewshot_as_multiturn": other.get("fewshot_as_multiturn") or None,
     }
     texts = {(f"--{name}" if name in arguments else name): text(value) for name, value in further.items() if value}
     return {**arguments, **texts}
 
 
-def _digest(value: Any) -> str | None:
+def _digest(value: object) -> str | None:
     return hashlib.sha256(text(value).encode("utf-8", "replace")).hexdigest() if value else None
 
 
-def _details(config: Json) -> dict[str, str]:
-    of_model = {name: value for name, value in _further(config).items() if _OF_MODEL.fullmatch(name)}
+def _details(file: ResultFile) -> dict[str, str]:
+    of_model = {name: value for name, value in _further(file).items() if _OF_MODEL.fullmatch(name)}
     return {name: text(value) for name, value in of_model.items() if value not in (None, "")}
 
 
-def _further(config: Json) -> Json:
-    return {name: value for name, value in config.items() if name not in _RUNTIME | _ELSEWHERE}
+def _further(file: ResultFile) -> Object:
+    return {name: value for name, value in file.config.items() if name not in _RUNTIME | _ELSEWHERE}
 
 
-def _settings(document: Json, config: Json, tasks: set[str]) -> dict[str, dict[str, str]]:
-    shots, configs, counts = (as_dict(document.get(part)) for part in ("n-shot", "configs", "n-samples"))
-    settings: dict[str, dict[str, Any]] = {
-        "n-shot": {
-            task: shots.get(task, as_dict(configs.get(task)).get("num_fewshot", config.get("num_fewshot")))
-            for task in tasks
-        },
-        "version": {task: as_dict(document.get("versions")).get(task) for task in tasks},
-        "samples": {task: _part_of(as_dict(counts.get(task))) for task in tasks},
+def _settings(file: ResultFile, tasks: set[str]) -> dict[str, dict[str, str]]:
+    settings: dict[str, Object] = {
+        "n-shot": {task: _n_shot(file, task) for task in tasks},
+        "version": {task: file.versions.get(task) for task in tasks},
+        "samples": {task: _samples(file.samples.get(task, {})) for task in tasks},
         **{
             name: dict.fromkeys(tasks, text(value))
-            for name, value in _further(config).items()
+            for name, value in _further(file).items()
             if not _OF_MODEL.fullmatch(name)
         },
     }
@@ -177,7 +132,13 @@ def _settings(document: Json, config: Json, tasks: set[str]) -> dict[str, dict[s
     }
 
 
-def _part_of(count: Json) -> Any:
+def _n_shot(file: ResultFile, task: str) -> object:
+    """By its own entry, else its definition, else the command line; of a group nowhere but on the command line."""
+    definition = file.configs.get(task, {})
+    return file.n_shot.get(task, definition.get("num_fewshot", file.config.get("num_fewshot")))
+
+
+def _samples(count: Object) -> object:
     """How many samples were scored, or that all were."""
     return count.get("effective") if count.get("effective") != count.get("original") else "all" if count else None
 
@@ -185,18 +146,21 @@ def _part_of(count: Json) -> Any:
 # Scores
 
 
-def _scores(document: Json) -> Iterator[Score]:
-    results = {**as_dict(document.get("groups")), **document["results"]}
-    scored = {task: as_dict(scores) for task, scores in results.items() if task.strip()}
-    filters = _has_filters({key for scores in scored.values() for key in scores})
-    for task, scores in scored.items():
-        count = number(as_dict(as_dict(document.get("n-samples")).get(task)).get("effective"))
-        n = int(count) if count is not None and 0 <= count < 2**53 else None
+def _scores(file: ResultFile) -> Iterator[Score]:
+    results = {task: scores for task, scores in {**file.groups, **file.results}.items() if task.strip()}
+    filters = any("," in key for scores in results.values() for key in scores)
+    for task, scores in results.items():
+        n, n_shot = _count(file.samples.get(task, {}).get("effective")), _count(_n_shot(file, task))
         for metric, value, stderr, reason in _metrics(scores, filters):
-            yield Score(name_of(task), metric, value, stderr, n, reason)
+            yield Score(name_of(task), metric, value, stderr, n, reason, n_shot)
 
 
-def _metrics(scores: Mapping[str, Any], filters: bool) -> Iterator[tuple[str, float | None, float | None, str | None]]:
+def _count(value: object) -> int | None:
+    count = number(value)
+    return int(count) if count is not None and 0 <= count < 2**53 and count.is_integer() else None
+
+
+def _metrics(scores: Object, filters: bool) -> Iterator[tuple[str, float | None, float | None, str | None]]:
     """(metric, value, stderr, reason). Where keys have a filter's name behind a comma, the others are no metrics."""
     for key, given in scores.items():
         metric, comma, filtered = key.partition(",")
@@ -219,18 +183,17 @@ def _is_no_share(metric: str, value: float) -> bool:
     return known is not None and known.scale == 100 and abs(value) > 1 + 1e-9
 
 
-def _falling(document: Json) -> set[tuple[str, str]]:
+def _falling(file: ResultFile) -> set[tuple[str, str]]:
     """(task, metric) that the file itself calls better when lower."""
-    directions = as_dict(document.get("higher_is_better")).items()
     return {
         (name_of(task), name_of(_RENAMED.get(metric, metric)))
-        for task, of_task in directions
-        for metric, higher in as_dict(of_task).items()
+        for task, of_task in file.directions.items()
+        for metric, higher in of_task.items()
         if higher is False
     }
 
 
-def _value(given: Any) -> tuple[float | None, str | None]:
+def _value(given: object) -> tuple[float | None, str | None]:
     """A score, or why there is none."""
     if (value := number(given)) is not None:
         return value, None

@@ -1,6 +1,7 @@
 """The groups of a result file of lm-eval: what is in them, and the mean that stands for one without a score.
 
-Groups stand in `results` beside their members; `group_subtasks` names these, in early 0.4 only indented aliases do.
+`results` has groups and their members alike; `group_subtasks` names the members. In early 0.4 only aliases tell: a
+member's is indented deeper than its group's.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from analysis.data.json_values import Json, as_dict, name_of
+from analysis.data.json_values import name_of
+from analysis.data.lm_eval_document import ResultFile
 from analysis.data.means import mean
 from analysis.data.runs import Score
 
@@ -25,27 +27,26 @@ def means_of(children: Mapping[str, Sequence[str]], scores: Sequence[Score]) -> 
             yield score
 
 
-def children_of(document: Json) -> dict[str, list[str]]:
+def children_of(file: ResultFile) -> dict[str, list[str]]:
     """Group → what is directly in it; lm-eval lists tasks as groups of nothing."""
     children = {
         name_of(group): [name_of(member) for member in members if isinstance(member, str) and member != group]
-        for group, members in as_dict(document.get("group_subtasks")).items()
+        for group, members in file.group_subtasks.items()
         if isinstance(members, list)
     }
-    return {group: members for group, members in children.items() if members} or _by_indentation(document)
+    return {group: members for group, members in children.items() if members} or _by_indentation(file)
 
 
-def _by_indentation(document: Json) -> dict[str, list[str]]:
+def _by_indentation(file: ResultFile) -> dict[str, list[str]]:
     """Of early 0.4: a member follows its group, with an alias that is indented deeper."""
     children: dict[str, list[str]] = {}
-    groups = as_dict(document.get("groups"))
     above: list[tuple[int, str]] = []
-    for task, scores in document["results"].items():
-        alias = as_dict(scores).get("alias")
+    for task, scores in file.results.items():
+        alias = scores.get("alias")
         indented = _INDENTED.match(alias) if isinstance(alias, str) else None
         depth = len(indented[1]) if indented else 0
         above = [(d, name) for d, name in above if d < depth]
-        if above and (not groups or above[-1][1] in groups):
+        if above and (not file.groups or above[-1][1] in file.groups):
             children.setdefault(name_of(above[-1][1]), []).append(name_of(task))
         above.append((depth, task))
     return children
@@ -74,4 +75,5 @@ def _means(group: str, members: Sequence[str], scored: Mapping[tuple[str, str], 
             yield Score(group, metric, None, reason=f"its member {lacking[0]} has no value")
             continue
         value, stderr = mean([part.value or 0.0 for part in parts], [part.stderr for part in parts])
-        yield Score(group, metric, value, stderr)
+        shots = {part.n_shot for part in parts}
+        yield Score(group, metric, value, stderr, n_shot=shots.pop() if len(shots) == 1 else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Score:
-    """`reason` says why there is no value."""
+    """`reason` says why there is no value; `n_shot` is the number of worked examples before each question."""
 
     task: str
     metric: str
@@ -15,6 +15,7 @@ class Score:
     stderr: float | None = None
     n: int | None = None
     reason: str | None = None
+    n_shot: int | None = None
 
 
 @dataclass

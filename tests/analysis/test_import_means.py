@@ -215,3 +215,29 @@ def test_the_command_says_what_is_averaged_and_what_is_not_there(
     shown = capsys.readouterr().out
     assert "70.00" in shown
     assert "no result of piqa.acc: part" in shown
+
+
+def test_a_score_says_how_many_examples_it_had_where_its_file_does(tmp_path: Path) -> None:
+    """The mean of a group has the number that its tasks share."""
+    own = {task: value for task, value in MMLU.items() if task != "mmlu"}
+    shots = {"mmlu_a": 5, "mmlu_b": 5, "arc": 25}
+    one, other = content(own, "pretrained=one", shots, group_subtasks=MEMBERS), content({"arc": 0.5}, "pretrained=two")
+    del other["n-shot"]
+    table = read_directory(write(tmp_path, one, other)).table
+    found = {(row["variant"], row["task"]): row["n_shot"] for row in frame.records(table) if row["value"] is not None}
+    assert found == {
+        ("one", "mmlu_a"): 5,
+        ("one", "mmlu_b"): 5,
+        ("one", "mmlu"): 5,
+        ("one", "arc"): 25,
+        ("two", "arc"): None,
+    }
+    assert set(results(table).frame["mmlu.n_shot"].dropna()) == {5}
+
+
+def test_groups_of_tasks_with_different_examples_have_no_number(tmp_path: Path) -> None:
+    own = {task: value for task, value in MMLU.items() if task != "mmlu"}
+    table = read_directory(
+        write(tmp_path, content(own, shots={"mmlu_a": 0, "mmlu_b": 5}, group_subtasks=MEMBERS))
+    ).table
+    assert table[table["task"] == "mmlu"]["n_shot"].isna().all()
