@@ -1,4 +1,4 @@
-"""Our model as lm-eval sees it: HFLM, but the choices of a question share the pass over their context.
+"""Our model as lm-eval's HFLM, except that the choices of a question share one pass over their context.
 
 Legend: `B` contexts, `R` continuations of all of them, `T` tokens, `V` vocabulary.
 """
@@ -20,13 +20,13 @@ from transformers import DynamicCache
 from ..context import StepFailed
 
 Answer = tuple[float, bool]
-"""Log-likelihood of a continuation, and whether it is what greedy decoding says."""
+"""Log-likelihood of a continuation, and whether greedy decoding gives it."""
 Question = tuple[list[int], list[int]]
 """A context's tokens, and the numbers of the requests that continue it."""
 
 
 class HarnessLM(HFLM):
-    """HFLM on a model object, telling `progress(done, requests)` after every batch; `progress` may raise to stop."""
+    """HFLM on a model object. Calls `progress(done, requests)` after every batch, which may raise to stop."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, batch_size: int, precision: str, progress: Callable[[int, int], None]
@@ -42,24 +42,24 @@ class HarnessLM(HFLM):
         self.progress, self.done, self.requests = progress, 0, 0
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> list[Answer]:
-        """Answers to (text, context tokens, continuation tokens). HFLM's own, but for contexts that come up more than
-        once: each is read once, and its continuations go on from its keys and values."""
+        """Answers to (text, context tokens, continuation tokens). HFLM's own, except for contexts that several requests
+        have: the model reads each once, and its continuations start from its keys and values."""
         self.done, self.requests = 0, len(requests)
-        shared, alone = self._sort_out(requests)
+        shared, alone = self._group_by_context(requests)
         answers: dict[int, Answer] = {}
         for batch in self._batches(shared):
             answers.update(self._answer_shared(batch, requests))
             self._report(sum(len(members) for _, members in batch))
         if alone:
-            found = super()._loglikelihood_tokens([requests[i] for i in alone], True, override_bs)
-            answers.update(zip(alone, found, strict=True))
-        found = [answers[i] for i in range(len(requests))]
-        if lost := sum(math.isnan(likelihood) for likelihood, _ in found):
+            answers.update(
+                zip(alone, super()._loglikelihood_tokens([requests[i] for i in alone], True, override_bs), strict=True)
+            )
+        if lost := sum(math.isnan(likelihood) for likelihood, _ in answers.values()):
             # An accuracy computed from them would look like any other.
             raise StepFailed(
-                f"{lost} of {len(found)} log-likelihoods are not a number: the model computes nothing finite"
+                f"{lost} of {len(requests)} log-likelihoods are not a number: the model computes nothing finite"
             )
-        return found
+        return [answers[i] for i in range(len(requests))]
 
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
         logits = super()._model_call(inps, attn_mask, labels)
@@ -70,19 +70,19 @@ class HarnessLM(HFLM):
         self.done += more
         self.progress(self.done, max(self.done, self.requests))
 
-    def _sort_out(self, requests: Any) -> tuple[list[Question], list[int]]:
+    def _group_by_context(self, requests: Any) -> tuple[list[Question], list[int]]:
         """Questions whose context several continuations share and which fit the model, and all other requests."""
         members: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, (_, context, _) in enumerate(requests):
             members[tuple(context)].append(i)
         shared: list[Question] = []
         alone: list[int] = []
-        for context, found in members.items():
-            longest = max(len(requests[i][2]) for i in found)
-            if len(found) > 1 and len(context) + longest <= self.max_length:
-                shared.append((list(context), found))
+        for context, numbers in members.items():
+            longest = max(len(requests[i][2]) for i in numbers)
+            if len(numbers) > 1 and len(context) + longest <= self.max_length:
+                shared.append((list(context), numbers))
             else:
-                alone += found
+                alone += numbers
         return shared, alone
 
     def _batches(self, questions: list[Question]) -> Iterator[list[Question]]:
@@ -99,10 +99,10 @@ class HarnessLM(HFLM):
             questions = questions[taken:]
 
     def _answer_shared(self, questions: list[Question], requests: Any) -> Iterator[tuple[int, Answer]]:
-        members = [i for _, found in questions for i in found]
+        members = [i for _, numbers in questions for i in numbers]
         continuations = [torch.tensor(requests[i][2], device=self.device) for i in members]
         contexts_BT = torch.tensor([context for context, _ in questions], device=self.device)
-        counts_B = torch.tensor([len(found) for _, found in questions], device=self.device)
+        counts_B = torch.tensor([len(numbers) for _, numbers in questions], device=self.device)
         targets_RT = pad_sequence(continuations, batch_first=True, padding_value=-1)
         logits_RTV = self._continue(contexts_BT, counts_B, targets_RT.clamp(min=0))
         real_RT = targets_RT >= 0

@@ -1,17 +1,18 @@
-"""What an evaluation found for every sample, compact: what comparing two checkpoints on the same samples needs.
+"""The score of every sample of an evaluation, in the compact form that comparisons of two checkpoints read.
 
 `scores/METRIC.samples` holds a metric that is Σ parts / Σ weights over samples: for each sample three little-endian
-numbers of eight bytes, `unit` (an integer: which one it is, as a digest of its content), `part` and `weight`. Reading
-thousands of them takes no time. A metric of another kind (perplexity) has none.
+numbers of eight bytes, `unit` (an integer: a digest of the sample's content), `part` and `weight`. A metric of another
+kind (perplexity) has no such file.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,45 +37,64 @@ class Outcomes:
         return float(self.parts.sum() / self.weights.sum())
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One question of one task, as lm-eval logs it. Answers and scores are of whatever types the task defines."""
+
+    task: str
+    doc_id: int
+    doc_hash: str
+    target: Any
+    filter: str
+    """How the answers were post-processed; "none" where they were not."""
+    answers: Any
+    scores: dict[str, Any]
+
+    def as_json(self) -> Json:
+        """A line of samples.jsonl: without the prompt, which the task's data have."""
+        own = {"doc_id": self.doc_id, "target": self.target, "filter": self.filter, "filtered_resps": self.answers}
+        return {"task": self.task, **own, **self.scores}
+
+
 def digest(content: bytes) -> int:
-    """A sample's identity: equal for equal content, whichever checkpoint it is put to."""
+    """A sample's identity: equal for equal content, whichever checkpoint is scored on it."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
 def save(outcomes: Mapping[str, Outcomes], out: Path) -> None:
     """Into a step's output; a member of a task group has a folder of its own."""
-    for metric, found in outcomes.items():
-        rows = np.empty(len(found.units), ROW)
-        rows["unit"], rows["part"], rows["weight"] = found.units, found.parts, found.weights
+    for metric, each in outcomes.items():
+        rows = np.empty(len(each.units), ROW)
+        rows["unit"], rows["part"], rows["weight"] = each.units, each.parts, each.weights
         path = out / FOLDER / f"{metric}{SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(rows.tobytes())
 
 
-def of_samples(results: Json, task: str, rows: Iterable[MetricRow]) -> dict[str, Outcomes]:
-    """The outcomes behind those of `rows` (metric, value, subtask) that are means over lm-eval's logged samples.
+def of_samples(samples: Sequence[Sample], task: str, rows: Iterable[MetricRow]) -> dict[str, Outcomes]:
+    """The outcomes behind those of `rows` that are means over the samples.
 
     A group's own score counts where it is the mean over the samples of all its members.
     """
-    logged: dict[tuple[str, str], list[Json]] = defaultdict(list)
-    for member, samples in results["samples"].items():
-        for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
-            for metric in sample["metrics"]:
-                name = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
-                for place in {member, task}:
-                    logged[place, name].append({"hash": sample["doc_hash"], "score": sample[metric]})
-    found: dict[str, Outcomes] = {}
+    scores: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    place = {member: i for i, member in enumerate(dict.fromkeys(sample.task for sample in samples))}
+    for sample in sorted(samples, key=lambda sample: (place[sample.task], sample.doc_id)):
+        for metric, value in sample.scores.items():
+            name = metric if sample.filter == "none" else f"{metric},{sample.filter}"
+            for scored in {sample.task, task}:
+                scores[scored, name].append((sample.doc_hash, value))
+    outcomes: dict[str, Outcomes] = {}
     for row in rows:
-        outcomes = _means(logged[row.subtask or task, row.metric])
-        if outcomes and row.value is not None and np.isclose(outcomes.value, row.value, rtol=1e-9, atol=1e-12):
-            found[f"{row.subtask}/{row.metric}" if row.subtask else row.metric] = outcomes
-    return found
+        means = _means(scores[row.subtask or task, row.metric])
+        if means and row.value is not None and np.isclose(means.value, row.value, rtol=1e-9, atol=1e-12):
+            outcomes[f"{row.subtask}/{row.metric}" if row.subtask else row.metric] = means
+    return outcomes
 
 
-def _means(samples: list[Json]) -> Outcomes | None:
-    """None where a score is no number: what lm-eval makes a metric of is then not its mean."""
-    if not samples or not all(isinstance(sample["score"], bool | int | float) for sample in samples):
+def _means(scores: list[tuple[str, Any]]) -> Outcomes | None:
+    """Of (hash, score) pairs. None where a score is no number: what lm-eval makes a metric of is then not its mean."""
+    if not scores or not all(isinstance(score, bool | int | float) for _, score in scores):
         return None
-    units = [digest(sample["hash"].encode()) for sample in samples]
-    parts = [float(sample["score"]) for sample in samples]
+    units = [digest(sample.encode()) for sample, _ in scores]
+    parts = [float(score) for _, score in scores]
     return Outcomes(np.array(units, np.int64), np.array(parts), np.ones(len(parts)))

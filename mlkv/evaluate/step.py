@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,11 +30,11 @@ def run(
     corpus: Path | None,
     tasks: Path = TASKS_FOLDER,
 ) -> Outcome:
-    """Score `checkpoint`; leaves in `out` results.json, scores/ (each sample's part in the scores), and of lm-eval's
-    tasks samples.jsonl (the answers).
+    """Score `checkpoint`. Writes results.json, scores/ (each sample's share of the scores) and, for lm-eval's tasks,
+    samples.jsonl (the answers) into `out`.
 
-    `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, one whose data cannot be had,
-    or one that needs a corpus the checkpoint does not fit; Interrupted when stopped on request.
+    `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, a task whose data cannot be
+    loaded, and a corpus that the checkpoint does not fit; Interrupted when the step should stop.
     """
     try:
         check_task(recipe.task, tasks)
@@ -46,20 +44,21 @@ def run(
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)
     if recipe.task == BITS_PER_BYTE:
-        metrics, found = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
+        metrics, by_metric = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
     else:
-        from . import harness, harness_model  # take seconds to import, and bits per byte needs none of it
+        from . import harness, harness_model  # takes seconds to import, and bits per byte does without
 
         tokenizer = load_tokenizer(checkpoint)
         lm = harness_model.HarnessLM(
             model, tokenizer, batch_size=recipe.batch_size, precision=precision, progress=Progress(ctx)
         )
-        results = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")
-        metrics = harness.rows(results, recipe.task)
-        found = outcomes.of_samples(results, recipe.task, metrics)
-        _write_lines(out / "samples.jsonl", harness.samples(results))
-    _check(recipe.task, metrics)
-    outcomes.save(found, out)
+        scores = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")
+        metrics = scores.rows
+        by_metric = outcomes.of_samples(scores.samples, recipe.task, metrics)
+        with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
+    _check_finite(recipe.task, metrics)
+    outcomes.save(by_metric, out)
     results_json = {"task": recipe.task, "metrics": [row.as_json() for row in metrics]}
     (out / "results.json").write_text(json.dumps(results_json, indent=2) + "\n", "utf-8")
     return Outcome(metrics, {"precision": precision, "device": model.device.type})
@@ -67,7 +66,8 @@ def run(
 
 @lru_cache(maxsize=1)
 def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
-    """The checkpoint's model, kept for the next task on it; `written` tells apart what replaced it in its place."""
+    """The checkpoint's model, cached for the next task on it. `written`, its config's time of change, makes another
+    checkpoint that replaced it at the same path another entry."""
     try:
         return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
     except ValueError as error:
@@ -76,7 +76,7 @@ def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
 
 @dataclass
 class Progress:
-    """Reports work done at most once a second, and stops the step when it is asked to."""
+    """Reports work done, at most once a second, and raises Interrupted when the step should stop."""
 
     ctx: Context
     _reported: float = 0.0
@@ -97,19 +97,14 @@ def _bits_per_byte(
     vocabulary = read_manifest(corpus).vocab_size
     if vocabulary > model.shape.vocab_size:
         raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {model.shape.vocab_size} at most")
-    windows = bits.windows(corpus, recipe.limit)
+    windows = bits.cut_windows(corpus, recipe.limit)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         nats_N = bits.nats(model, windows, recipe.batch_size, progress)
-    found = bits.outcomes(windows, nats_N)
-    return bits.metrics(found), found
+    by_metric = bits.outcomes(windows, nats_N)
+    return bits.metrics(by_metric), by_metric
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
-
-
-def _check(task: str, metrics: list[MetricRow]) -> None:
+def _check_finite(task: str, metrics: list[MetricRow]) -> None:
     lost = [row.metric for row in metrics if row.value is None or not math.isfinite(row.value)]
     if lost or not metrics:
         raise StepFailed(f"task = {task}: {', '.join(lost) or 'it'} has no finite value")

@@ -1,4 +1,4 @@
-"""Which evaluation tasks there are, told from their definition files alone: a plan asks this before anything runs."""
+"""The names of evaluation tasks, read from their definition files alone, so that a plan can check them quickly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from os.path import normpath
 from pathlib import Path
 
 TASKS_FOLDER = Path(__file__).parents[2] / "conf" / "tasks"
-"""Where our task definitions lie: conf ships beside mlkv."""
+"""The folder of our task definitions: conf is installed beside mlkv."""
 ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
 """Tasks whose items a corpus makes from its held-out documents."""
 BITS_PER_BYTE = "bits_per_byte"
 
 _SUFFIXES = {".yaml", ".yml", ""}
-"""Definitions include files without a suffix, and a tag may stand only there."""
+"""Definitions include files without a suffix, and some tags are only in those."""
 _NAME = re.compile(r"""^["']?(?:task|group|tag)["']?\s*:[ \t]*["']?([^\s"'#\[]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 _LIST = re.compile(r"""^["']?(?:group|tag)["']?\s*:[ \t]*((?:\n[ \t]*-[^\n]*)+|\[[^\]]*\])""", re.MULTILINE)
 _ITEM = re.compile(r"[\w.:+-]*\w[\w.:+-]*")
@@ -32,7 +32,7 @@ def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
 
 
 def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
-    """Raises ValueError, naming the nearest, for what is neither `bits_per_byte` nor a task of `folder` or lm-eval."""
+    """Raises ValueError that lists similar names unless `name` is `bits_per_byte` or a task of `folder` or lm-eval."""
     if name == BITS_PER_BYTE or name in own_tasks(folder):
         return
     known = lm_eval_tasks()
@@ -49,13 +49,13 @@ def lm_eval_tasks() -> tuple[str, ...]:
 
 def lm_eval_definitions(name: str) -> list[Path]:
     """The YAML files that define or include a definition of lm-eval's task, group or tag `name`, in lm-eval's order."""
-    found, todo = set[Path](), list(_lm_eval().named.get(name, ()))
+    seen, todo = set[Path](), list(_lm_eval().named.get(name, ()))
     while todo:
         path = todo.pop()
-        if path not in found:
-            found.add(path)
+        if path not in seen:
+            seen.add(path)
             todo += _lm_eval().included_by.get(str(path), ())
-    return sorted((path for path in found if path.suffix == ".yaml"), key=Path.as_posix)
+    return sorted((path for path in seen if path.suffix == ".yaml"), key=Path.as_posix)
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,11 @@ def _lm_eval() -> _Definitions:
             definition = path.read_text("utf-8", "replace")
             for name in _names(definition):
                 named[name].append(path)
-            for included in _includes(definition):
+            for included in (name for listed in _INCLUDE.findall(definition) for name in _FILE.findall(listed)):
                 included_by[normpath(f"{path.parent}/{included}")].append(path)
     return _Definitions(named, included_by)
 
 
 def _names(definition: str) -> set[str]:
-    listed = {name for found in _LIST.findall(definition) for name in _ITEM.findall(found)}
+    listed = {name for items in _LIST.findall(definition) for name in _ITEM.findall(items)}
     return listed | set(_NAME.findall(definition))
-
-
-def _includes(definition: str) -> list[str]:
-    return [name for found in _INCLUDE.findall(definition) for name in _FILE.findall(found)]

@@ -98,8 +98,8 @@ class Oracle(LM):
 
 @pytest.mark.parametrize("task", ITEM_TASKS)
 def test_an_oracle_scores_everything(task: str, corpus: Path, tmp_path: Path) -> None:
-    results = harness.score(Oracle(corpus), EvaluateRecipe(task=task), TASKS_FOLDER, corpus, tmp_path)
-    scores = {row.metric: row for row in harness.rows(results, task)}
+    found = harness.score(Oracle(corpus), EvaluateRecipe(task=task), TASKS_FOLDER, corpus, tmp_path)
+    scores = {row.metric: row for row in found.rows}
     assert scores["acc"].value == 1.0
     assert scores["acc"].n == 200
     if task == "heldout_cloze":
@@ -147,18 +147,19 @@ def test_outcomes_of_windows_give_bits_per_byte_and_say_which_window_they_are_ab
 
 
 def test_a_groups_members_have_their_own_outcomes(tmp_path: Path) -> None:
-    def sample(at: int, score: float) -> dict[str, Any]:
-        return {"doc_id": at, "doc_hash": f"{at}", "filter": "none", "metrics": ["acc"], "acc": score}
+    def sample(task: str, at: int, score: float) -> outcomes.Sample:
+        return outcomes.Sample(task, at, f"{at}", "yes", "none", ["yes"], {"acc": score})
 
-    results = {"samples": {"a": [sample(1, 0.0), sample(0, 1.0)], "b": [sample(7, 1.0)]}}
+    samples = [sample("b", 7, 1.0), sample("a", 8, 0.0), sample("a", 0, 1.0)]
     rows = [
         MetricRow("acc", 2 / 3),
         MetricRow("acc", 0.5, subtask="a"),
         MetricRow("acc", 0.9, subtask="b"),
     ]
-    found = outcomes.of_samples(results, "group", rows)
+    found = outcomes.of_samples(samples, "group", rows)
     assert set(found) == {"acc", "a/acc"}  # what b reports is no mean of its samples
     assert list(found["a/acc"].parts) == [1.0, 0.0]
+    assert list(found["acc"].units) == [outcomes.digest(at) for at in (b"7", b"0", b"8")]  # member by member
     outcomes.save(found, tmp_path)
     assert (tmp_path / "scores" / "a" / "acc.samples").stat().st_size == 2 * 24
 
@@ -196,7 +197,7 @@ def test_choices_that_share_a_context_are_answered_as_if_each_read_it(
     greedy = model(torch.tensor([requests[0][1]])).logits[0, -1].argmax().item()
     requests.append((("", "greedy"), requests[0][1], [greedy]))
     found = lm._loglikelihood_tokens(requests)
-    monkeypatch.setattr(lm, "_sort_out", lambda requests: ([], list(range(len(requests)))))
+    monkeypatch.setattr(lm, "_group_by_context", lambda requests: ([], list(range(len(requests)))))
     expected = lm._loglikelihood_tokens(requests)
     assert [likelihood for likelihood, _ in found] == pytest.approx(
         [likelihood for likelihood, _ in expected], abs=1e-4
@@ -293,7 +294,7 @@ def test_counts_told_from_files_are_those_that_lm_eval_reads(own_folder: Path) -
 def test_a_task_is_given_what_was_asked_for_or_its_own(
     few_shot: int | dict[str, int] | None, own: int | None, given: int
 ) -> None:
-    assert harness._examples(EvaluateRecipe(task="pairs", few_shot=few_shot), "pairs", own) == given
+    assert harness._few_shot(EvaluateRecipe(task="pairs", few_shot=few_shot), "pairs", own) == given
 
 
 @pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "piqa", "sciq", "mmlu", "pairs", "bits_per_byte"])
@@ -336,11 +337,11 @@ def test_random_weights_know_nothing(corpus: Path, checkpoint: Path, tmp_path: P
     assert nats == pytest.approx(math.log(SHAPE.vocab_size), abs=0.1)
     text_tokens = heldout.tokens - heldout.documents
     assert metrics["bits_per_byte"].value == pytest.approx(nats / math.log(2) * text_tokens / heldout.bytes)
-    assert metrics["bits_per_byte"].n == metrics["nats_per_token"].n == len(bits.windows(corpus, None).ids)
+    assert metrics["bits_per_byte"].n == metrics["nats_per_token"].n == len(bits.cut_windows(corpus, None).ids)
 
 
 def test_windows_predict_every_held_out_token_once(corpus: Path) -> None:
-    found = bits.windows(corpus, None)
+    found = bits.cut_windows(corpus, None)
     manifest = read_manifest(corpus)
     held_out = open_blocks(corpus, "heldout")
     stream = held_out.rows.reshape(-1)[: held_out.tokens]
@@ -352,16 +353,16 @@ def test_windows_predict_every_held_out_token_once(corpus: Path) -> None:
 
 
 def test_a_limit_spreads_its_windows_over_the_text(corpus: Path) -> None:
-    every, some = bits.windows(corpus, None), bits.windows(corpus, 5)
+    every, some = bits.cut_windows(corpus, None), bits.cut_windows(corpus, 5)
     assert len(some.ids) == 5
     assert np.array_equal(some.ids[0], every.ids[0])
     assert np.array_equal(some.ids[-1], every.ids[-1])
-    assert len(bits.windows(corpus, 10_000).ids) == len(every.ids)
+    assert len(bits.cut_windows(corpus, 10_000).ids) == len(every.ids)
 
 
 def test_nats_are_those_of_one_window_after_another(corpus: Path, checkpoint: Path) -> None:
     model = MLKVForCausalLM.from_pretrained(checkpoint)
-    found = bits.windows(corpus, 7)
+    found = bits.cut_windows(corpus, 7)
     nats_N = bits.nats(model, found, 3, lambda done, of: None)
     for ids_T, counted, nats in zip(found.ids, found.counted, nats_N, strict=True):
         ids_1T = torch.from_numpy(ids_T)[None]

@@ -118,10 +118,10 @@ def definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         path.write_text(text)
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(task_names, "find_spec", lambda name: found)
-    for cached in (task_names._lm_eval, few_shot._defined):
+    for cached in (task_names._lm_eval, few_shot._find):
         cached.cache_clear()
     yield tmp_path / "tasks"
-    for cached in (task_names._lm_eval, few_shot._defined):
+    for cached in (task_names._lm_eval, few_shot._find):
         cached.cache_clear()
 
 
