@@ -1,6 +1,6 @@
-"""What each kind of step can be told. Plain dataclasses beside the code they configure; YAML only fills them in.
+"""The recipe of each kind of step: plain dataclasses, which YAML fills in.
 
-A field marked `how()` says where or how fast, never what: it stays out of a step's identity.
+A `runtime_field` says where or how fast, and does not change the result: it stays out of a step's identity.
 Cross-field rules raise ValueError in `__post_init__`; types, ranges and choices are checked where YAML is read.
 """
 
@@ -22,9 +22,9 @@ Rate = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
-def how(default: Any) -> Any:
-    """A field that changes where or how fast a step runs, not what comes out."""
-    return field(default=default, metadata={"how": True})
+def runtime_field(default: Any) -> Any:
+    """A field that changes where or how fast a step runs, not its result."""
+    return field(default=default, metadata={"runtime": True})
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class CorpusRecipe(Choices):
     """Text → tokenizer → packed token blocks, with documents held out by a hash of their name or content."""
 
     source: Literal["python_stdlib", "text_files", "hf"] = "python_stdlib"
-    files: tuple[str, ...] = how(())
+    files: tuple[str, ...] = runtime_field(())
     """Globs, for `text_files`; their content is what counts."""
-    dataset: str | None = how(None)
+    dataset: str | None = runtime_field(None)
     subset: str | None = None
     split: str = "train"
-    revision: str | None = how(None)
+    revision: str | None = runtime_field(None)
     text_column: str = "text"
     take: Positive | None = None
-    """`hf`: the first n documents after a seeded shuffle."""
+    """`hf`: the first so many documents after a seeded shuffle."""
     fraction: Annotated[float, Gt(0), Le(1)] | None = None
-    """`hf`: keep this share of documents, chosen by a hash."""
+    """`hf`: this share of the documents, chosen by a hash."""
     shuffle_buffer: Positive = 10_000
     tokenizer: Literal["train", "model", "published"] | None = None
-    """Made of this text; the base model's; or that of `tokenizer_from`. Unset: the base model's where its weights are
-    converted, which know no other tokens; else one made of this text."""
-    tokenizer_from: str | None = how(None)
+    """Trained on this text; the base model's; or that of `tokenizer_from`. Unset: the base model's if its weights are
+    converted, as they know no other tokens; else one trained on this text."""
+    tokenizer_from: str | None = runtime_field(None)
     """A directory, or the name of a hub model, at `tokenizer_revision`."""
-    tokenizer_revision: str | None = how(None)
+    tokenizer_revision: str | None = runtime_field(None)
     vocab_size: Positive = 2048
     sequence_length: Positive = 256
     packing: Literal["stream", "whole_documents"] = "stream"
@@ -93,18 +93,18 @@ class TrainRecipe(Choices):
     weight_decay: Annotated[float, Ge(0)] = 0.1
     grad_clip: Annotated[float, Ge(0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast where the processor computes in it, else fp32."""
+    """`auto`: bf16 autocast where that is faster on the processor, else fp32."""
     threads: Positive = 1
-    """Compute threads on a CPU: part of the recipe, because they change the bits."""
+    """Compute threads on a CPU: part of the identity, because the order of sums depends on them."""
     seed: int = 42
-    micro_batch: Positive | None = how(None)
-    """At most so many sequences at a time on a device; unset: its whole share of the batch."""
-    strategy: Literal["ddp", "fsdp"] = how("ddp")
-    """Of several processes that train together each has all weights (`ddp`) or a share of them (`fsdp`)."""
-    gradient_checkpointing: bool = how(False)
-    save_every: Positive = how(50)
-    log_every: Positive = how(5)
-    on_spike: Literal["record", "fail"] = how("record")
+    micro_batch: Positive | None = runtime_field(None)
+    """At most so many sequences at once on a device; unset: its whole share of the batch."""
+    strategy: Literal["ddp", "fsdp"] = runtime_field("ddp")
+    """Where several processes train together: each has all weights (`ddp`), or a share of them (`fsdp`)."""
+    gradient_checkpointing: bool = runtime_field(False)
+    save_every: Positive = runtime_field(50)
+    log_every: Positive = runtime_field(5)
+    on_spike: Literal["record", "fail"] = runtime_field("record")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,12 +115,12 @@ class TrainRecipe(Choices):
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
 
     def tokens_of(self, sequence_length: int) -> int | None:
-        """How many tokens it trains on; None for epochs, which depend on the corpus."""
+        """The number of tokens that it trains on; None for epochs, which depend on the corpus."""
         if self.epochs is not None:
             return None
         return self.tokens or (self.steps or 0) * self.batch_size * sequence_length
 
-    def at_a_time(self, processes: int) -> int:
+    def micro_batch_size(self, processes: int) -> int:
         """Sequences that each of the processes computes at once. Raises ValueError where they cannot share a batch."""
         share = self.batch_size // processes
         size = min(self.micro_batch or share, share)
@@ -150,12 +150,13 @@ class EvaluateRecipe(Choices):
 
     task: str
     few_shot: Count | dict[str, Count] | None = None
-    """Examples before each question; of a group whose tasks differ in it, of each of them. Unset: the task's own."""
+    """Examples before each question; for a group whose tasks differ in it, a number for each task. Unset: the task's
+    own."""
     limit: Positive | None = None
     seed: int = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    batch_size: Positive = how(32)
-    threads: Positive = how(1)
+    batch_size: Positive = runtime_field(32)
+    threads: Positive = runtime_field(1)
 
 
 @dataclass(frozen=True)

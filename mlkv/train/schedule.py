@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from ..recipes import TrainRecipe
 
 SPIKE = 1.0
-"""Nats above the running median of the logged losses that count as a spike."""
+"""Nats above the running median of the logged losses that count as a spike.
+
+A threshold of our own, far above the noise between logged rows. Over the median, not the mean, so that one spike does
+not hide the next; of few rows, so that the high losses of a run's beginning do not raise it."""
 MEDIAN_ROWS = 25
 FEWEST_ROWS = 5
+"""Rows before the first that can be a spike: a median of fewer says nothing."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A logged loss far above the `median` of those before it, in nats."""
+
+    step: int
+    loss: float
+    median: float
 
 
 @dataclass(frozen=True)
@@ -52,22 +64,22 @@ class Schedule:
         return floor + (1 - floor) * shape[self.recipe.schedule]
 
 
-def spikes(losses: list[tuple[int, float]], warmup_steps: int) -> list[dict[str, Any]]:
+def spikes(losses: list[tuple[int, float]], warmup_steps: int) -> list[Spike]:
     """The (step, loss) rows after warmup that lie SPIKE or more above the median of the MEDIAN_ROWS rows before them.
 
-    A run that starts high and comes down has none: what came before was higher.
+    A run that starts high and comes down has none, as the rows before were higher.
     """
     every = (spike_of_last(losses[max(0, i - MEDIAN_ROWS) : i + 1], warmup_steps) for i in range(len(losses)))
     return [spike for spike in every if spike]
 
 
-def spike_of_last(losses: list[tuple[int, float]], warmup_steps: int) -> dict[str, Any] | None:
+def spike_of_last(losses: list[tuple[int, float]], warmup_steps: int) -> Spike | None:
     """The last row, if it is a spike over the MEDIAN_ROWS before it."""
     step, loss = losses[-1]
     before = [earlier for _, earlier in losses[-1 - MEDIAN_ROWS : -1]]
     if step <= warmup_steps or len(before) < FEWEST_ROWS or loss < median(before) + SPIKE:
         return None
-    return {"step": step, "loss": loss, "median": median(before)}
+    return Spike(step, loss, median(before))
 
 
 def final_loss(losses: list[tuple[int, float]]) -> float | None:

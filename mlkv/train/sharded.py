@@ -1,12 +1,12 @@
-"""Weights of which each process of a training holds a share (torch's FSDP2, by way of transformers' Trainer), gathered
-and dealt out again: a checkpoint is the same whoever wrote it, so a step may go on with other processes.
+"""Weights that several processes share (torch's FSDP2, through transformers' Trainer): collect them in one process, and
+distribute them again. A checkpoint is the same whoever wrote it, so a step may resume with more or fewer processes.
 
-Every process has to call these functions; what they gather is in the first one's memory, and empty in the others.
+Every process has to call these functions; what they collect is in the first one's memory, and empty in the others.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
@@ -30,8 +30,20 @@ UNIT = "Block"
 """The module whose weights are gathered, used and dropped together."""
 
 
-def fsdp_arguments(strategy: str, processes: int) -> dict[str, Any]:
-    """What TrainingArguments are told. One process has no one to share with. Raises ValueError for another strategy."""
+class FsdpArguments(TypedDict, total=False):
+    fsdp: bool
+    fsdp_config: dict[str, int | list[str]]
+
+
+class OptimizerState(TypedDict):
+    """As `torch.optim.Optimizer.state_dict()` gives it: parameters by number, in the order of the groups."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, Any]]
+
+
+def fsdp_arguments(strategy: str, processes: int) -> FsdpArguments:
+    """For TrainingArguments; none for `ddp`, nor for a single process. Raises ValueError for another strategy."""
     check_choice("strategy", strategy, ("ddp", "fsdp"))
     if strategy != "fsdp" or processes == 1:
         return {}
@@ -39,8 +51,11 @@ def fsdp_arguments(strategy: str, processes: int) -> dict[str, Any]:
 
 
 def enable(accelerator: Accelerator, args: TrainingArguments) -> None:
-    """Have accelerate share weights: on a CPU it leaves that out without a word. Computes in bf16 where `args` say so,
-    and sums gradients in fp32 all the same."""
+    """Make accelerate share weights, which on a CPU it skips silently.
+
+    With `bf16` it computes in bf16 and still sums gradients over processes in fp32: a sum in bf16 loses the terms that
+    are less than 1/256 of it.
+    """
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if args.bf16 else None
     plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args, mixed_precision_policy=policy)
     accelerator.state.fsdp_plugin = plugin
@@ -52,13 +67,13 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Raises RuntimeError unless these are exactly the model's."""
-    set_model_state_dict(model, weights, options=_WHOLE)
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give every process its share of `weights`. Raises RuntimeError unless these are exactly the model's."""
+    set_model_state_dict(model, {**weights}, options=_WHOLE)
 
 
-def whole_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The optimiser's state as one process would save it: parameters by number, in the order of its groups."""
+def whole_state(model: nn.Module, optimizer: Optimizer) -> OptimizerState:
+    """The optimiser's state as one process would save it."""
     named: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     names = [name for group in named.get("param_groups", ()) for name in group["params"]]
     number = {name: i for i, name in enumerate(names)}
@@ -70,8 +85,8 @@ def whole_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-def load_state(model: nn.Module, optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """What `whole_state` gave, or a process that trained alone."""
+def load_state(model: nn.Module, optimizer: Optimizer, saved: OptimizerState) -> None:
+    """Give every process its share of what `whole_state`, or a process that trained alone, saved."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     named: Any = {

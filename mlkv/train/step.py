@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
-from .schedule import Schedule, final_loss
+from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
 
@@ -28,11 +29,11 @@ def run(
     start: Path | None,
     shape: DecoderShape | None = None,
 ) -> Outcome:
-    """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and leave the checkpoint in `out`.
+    """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and write the checkpoint into `out`.
 
-    Goes on from the checkpoint in `ctx.work` if there is one. Under torch.distributed's environment the processes share
+    Continues from the checkpoint in `ctx.work` if there is one. In torch.distributed's environment the processes share
     `recipe.batch_size`; the first of them logs and saves. Raises StepFailed where corpus and model do not fit, where
-    weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted once stopped on request.
+    weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted when the step should stop.
     """
     torch.set_num_threads(recipe.threads)
     model = _model(recipe, start, shape)
@@ -86,7 +87,7 @@ def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Cont
 
 def _outcome(trainer: BlockTrainer, precision: str) -> Outcome:
     watcher, schedule = trainer.watcher, trainer.schedule
-    found = watcher.spikes()
+    found_spikes = spikes(watcher.losses, schedule.warmup_steps)
     tokens = schedule.tokens_by(schedule.steps)
     values = {
         "train_loss": final_loss(watcher.losses),
@@ -103,7 +104,7 @@ def _outcome(trainer: BlockTrainer, precision: str) -> Outcome:
             "device": str(trainer.args.device.type),
             "devices": trainer.args.world_size,
             "threads": schedule.recipe.threads,
-            "unstable": bool(found),
-            "spikes": found,
+            "unstable": bool(found_spikes),
+            "spikes": [asdict(spike) for spike in found_spikes],
         },
     )

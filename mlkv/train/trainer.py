@@ -1,7 +1,7 @@
-"""The training loop: transformers' Trainer, told what to do at each step.
+"""The training loop: transformers' Trainer with our data order, optimiser, schedule, checkpoints and stop.
 
-Data order depends on the seed and the step alone, checkpoints appear whole or not at all, and a resumed run goes on bit
-for bit as an undisturbed one would (on one kind of processor at equal threads).
+Data order depends on the seed and the step alone, checkpoints appear whole or not at all, and a resumed run continues
+bit for bit as an undisturbed one would (on one kind of processor with equally many threads).
 
 Legend: `B` sequences, `T` tokens of a sequence.
 """
@@ -30,10 +30,11 @@ from ..device import default_device
 from ..files import discard
 from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import sharded
-from .schedule import Schedule, spike_of_last, spikes
+from .schedule import Schedule, spike_of_last
 
 STAGING, OWNER = "staging", "owner"
-"""Where checkpoints are written before they are whole; a folder of each attempt's own, with a file that stays in it."""
+"""The folder of each attempt where checkpoints are written before they are moved into place, and the empty file in it
+that shows that it is still this attempt's: a later attempt deletes the folder."""
 IGNORED = -100
 """The label that the loss leaves out."""
 
@@ -58,7 +59,7 @@ class BlockDataset(Dataset[Tensor]):
         return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.blocks.rows))
 
     def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
-        """Padding is left out of the loss and its count of tokens, as is a row's first token: nothing predicts it."""
+        """Padding and a row's first token, which nothing predicts, get the label that the loss leaves out."""
         rows_BT = torch.stack(rows)
         padding_BT = rows_BT == self.blocks.padding
         labels_BT = rows_BT.masked_fill(padding_BT, IGNORED)
@@ -67,7 +68,8 @@ class BlockDataset(Dataset[Tensor]):
 
 
 class BlockTrainer(Trainer):
-    """Trainer with our data order, optimiser groups, learning rate, and a resume that accepts only the very weights."""
+    """Trainer with our data order, optimiser groups, learning rate, and a resume that refuses missing or unknown
+    weights."""
 
     def __init__(
         self, model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str
@@ -127,22 +129,25 @@ class BlockTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Trainer's own, but before the first update a loss that is not finite is none of the training's doing."""
+        """Trainer's own. Before the first update a loss that is not finite is the start's fault, not the training's: it
+        raises StepFailed that says so."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.state.global_step == 0 and not torch.isfinite(loss):
             raise StepFailed(f"loss = {loss.item()} before the first update: the start computes nothing finite")
         return loss
 
-    # Trainer's own checkpoints of shared weights only suit the same number of processes, and hold the weights twice.
+    # Saving and resuming with weights that processes share (FSDP): Trainer's own checkpoints hold the weights twice and
+    # can only be resumed by equally many processes, while a queue may start the next attempt with more or fewer. So the
+    # first process collects all weights and optimiser state and writes what one process alone would write.
 
     def whole_model(self) -> MLKVForCausalLM:
-        """The model to be saved. Every process has to call; only the first one's holds the weights.
+        """The model with all weights. Every process has to call; only the first one's result holds the weights.
 
-        Raises StepFailed where they are not finite: the last update shows in no loss yet.
+        Raises StepFailed where they are not finite: no loss has been computed yet with the last update.
         """
         whole = self._whole_model()
-        if found := non_finite(whole.state_dict()):
-            raise StepFailed(f"{found} after step {self.state.global_step}: {DIVERGED}")
+        if reason := non_finite(whole.state_dict()):
+            raise StepFailed(f"{reason} after step {self.state.global_step}: {DIVERGED}")
         return whole
 
     def _whole_model(self) -> MLKVForCausalLM:
@@ -182,7 +187,7 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
     recipe = schedule.recipe
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        micro_batch = recipe.at_a_time(devices)
+        micro_batch = recipe.micro_batch_size(devices)
     except ValueError as error:
         raise StepFailed(str(error)) from None
     arguments = TrainingArguments(
@@ -206,15 +211,15 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process, one device: Trainer would split every batch over all that it sees
+        arguments._n_gpu = 1  # one process, one device: Trainer would split every batch over all visible devices
     return arguments
 
 
 class Watcher(TrainerCallback):
-    """Logs, checks the losses, publishes checkpoints and hears the request to stop.
+    """Logs, checks the losses, publishes checkpoints and stops the training when the step should stop.
 
-    A checkpoint is written to `work/staging-<attempt>` and renamed to `work/checkpoint-<step>`, so one that is found is
-    whole.
+    A checkpoint is written to `work/staging-<attempt>` and renamed to `work/checkpoint-<step>`, so every
+    `checkpoint-*` is whole.
     """
 
     def __init__(self, schedule: Schedule, ctx: Context) -> None:
@@ -226,17 +231,16 @@ class Watcher(TrainerCallback):
         self._since: tuple[int, float] | None = None
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole; what earlier attempts left unfinished is swept away."""
+        """The newest whole checkpoint. Deletes unfinished ones of earlier attempts."""
         if _is_first_process():
             for staging in self.ctx.work.glob(f"{STAGING}*"):
                 discard(staging)
             self.staging.mkdir(exist_ok=True)
             (self.staging / OWNER).touch()
-        found = self.ctx.work.glob("checkpoint-*")
-        return max(found, key=_step_of, default=None)
+        return max(self.ctx.work.glob("checkpoint-*"), key=_step_of, default=None)
 
     def close(self) -> None:
-        """Nothing unfinished stays behind: the disk may be full of it."""
+        """Delete an unfinished checkpoint: it may be what filled the disk."""
         if _is_first_process():
             discard(self.staging)
 
@@ -255,34 +259,34 @@ class Watcher(TrainerCallback):
         control.should_training_stop = stop or last
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if "loss" not in logs:
             return
         step = state.global_step
         values = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-        row = {"step": step, "steps": self.schedule.steps, "tokens": self.schedule.tokens_by(step)}
+        done = {"step": step, "steps": self.schedule.steps, "tokens": self.schedule.tokens_by(step)}
         rate = {"tokens_per_second": self._time(step)}
         if state.is_world_process_zero:
-            self.ctx.log({**row, **{name: _finite(value) for name, value in values.items()}, **rate})
-        _check_finite(step, values)
+            self.ctx.log({**done, **{name: _finite(value) for name, value in values.items()}, **rate})
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise StepFailed(f"{name} = {value} at step {step}: {DIVERGED}")
         self.losses.append((step, logs["loss"]))
         self._check_spike()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        _wait_for_all(args)
+        if args.world_size > 1:
+            torch.distributed.barrier()  # until all have written their random states
         if state.is_world_process_zero:
-            # Of an attempt that slept and was taken for dead it was swept away, and Trainer writes the rest as if
-            # nothing had been: such a checkpoint is not whole.
+            # Raises FileNotFoundError if this attempt was suspended and a later one deleted its folder: Trainer makes
+            # another and writes the rest of the files, so this checkpoint is not whole.
             (self.staging / OWNER).stat()
             _publish(self.staging / f"checkpoint-{state.global_step}", self.ctx.work)
         self._since = None
 
-    def spikes(self) -> list[dict[str, Any]]:
-        return spikes(self.losses, self.schedule.warmup_steps)
-
     def tokens_per_second(self) -> float | None:
-        """Over this process's steps, the time of checkpoints left out."""
+        """Over this process's steps, without the time that checkpoints take; None before the first logged row."""
         return self.steps_timed * self.schedule.tokens_per_step / self.seconds if self.seconds else None
 
     def _time(self, step: int) -> float | None:
@@ -297,15 +301,9 @@ class Watcher(TrainerCallback):
         spike = spike_of_last(self.losses, self.schedule.warmup_steps)
         if spike and self.schedule.recipe.on_spike == "fail":
             raise StepFailed(
-                f"loss = {spike['loss']:.3f} at step {spike['step']}: a spike over the running median "
-                f"{spike['median']:.3f} (on_spike = fail)"
+                f"loss = {spike.loss:.3f} at step {spike.step}: a spike over the running median "
+                f"{spike.median:.3f} (on_spike = fail)"
             )
-
-
-def _check_finite(step: int, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if value is not None and not math.isfinite(value):
-            raise StepFailed(f"{name} = {value} at step {step}: {DIVERGED}")
 
 
 def _finite(value: float | None) -> float | None:
@@ -317,7 +315,7 @@ def _is_first_process() -> bool:
 
 
 def _anywhere(flag: bool, args: TrainingArguments) -> bool:
-    """Whether `flag` is true in any process, so that all of them stop at the same step."""
+    """Whether `flag` is true in any process: all of them must stop at the same step, or the others wait for ever."""
     if args.world_size == 1:
         return flag
     shared = torch.tensor(float(flag), device=args.device)
@@ -325,13 +323,8 @@ def _anywhere(flag: bool, args: TrainingArguments) -> bool:
     return bool(shared.item())
 
 
-def _wait_for_all(args: TrainingArguments) -> None:
-    if args.world_size > 1:
-        torch.distributed.barrier()
-
-
 def _publish(checkpoint: Path, work: Path) -> None:
-    """Move a checkpoint into place once it is on disk, then drop the older ones."""
+    """Move a checkpoint into place once it is on disk, then delete older ones."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -342,8 +335,8 @@ def _publish(checkpoint: Path, work: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
-        discard(checkpoint)  # another attempt at the same training has saved this very step
-    with suppress(OSError):  # an older one too many is no reason to stop
+        discard(checkpoint)  # another attempt at the same training has saved this step
+    with suppress(OSError):  # one old checkpoint too many is no reason to stop
         for other in work.glob("checkpoint-*"):
             if _step_of(other) < _step_of(checkpoint):
                 discard(other)

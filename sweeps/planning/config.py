@@ -227,7 +227,7 @@ class Config:
             if recipe.steps == 0:
                 continue
             try:
-                recipe.at_a_time(resources.nodes * resources.tasks)
+                recipe.micro_batch_size(resources.nodes * resources.tasks)
             except ValueError as error:
                 raise ValueError(f"{kind}.{error} (cluster.resources.{kind})") from None
 

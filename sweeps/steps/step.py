@@ -84,14 +84,14 @@ def what(recipe: Any) -> Json:
 
 
 def _counts(f: dataclasses.Field[Any], recipe: Any) -> bool:
-    if f.metadata.get("how"):
+    if f.metadata.get("runtime"):
         return False
     return "neutral" not in f.metadata or getattr(recipe, f.name) != f.metadata["neutral"]
 
 
 def where(recipe: Any) -> Json:
     """The fields of a recipe that say where or how fast."""
-    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.metadata.get("how")}
+    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.metadata.get("runtime")}
 
 
 def _plain(value: Any) -> Any:

@@ -73,7 +73,7 @@ def test_a_run_that_starts_at_27_and_recovers_has_no_spike() -> None:
 
 def test_a_jump_after_warmup_is_a_spike_and_before_it_is_not() -> None:
     losses = rows(*[4.0] * 8, 4.0 + SPIKE, 4.1)
-    assert [found["step"] for found in spikes(losses, warmup_steps=10)] == [45]
+    assert [found.step for found in spikes(losses, warmup_steps=10)] == [45]
     assert spikes(losses, warmup_steps=45) == []
     assert spikes(rows(*[4.0] * 8, 4.9 * SPIKE), warmup_steps=10) == []
 
@@ -101,7 +101,7 @@ def watched(on_spike: Literal["record", "fail"], *losses: float) -> tuple[Watche
 def test_a_spike_is_recorded_or_fails_as_chosen() -> None:
     losses = (5.0,) * 10 + (9.0, 5.0)
     watcher, logged = watched("record", *losses)
-    assert [found["step"] for found in watcher.spikes()] == [55]
+    assert [found.step for found in spikes(watcher.losses, watcher.schedule.warmup_steps)] == [55]
     assert len(logged) == 12
     with pytest.raises(StepFailed, match=r"loss = 9\.000 at step 55: a spike over the running median 5\.000"):
         watched("fail", *losses)

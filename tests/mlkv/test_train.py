@@ -354,7 +354,7 @@ def test_a_batch_is_shared_evenly_in_parts_no_larger_than_asked_or_not_at_all(
         micro = batch
     recipe = TrainRecipe(steps=1, batch_size=batch, micro_batch=micro)
     try:
-        size = recipe.at_a_time(processes)
+        size = recipe.micro_batch_size(processes)
     except ValueError:
         share, rest = divmod(batch, processes)
         assert rest or not share or share % min(micro, share)
