@@ -1,10 +1,11 @@
-"""A base checkpoint → one with fewer KV heads: merge the heads, hand the saved parameters to the MLPs.
+"""A base checkpoint → one with fewer KV heads: merge the heads, and give the saved parameters to the MLPs.
 
 Legend: `D` width, `F` MLP width, `G` KV heads of an owner, `K` head width, `R` base heads that become one.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,17 +66,16 @@ def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCa
     from ..hf import load_checked, non_finite
 
     model = convert(load_checked(base), layout, recipe)
-    if found := non_finite(model.state_dict()):
-        raise ValueError(f"merge = {recipe.merge}: {found}, though the base's weights are")
+    if reason := non_finite(model.state_dict()):
+        raise ValueError(f"merge = {recipe.merge}: {reason}, although all weights of the base are")
     return model
 
 
 def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> MLKVForCausalLM:
-    """A new model with `base`'s weights merged into `layout`; `base` is left as it is.
+    """A new model with `base`'s weights merged into `layout`; `base` stays unchanged.
 
-    KV heads that need no merging are kept bit for bit, whatever the merge: with the base's own layout this is the
-    identity. Raises ValueError where an owner's head count does not divide those it is made from, or heads would be
-    added.
+    KV heads that need no merging stay bit for bit, whatever the merge: with the base's own layout this is the identity.
+    Raises ValueError where an owner's head count does not divide the base's, or the layout has more heads in all.
     """
     import torch
 
@@ -88,8 +88,10 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()
-    new |= {name: tensor for name, tensor in old.items() if name in new and not _is_kv(name)}
-    new |= _split_norms(old, new)
+    new |= {name: old[name] for name in new if name in old and not re.search(r"\.attention\.[kv]\.", name)}
+    # An owner's separate norm for keys and values starts as the one that they shared with the queries.
+    added_norms = [name for name in new if ".kv_norm." in name and name not in old]
+    new |= {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added_norms}
     with torch.no_grad():
         new |= merge_kv(old, new, base.layout, layout, recipe.merge)
         new |= widen_mlps(old, shape.mlp_width, recipe.widening)
@@ -98,18 +100,8 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     return model
 
 
-def _split_norms(old: State, new: State) -> State:
-    """An owner's norm of its own for keys and values starts as the norm that they had with the queries."""
-    added = (name for name in new if ".kv_norm." in name and name not in old)
-    return {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added}
-
-
-def _is_kv(name: str) -> bool:
-    return ".attention.k." in name or ".attention.v." in name
-
-
 def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: str) -> State:
-    """Key and value projections of `layout`'s owners from those of `source`'s; `fresh` is what `random` starts from."""
+    """Key and value projections of `layout`'s owners from those of `source`'s. `fresh` has newly initialised ones."""
     combine = MERGES.choose(merge)
     merged: State = {}
     for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
@@ -121,13 +113,13 @@ def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge
 
 
 def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayout) -> list[Tensor]:
-    """What the layers of an owner's group attend to in the base, lowest first, as `[G_base, K, …]`."""
+    """The projections that the layers of an owner's group attend to in the base, lowest first, as `[G_base, K, …]`."""
     layers = dict.fromkeys(source.kv_source_layers[layer] for layer in (owner, *layout.readers(owner)))
-    kept = layout.heads_of(owner)
+    kv_heads = layout.heads_of(owner)
     for layer in layers:
-        if source.heads_of(layer) % kept:
+        if source.heads_of(layer) % kv_heads:
             raise ValueError(
-                f"kv_heads = {kept} at layer {owner}: must divide the {source.heads_of(layer)} of the base"
+                f"kv_heads = {kv_heads} at layer {owner}: must divide the {source.heads_of(layer)} of the base"
             )
     return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
 
@@ -137,6 +129,8 @@ def _merge(inputs: list[Tensor], kv_heads: int, combine: Merge, fresh: Tensor) -
     own = inputs[0]
     if len(inputs) == 1 and own.shape[0] == kv_heads:
         return own.flatten(0, 1)
+    # Heads whose queries share a KV head in the new layout are neighbours, as in GQA (arXiv 2305.13245). In float32,
+    # because a sum of bf16 weights is rounded at every term.
     runs = [layer.float().unflatten(0, (kv_heads, -1)) for layer in inputs]
     return combine(runs, fresh.unflatten(0, (kv_heads, -1))).flatten(0, 1).to(fresh.dtype)
 
@@ -144,7 +138,8 @@ def _merge(inputs: list[Tensor], kv_heads: int, combine: Merge, fresh: Tensor) -
 def widen_mlps(old: State, width: int, widening: str) -> State:
     """MLPs of `width` units: the new ones are copies of the first ones, in turn if there are more new than old.
 
-    A unit's outgoing weights are divided among its copies as the widening says.
+    Where the widening divides a unit's outgoing weights by the number of its copies, the copies add up to the one unit
+    and the model computes the same function as before (Net2WiderNet, arXiv 1511.05641).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The choices of a conversion: one entry is all that a new merge or widening takes. No torch: plans read the names.
+"""The choices of a conversion: a new merge or widening is one row. No torch: plans read the names.
 
 Legend: `G` KV heads of an owner, `R` base heads that become one, `K` head width, `F` MLP width.
 """
@@ -26,17 +26,18 @@ def mean(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
 
 
 def pairwise(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
-    """The published code walks upward and halves at every layer, so the topmost layer weighs most."""
+    """A running mean from the lowest layer up, halved at every layer, so the topmost layer weighs most (the published
+    code of arXiv 2406.09297)."""
     return reduce(lambda running, layer: (running + layer) / 2, (layer.mean(1) for layer in layers))
 
 
 def first(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
-    """The owner's first head of each run."""
+    """The owner's first head of those that become one."""
     return layers[0][:, 0]
 
 
 def random(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
-    """The base's heads are forgotten."""
+    """Newly initialised heads instead of the base's."""
     return fresh
 
 
@@ -47,15 +48,15 @@ ones `[G, K, …]`, to `[G, K, …]`."""
 
 @dataclass(frozen=True)
 class Widening:
-    """What becomes of the parameters that merging saves."""
+    """How the MLPs use the parameters that merging saves."""
 
     width: Callable[[DecoderShape, KVLayout, KVLayout], int]
     """`F` after conversion to a layout from the base's."""
     parts: Callable[[Tensor], Tensor]
-    """By what the outgoing weights of each unit are divided, from how many units are copies of the same one, `[F]`."""
+    """The divisor of each unit's outgoing weights, from the number of copies that the unit has, `[F]`."""
 
 
-def _as_it_is(shape: DecoderShape, layout: KVLayout, base: KVLayout) -> int:
+def _same_width(shape: DecoderShape, layout: KVLayout, base: KVLayout) -> int:
     return shape.mlp_width
 
 
@@ -70,7 +71,7 @@ def _equal_parts(copies_F: Tensor) -> Tensor:
 WIDENINGS = Registry(
     "widening",
     {
-        "none": Widening(_as_it_is, _undivided),
+        "none": Widening(_same_width, _undivided),
         "copy": Widening(DecoderShape.widened_mlp, _undivided),
         "split": Widening(DecoderShape.widened_mlp, _equal_parts),
     },
@@ -79,6 +80,6 @@ WIDENINGS = Registry(
 
 
 def converted_shape(base: DecoderShape, base_layout: KVLayout, layout: KVLayout, widening: str) -> DecoderShape:
-    """The shape of a base after its conversion to `layout`: only the MLP width can change. The one rule for it: plans,
-    steps and their checks all ask here. A model that is made from scratch gets the shape that conversion would give."""
+    """The shape of a base after its conversion to `layout`: only the MLP width can change. The one rule for it, for
+    plans, steps and their checks. A model made from scratch has the shape that conversion would give."""
     return replace(base, mlp_width=WIDENINGS.choose(widening).width(base, layout, base_layout))

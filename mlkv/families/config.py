@@ -42,7 +42,7 @@ def shape_of(config: Config) -> DecoderShape:
     for name, key in family.fields.items():
         value = _read(config, family, key)
         if value is None and family.defaults.get(key, "needed") is None:
-            continue  # it follows from other fields, see below
+            continue  # derived from other fields below
         values[name] = _activation(key, value) if name == "activation" else _checked(key, name, value)
     width, heads = values["width"], values["heads"]
     if width % heads:
@@ -80,7 +80,7 @@ def family_of(config: Config) -> Family:
     name = config.get("model_type")
     if name not in FAMILIES:
         raise ValueError(f"model_type = {name}: supported are {', '.join([*FAMILIES, OURS])}")
-    family = PUBLISHED_MLKV if "num_key_value_layers" in config else FAMILIES[name]
+    family = PUBLISHED_MLKV if "num_key_value_layers" in config else FAMILIES[str(name)]
     for key, needed in (REQUIRED | family.required).items():
         if config.get(key, needed) != needed:
             only = "models that leave it unset are" if needed is None else f"{key} = {needed} is"
@@ -105,7 +105,7 @@ def _activation(key: str, name: Any) -> str:
 
 
 def _checked(key: str, name: str, value: Any) -> Any:
-    """`value` of config key `key`, if it is one that DecoderShape's field `name` can have."""
+    """`value` of config key `key`. Raises ValueError unless DecoderShape's field `name` can have it."""
     try:
         return _types()[name].validate_python(value, strict=True)
     except ValidationError as error:
@@ -152,11 +152,9 @@ def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
     return values
 
 
-def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> dict[str, Any]:
+def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
     """`shape_of` backwards: the config.json of family `name`. Raises ValueError if the family has no such model."""
-    if name not in FAMILIES:
-        raise ValueError(f"family = {name}: export knows {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
+    family = FAMILIES.choose(name)
     config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
     config |= {key: value for key, value in family.required.items() if value is not None}
     config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}
@@ -166,16 +164,16 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> dict[str, Any
         fraction = {"partial_rotary_factor": shape.rotary_fraction} if family.rotary.partial else {}
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rotary_base, **fraction}
     try:
-        read, its_layout = shape_of(config), layout_of(config)
+        shape_read, layout_read = shape_of(config), layout_of(config)
     except ValueError as error:
         raise ValueError(f"family = {name}: {error}") from None
-    lost = [f.name for f in fields(shape) if getattr(read, f.name) != getattr(shape, f.name)]
-    if lost or its_layout != layout:
+    lost = [f.name for f in fields(shape) if getattr(shape_read, f.name) != getattr(shape, f.name)]
+    if lost or layout_read != layout:
         raise ValueError(f"family = {name}: cannot express {', '.join(lost) or f'the layout {name_of(layout)}'}")
     return config
 
 
-def read_config(source: Path) -> dict[str, Any]:
+def read_config(source: Path) -> Config:
     try:
         config = json.loads((source / "config.json").read_text())
     except (OSError, ValueError) as error:

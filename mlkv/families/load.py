@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..context import Context, Outcome, StepFailed
 from ..patterns import name_of
 from .config import OURS, family_of, layout_of, read_config, shape_of
-from .weights import from_family, strip
+from .weights import from_family, remove_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,46 +63,46 @@ def load_pretrained(source: Path) -> MLKVForCausalLM:
         return load_checked(source).float()
     family = family_of(config)
     model = MLKVForCausalLM.from_shape(shape_of(config), layout_of(config), seed=0, keys=family.keys)
-    theirs = strip(_read_weights(source), family)
-    if found := non_finite(theirs):
-        raise ValueError(f"{source}: {found}")
+    theirs = remove_prefix(_read_weights(source), family)
+    if reason := non_finite(theirs):
+        raise ValueError(f"{source}: {reason}")
     model.model.load_state_dict(from_family(theirs, family, model))
-    if found := non_finite(model.state_dict()):  # float64 that float32 cannot hold
-        raise ValueError(f"{source}: {found}")
+    if reason := non_finite(model.state_dict()):  # float64 values that are infinite in float32
+        raise ValueError(f"{source}: {reason}")
     model.generation_config = _generation_config(source)
     return model
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy the tokenizer's files, whichever of them there are."""
+    """Copy the tokenizer's files that exist."""
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
 
 
 def _name_tokenizer(source: Path, out: Path) -> None:
-    """Write the tokenizer's class down where `source` left it to its model_type (as GPT-2 does), which is now ours."""
+    """Record the tokenizer's class where `source` leaves it to its model_type (as GPT-2 does), which is now ours."""
     from transformers import AutoTokenizer
 
-    said = out / "tokenizer_config.json"
-    config = json.loads(said.read_text()) if said.is_file() else {}
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
     if "tokenizer_class" not in config and any((out / name).is_file() for name in COMPANIONS):
         config["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
-        said.write_text(json.dumps(config, indent=2))
+        path.write_text(json.dumps(config, indent=2))
 
 
 def _generation_config(source: Path) -> GenerationConfig:
-    """What generate() does unless told otherwise, stop tokens above all: that of the directory, or of its config.json
-    where there is none (as transformers has it). Raises ValueError where it cannot be read."""
+    """The defaults of generate(), such as stop tokens: from generation_config.json, or from config.json where there is
+    none, as in transformers. Raises ValueError where it cannot be read."""
     from transformers import GenerationConfig
 
-    given = source / "generation_config.json"
+    path = source / "generation_config.json"
     try:
-        if given.exists():
+        if path.exists():
             return GenerationConfig.from_pretrained(source)
         return GenerationConfig.from_pretrained(source, config_file_name="config.json", _from_model_config=True)
     except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{given} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _read_weights(source: Path) -> State:
@@ -119,7 +119,7 @@ def _read_weights(source: Path) -> State:
 
 
 def _weight_files(source: Path) -> list[Path]:
-    """Of several forms the one that transformers takes."""
+    """Of several forms the one that transformers loads."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (source / name).is_file():
             return [source / name]

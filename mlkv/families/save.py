@@ -1,14 +1,14 @@
-"""Our checkpoint → a model of a family's own, as transformers has it."""
+"""Our checkpoint → transformers' own model of a family."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .config import config_of
 from .load import copy_companions
-from .tables import FAMILIES
-from .weights import dress, to_family_state
+from .tables import FAMILIES, Config
+from .weights import add_prefix, to_family_state
 
 if TYPE_CHECKING:
     import torch
@@ -21,16 +21,15 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def to_family(model: MLKVForCausalLM, name: str) -> PreTrainedModel:
     """The same weights as transformers' own model of family `name`. Raises ValueError if that has no such layout."""
-    config = config_of(model.shape, model.layout, name)
-    config |= {token: getattr(model.generation_config, token) for token in SPECIAL_TOKENS}
-    theirs = _new_model(config, model.dtype)
+    tokens = {token: getattr(model.generation_config, token) for token in SPECIAL_TOKENS}
+    theirs = _new_model({**config_of(model.shape, model.layout, name), **tokens}, model.dtype)
     written = to_family_state(model.model.state_dict(), FAMILIES[name], model.shape.heads)
-    theirs.load_state_dict(dress(written, FAMILIES[name], set(theirs.state_dict())))
+    theirs.load_state_dict(add_prefix(written, FAMILIES[name], set(theirs.state_dict())))
     theirs.generation_config = model.generation_config
     return theirs
 
 
-def _new_model(config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _new_model(config: Config, dtype: torch.dtype) -> PreTrainedModel:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 

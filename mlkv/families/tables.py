@@ -1,4 +1,4 @@
-"""How each family writes its config.json and names its weights: data only, read by `families`.
+"""How each family writes its config.json and names its weights. A new family is one row of FAMILIES.
 
 Legend: `D` width, `H` query heads, `K` head width.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..layout import KVLayout, from_owners, mha
+from ..registry import Registry
 from ..shape import DecoderShape
 
 Config = Mapping[str, Any]
@@ -18,21 +19,21 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Rotary:
-    """Where a config says how a family rotates, unless transformers 5's `rope_parameters` do."""
+    """The config keys that say how a family rotates, unless transformers 5's `rope_parameters` do."""
 
     base: str
     fraction: str
     default_fraction: float
     partial: bool
-    """Whether part of a head can be rotated; if not, transformers leaves a fraction unread and rotates all of it."""
+    """Whether a part of a head can be rotated; if not, transformers ignores a fraction and rotates all of it."""
 
 
 @dataclass(frozen=True)
 class Family:
     """How one family writes its config and its weights.
 
-    A config key is read as transformers reads it. What transformers leaves unread, so do we; what it reads and this
-    decoder cannot compute is refused.
+    A config key is read as transformers reads it: ignored where transformers ignores it, and refused where this decoder
+    cannot compute what transformers would.
     """
 
     name: str
@@ -43,9 +44,10 @@ class Family:
     defaults: dict[str, Any]
     """Values of config keys that older config.json files leave out."""
     required: dict[str, Any]
-    """Config keys that must have this value where given: other variants are not this decoder. None: must be unset."""
+    """Config keys that must have this value if the config has them: other variants are not this decoder. None: must be
+    unset."""
     prefixes: tuple[str, ...]
-    """In front of every weight but the head's; the first is how it is written, the others are older files."""
+    """Before the name of every weight but the head's: the first is written, the others are read from older files."""
     heads: tuple[str, ...]
     """Module names of the output head, likewise."""
     names: dict[str, str]
@@ -59,7 +61,7 @@ class Family:
     aliases: dict[str, str] = field(default_factory=dict)
     """Config key → its other name, which wins where a config has both (transformers' `attribute_map`)."""
     dropouts: tuple[str, ...] = ()
-    """Config keys of dropout, which this decoder has none of: left unread, and written as 0."""
+    """Config keys of dropout, which this decoder does not have: ignored, and written as 0."""
     layout: Callable[[Config, DecoderShape], KVLayout] = field(default=lambda _, shape: mha(shape.layers, shape.heads))
     keys: Literal["rotated", "unrotated"] = "rotated"
 
@@ -300,5 +302,5 @@ OPT = Family(
     },
 )
 
-FAMILIES = {family.name: family for family in (NEOX, LLAMA, GPT2, OPT)}
+FAMILIES = Registry("family", {family.name: family for family in (NEOX, LLAMA, GPT2, OPT)})
 """`model_type` → family."""

@@ -22,34 +22,35 @@ BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_
 """Masks and rotary tables that older files hold beside the weights."""
 
 
-def strip(state: State, family: Family) -> State:
-    """Drop prefixes and buffers, and call the output head `head`. Raises ValueError for what is there twice, and for
-    what is no floating-point number: weights that were quantised mean nothing without their scales."""
+def remove_prefix(state: State, family: Family) -> State:
+    """Without prefixes and buffers, and with `head` as the name of the output head. Raises ValueError for a weight that
+    the files hold twice, and for integers and 8-bit floats: quantised weights mean nothing without their scales."""
     heads = {f"{name}.weight" for name in family.heads}
-    stripped: State = {}
+    bare: State = {}
     for key, tensor in state.items():
         if BUFFERS.search(key):
             continue
         prefix = next((p for p in family.prefixes if key.startswith(p)), "")
         name = "head.weight" if key in heads else key.removeprefix(prefix)
-        if name in stripped:
+        if name in bare:
             raise ValueError(f"{key}: the files hold this weight twice, under two names")
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             raise ValueError(
                 f"{key} is {str(tensor.dtype).removeprefix('torch.')}: quantised weights are not supported"
             )
-        stripped[name] = tensor
-    return stripped
+        bare[name] = tensor
+    return bare
 
 
-def dress(state: State, family: Family, keys: set[str]) -> State:
-    """`strip` backwards, with the head called as `keys` has it."""
+def add_prefix(state: State, family: Family, keys: set[str]) -> State:
+    """`remove_prefix` backwards; `keys` has the name of the output head."""
     head = next(f"{name}.weight" for name in family.heads if f"{name}.weight" in keys)
     return {head if key == "head.weight" else family.prefixes[0] + key: tensor for key, tensor in state.items()}
 
 
 def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
-    """Our decoder's state from stripped family weights. Raises ValueError if any is missing, unknown or misshapen."""
+    """Our decoder's state from family weights without prefixes. Raises ValueError if any is missing, unknown or of a
+    wrong shape."""
     ours, used = model.model.state_dict(), set()
     for key, tensor in ours.items():
         if key == "head.weight" and model.shape.tied:
@@ -60,7 +61,7 @@ def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
         if name not in theirs:
             raise ValueError(f"missing weight: {name} (for {key})")
         used.add(name)
-        ours[key] = _unpack(_turn(theirs[name], name, family), family, model.shape.heads, part)
+        ours[key] = _split_qkv(_transpose_conv1d(theirs[name], name, family), family, model.shape.heads, part)
         if ours[key].shape != tensor.shape:
             raise ValueError(f"{name} has shape {list(ours[key].shape)}, the config says {list(tensor.shape)}")
     if unknown := sorted(set(theirs) - used):
@@ -69,7 +70,7 @@ def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
 
 
 def _tied_head(theirs: State, family: Family) -> Tensor:
-    """The embedding. Older files write the tied head out; where it is another tensor, transformers does not tie it."""
+    """The embedding. Older files repeat it as the head; where the two differ, transformers does not tie them."""
     name = f"{family.names['embed']}.weight"
     embed = theirs[name]
     if not theirs.get("head.weight", embed).to(embed.dtype).equal(embed):
@@ -78,15 +79,16 @@ def _tied_head(theirs: State, family: Family) -> Tensor:
 
 
 def to_family_state(ours: State, family: Family, heads: int) -> State:
+    """`from_family` backwards: family weights without prefixes."""
     parts: dict[str, list[Tensor]] = {}
     for key, tensor in ours.items():
-        # State dicts list q, k and v in this order, so their parts gather in it.
+        # A state dict lists q before k before v, which is the order in which they are fused.
         parts.setdefault(_their_name(key, family)[0], []).append(tensor)
-    return {name: _turn(_pack(tensors, family, heads), name, family) for name, tensors in parts.items()}
+    return {name: _transpose_conv1d(_fuse_qkv(tensors, family, heads), name, family) for name, tensors in parts.items()}
 
 
 def _their_name(key: str, family: Family) -> tuple[str, str | None]:
-    """`blocks.3.attention.q.bias` → the weight that holds it and, where that is fused, which part (`q`) of it."""
+    """`blocks.3.attention.q.bias` → the weight that holds it and, where that is fused, the part (`q`) that it is."""
     if not key.startswith("blocks."):
         module, kind = key.rsplit(".", 1)
         return f"{family.names.get(module, module)}.{kind}", None
@@ -97,13 +99,13 @@ def _their_name(key: str, family: Family) -> tuple[str, str | None]:
     return f"{family.names['blocks']}.{layer}.{theirs}.{kind}", part
 
 
-def _turn(tensor: Tensor, name: str, family: Family) -> Tensor:
+def _transpose_conv1d(tensor: Tensor, name: str, family: Family) -> Tensor:
     """Transpose the matrices that the family stores as `[in, out]`; its own inverse."""
     in_layer = name.startswith(f"{family.names['blocks']}.")
     return tensor.t().contiguous() if family.transposed and in_layer and tensor.dim() == 2 else tensor
 
 
-def _unpack(tensor: Tensor, family: Family, heads: int, part: str | None) -> Tensor:
+def _split_qkv(tensor: Tensor, family: Family, heads: int, part: str | None) -> Tensor:
     if part is None:
         return tensor
     index = "qkv".index(part)
@@ -112,7 +114,7 @@ def _unpack(tensor: Tensor, family: Family, heads: int, part: str | None) -> Ten
     return tensor.unflatten(0, (heads, 3, -1))[:, index].flatten(0, 1)
 
 
-def _pack(tensors: list[Tensor], family: Family, heads: int) -> Tensor:
+def _fuse_qkv(tensors: list[Tensor], family: Family, heads: int) -> Tensor:
     import torch
 
     if len(tensors) == 1:

@@ -335,7 +335,7 @@ def test_a_base_with_fewer_kv_heads_says_so() -> None:
         ("gpt_neox", "neox", "gqa", "family = gpt_neox: cannot express the layout GQA-12"),
         ("llama", "llama", "mlkv", "family = llama: cannot express the layout MLKV-2"),
         ("llama", "neox", "mha", "family = llama: cannot express norm, "),
-        ("bert", "neox", "mha", "family = bert: export knows gpt_neox, llama, gpt2, opt"),
+        ("bert", "neox", "mha", "family = bert: must be one of gpt_neox, llama, gpt2, opt"),
     ],
 )
 def test_what_a_family_cannot_express_is_not_exported(family: str, shape: str, layout: str, message: str) -> None:
