@@ -1,4 +1,4 @@
-"""What a running step gets beside its recipe and its inputs, and how it ends early."""
+"""What a running step gets besides its recipe and its inputs, what it returns, and how it ends early."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Outcome:
 class Context:
     """work: a directory for resume checkpoints; it outlives the process.
     log: appends a row to the attempt's metrics.jsonl.
-    should_stop: true once the job has been asked to end: save to `work` and raise Interrupted.
-    attempt: the number of this execution of the step. One that was suspended may go on beside the next, so no two may
+    should_stop: true once the job should end: save to `work` and raise Interrupted.
+    attempt: the number of this execution of the step. A suspended one may wake up while the next runs, so no two may
     write the same file in `work`.
     """
 
@@ -69,7 +69,7 @@ class Context:
 
 
 class Interrupted(Exception):
-    """The step saved its state and stopped because it was asked to; the next attempt goes on from there."""
+    """The step saved its state and stopped on request; the next attempt continues from there."""
 
 
 class StepFailed(Exception):

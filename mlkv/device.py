@@ -1,4 +1,4 @@
-"""The processor that a step computes on: which one, its precision, its memory, and how running out of it shows."""
+"""The processor that a step computes on: which one, its precision, its memory, and errors of memory that ran out."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ def default_device() -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster choice on this processor. Decided by its instruction set, never by a timing: two runs
-    must come to the same answer.
+    """Whether bf16 is faster than fp32 on this processor. Its instruction set decides, never a timing: two runs must
+    get the same answer.
 
     Intel's avx512_bf16 without AMX multiplies at half the rate of its fp32 units (80 against 150 GFLOP/s measured on a
     core); AMX, and avx512_bf16 on AMD, are faster than fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not _is_intel())
-
-
-def _is_intel() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text()
+    intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text()
+    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not intel)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

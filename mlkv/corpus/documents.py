@@ -1,4 +1,4 @@
-"""Where a corpus's text comes from: documents, one at a time, each marked as training or held out.
+"""The source of a corpus's text: documents, one at a time, each marked as training or held out.
 
 Nothing here needs torch, so a planner can list and check local files before anything runs.
 """
@@ -20,7 +20,7 @@ from ..recipes import CorpusRecipe
 TOPICS = "pydoc_data/topics.py"
 _SKIPPED_PARTS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 _SKIPPED_PACKAGES = {"encodings", "idlelib", "lib2to3", "turtledemo"}
-"""Generated code pages, applications and a second parser: not the prose and code a small model learns from."""
+"""Generated tables, applications and a second parser: not the prose and code that a small model should learn."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,15 @@ def documents(recipe: CorpusRecipe) -> Iterator[Document]:
 
     Raises ValueError as `local_files` does, and where a hub dataset lacks `text_column`.
     """
-    if recipe.source == "hf":
-        return _hub_documents(recipe)
-    return _file_documents(recipe)
+    return _hub_documents(recipe) if recipe.source == "hf" else _file_documents(recipe)
 
 
 def local_files(recipe: CorpusRecipe) -> list[tuple[str, Path]]:
     """(name, path) of every file the corpus reads, sorted by name; none for `hf`.
 
-    Names do not depend on where the files lie, so names and contents together identify the corpus. Every file of
-    `text_files` is read once and checked. Raises ValueError naming the glob that matches nothing, the file that is not
-    UTF-8, or a corpus of one file, of which nothing could be held out.
+    Names are relative to the files' common folder, so names and contents identify the corpus wherever it is. Every file
+    of `text_files` is read once and checked. Raises ValueError that names the glob without a match, a file that is not
+    UTF-8, or the only file of a corpus, of which nothing could be held out.
     """
     if recipe.source == "python_stdlib":
         return _stdlib_files()
@@ -54,22 +52,23 @@ def local_files(recipe: CorpusRecipe) -> list[tuple[str, Path]]:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a document belongs to the held-out `share`: a hash of its name or content decides, and nothing else."""
+    """Whether a document is in the held-out `share`: a hash of its name or content decides alone, so that a corpus that
+    grows holds out the same documents as before."""
     return _position(key) < share
 
 
 def _position(key: str) -> float:
-    """A number in [0, 1) that is even over keys and the same everywhere."""
+    """A number in [0, 1), uniform over keys and the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
 
 
 def _stdlib_files() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
-    found = [(name, root / name) for name in names if _is_stdlib_source(name)]
-    if len(found) < 2:
+    files = [(name, root / name) for name in names if _is_stdlib_source(name)]
+    if len(files) < 2:
         raise ValueError(f"source = python_stdlib: no Python source in {root}; choose text_files or hf")
-    return found
+    return files
 
 
 def _is_stdlib_source(name: str) -> bool:
@@ -82,10 +81,11 @@ def _is_stdlib_source(name: str) -> bool:
 def _matched_files(globs: Iterable[str]) -> list[tuple[str, Path]]:
     matched: set[Path] = set()
     for pattern in globs:
-        found = [Path(p).resolve() for p in glob(str(Path(pattern).expanduser()), recursive=True) if Path(p).is_file()]
-        if not found:
+        paths = map(Path, glob(str(Path(pattern).expanduser()), recursive=True))
+        files = [path.resolve() for path in paths if path.is_file()]
+        if not files:
             raise ValueError(f"files = {pattern}: matches no file")
-        matched.update(found)
+        matched.update(files)
     if len(matched) == 1:
         raise ValueError(f"files = {matched.pop()}: one file only; held-out text needs at least two")
     root = Path(commonpath(matched))
@@ -106,11 +106,12 @@ def _check_utf8(path: Path) -> None:
 def _file_documents(recipe: CorpusRecipe) -> Iterator[Document]:
     files = local_files(recipe)
     names = [name for name, _ in files]
-    by_chance = any(is_held_out(name, recipe.held_out) for name in names)
-    always = None if by_chance else min(names, key=_position)
+    # Few files may all hash above the share. Then the one with the lowest hash is held out, as some text has to be.
+    by_hash = any(is_held_out(name, recipe.held_out) for name in names)
+    forced = None if by_hash else min(names, key=_position)
     for name, path in files:
         for key, text in _texts(name, path, recipe.source):
-            yield Document(text, name == always or is_held_out(key, recipe.held_out))
+            yield Document(text, name == forced or is_held_out(key, recipe.held_out))
 
 
 def _texts(name: str, path: Path, source: str) -> list[tuple[str, str]]:

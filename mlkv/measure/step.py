@@ -1,10 +1,12 @@
 """The measure step: decode memory and speed of a shape with a layout, at given batch sizes and contexts.
 
-Weights are random. One run is: prefill `context` tokens into a cache allocated at its full length, then decode
-`new_tokens` one by one; by the protocol `filled`: hand over a cache of `context` random keys and values and decode as
-many, the cache growing by each. `peak_bytes` is what the runs of a cell added at their highest: on CUDA the allocator's
-peak over what was allocated before; on a CPU the growth of the process's resident size, which counts whole pages and is
-coarser (None where the system does not tell). What only a first run needs is over before: each model has a warm-up.
+Weights are random. Protocol `prefill`: one run prefills `context` tokens into a cache that is allocated at its full
+length, then decodes `new_tokens` tokens one by one. Protocol `filled`: one run starts from a cache of `context` random
+keys and values and decodes as many tokens, and each makes the cache longer.
+
+`peak_bytes` is the most memory that the runs of a cell added: on CUDA the allocator's peak minus what was allocated
+before; on a CPU the growth of the process's resident size, which counts whole pages and is coarser (None where the
+system does not report it). Each model has a warm-up run before, which allocates what only a first run needs.
 
 Legend: `B` batch, `T` tokens, `G` KV heads, `S` cached tokens, `K` head width.
 """
@@ -21,7 +23,6 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
     device = require_device(recipe.device)
     longest = max(recipe.contexts) + recipe.new_tokens
     if shape.positions == "learned" and longest > shape.context:
-        raise StepFailed(f"contexts = {max(recipe.contexts)}: with new_tokens it passes the {shape.context} positions")
+        raise StepFailed(f"contexts = {max(recipe.contexts)}: with new_tokens it exceeds the {shape.context} positions")
     torch.set_num_threads(recipe.threads)
     bench = Bench(recipe, shape, layout, device)
     metrics: list[MetricRow] = []
@@ -52,17 +53,17 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
     for done, (batch, context) in enumerate(cells, start=1):
         if ctx.should_stop():
             raise Interrupted(f"stopped after {done - 1} of {len(cells)} cells; a measurement is made in one go")
-        found = bench.measure(batch, context)
-        values = {name: each.value for name, each in found.items()}
+        measured = bench.measure(batch, context)
+        values = {name: each.value for name, each in measured.items()}
         ctx.log({"step": done, "steps": len(cells), "batch": batch, "context": context, **values})
-        metrics += [MetricRow(name, **asdict(each), batch=batch, context=context) for name, each in found.items()]
+        metrics += [MetricRow(name, **asdict(each), batch=batch, context=context) for name, each in measured.items()]
     return Outcome(metrics, bench.facts())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of a cell. A time or speed has the number `n` of runs it was made of and the standard error that their
-    spread gives it, s/√n; of a single run nobody knows it."""
+    """A metric of a cell. A time or a speed has the number `n` of its runs and the standard error s/√n over them, which
+    a single run does not give."""
 
     value: float | None
     stderr: float | None = None
@@ -70,7 +71,7 @@ class Measured:
 
     @classmethod
     def of_runs(cls, value: float, runs: Sequence[float]) -> Measured:
-        """`runs` are what each run by itself came to."""
+        """`value` over all runs; `runs` has the value of each run alone."""
         return cls(value, stdev(runs) / math.sqrt(len(runs)) if len(runs) > 1 else None, len(runs))
 
 
@@ -95,10 +96,12 @@ class Bench:
         return {"oom": Measured(1.0)}
 
     def _measure(self, batch: int, context: int) -> dict[str, Measured]:
-        self._refuse_what_cannot_fit(batch, context)
+        self._check_memory(batch, context)
         kind = PROTOCOLS[self.recipe.protocol]
         if self._model is None:
-            self._model = self._make_model()
+            dtype = DTYPES[self.recipe.dtype]
+            self._model = MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype)
+            self._model.to(self.device).eval()
             kind(self._model, 1, 1, 1, self.device).go()
         model, peak = self._model, Peak(self.device)
         runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
@@ -117,19 +120,16 @@ class Bench:
             "tokens_per_second": Measured.of_runs(batch / step, [batch / seconds for seconds in steps]),
         }
 
-    def _refuse_what_cannot_fit(self, batch: int, context: int) -> None:
-        # Linux promises memory that it has not got, and kills the process that uses it: ask first.
+    def _check_memory(self, batch: int, context: int) -> None:
+        # Linux grants more memory than it has, and kills the process that then uses it: a cell that cannot fit must
+        # raise here instead.
         element = DTYPES[self.recipe.dtype].itemsize
         per_token = self.layout.kv_bytes_per_token(self.shape.head_dim, element)
         needed = per_token * batch * (context + self.recipe.new_tokens)
         if self.device.type == "cpu" and needed > available_memory():
             raise MemoryError(f"the cache alone needs {needed} bytes")
 
-    def _make_model(self) -> MLKVForCausalLM:
-        dtype = DTYPES[self.recipe.dtype]
-        return MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype).to(self.device).eval()
-
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str | int | None]:
         cuda = self.device.type == "cuda"
         return {
             "parameters": sum(p.numel() for p in self._model.parameters()) if self._model else None,
@@ -141,7 +141,7 @@ class Bench:
 
 
 class Run:
-    """One prefill and decode on a cache of its own, which is dropped once its size is known."""
+    """One prefill and decode on a cache of its own, which is freed once its size is known."""
 
     def __init__(self, model: MLKVForCausalLM, batch: int, context: int, new_tokens: int, device: torch.device) -> None:
         self.model, self.batch, self.context, self.new_tokens, self.device = model, batch, context, new_tokens, device
@@ -185,7 +185,7 @@ class Run:
 
 
 class FilledRun(Run):
-    """Decoding alone: nothing is prefilled, and each new token makes every owner's cache anew, one token longer."""
+    """Decoding alone: nothing is prefilled, and each new token copies every owner's cache into one a token longer."""
 
     def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
         cache, layout = DynamicCache(), self.model.layout
@@ -209,7 +209,7 @@ class Peak:
             self.before: int | None = torch.cuda.memory_allocated()
         else:
             _return_free_memory()
-            self.before = _resident("VmRSS") if _forget_peak() else None
+            self.before = _resident("VmRSS") if _reset_peak() else None
 
     def grown(self) -> float | None:
         if self.before is None:
@@ -219,7 +219,7 @@ class Peak:
 
 
 def processor() -> str:
-    """The model of this machine's processor, as far as the system tells it."""
+    """The model of this machine's processor, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -229,14 +229,15 @@ def processor() -> str:
 
 
 def _return_free_memory() -> None:
-    """Give back to the system what earlier work left for reuse, as far as the C library can."""
+    """Return to the system the memory that earlier work freed, as far as the C library can: else the peak would not
+    count what a cell uses of it."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
 
-def _forget_peak() -> bool:
-    """Start Linux's high-water mark of this process's resident size anew; False where that cannot be done."""
+def _reset_peak() -> bool:
+    """Reset Linux's peak of this process's resident size; False where that is impossible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -221,7 +221,7 @@ def test_cuda_counts_what_its_allocator_gave() -> None:
 
 def test_learned_positions_bound_the_context() -> None:
     shape = DecoderShape(**{**DEEPER.as_dict(), "positions": "learned"})
-    with pytest.raises(StepFailed, match="contexts = 61: with new_tokens it passes the 64 positions"):
+    with pytest.raises(StepFailed, match="contexts = 61: with new_tokens it exceeds the 64 positions"):
         go(LAYOUTS[0], shape, contexts=(61,))
 
 
