@@ -26,9 +26,9 @@ _DIRECTIONS = [
 _NEAR, _FAR = (1.0, 1.8), (1.0, 1.8, 2.8, 4.0, 5.5)
 """Distances from the point, in gaps."""
 _ROUNDS = 3
-_PREFERENCE, _CROSSING, _CONFUSION = 0.03, 14.0, 2.5
+_PREFERENCE, _CROSSING, _CONFUSION, _CROWDING = 0.03, 14.0, 2.5, 0.5
 """Costs in units of the distance: of each direction further down the list; of a label that a line crosses wholly; of a
-label that stands as close to another point as to its own. Chosen by eye on the published sets."""
+label as close to another point as to its own; of a label that touches another one. Chosen by eye on published sets."""
 
 
 def place(
@@ -54,25 +54,38 @@ def place(
             others = _boxes([box for j, box in enumerate(chosen) if box and j != i])
             reach = _FAR if near is None or i < near else _NEAR
             rivals = np.array([other for other in anchors if other != anchor], dtype=np.float64).reshape(-1, 2)
-            hard = np.concatenate([fixed, others])
-            chosen[i] = _choose(anchor, size, hard, crossed, rivals, bounds, gap, reach)
+            chosen[i] = _choose(anchor, size, fixed, others, crossed, rivals, bounds, gap, reach)
     return [None if box is None else (box[0], box[1]) for box in chosen]
 
 
 def _choose(
-    anchor: XY, size: XY, hard: Boxes, soft: Boxes, rivals: Boxes, bounds: Box, gap: float, reach: Sequence[float]
+    anchor: XY,
+    size: XY,
+    fixed: Boxes,
+    others: Boxes,
+    crossed: Boxes,
+    rivals: Boxes,
+    bounds: Box,
+    gap: float,
+    reach: Sequence[float],
 ) -> Box | None:
+    """The cheapest place that covers neither `fixed` boxes nor `others`, the labels that have their places."""
     best, best_cost = None, math.inf
     for distance in reach:
         for preference, direction in enumerate(_DIRECTIONS):
             box = _candidate(anchor, size, direction, gap * distance)
-            if not _inside(box, bounds) or _overlap(box, hard) > 0:
+            if not _inside(box, bounds) or _overlap(box, fixed) > 0 or _overlap(box, others) > 0:
                 continue
-            cost = distance + _PREFERENCE * preference + _CROSSING * _overlap(box, soft) / (size[0] * size[1])
+            cost = distance + _PREFERENCE * preference + _CROSSING * _overlap(box, crossed) / (size[0] * size[1])
             cost += _CONFUSION * (_distance(box, rivals) < math.dist(nearest(box, anchor), anchor) + gap / 2)
+            cost += _CROWDING * (_overlap(_grown(box, gap / 2), others) > 0)
             if cost < best_cost:
                 best, best_cost = box, cost
     return best
+
+
+def _grown(box: Box, by: float) -> Box:
+    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
 
 
 def _candidate(anchor: XY, size: XY, direction: float, distance: float) -> Box:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.data import frame
 from analysis.data.frame import Row
-from analysis.figures.geometry import Scale, byte_ticks, evenly, log_scale
+from analysis.figures.geometry import MARKER_ROOM, Scale, byte_ticks, evenly, log_scale
 
 CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_bytes_per_token", "oom"
 """Metrics: the cache, the largest allocation of the whole run, the cache per token, and a cell that ran out."""
@@ -52,9 +52,9 @@ class Measured:
     def remarks(self) -> list[str]:
         return [f"{self.others} measured at other contexts: not drawn"] if self.others else []
 
-    def scale(self, values: list[int]) -> Scale:
+    def scale(self, values: list[int], room: float = MARKER_ROOM) -> Scale:
         """The horizontal axis over these batch sizes or contexts."""
-        return log_scale(values, partial(_size_ticks, values))
+        return log_scale(values, partial(_size_ticks, values), room=room)
 
 
 def _size_ticks(values: list[int], low: float, high: float, most: int) -> list[float]:

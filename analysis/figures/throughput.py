@@ -84,7 +84,7 @@ def throughput_figure(source: Source, published: Source | None = None) -> Figure
     sizes = sorted({x for line in drawn for x in [*line.cells, *line.failed]})
     speeds = [speed for line in drawn for speed in line.cells.values()]
     scale = log_scale(speeds, round_ticks, 7, NAME_ROOM)
-    set_axes(axes, found.scale(sizes), AXIS_LABELS[found.axis], scale, "decoded tokens per second")
+    set_axes(axes, found.scale(sizes, NAME_ROOM), AXIS_LABELS[found.axis], scale, "decoded tokens per second")
     colours = shades_by_name([(line.name, line.family) for line in drawn])
     for line in drawn:
         _draw(axes, line, colours[line.name])

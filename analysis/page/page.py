@@ -96,7 +96,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
     plan, printed = sweep.plan, results_table(results)
     configs = [flatten(variant["config"]) for variant in sweep.variants]
     common = shared_items(configs)
-    own = [sorted(f"{key} = {value}" for key, value in config.items() - common.items()) for config in configs]
+    own = [sorted(f"{key}={value}" for key, value in config.items() - common.items()) for config in configs]
     links = Links(store, sweep, out_dir)
     return Page(
         name=sweep.name,

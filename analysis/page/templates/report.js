@@ -75,7 +75,7 @@ function describe(variant) {
     layers(variant.layout), make("h4", "", "Cost"), pairs(variant.facts), make("h4", "", "Scores"), pairs(variant.scores),
     ...(variant.seeds.length ? [make("h4", "", `Seeds: ${variant.scores[0][0]}`), pairs(variant.seeds)] : []), make("h4", "", "Steps"), steps,
   ];
-  const lines = [...variant.overrides, ...variant.config];
+  const lines = [...new Set([...variant.overrides, ...variant.config])];
   if (lines.length) parts.push(make("h4", "", "Configuration of its own"), make("pre", "", lines.join("\n")));
   return parts;
 }
