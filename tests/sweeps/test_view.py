@@ -141,9 +141,11 @@ def test_a_plan_says_how_much_text_a_variant_sees(planner: Callable[[Sequence[st
 
 
 def test_a_summary_names_what_there_is() -> None:
-    assert summary({"DONE": 3, "FAILED": 1, "PENDING": 0}) == "3 done, 1 failed"
+    assert summary({StepState.DONE: 3, StepState.FAILED: 1, StepState.PENDING: 0}) == "3 done, 1 failed"
 
 
 def test_what_failed_is_said_with_what_runs_it_again() -> None:
-    assert advice({"DONE": 3, "INTERRUPTED": 1}, "tiny") == ""
-    assert advice({"FAILED": 2}, "tiny") == "2 failed: `mlkv retry tiny` runs them again, and what waits for them"
+    assert advice({StepState.DONE: 3, StepState.INTERRUPTED: 1}, "tiny") == ""
+    assert (
+        advice({StepState.FAILED: 2}, "tiny") == "2 failed: `mlkv retry tiny` runs them again, and what waits for them"
+    )
