@@ -100,7 +100,7 @@ def test_without_a_generation_config_the_end_tokens_are_those_of_its_config(tmp_
     source = tmp_path / "theirs"
     theirs(FAMILY_CONFIGS["llama"]).save_pretrained(source)
     (source / "generation_config.json").unlink()
-    said = read_config(source) | {"eos_token_id": STOPS, "pad_token_id": 1}
+    said = {**read_config(source), "eos_token_id": STOPS, "pad_token_id": 1}
     (source / "config.json").write_text(json.dumps(said))
     expected, ours = AutoModelForCausalLM.from_pretrained(source).eval(), imported(source, tmp_path)
     assert ours.generation_config.eos_token_id == expected.generation_config.eos_token_id == STOPS
