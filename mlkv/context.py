@@ -20,7 +20,7 @@ _PLACE = ("subtask", "batch", "context")
 class MetricRow:
     """One number that a step found; values are finite or None.
 
-    stderr: standard error of `value`; None where it has none or nobody knows it.
+    stderr: standard error of `value`; None where it has none or it is unknown.
     n: samples, windows or runs behind `value`.
     subtask: the member of a task group. batch, context: the cell of a measurement.
     """

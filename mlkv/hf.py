@@ -193,24 +193,24 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
     """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's, or not all finite. Raises
     ValueError."""
-    # transformers only logs missing weights and goes on with random ones: a resumed training once continued with a new
-    # head. Mismatched sizes are let through here to be named below.
+    # transformers only logs missing weights and continues with random ones: a resumed training once continued with a
+    # new head. Mismatched sizes are accepted here to be listed below.
     loaded: Any = MLKVForCausalLM.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     model, info = loaded
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):
-        named = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
-        raise ValueError(f"{path} does not hold this model's weights: {named}")
-    if found := non_finite(model.state_dict()):
-        raise ValueError(f"{path}: {found}")
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
+        raise ValueError(f"{path} does not hold this model's weights: {listed}")
+    if reason := non_finite(model.state_dict()):
+        raise ValueError(f"{path}: {reason}")
     return model
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """The first weight that is infinite or not a number and how many of its values are; None where all are finite.
-    Whatever is computed with such a weight means nothing."""
+    """A sentence about the first weight that has infinite values or NaN; None where all are finite. Nothing that is
+    computed with such a weight means anything."""
     names = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if not names:
         return None

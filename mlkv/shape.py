@@ -15,8 +15,8 @@ Positive = Annotated[int, Gt(0)]
 
 
 def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
-    """Raises ValueError for a value that is none of the valid ones: a name that nobody knows must not mean the last
-    branch of an `if`."""
+    """Raises ValueError unless `value` is one of the valid ones. Without it an unknown name would take the last branch
+    of an `if`."""
     if value not in (choices := list(valid)):
         raise ValueError(f"{field} = {value}: must be one of {', '.join(map(str, choices))}")
 

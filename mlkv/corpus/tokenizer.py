@@ -52,7 +52,7 @@ def load(folder: Path) -> Any:
     try:
         # Our checkpoints carry their model's code, and transformers would prompt whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a damaged file makes it raise whatever its parser stumbles over
+    except Exception as error:  # a damaged file may raise any error of its parser
         reason = (str(error).splitlines() or [""])[0]
         if not isinstance(error, OSError | ValueError):
             reason = f"cannot be read ({type(error).__name__}: {reason})"

@@ -39,7 +39,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question of one task, as lm-eval logs it. Answers and scores are of whatever types the task defines."""
+    """One question of one task, as lm-eval logs it. The task defines the types of answers and scores."""
 
     task: str
     doc_id: int

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_emb\.\w+$")
-"""Masks and rotary tables that older files hold beside the weights."""
+"""Masks and rotary tables that older files have besides the weights."""
 
 
 def remove_prefix(state: State, family: Family) -> State:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from mlkv.families.config import config_of, layout_of
+from mlkv.families.config import config_of, layout_of, shape_of
 from mlkv.families.load import load_pretrained
 from mlkv.families.save import to_family
 from mlkv.families.tables import FAMILIES
@@ -321,3 +321,13 @@ _LLAMA = replace(_NEOX, norm="rmsnorm", activation="silu", gated_mlp=True, paral
 def test_what_a_family_would_compute_otherwise_is_not_exported(family: str, shape: DecoderShape, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         config_of(shape, make("even", LAYERS, HEADS, LAYERS, HEADS), family)
+
+
+def test_a_family_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(FAMILIES["llama"], name="tinyllama", required={"rms_norm_offset": None})
+    monkeypatch.setitem(FAMILIES, "tinyllama", row)
+    config = SMALLEST["llama"] | {"model_type": "tinyllama"}
+    assert shape_of(config) == shape_of(SMALLEST["llama"])
+    assert config_of(shape_of(config), layout_of(config), "tinyllama")["model_type"] == "tinyllama"
+    with pytest.raises(ValueError, match="rms_norm_offset = 1: of tinyllama only models that leave it unset"):
+        shape_of(config | {"rms_norm_offset": 1})
