@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.data.gather import Steps
-from analysis.page.page_json import KINDS, Links, PageJson, page_json
+from analysis.page.page_json import Links, PageJson, page_json
 from analysis.statistics.sources import Source
 from analysis.tables.results_table import results_table
 from analysis.tables.table import Table
+from sweeps.store.schema import PlanFile, Record
+from sweeps.store.states import StepState
 from sweeps.store.store import Store
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,22 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has a page")
     plan, printed = sweep.plan, results_table(results)
-    configs = [flatten(variant["config"]) for variant in sweep.variants]
+    configs = [flatten(variant.config) for variant in sweep.variants]
     common = shared_items(configs)
     own = [sorted(f"{key}={value}" for key, value in config.items() - common.items()) for config in configs]
     links = Links(store, sweep, out_dir)
     return Page(
         name=sweep.name,
         number=sweep.number,
-        created=plan["created"],
-        command=" ".join(plan.get("command", [])),
+        created=plan.created,
+        command=" ".join(plan.command or []),
         table=printed,
-        variants=[variant["variant"] for variant in sweep.variants],
+        variants=[variant.variant for variant in sweep.variants],
         finished=sum(row["state"] == "DONE" for rows in results.estimates.members.values() for row in rows),
-        progress=[_progress(kind, plan["steps"], steps) for kind in KINDS],
-        failures=list(_failures(plan["steps"], steps, links)),
+        progress=[_progress(kind, plan, steps) for kind in dict.fromkeys(each.kind for each in plan.steps.values())],
+        failures=list(_failures(plan, steps, links)),
         common=sorted(common.items()),
-        provenance=provenance(record for step in plan["steps"] if (record := steps.record(step))),
+        provenance=provenance(record for step in plan.steps if (record := steps.record(step))),
         data=page_json(sweep, steps, results, printed, own, links),
     )
 
@@ -135,31 +135,31 @@ def shared_items(configs: list[dict[str, str]]) -> dict[str, str]:
     return dict(shared)
 
 
-def _progress(kind: str, planned: Json, steps: Steps) -> KindProgress:
-    ids = [step for step, plan in planned.items() if plan["kind"] == kind]
+def _progress(kind: str, plan: PlanFile, steps: Steps) -> KindProgress:
+    ids = [step for step, planned in plan.steps.items() if planned.kind == kind]
     records = [record for step in ids if (record := steps.record(step))]
     return KindProgress(
         kind=kind,
         states=dict(Counter(steps.state_of(step)[0] for step in ids)),
-        device_seconds=sum(record.get("device_seconds") or 0.0 for record in records),
-        wall_seconds=sum(record.get("wall_seconds") or 0.0 for record in records),
+        device_seconds=sum(record.device_seconds for record in records),
+        wall_seconds=sum(record.wall_seconds for record in records),
     )
 
 
-def _failures(planned: Json, steps: Steps, links: Links) -> Iterator[Failure]:
-    for step, plan in planned.items():
+def _failures(plan: PlanFile, steps: Steps, links: Links) -> Iterator[Failure]:
+    for step, planned in plan.steps.items():
         state, reason = steps.state_of(step)
-        if state in ("FAILED", "LOST"):
+        if state in (StepState.FAILED, StepState.LOST):
             link, log = links.log(step)
-            yield Failure(step, plan["label"], state, reason or "", plan["variants"], log, link)
+            yield Failure(step, planned.label, state, reason or "", planned.variants, log, link)
 
 
-def provenance(records: Iterable[Json]) -> list[tuple[str, list[tuple[str, int]]]]:
+def provenance(records: Iterable[Record]) -> list[tuple[str, list[tuple[str, int]]]]:
     """What made the finished steps: for each fact its values, the commonest first, with how many steps have it."""
     counts: dict[str, Counter[str]] = {}
     for record in records:
-        facts = {"code": record.get("code"), "host": record.get("host"), "device": record.get("device")}
-        for name, value in {**facts, **(record.get("versions") or {})}.items():
+        facts = {"code": record.code, "host": record.host, "device": record.device, **record.versions}
+        for name, value in facts.items():
             if value:
-                counts.setdefault(name, Counter())[str(value)] += 1
+                counts.setdefault(name, Counter())[value] += 1
     return [(name, values.most_common()) for name, values in counts.items()]

@@ -8,10 +8,10 @@ there are thousands of is a NamedTuple, which JSON writes as an array without na
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from analysis.data import replicates
@@ -26,16 +26,15 @@ from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.tables.columns import printed_error
 from analysis.tables.table import Cell, Table
-from mlkv.layout import KVLayout
+from sweeps.store.schema import PlanFile, VariantRow
+from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store
 
-Json = dict[str, Any]
-KINDS = ("corpus", "base", "convert", "uptrain", "evaluate", "measure")
 LOG_LINES = 12
 BASELINE_NOTES = {"untouched": "the base, not trained further", "mha": "the base, trained as long as the variants"}
 LEGEND = "Filled: on the front with a probability of 95 % or more. Hollow: noise leaves it open. Faint: dominated."
 WITHOUT_ERRORS = "Filled: on the front by the numbers alone, as some errors are unknown. Faint: dominated."
-_NOT_STARTED = ("PENDING", "BLOCKED")
+_NOT_STARTED = (StepState.PENDING, StepState.BLOCKED)
 
 
 class CellJson(NamedTuple):
@@ -181,7 +180,7 @@ class Links:
         self._store = store
         self._root = str(store.root)
         self._from = quote(Path(os.path.relpath(store.root, out_dir.absolute())).as_posix())
-        self._runs = _runs_address(sweep.plan.get("tracking") or {})
+        self._runs = _runs_address(sweep.plan)
 
     def step(self, step_id: str) -> str:
         return self._link(self._store.step(step_id).path)
@@ -201,11 +200,14 @@ class Links:
         return self._from + quote(path.as_posix().removeprefix(self._root))
 
 
-def _runs_address(tracking: Mapping[str, Any]) -> str:
-    if tracking.get("mode") != "online" or not tracking.get("entity"):
+def _runs_address(plan: PlanFile) -> str:
+    """Where W&B shows the sweep's runs, as `tracking` says (sweeps.tracking.target.TrackingConfig)."""
+    tracking = plan.tracking or {}
+    entity, project = tracking.get("entity"), tracking.get("project")
+    if tracking.get("mode") != "online" or not entity or not project:
         return ""
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("://api.wandb.ai", "://wandb.ai")
-    return f"{server.rstrip('/')}/{quote(tracking['entity'])}/{quote(tracking['project'])}/runs"
+    return f"{server.rstrip('/')}/{quote(entity)}/{quote(project)}/runs"
 
 
 def page_json(
@@ -278,10 +280,9 @@ def _mark(mark: Mark) -> MarkJson:
 
 def _variants(sweep: SavedSweep, results: Results, configs: list[list[str]]) -> list[VariantJson]:
     """An entry per row of the results, in their order."""
-    row_names, behind = replicates.groups(sweep.variants), dict[str, list[tuple[Json, list[str]]]]()
+    row_names, behind = replicates.groups(sweep.variants), dict[str, list[tuple[VariantRow, list[str]]]]()
     for variant, config in zip(sweep.variants, configs, strict=True):
-        name = str(variant["variant"])
-        behind.setdefault(row_names.get(name, name), []).append((variant, config))
+        behind.setdefault(row_names.get(variant.variant, variant.variant), []).append((variant, config))
     scores, estimates = [*shown_scores(results), *other_scores(results)], results.estimates
     rows = results.rows()
     for score in scores:
@@ -300,17 +301,17 @@ def _variants(sweep: SavedSweep, results: Results, configs: list[list[str]]) -> 
 
 
 def _variant(
-    row: Row, seeds: list[Json], scores: list[ScoreColumn], seed_scores: list[ScoreJson], config: list[str]
+    row: Row, seeds: list[VariantRow], scores: list[ScoreColumn], seed_scores: list[ScoreJson], config: list[str]
 ) -> VariantJson:
     first = seeds[0]
     return VariantJson(
         variant=row["variant"],
-        note=BASELINE_NOTES.get(first["baseline"], ""),
-        family=first["family"],
-        layout=KVLayout.from_dict(first["layout"]).draw(),
+        note=BASELINE_NOTES.get(first.baseline or "", ""),
+        family=first.family,
+        layout=first.layout.draw(),
         facts=_facts(first, row),
         scores=[_score(score.label, row, score) for score in scores],
-        overrides=_in_all([[f"{key}={value}" for key, value in seed["overrides"].items()] for seed in seeds]),
+        overrides=_in_all([[f"{key}={value}" for key, value in seed.overrides.items()] for seed in seeds]),
         steps=_steps(seeds),
         seeds=seed_scores,
         config=config,
@@ -322,9 +323,9 @@ def _in_all(lists: list[list[str]]) -> list[str]:
     return [line for line in lists[0] if all(line in other for other in lists[1:])]
 
 
-def _steps(seeds: list[Json]) -> list[StepNameJson]:
+def _steps(seeds: list[VariantRow]) -> list[StepNameJson]:
     """Every step, each once; the name of a step that not all seeds share says whose it is."""
-    users: dict[str, list[Json]] = {}
+    users: dict[str, list[VariantRow]] = {}
     for seed in seeds:
         for _, _, id in variant_steps(seed):
             users.setdefault(id, []).append(seed)
@@ -336,10 +337,10 @@ def _steps(seeds: list[Json]) -> list[StepNameJson]:
     return list(names.values())
 
 
-def _seed(seeds: list[Json]) -> str:
+def _seed(seeds: list[VariantRow]) -> str:
     """`uptrain.seed=1`: what distinguishes the seed from the others."""
-    own = [f"{key}={value}" for seed in seeds for key, value in seed["overrides"].items() if key in replicates.SEEDS]
-    return " ".join(dict.fromkeys(own)) or str(seeds[0]["variant"])
+    own = [f"{key}={value}" for seed in seeds for key, value in seed.overrides.items() if key in replicates.SEEDS]
+    return " ".join(dict.fromkeys(own)) or seeds[0].variant
 
 
 def _seeds(rows: Sequence[Row], scores: list[ScoreColumn]) -> list[ScoreJson]:
@@ -354,15 +355,15 @@ def _score(name: str, row: Row, score: ScoreColumn) -> ScoreJson:
     return ScoreJson(name, metric.text(value, printed_error(row, score.column)) if metric else f"{value:.4g}", "")
 
 
-def _facts(variant: Json, row: Row) -> list[FactJson]:
+def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
     chance = row["front_probability"]
     facts = [
-        FactJson("KV heads in all", f"{variant['budget']:,}"),
-        FactJson("KV bytes per token", f"{variant['kv_bytes_per_token']:,}"),
+        FactJson("KV heads in all", f"{variant.budget:,}"),
+        FactJson("KV bytes per token", f"{variant.kv_bytes_per_token:,}"),
         FactJson("as measured", _number(row["measured_bytes_per_token"])),
         FactJson("fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""),
         FactJson("measured on", row["machine"] or ""),
-        FactJson("parameters", f"{variant['parameters']:,}" if variant["parameters"] else ""),
+        FactJson("parameters", f"{variant.parameters:,}" if variant.parameters else ""),
         FactJson("device time", duration(row["device_seconds"])),
         FactJson("on the front", "" if chance is None else f"{100 * chance:.0f} %"),
     ]
@@ -373,18 +374,23 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def variant_steps(variant: Json) -> Iterator[tuple[str, str | None, str]]:
+def variant_steps(variant: VariantRow) -> Iterator[tuple[str, str | None, str]]:
     """(kind, task, step id) of every step of a variant."""
-    for kind in KINDS:
-        step = variant["steps"].get(kind)
-        if kind == "evaluate":
-            yield from ((kind, task, id) for task, id in (step or {}).items())
-        elif step:
-            yield kind, None, step
+    steps = variant.steps
+    training = {"corpus": steps.corpus, "base": steps.base, "convert": steps.convert, "uptrain": steps.uptrain}
+    yield from ((kind, None, id) for kind, id in training.items() if id)
+    yield from (("evaluate", task, id) for task, id in steps.evaluate.items())
+    if steps.measure:
+        yield "measure", None, steps.measure
 
 
 def _step(id: str, steps: Steps, links: Links) -> StepJson:
     (state, reason), record = steps.state_of(id), steps.record(id)
     started = state not in _NOT_STARTED
-    time = duration(record.wall_seconds if record else None)
-    return StepJson(state, reason or "", time, links.step(id) if started else "", links.run(id) if started else "")
+    return StepJson(
+        state=state,
+        reason=reason or "",
+        time=duration(record.wall_seconds if record else None),
+        files=links.step(id) if started else "",
+        run=links.run(id) if started else "",
+    )
