@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sweeps.planning.config import HASHED
+from sweeps.planning.config import HASHED, leaves
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError, choices
 
@@ -138,17 +138,6 @@ def _refuse_moving(key: str, value: Any) -> None:
     """An identity must not depend on the clock or the environment."""
     if key.partition(".")[0] not in HASHED:
         return
-    for path, leaf in _leaves(value, key):
+    for path, leaf in leaves(value, key):
         if isinstance(leaf, str) and any(mark in leaf for mark in ("${now:", "${oc.env:")):
             raise UserError(f"{path} = {leaf}: would change from run to run; write the value out")
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}")
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{i}]")
-    else:
-        yield path, value

@@ -245,7 +245,7 @@ def _adapter() -> TypeAdapter[Config]:
 
 def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
-    _refuse_unknown(Config, values, "")
+    _check_values(Config, values, "")
     try:
         return _adapter().validate_python(values).with_resources()
     except ValidationError as error:
@@ -254,14 +254,50 @@ def parse(values: Mapping[str, Any]) -> Config:
         raise UserError(str(error)) from None
 
 
-def _refuse_unknown(schema: Any, values: Any, path: str) -> None:
-    """Unknown keys first: they are the likeliest slip, and deserve the list of valid ones."""
+def _check_values(schema: Any, values: Any, path: str) -> None:
+    """Refuse unknown keys, which are the likeliest slip and deserve the list of valid ones; and true or false for a
+    number, which pydantic takes for 1 or 0. Raises UserError."""
     fields = {f.name for f in dataclasses.fields(schema)}
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"{path}{key}: unknown key; {choices(str(key), fields)}")
+        if _is_number(_hints(schema)[key]):
+            _refuse_booleans(value, f"{path}{key}")
         for name, nested, inner in _nested(schema, key, value):
-            _refuse_unknown(nested, inner, f"{path}{name}.")
+            _check_values(nested, inner, f"{path}{name}.")
+
+
+def _is_number(hint: Any) -> bool:
+    """Whether a field holds numbers, by themselves or in lists and mappings, and no booleans."""
+    types = set(_leaf_types(hint))
+    return bool(types & {int, float}) and not types & {bool, Any}
+
+
+def _leaf_types(hint: Any) -> Iterator[Any]:
+    inner = get_args(hint)
+    if not inner or get_origin(hint) is Literal:
+        yield hint
+        return
+    for each in inner:
+        yield from _leaf_types(each)
+
+
+def _refuse_booleans(value: Any, path: str) -> None:
+    for place, leaf in leaves(value, path):
+        if isinstance(leaf, bool):
+            raise UserError(f"{place} = {str(leaf).lower()}: must be a number")
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The values inside mappings and lists, each with its path: `corpus.files[0]`."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{i}]")
+    else:
+        yield path, value
 
 
 def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+import operator
+import re
+from functools import cache, reduce
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.config import leaves, parse
 from sweeps.store.errors import UserError
 
 GROUPS = {
@@ -72,12 +75,30 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("corpus.seed=${now:%s}", r"corpus\.seed = .*would change from run to run"),
         ("layout.kv_heads=[1", r"layout\.kv_heads=\[1: not an override"),
         ("layout.factor=2", r"layout: factor = 2: only pattern cla has a factor"),
+        ("evaluate.few_shot=true", r"evaluate\.few_shot = true: must be a number"),
+        ("evaluate.few_shot={bits_per_byte:false}", r"evaluate\.few_shot\.bits_per_byte = false: must be a number"),
+        ("layout.kv_heads=[6,true]", r"layout\.kv_heads\[1\] = true: must be a number"),
+        ("cluster.resources.base.cpus=true", r"cluster\.resources\.base\.cpus = true: must be a number"),
+        ("resources.gpus=true", r"resources\.gpus = true: must be a number"),
     ],
 )
 def test_a_mistake_is_one_line(line: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse(composer()([line]))
     assert "\n" not in str(caught.value)
+
+
+def test_true_and_false_are_no_numbers_wherever_one_is_wanted() -> None:
+    values = composer()([])
+    numbers = [path for path, value in leaves(values, "") if type(value) in (int, float)]
+    assert len(numbers) > 30
+    for path in numbers:
+        place = re.sub(r"\[(\d+)\]", r".\1", path).strip(".").split(".")
+        changed = copy.deepcopy(values)
+        *above, last = (int(key) if key.isdigit() else key for key in place)
+        reduce(operator.getitem, above, changed)[last] = True
+        with pytest.raises(UserError, match=re.escape(f"{path.strip('.')} = true: must be a number")):
+            parse(changed)
 
 
 def test_a_scale_is_the_experiment_of_that_size() -> None:
