@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import StoreError
+from sweeps.store.schema import as_json
 from sweeps.store.store import SavedSweep, Store
+
+_OF_STORE = ("name", "number", "created")
+"""Keys of plan.json that the store fills in when it writes a new plan: they do not make it another one."""
 
 
 def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
@@ -17,5 +21,6 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
                 directory.write_spec(step.spec, step.how)
     except OSError as error:
         raise StoreError(f"sweep {plan.name}: its steps cannot be written to {store.root} ({error.strerror})") from None
-    saved = {**plan.saved(), "command": ["mlkv", "sweep", *arguments]}
-    return store.save_sweep(plan.name, saved, [variant.row() for variant in plan.variants], arguments)
+    own = {key: value for key, value in as_json(plan.plan_file(arguments)).items() if key not in _OF_STORE}
+    rows = [as_json(variant.row()) for variant in plan.variants]
+    return store.save_sweep(plan.name, own, rows, arguments)

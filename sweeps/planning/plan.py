@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
-from mlkv.files import Json
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import points
@@ -20,6 +19,7 @@ from sweeps.planning.tokens import Tokens
 from sweeps.planning.variants import Variant, variants_of_point
 from sweeps.steps.step import Step, with_work
 from sweeps.store.errors import UserError
+from sweeps.store.schema import PlanFile, PlannedStep
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,28 @@ class Plan:
                 parameters[step.id] = variant.parameters
         return sum(4 * count for id, count in parameters.items() if id in steps)
 
-    def saved(self) -> Json:
-        """The sweep-wide part of the frozen plan."""
+    def plan_file(self, arguments: Sequence[str]) -> PlanFile:
+        """What the store holds of it: what concerns the whole sweep, and the line that made it. The store numbers and
+        dates it."""
         users: dict[str, list[str]] = {}
         for variant in self.variants:
             for step in variant.steps:
                 users.setdefault(step.id, []).append(variant.label)
-        evaluate = self.config.evaluate
-        return {
-            "accuracy": [list(pair) for pair in evaluate.accuracy],
-            "axis": list(evaluate.axis) if evaluate.axis else None,
-            "cluster": asdict(self.config.cluster),
-            "tracking": asdict(self.config.tracking),
-            "steps": {
-                id: {"kind": step.kind, "label": step.label, "parents": step.parents, "variants": users[id]}
+        config = self.config
+        return PlanFile(
+            name=self.name,
+            number=0,
+            created="",
+            accuracy=list(config.evaluate.accuracy),
+            axis=config.evaluate.axis,
+            cluster=asdict(config.cluster),
+            tracking=asdict(config.tracking),
+            steps={
+                id: PlannedStep(kind=step.kind, label=step.label, parents=step.parents, variants=users[id])
                 for id, step in self.steps.items()
             },
-        }
+            command=["mlkv", "sweep", *arguments],
+        )
 
 
 def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) -> Plan:

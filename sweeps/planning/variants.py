@@ -8,7 +8,6 @@ from functools import cached_property
 
 from mlkv.convert.tables import converted_shape
 from mlkv.evaluate.task_names import BITS_PER_BYTE
-from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
@@ -26,6 +25,7 @@ from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.steps.uptrain import uptrain_step
 from sweeps.store.errors import UserError
+from sweeps.store.schema import VariantRow, VariantSteps
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ROLES = ("corpus", "base", "convert", "uptrain", "measure")
@@ -93,30 +93,28 @@ class Variant:
         """The amount of work in a step: parameters (millions) times what passes through them."""
         return kind_of(step.kind).work(step, self.parameters / 1e6, self.config.corpus.sequence_length)
 
-    def row(self) -> Json:
+    def row(self) -> VariantRow:
         """What the store holds of it, for tables."""
         layout = self.layout
-        return {
-            "variant": self.label,
-            "baseline": self.baseline,
-            "overrides": dict(line.split("=", 1) for line in self.varying),
-            "pattern": self.config.layout.pattern,
-            "family": self.family,
-            "kv_layers": layout.kv_layers,
-            "kv_heads": list(layout.kv_heads),
-            "budget": layout.budget,
-            "layout": layout.as_dict(),
-            "head_dim": self.shape.head_dim,
-            "kv_element_bytes": self.element_bytes,
-            "kv_bytes_per_token": self.kv_bytes_per_token,
-            "parameters": self.parameters,
-            "few_shot": self.few_shot,
-            "config": {key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
-            "steps": {
-                **{role: step.id if (step := getattr(self, role)) else None for role in _ROLES},
-                "evaluate": {task: step.id for task, step in self.evaluate.items()},
-            },
-        }
+        ids = {role: step.id if (step := getattr(self, role)) else None for role in _ROLES}
+        return VariantRow(
+            variant=self.label,
+            baseline=self.baseline,
+            overrides=dict(line.split("=", 1) for line in self.varying),
+            pattern=self.config.layout.pattern,
+            family=self.family,
+            kv_layers=layout.kv_layers,
+            kv_heads=list(layout.kv_heads),
+            budget=layout.budget,
+            layout=layout,
+            head_dim=self.shape.head_dim,
+            kv_element_bytes=self.element_bytes,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            parameters=self.parameters,
+            few_shot=self.few_shot,
+            config={key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
+            steps=VariantSteps(**ids, evaluate={task: step.id for task, step in self.evaluate.items()}),
+        )
 
 
 def variants_of_point(resolver: Resolver, config: Config, values: Values, varying: Sequence[str]) -> Iterator[Variant]:

@@ -158,9 +158,9 @@ def test_every_published_row_costs_what_was_published(published: dict[str, str],
     found = [v for v in planned(f"experiment={EXPERIMENTS[published['set']]}").variants if is_row(published, v)]
     assert found, "no variant of the experiment is this row"
     for variant in found:
-        assert variant.row()["kv_bytes_per_token"] == int(published["kv_bytes_per_token"])
+        assert variant.row().kv_bytes_per_token == int(published["kv_bytes_per_token"])
         if published["parameters"]:
-            assert variant.row()["parameters"] == int(published["parameters"])
+            assert variant.row().parameters == int(published["parameters"])
 
 
 def test_every_published_benchmark_row_is_planned_at_its_learning_rate(planned: Callable[..., Plan]) -> None:

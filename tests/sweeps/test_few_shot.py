@@ -21,7 +21,7 @@ LINE = ["layout=mqa", "measure=none", "uptrain=none", "sweep.baselines=[]", "eva
 def counts(planner: Planner, tasks: str, *more: str) -> dict[str, Any]:
     [variant] = planner([*LINE, f"evaluate.tasks=[{tasks}]", *more]).variants
     given = {task: step.slice["few_shot"] for task, step in variant.evaluate.items()}
-    assert variant.row()["few_shot"] == {task: count for task, count in given.items() if task != "bits_per_byte"}
+    assert variant.row().few_shot == {task: count for task, count in given.items() if task != "bits_per_byte"}
     return given
 
 
