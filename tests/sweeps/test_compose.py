@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import operator
 import re
-from functools import cache, reduce
+from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -96,7 +96,10 @@ def test_true_and_false_are_no_numbers_wherever_one_is_wanted() -> None:
         place = re.sub(r"\[(\d+)\]", r".\1", path).strip(".").split(".")
         changed = copy.deepcopy(values)
         *above, last = (int(key) if key.isdigit() else key for key in place)
-        reduce(operator.getitem, above, changed)[last] = True
+        inner: Any = changed
+        for key in above:
+            inner = inner[key]
+        inner[last] = True
         with pytest.raises(UserError, match=re.escape(f"{path.strip('.')} = true: must be a number")):
             parse(changed)
 
