@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.data import frame
+from mlkv.files import Json
 from sweeps.tracking.read.runs import LoggedRun, number
 
-Json = dict[str, Any]
 FIELDS = ("id", "name", "group", "sweep", "project", "job_type", "state")
 _PLACES = ("config", "summary")
 

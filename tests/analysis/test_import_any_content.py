@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from analysis.data import frame
 from analysis.statistics.results import results
 from analysis.tables import results_table
-from tests.support.lm_eval_files import GSM8K, MEMBERS, MMLU, Json, content, few_examples, read_or_refusal, write
+from mlkv.files import Json
+from tests.support.lm_eval_files import GSM8K, MEMBERS, MMLU, content, few_examples, read_or_refusal, write
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(10**400)

@@ -13,7 +13,8 @@ from analysis.data.importer import import_results, read_directory
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
 from analysis.tables.paper import make_tables
-from tests.support.lm_eval_files import Json, content, means, scores_of, write
+from mlkv.files import Json
+from tests.support.lm_eval_files import content, means, scores_of, write
 
 
 def test_old_formats_are_read(tmp_path: Path) -> None:

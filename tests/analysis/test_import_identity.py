@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from analysis.data.identity import labels, short_names
 from analysis.data.importer import import_results, read_directory
-from tests.support.lm_eval_files import Json, content, few_examples, means, read_or_refusal, scores_of, write
+from mlkv.files import Json
+from tests.support.lm_eval_files import content, few_examples, means, read_or_refusal, scores_of, write
 
 
 @pytest.mark.parametrize(

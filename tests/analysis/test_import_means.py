@@ -17,7 +17,8 @@ from analysis.data.published import published
 from analysis.statistics.results import results
 from analysis.tables import results_table
 from analysis.tables.merge_published import IS_PUBLISHED, merge_published
-from tests.support.lm_eval_files import GSM8K, MEMBERS, MMLU, Json, content, few_examples, means, write
+from mlkv.files import Json
+from tests.support.lm_eval_files import GSM8K, MEMBERS, MMLU, content, few_examples, means, write
 from tests.support.shell import exit_status
 
 

@@ -27,6 +27,7 @@ from mlkv.families.config import config_of, layout_of, shape_of
 from mlkv.families.load import load_pretrained
 from mlkv.families.save import to_family
 from mlkv.families.tables import FAMILIES
+from mlkv.files import Json
 from mlkv.hf import MLKVForCausalLM
 from mlkv.patterns import make
 from mlkv.shape import DecoderShape
@@ -45,7 +46,6 @@ for _name, _config in SMALLEST.items():
     _config |= {"model_type": _name, "vocab_size": VOCAB}
     _config["n_positions" if _name == "gpt2" else "max_position_embeddings"] = 16
 
-Json = dict[str, Any]
 
 _ROPES = (
     {"rope_type": "default"},

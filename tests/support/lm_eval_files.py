@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from analysis.data.importer import Import, read_directory
 from analysis.statistics.results import results
-
-Json = dict[str, Any]
+from mlkv.files import Json
 
 MMLU = {"mmlu": 0.3, "mmlu_a": 0.2, "mmlu_b": 0.4, "arc": 0.8}
 MEMBERS = {"mmlu": ["mmlu_a", "mmlu_b"], "arc": []}

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Json = dict[str, Any]
+from mlkv.files import Json
+
 ENTITY = "tester"
 HISTORY, EVENTS, SUMMARY, LOGS = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
 

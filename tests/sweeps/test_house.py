@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "sweeps.store",
         "sweeps.steps.registry",
         "sweeps.tracking.read",
+        "mlkv.files",
         "mlkv.layout",
         "mlkv.patterns",
         "mlkv.registry",

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlkv.files import Json
 from sweeps.steps.registry import axis_of
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.runs import LoggedRun, planned
 
-Json = dict[str, Any]
 Report = Callable[[str, int, int], None]
 """Called with what is being read (`runs`, `histories`), how many were read and how many there are."""
 Wanted = Callable[[LoggedRun], bool]

@@ -8,9 +8,8 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-Json = dict[str, Any]
+from mlkv.files import Json
 
 
 def default_folder() -> Path:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlkv.files import Json
 from sweeps.tracking.read.runs import LoggedRun
 
-Json = dict[str, Any]
 HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 BLOCK = 32 * 1024
 DEFAULT_AXIS = "train/global_step"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-Json = dict[str, Any]
+from mlkv.files import Json
 
 
 @dataclass
