@@ -11,7 +11,7 @@ from analysis.data import machine
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric, metric
 from analysis.statistics import pareto
-from analysis.statistics.compare import front_chances
+from analysis.statistics.compare import front_probabilities
 from analysis.statistics.estimate import Estimate
 from analysis.statistics.estimates import Estimates, of_speed
 from analysis.statistics.results import Results
@@ -214,7 +214,7 @@ def _compare(rows: list[Row], column: str, scored: Metric, cost: Cost, estimates
     costs, scores = [cost.log_cost(row[cost.column]) for row in rows], [row[column] for row in rows]
     better = scored.higher_is_better
     scores_with_errors = [estimates.of(row, column) or Estimate(row[column]) for row in rows]
-    chances = front_chances([cost.estimate(row) for row in rows], scores_with_errors, scored)
+    chances = front_probabilities([cost.estimate(row) for row in rows], scores_with_errors, scored)
     leaders = pareto.dominated_by(costs, scores, higher_is_better=better)
     names = [None if leader is None else str(rows[leader]["variant"]) for leader in leaders]
     fronts = pareto.front(costs, scores, higher_is_better=better)

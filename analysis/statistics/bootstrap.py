@@ -1,7 +1,8 @@
-"""Draws, for what has no formula: the chance to be on the front, and the interval of the hypervolume.
+"""Bootstrap draws, for what has no formula: the probability of being on the front, the interval of the hypervolume.
 
-A row's draws are a column `[R, V]`: R imagined repetitions for each of V rows. Rows scored on the same samples share
-the resampled samples in every repetition. What is drawn depends on the numbers alone: neither on names nor on order.
+A row's draws are a column of `[R, V]`: R repetitions of the experiment for each of V rows. Rows scored on the same
+samples share the resampled samples in every repetition (Efron and Tibshirani 1993, chapter 8). The draws depend on the
+numbers alone, not on names or on the order of rows: a table that is sorted or renamed has the same probabilities.
 Legend: `R` repetitions, `V` rows, `N` samples.
 """
 
@@ -19,7 +20,7 @@ from analysis.statistics.estimate import ALPHA, REPETITIONS, Estimate, Floats
 
 Bools = NDArray[np.bool_]
 _CHUNK = 2_000_000
-"""Resampled counts that are in memory at a time."""
+"""The most resampled counts in memory at a time."""
 
 
 def seed_of(*words: object) -> np.random.Generator:
@@ -29,34 +30,36 @@ def seed_of(*words: object) -> np.random.Generator:
 
 
 def resampled(influence: ArrayLike, *words: object, repetitions: int = REPETITIONS) -> Floats:
-    """`[R, V]`: how far values move that each sample moves by `influence` `[V, N]`, over samples drawn with
-    replacement, alike for all.
+    """`[R, V]`: how far each value moves when its samples are drawn with replacement, where sample i moves it by
+    `influence` `[V, N]`. All values see the same resampled samples.
 
-    `words` name the samples: equal words draw equally. Raises ValueError where there is no sample.
+    `words` name the samples: equal words give equal draws. Raises ValueError where there is no sample.
     """
     influence_VN = np.atleast_2d(np.asarray(influence, float))
     n = influence_VN.shape[1]
     if n == 0:
         raise ValueError("there are no samples to draw from")
     random, draws = seed_of("bootstrap", n, *words), []
+    # A resample is how often each sample occurs in it, so that all values are one matrix product.
     rows = max(1, _CHUNK // n)
     for first in range(0, repetitions, rows):
         counts_RN = random.multinomial(n, np.full(n, 1 / n), size=min(rows, repetitions - first)).astype(float)
         draws.append(counts_RN @ influence_VN.T)
+    # A bootstrap's variance divides by n; the standard errors that are printed divide by n - 1.
     return np.concatenate(draws) * math.sqrt(n / max(1, n - 1))
 
 
-def draws(estimates: Sequence[Estimate], *beside: Sequence[object], repetitions: int = REPETITIONS) -> Floats:
-    """`[R, V]` around the estimates: their samples drawn anew, and an error of their own from Student's t with their
-    own degrees of freedom.
+def draws(estimates: Sequence[Estimate], *keys: Sequence[object], repetitions: int = REPETITIONS) -> Floats:
+    """`[R, V]` around the estimates: their samples are resampled, and the error of each row's own is drawn from
+    Student's t with its degrees of freedom.
 
-    `beside` is what else is known of each row, so that rows which differ in it draw apart. Rows that are equal in
-    everything are different variants, each with noise of its own.
+    `keys` are further values of each row: rows that differ in them have independent errors. Rows that are equal in
+    everything are different variants, and each has independent errors too.
     """
     contents = [estimate.content for estimate in estimates]
     values_RV = np.tile([estimate.value for estimate in estimates], (repetitions, 1))
     for samples in sorted({name for estimate in estimates for name in estimate.influence}):
-        # Equal outcomes are one column, lest rounding tell them apart.
+        # Equal influences are one column: the matrix product may round them differently, and a tie would be lost.
         first = {
             content: e.influence[samples]
             for content, e in zip(contents, estimates, strict=True)
@@ -68,12 +71,13 @@ def draws(estimates: Sequence[Estimate], *beside: Sequence[object], repetitions:
         for column, content in enumerate(contents):
             if content in moved:
                 values_RV[:, column] += moved[content]
-    taken: Counter[tuple[object, ...]] = Counter()
-    for column, (estimate, row) in enumerate(zip(estimates, zip(contents, *beside, strict=True), strict=True)):
+    # The random numbers of a row are named by its content; equal rows are numbered, in whichever order they come.
+    repeated: Counter[tuple[object, ...]] = Counter()
+    for column, (estimate, row) in enumerate(zip(estimates, zip(contents, *keys, strict=True), strict=True)):
         own = math.sqrt(max(0.0, (estimate.error or 0.0) ** 2 - estimate.overlap))
         if own > 0:
-            values_RV[:, column] += own * _noise(estimate.freedom, repetitions, *row, taken[row])
-            taken[row] += 1
+            values_RV[:, column] += own * _noise(estimate.freedom, repetitions, *row, repeated[row])
+            repeated[row] += 1
     return values_RV
 
 
@@ -92,11 +96,12 @@ def interval(draws: Floats) -> tuple[Floats, Floats]:
 
 
 def on_front(costs: ArrayLike, draws: Floats, *, higher_is_better: bool = True) -> Bools:
-    """`[R, V]`: whether no row dominates (pareto.py) this one, if scores were as in draws `[R, V]`. Costs are `[V]`, or
+    """`[R, V]`: whether no row dominates (pareto.py) this one, with scores as in draws `[R, V]`. Costs are `[V]`, or
     `[R, V]` where they are drawn too."""
     cost_V, score_RV = np.asarray(costs, float), draws if higher_is_better else -draws
     if cost_V.ndim == 2:
         return np.concatenate([on_front(cost, row[None]) for cost, row in zip(cost_V, score_RV, strict=True)])
+    # Rows by cost, equal costs in one group G: on the front is the best of a group that beats all cheaper groups.
     order = np.argsort(cost_V, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(cost_V[order]) > 0]))
     group_V = np.empty(len(order), int)
@@ -110,9 +115,9 @@ def on_front(costs: ArrayLike, draws: Floats, *, higher_is_better: bool = True) 
 def front_probabilities(
     costs: Sequence[Estimate], scores: Sequence[Estimate], *, higher_is_better: bool = True
 ) -> list[float]:
-    """For each row, how probably it is on the front. Cost is better when lower.
+    """For each row, the probability of being on the front: the share of repetitions in which no row dominates it.
 
-    An error that is not known counts as none. Raises ValueError for unequal lengths.
+    Cost is better when lower. An error that is not known counts as zero. Raises ValueError for unequal lengths.
     """
     if len(costs) != len(scores):
         raise ValueError(f"cost has {len(costs)} points, quality {len(scores)}: they must pair up")
@@ -122,11 +127,11 @@ def front_probabilities(
     exact = not any(cost.error for cost in costs)
     cost_RV = np.array([cost.value for cost in costs]) if exact else draws(costs, keys, ["cost"] * len(keys))
     shares = on_front(cost_RV, draws(scores, keys), higher_is_better=higher_is_better).mean(0)
-    # Rows that are equal in everything have one chance, whichever noise fell to which.
-    alike: dict[object, list[float]] = {}
+    # Rows that are equal in everything have the same probability, whichever random numbers each one got.
+    equal: dict[object, list[float]] = {}
     for key, share in zip(keys, shares, strict=True):
-        alike.setdefault(key, []).append(float(share))
-    return [math.fsum(alike[key]) / len(alike[key]) for key in keys]
+        equal.setdefault(key, []).append(float(share))
+    return [math.fsum(equal[key]) / len(equal[key]) for key in keys]
 
 
 def hypervolumes(
@@ -134,8 +139,8 @@ def hypervolumes(
 ) -> Floats:
     """`[R]`: pareto.hypervolume of every repetition in draws `[R, V]`.
 
-    The score of the `reference` (cost, score) may be one for each repetition: a row's own draws, say, so that what
-    all rows have in common does not count as noise.
+    The score of the `reference` (cost, score) is one number, or `[R]`: with the draws of a row as the reference, an
+    error that all rows share moves the reference too, and does not widen the interval.
     """
     sign = 1.0 if higher_is_better else -1.0
     cost_V = np.minimum(np.asarray(costs, float), reference[0])

@@ -53,7 +53,12 @@ def add_intervals(rows: list[Row], name: str, estimates: Estimates) -> None:
 
 
 def add_ties(rows: list[Row], name: str, estimates: Estimates) -> None:
-    """The column `NAME_tied`. Of several with the best value, a row has to differ from each."""
+    """The column `NAME_tied`: whether a row is the best, or within noise of it.
+
+    A row has to differ from each of several that share the best value: a noisy one among them proves little. The best
+    is chosen after looking at all rows, so that the p-values of all others are corrected (Holm); baselines do not
+    compete, as they are not candidates for use.
+    """
     metric, found = estimates.metric(name), _estimates(rows, name, estimates)
     contenders = [row for row in rows if row["baseline"] is None and row["variant"] in found]
     for row in rows:
@@ -63,31 +68,32 @@ def add_ties(rows: list[Row], name: str, estimates: Estimates) -> None:
     best = (max if metric.higher_is_better else min)(row[name] for row in contenders)
     leaders = [row for row in contenders if row[name] == best]
     others = [row for row in contenders if row[name] != best]
-    p = [max_p(found[row["variant"]], [found[leader["variant"]] for leader in leaders]) for row in others]
+    p = [largest_p(found[row["variant"]], [found[leader["variant"]] for leader in leaders]) for row in others]
     for row, corrected in zip(others, corrected_p(p), strict=True):
         row[f"{name}_tied"] = corrected is not None and corrected > ALPHA
     for row in leaders:
         row[f"{name}_tied"] = True
 
 
-def max_p(row: Estimate, leaders: Sequence[Estimate]) -> float | None:
-    """That the row differs from all leaders; None where nothing is known of any error."""
+def largest_p(row: Estimate, leaders: Sequence[Estimate]) -> float | None:
+    """The largest p-value of the row's differences from the leaders; None where no error is known."""
     return max((p for leader in leaders if (p := difference(row, leader).p) is not None), default=None)
 
 
 def corrected_p(p: Sequence[float | None]) -> list[float | None]:
-    """By Holm, for as many as there are; None stays None."""
+    """Corrected by Holm for their number, without those that are None, which stay None."""
     corrected = iter(holm([each for each in p if each is not None]).tolist())
     return [None if each is None else next(corrected) for each in p]
 
 
 def _estimates(rows: Sequence[Row], name: str, estimates: Estimates) -> dict[str, Estimate]:
-    """By row, of those that have the score."""
+    """Variant → its estimate, for the rows that have the score."""
     return {row["variant"]: found for row in rows if (found := estimates.of(row, name)) is not None}
 
 
 def _add_comparisons(rows: list[Row], name: str, estimates: Estimates) -> int:
-    """With both baselines; how many comparisons were corrected for."""
+    """The columns of differences from both baselines. Returns how many comparisons the p-values are corrected for: the
+    larger number of the two baselines, each of which is a family of tests of its own."""
     most, found = 0, _estimates(rows, name, estimates)
     for baseline in BASELINES:
         start = f"{name}_vs_{baseline}"
@@ -104,9 +110,10 @@ def _add_comparisons(rows: list[Row], name: str, estimates: Estimates) -> int:
     return most
 
 
-def front_chances(costs: Sequence[Estimate], scores: Sequence[Estimate], metric: Metric) -> list[float | None]:
-    """The probabilities of being on the front; None for all unless every error is known (of an exact cost: none), and
-    some score has one. A row whose error nobody knows would make its neighbours look surer than they are."""
+def front_probabilities(costs: Sequence[Estimate], scores: Sequence[Estimate], metric: Metric) -> list[float | None]:
+    """The probabilities of being on the front; None for all unless every error is known (that of an exact cost is zero)
+    and some score has one. A row of unknown error would be drawn as exact, and its neighbours would look too
+    certain."""
     noisy = any(score.influence or score.error for score in scores)
     if not noisy or not all(estimate.is_known for estimate in (*costs, *scores)):
         return [None] * len(scores)
@@ -114,8 +121,8 @@ def front_chances(costs: Sequence[Estimate], scores: Sequence[Estimate], metric:
 
 
 def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, float, float] | None:
-    """Chances to be on the front, and the hypervolume of log2 bytes by the main score with its interval. The untouched
-    base is no contender (analysis.figures.cloud)."""
+    """The column `front_probability`, and the hypervolume of log2 bytes by the main score with its interval. The
+    untouched base does not compete: it was trained on less than the variants."""
     for row in rows:
         row["front_probability"] = None
     metric, found = estimates.metric("quality"), _estimates(rows, "quality", estimates)
@@ -124,15 +131,18 @@ def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, float, flo
         return None
     costs = [math.log2(row["kv_bytes_per_token"]) for row in contenders]
     scores = [found[row["variant"]] for row in contenders]
-    for row, chance in zip(
-        contenders, front_chances([Estimate(cost, 0.0) for cost in costs], scores, metric), strict=True
-    ):
-        row["front_probability"] = chance
+    shares = front_probabilities([Estimate(cost, 0.0) for cost in costs], scores, metric)
+    for row, share in zip(contenders, shares, strict=True):
+        row["front_probability"] = share
     return _hypervolume(costs, scores, metric)
 
 
 def _hypervolume(costs: list[float], scores: list[Estimate], metric: Metric) -> tuple[float, float, float]:
-    """In the printed unit, with the ends of its interval. Its reference is the worst row, with that row's own draws."""
+    """In the printed unit, with the ends of its interval.
+
+    The reference is the worst row's score at the largest cost. In each repetition it is that row's own draw: the error
+    that all rows share then moves front and reference alike, and the interval is that of the area between them.
+    """
     sign = 1.0 if metric.higher_is_better else -1.0
     worst = min(range(len(scores)), key=lambda i: (sign * scores[i].value, costs[i], str(scores[i].content)))
     values, drawn = np.array([[score.value for score in scores]]), bootstrap.draws(scores, costs)

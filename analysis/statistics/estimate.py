@@ -1,8 +1,8 @@
-"""What is known of a number's error, and of the difference of two numbers. Exact formulas: nothing here is drawn.
+"""The error of a number, and of the difference of two numbers, by formulas (bootstrap.py has what is drawn).
 
-An error has two sources. One is the row's own: the spread of its seeds or repeats, or, where nobody kept the samples, a
-recorded standard error. The other is the choice of samples: its part in the score is known sample by sample, so that
-two scores over the same samples are compared pair by pair. Legend: `N` samples.
+An error has two sources. One is the row's own: the spread of its seeds or repeats, or a recorded standard error where
+samples are not stored. The other is the choice of samples: its part in the score is known sample by sample, so that two
+scores over the same samples are compared pair by pair, document by document. Legend: `N` samples.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Of every interval."""
+"""The level of every interval."""
 ALPHA = 1 - LEVEL
-"""A difference whose p is above it is within noise."""
+"""A difference with a larger p-value is within noise."""
 REPETITIONS = 1000
-"""Draws, where draws are needed (bootstrap.py)."""
+"""Draws of a bootstrap (bootstrap.py)."""
 _ROUNDING = 1e-12
 """An error below it (of numbers around one) is that of floating-point numbers."""
 
@@ -31,11 +31,11 @@ _ROUNDING = 1e-12
 class Estimate:
     """A mean and its error.
 
-    `error` is the standard error of its own, independent of other rows, None where nobody knows it; `freedom` the
-    degrees of freedom of that error (seeds - 1; infinite where it counts as known). `influence` has, by the name of the
+    `error` is the row's own standard error, independent of other rows, None where it is not known; `freedom` its
+    degrees of freedom (seeds - 1; infinite where the error counts as exact). `influence` has, by the name of the
     samples, how far each sample moves the value: `[N]`, summing to zero. `overlap` is the part of `error`² that the
-    influence holds too: seeds scored on the same samples differ by their answers as well as by their training. An
-    error that is `borrowed` was found in the seeds of other rows, perhaps of the one that this is compared with.
+    influence has too: seeds scored on the same samples differ by their answers as well as by their training. A
+    `borrowed` error is estimated from the seeds of other rows, possibly of the row that this one is compared with.
     """
 
     value: float
@@ -47,7 +47,7 @@ class Estimate:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything is known of its error."""
+        """Whether there is an error of either source."""
         return self.error is not None or bool(self.influence)
 
     @property
@@ -62,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two estimates; `error` is None where neither has one."""
+    """The difference of two estimates; `error` is None where neither has one."""
 
     value: float
     error: float | None
@@ -70,10 +70,11 @@ class Difference:
 
     @property
     def p(self) -> float | None:
-        """Two-sided, of there being no difference (Welch's t-test); None without an error.
+        """The two-sided p-value of Welch's t-test for no difference; None without an error.
 
-        Where the difference is the same in every sample its error is zero. What is known then is that no resample
-        would disagree: p is at the floor of a bootstrap, 1/(B + 1), or of the sign test of so few samples.
+        Where the difference is the same in every sample, its error is zero and t infinite. p = 0 would claim more than
+        the data can: no resample disagrees, so that p is the smallest of a bootstrap of B draws, 1/(B + 1), or of a
+        sign test of so few samples, whichever is larger.
         """
         if self.error is None:
             return None
@@ -90,17 +91,18 @@ class Difference:
 
 
 def of_samples(value: float, parts: Floats, weights: Floats, samples: str) -> Estimate:
-    """The score Σ parts / Σ weights over `N` samples, linear in each sample's part (the delta method).
+    """The score Σ parts / Σ weights over `N` samples, with each sample's influence on it (the delta method for a
+    ratio).
 
     Raises ValueError below two samples, which have no spread.
     """
     if len(parts) < 2:
-        raise ValueError(f"samples = {len(parts)}: a spread takes two at least")
+        raise ValueError(f"samples = {len(parts)}: a spread needs at least two")
     return Estimate(value, influence={samples: (parts - value * weights) / weights.sum()})
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of scores of one run: tasks over the same samples vary together, others by themselves. Its error is
+    """The mean of scores of one run: tasks over the same samples vary together, others independently. Its error is
     known where all of theirs are."""
     share = 1 / len(estimates)
     if not all(estimate.is_known for estimate in estimates):
@@ -116,20 +118,24 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 def of_seeds(value: float, error: float | None, seeds: Sequence[Estimate]) -> Estimate:
     """The mean `value` of two seeds or more, `error` being s/√n of their spread.
 
-    Where seeds were scored on the same samples, that spread holds their disagreement on single samples, which varies
-    with the samples too: `overlap`, so that it counts once (as in a two-way layout of seeds by samples).
+    Where seeds were scored on the same samples, their spread contains their disagreement on single samples, which the
+    influence contains too. It is returned as `overlap` and counted once, as in a two-way analysis of variance of seeds
+    by samples.
     """
     n, influence, overlap = len(seeds), _mean_influence(seeds), []
     for samples, mean in influence.items():
         for seed in seeds:
-            apart = seed.influence.get(samples, np.zeros_like(mean)) - mean
-            overlap.append(_variance(apart) / (n * (n - 1)))
+            deviation = seed.influence.get(samples, np.zeros_like(mean)) - mean
+            overlap.append(_variance(deviation) / (n * (n - 1)))
     return Estimate(value, error, n - 1, influence, math.fsum(overlap))
 
 
 def borrow(lone: Estimate, others: Sequence[Estimate]) -> Estimate:
-    """A single seed of several that were planned: it varies as the seeds of `others` do, which all have several
-    (their variances pooled, as in a t-test of one value). Itself where there are no others."""
+    """The estimate of a single finished seed of several that were planned, with the spread of the seeds of `others`,
+    which all have several: their variances pooled, as in the t-test of a single value. Without others it is unchanged.
+
+    The seed's own evaluation error would leave out the noise of training, and a lone seed would win too easily.
+    """
     if not others:
         return lone
     freedom = math.fsum(other.freedom for other in others)
@@ -144,24 +150,25 @@ def borrow(lone: Estimate, others: Sequence[Estimate]) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:
-    """a - b, with the Welch-Satterthwaite degrees of freedom of its error. An unknown error counts as none beside a
-    known one."""
+    """a - b, with the Welch-Satterthwaite degrees of freedom of its error. An unknown error counts as zero where the
+    other is known."""
     value = a.value - b.value
     if not a.is_known and not b.is_known:
         return Difference(value, None, math.inf)
     terms = [((one.error or 0.0) ** 2, one.freedom) for one in (a, b)]
-    sampled = [(_variance(apart), len(apart) - 1.0) for apart in _apart(a, b)]
+    # Paired by document: the influences are subtracted first, so that what both scores share cancels.
+    sampled = [(_variance(paired), len(paired) - 1.0) for paired in _paired(a, b)]
     total = math.fsum(variance for variance, _ in sampled)
-    # What the samples add to the spread of the seeds: without seeds, all of it.
-    beyond = max(0.0, total - a.overlap - b.overlap) / total if total > 0 else 0.0
-    terms += [(variance * beyond, freedom) for variance, freedom in sampled]
+    # The spread of seeds contains part of the samples' variance (overlap); only the rest is added. Without seeds: all.
+    share = max(0.0, total - a.overlap - b.overlap) / total if total > 0 else 0.0
+    terms += [(variance * share, freedom) for variance, freedom in sampled]
     error, freedom = _combined(terms)
-    # What is borrowed is no second observation of the spread, which Welch's formula would count.
+    # Welch's formula adds the degrees of freedom of two independent spreads; a borrowed one is no second observation.
     return Difference(value, error, min(freedom, a.freedom, b.freedom) if a.borrowed or b.borrowed else freedom)
 
 
-def _apart(a: Estimate, b: Estimate) -> list[Floats]:
-    """How far each sample moves the difference, by samples."""
+def _paired(a: Estimate, b: Estimate) -> list[Floats]:
+    """How far each sample moves the difference, for each set of samples."""
     names = sorted({*a.influence, *b.influence})
     return [np.asarray(a.influence.get(name, 0.0) - b.influence.get(name, 0.0)) for name in names]
 
@@ -177,14 +184,15 @@ def _combined(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _mean_influence(estimates: Sequence[Estimate]) -> dict[str, Floats]:
-    """Of the mean of estimates. Summed in order of size, so that their order changes no digit."""
+    """The influence on the mean of estimates. Summed in order of size, so that the order of estimates changes no
+    digit."""
     names = {name for estimate in estimates for name in estimate.influence}
     found = {name: [e.influence[name] for e in estimates if name in e.influence] for name in sorted(names)}
     return {name: np.sort(np.stack(each), axis=0).sum(axis=0) / len(estimates) for name, each in found.items()}
 
 
 def _variance(influence_N: Floats) -> float:
-    """Of a value that its samples move by so much."""
+    """The variance of a value that its samples move by so much."""
     n = len(influence_N)
     return float(influence_N @ influence_N) * n / (n - 1)
 
@@ -193,26 +201,32 @@ def _variance(influence_N: Floats) -> float:
 
 
 def t_test(t: float, freedom: float) -> float:
-    """Two-sided p of a value that is `t` standard errors from zero."""
+    """The two-sided p-value of a number that is `t` standard errors from zero."""
     from scipy.special import stdtr
 
     return float(min(1.0, 2 * stdtr(freedom, -abs(t))))
 
 
 def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """How many standard errors the middle `level` of Student's t reaches. Raises ValueError below one degree."""
+    """The number of standard errors between which the middle `level` of Student's t lies. Raises ValueError below one
+    degree of freedom."""
     from scipy.special import stdtrit
 
     if freedom < 1:
-        raise ValueError(f"freedom = {freedom}: a spread takes two repetitions at least")
+        raise ValueError(f"freedom = {freedom}: a spread needs at least two repetitions")
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def holm(p: ArrayLike) -> Floats:
-    """p-values `[V]` corrected for all being looked at (Holm 1979): those up to 0.05 hold together at 95 %."""
-    found = np.asarray(p, float)
-    order = np.argsort(found, kind="stable")
-    steps = found[order] * np.arange(len(found), 0, -1)
-    corrected = np.empty_like(found)
+    """p-values `[V]` corrected for their number (Holm 1979): those up to 0.05 hold together at 95 %.
+
+    Holm's step-down holds for dependent p-values, as these are: rows share samples and a baseline. It is never weaker
+    than Bonferroni's correction.
+    """
+    p_V = np.asarray(p, float)
+    order = np.argsort(p_V, kind="stable")
+    steps = p_V[order] * np.arange(len(p_V), 0, -1)
+    corrected = np.empty_like(p_V)
+    # A larger p-value may not become the smaller one.
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected

@@ -1,6 +1,6 @@
 """The estimate of every score in every row of the results: from samples where there are any, else from standard errors.
 
-Whatever compares two rows (tables, bars, fronts) takes its errors from here, so that no two of them disagree.
+Tables, bars and fronts all take the errors of rows from here, so that no two of them disagree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from analysis.statistics.estimate import Estimate
 
 @dataclass(frozen=True)
 class Scored:
-    """A variant's value of one (task, metric), and the step that found it."""
+    """A variant's value of one (task, metric), and the step that recorded it."""
 
     value: float
     stderr: float | None
@@ -34,8 +34,8 @@ Cells = Mapping[tuple[str, str], Scored]
 
 @dataclass(eq=False)
 class Estimates:
-    """Made when they are asked for. `members` are the rows of the variants behind each row; a row's `quality` is the
-    column `axis`, or the accuracy, whose columns are `parts`."""
+    """Estimates, computed when they are first needed. `members` are the rows of the variants behind each row; a row's
+    `quality` is the column `axis`, or the accuracy, whose columns are `parts`."""
 
     members: Mapping[str, Sequence[Row]]
     cells: Cells
@@ -62,7 +62,7 @@ class Estimates:
         return self._found[key]
 
     def metric(self, score: str) -> Metric | None:
-        """None where nobody knows which direction is better."""
+        """None where it is not known which direction is better."""
         source = self.axis if score == "quality" else score
         return METRICS.get(source.rpartition(".")[2])
 
@@ -72,7 +72,7 @@ class Estimates:
         return sum(map(len, found)) > len(set().union(*found))
 
     def freedom(self, row: Row, score: str) -> float:
-        """Degrees of freedom of the standard error that is printed beside a score."""
+        """Degrees of freedom of the standard error that is printed with a score."""
         if (merged := self._merged(row, score)) > 1:
             return merged - 1.0
         if differ(values := [seed[score] for seed in self._seeds(row, score)]):
@@ -101,13 +101,14 @@ class Estimates:
             return estimate.borrow(found[0], self._repeated(score))
         if differ([seed[score] for seed in seeds]):
             return estimate.of_seeds(row[score], row[f"{score}_stderr"], found)
-        # Seeds that agree have no spread to learn from: what is known of each is all that is known.
+        # Seeds that agree to the last digit have a spread of zero, which is no estimate of the noise of training: the
+        # error of their evaluations is all that is known.
         if len(found) == 1 or any(one.influence for one in found):
             return estimate.average(found)
         return Estimate(row[score], row[f"{score}_stderr"])
 
     def _repeated(self, score: str) -> list[Estimate]:
-        """Of all rows with several seeds that tell of a spread."""
+        """The estimates of all rows with several seeds that have a spread."""
         if score not in self._spreads:
             several = [[s for s in seeds if s[score] is not None] for seeds in self.members.values() if len(seeds) > 1]
             values = [(seeds, own) for seeds in several if len(seeds) > 1 and differ(own := [s[score] for s in seeds])]

@@ -1,7 +1,7 @@
-"""Which points of a cost/quality cloud are worth having. Pure: numbers in, numbers out.
+"""Which of some points (cost, quality) are Pareto-optimal. Pure functions of numbers.
 
-A point dominates another when it costs no more, is no worse, and is better in at least one of the two. Equal points
-dominate neither each other, so ties are on the front together.
+A point dominates another when it costs no more, is no worse, and is better in at least one of the two. Equal points do
+not dominate each other, so that ties are on the front together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def hypervolume(
 ) -> float:
     """Area that the front covers, bounded by the `reference` (cost, quality); points beyond it add nothing.
 
-    The unit is the cost's times the quality's: hand in log2 bytes where a halving should count the same everywhere.
+    The unit is the cost's times the quality's. Callers pass log2 bytes: half the memory is then worth the same at
+    every size, where in bytes the largest layouts alone would make up the area.
     """
     points = _oriented(cost, quality, higher_is_better)
     ((limit, floor),) = _oriented([reference[0]], [reference[1]], higher_is_better)

@@ -23,7 +23,8 @@ PUBLISHED = "published/"
 
 @dataclass(frozen=True)
 class Source:
-    """`table` is the long table. `sweep` and `steps`, which a page needs, are there for a sweep of the store alone."""
+    """Results by name. `table` is the long table. `sweep` and `steps`, which a page needs, exist only for a sweep of
+    the store."""
 
     name: str
     table: pd.DataFrame
@@ -33,7 +34,7 @@ class Source:
 
     @property
     def experiment(self) -> str:
-        """Which of conf/experiment/ it is a run of; a sweep of none, or something else, goes by its own name."""
+        """The name in conf/experiment/ of the experiment that it is a run of; without one, its own name."""
         words = (self.sweep.plan.command or []) if self.sweep else []
         chosen = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
         return chosen[-1] if chosen else self.name
@@ -45,9 +46,9 @@ class Source:
 
 
 def load(store: Store, name: str, number: int | None = None) -> Source:
-    """What `name` stands for; `number` is a plan of a sweep (default: its latest). A published set needs no store.
+    """The results called `name`; `number` is a plan of a sweep (default: its latest). A published set needs no store.
 
-    Raises StoreError for a name that is nowhere, listing those there are, and for one that two things have.
+    Raises StoreError for an unknown name, listing the known ones, and for a name that a sweep and an import share.
     """
     if name.startswith(PUBLISHED):
         return published_source(name)
@@ -63,7 +64,7 @@ def load(store: Store, name: str, number: int | None = None) -> Source:
 
 
 def published_source(name: str) -> Source:
-    """A published set, with or without the `published/` before its name. Raises StoreError listing those there are."""
+    """A published set, with or without `published/` before its name. Raises StoreError that lists the known ones."""
     if (wanted := name.removeprefix(PUBLISHED)) not in SETS:
         raise StoreError(f"{name}: no such published set (there are {', '.join(PUBLISHED + known for known in SETS)})")
     return Source(PUBLISHED + wanted, published(wanted))
@@ -71,5 +72,5 @@ def published_source(name: str) -> Source:
 
 def _known(store: Store) -> str:
     kinds: dict[str, Callable[[], list[str]]] = {"sweeps": store.sweep_names, "imports": store.import_names}
-    there = [f"{kind}: {', '.join(names())}" for kind, names in kinds.items() if names()]
-    return "; ".join([f"not in {store.root}", *there, f"published: {', '.join(PUBLISHED + known for known in SETS)}"])
+    known = [f"{kind}: {', '.join(names())}" for kind, names in kinds.items() if names()]
+    return "; ".join([f"not in {store.root}", *known, f"published: {', '.join(PUBLISHED + name for name in SETS)}"])
