@@ -1,4 +1,4 @@
-"""What the mean of an import is over, the same for all its variants, and what its reader has to know about it."""
+"""The scores that the mean accuracy of an import averages, the same for all its variants, and the notes on them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from analysis.data.metrics import METRICS, plain_name
 from analysis.data.runs import Run
 
 ACCURACY = (("arc_easy", "acc"), ("lambada_openai", "acc"), ("piqa", "acc"), ("sciq", "acc"))
-"""What the MLKV paper averages."""
+"""The scores that the MLKV paper (arXiv 2406.09297) averages."""
 
 
 def wanted_scores(contents: Sequence[Content], runs: Sequence[Run], accuracy: Sequence[Pair] | None) -> list[Pair]:
-    """What the mean is over, the same for all variants. Raises ValueError for a score that is nowhere."""
-    there = sorted({pair for content in contents for pair in content.scores})
+    """The scores that the mean averages, the same for all variants: those of `accuracy`, else the MLKV paper's where
+    all are there, else every task's `acc`. Raises ValueError for a score that no variant has.
+
+    A task below a group that has the same score is left out: it would count twice.
+    """
+    known = sorted({pair for content in contents for pair in content.scores})
     if accuracy is not None:
         falling = {pair for run in runs for pair in run.falling}
         words = [f"{task}.{metric.removesuffix(',none')}" for task, metric in accuracy]
-        return list(dict.fromkeys(_chosen(word, there, falling) for word in words))
-    if set(there).issuperset(ACCURACY):
+        return list(dict.fromkeys(_chosen(word, known, falling) for word in words))
+    if set(known).issuperset(ACCURACY):
         return list(ACCURACY)
     below = _below_groups(runs)
-    return [(task, metric) for task, metric in there if metric == "acc" and (task, metric) not in below]
+    return [(task, metric) for task, metric in known if metric == "acc" and (task, metric) not in below]
 
 
 def _below_groups(runs: Sequence[Run]) -> dict[Pair, str]:
-    """Scores of tasks that are in a group which has that score itself → the group."""
+    """Scores of tasks in a group that has the same score → the group."""
     below: dict[Pair, str] = {}
     for run in runs:
         scored = {(score.task, score.metric) for score in run.scores}
@@ -39,23 +43,24 @@ def _below_groups(runs: Sequence[Run]) -> dict[Pair, str]:
     return below
 
 
-def _chosen(word: str, there: Sequence[Pair], falling: set[Pair]) -> Pair:
-    """The score called TASK.METRIC; the name of its filter may be left out where it has one only."""
-    exact = [(task, metric) for task, metric in there if f"{task}.{metric}" == word]
-    meant = exact or [(task, metric) for task, metric in there if f"{task}.{plain_name(metric)}" == word]
-    if len(meant) != 1:
-        names = [f"{task}.{metric}" for task, metric in (meant or there)]
-        near = get_close_matches(word, names, 3) if not meant else []
+def _chosen(word: str, known: Sequence[Pair], falling: set[Pair]) -> Pair:
+    """The score called TASK.METRIC. The name of its filter may be left out where there is only one."""
+    exact = [(task, metric) for task, metric in known if f"{task}.{metric}" == word]
+    matches = exact or [(task, metric) for task, metric in known if f"{task}.{plain_name(metric)}" == word]
+    if len(matches) != 1:
+        names = [f"{task}.{metric}" for task, metric in (matches or known)]
+        near = get_close_matches(word, names, 3) if not matches else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"accuracy = {word}: {'several scores' if meant else 'no such score'}{hint}; there: {listed(names)}"
-        )
-    task, name = meant[0]
+        fault = "several scores" if matches else "no such score"
+        raise ValueError(f"accuracy = {word}: {fault}{hint}; there: {listed(names)}")
+    task, name = matches[0]
     metric = METRICS.get(name)
-    falls = not metric.higher_is_better if metric else (task, plain_name(name)) in falling
-    if falls:
-        raise ValueError(f"accuracy = {word}: is better when lower; a mean accuracy is made of scores that rise")
-    return meant[0]
+    is_falling = not metric.higher_is_better if metric else (task, plain_name(name)) in falling
+    if is_falling:
+        raise ValueError(
+            f"accuracy = {word}: is better when lower; a mean accuracy averages scores that should be high"
+        )
+    return matches[0]
 
 
 def absent(pair: Pair) -> Row:
@@ -71,12 +76,12 @@ def absent(pair: Pair) -> Row:
 
 
 def notes(contents: Sequence[Content], runs: Sequence[Run], wanted: Sequence[Pair]) -> list[str]:
-    """What the mean is not over, a line each."""
+    """What a reader of the mean has to know, a line each: missing scores, groups, settings that differ."""
     return [*_missing_notes(contents, wanted), *_group_notes(runs, wanted), *_setting_notes(contents)]
 
 
 def _missing_notes(contents: Sequence[Content], wanted: Sequence[Pair]) -> list[str]:
-    """Which variants have no mean, and why."""
+    """The variants that have no mean, with the reason."""
     if not wanted:
         there = sorted({f"{task}.{metric}" for content in contents for task, metric in content.scores})
         return [f"no mean: no task has acc; --accuracy chooses among {listed(there)}"] if there else []
@@ -95,7 +100,7 @@ def _why_not(content: Content, pair: Pair) -> str | None:
 
 
 def _group_notes(runs: Sequence[Run], wanted: Sequence[Pair]) -> list[str]:
-    """Which of what is averaged are groups, and which of these are the mean of their members."""
+    """The averaged scores that are of groups, and which of these are the mean of their members."""
     averaged = {task for task, _ in wanted}
     groups = {group: members for run in runs for group, members in run.members.items() if group in averaged}
     computed = {group for run in runs for group in run.computed}
@@ -107,7 +112,7 @@ def _group_notes(runs: Sequence[Run], wanted: Sequence[Pair]) -> list[str]:
 
 
 def _setting_notes(contents: Sequence[Content]) -> list[str]:
-    """Tasks that the variants have under different settings: their scores are not of the same thing."""
+    """Tasks with different settings in different results: their scores do not measure the same."""
     limits = {content.variant.facts.get("limit", "none"): None for content in contents if content.variant.runs}
     different = [f"not the same limit in all results: {listed(list(limits))}"] if len(limits) > 1 else []
     for setting in ("n-shot", "version", "samples"):

@@ -1,4 +1,4 @@
-"""The variants of an import with their cells: which run, measurement and line of layouts.csv is of which."""
+"""The variants of an import with their cells: which run, measurement and line of layouts.csv belongs to which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from analysis.data.frame import Row
 from analysis.data.identity import Variant, ends_with, labels, short_names, variants
@@ -19,10 +18,10 @@ Pair = tuple[str, str]
 """(task, metric)."""
 Measured = tuple[str, str, Row]
 """(model, file, cell)."""
-Key = tuple[Any, ...]
-"""What of a variant a cell is: kind, task, metric, batch, context."""
-_LISTED = 40
-"""Words that a message lists at most."""
+Key = tuple[str, str | None, str, int | None, int | None]
+"""A cell of a variant: kind, task, metric, batch, context."""
+_MAX_LISTED = 40
+"""The most names in a message."""
 
 
 @dataclass
@@ -35,15 +34,15 @@ class Content:
     cells: dict[Key, Row] = field(default_factory=dict)
 
     def add(self, row: Row, file: str) -> None:
-        """Raises ValueError for another value of a cell that is there, naming both files."""
-        key = tuple(row.get(part) for part in ("kind", "task", "metric", "batch", "context"))
+        """Raises ValueError, naming both files, for another value of a cell that is known."""
+        key = row["kind"], row.get("task"), row["metric"], row.get("batch"), row.get("context")
         if (there := self.cells.get(key)) is None:
             self.cells[key] = {**row, "reason": row.get("reason") or _not_finite(row) or file, "file": file}
         elif not _same(there["value"], row["value"]):
             _, task, metric, batch, _ = key
             score = f"{task}.{metric}" if task else f"{metric} at batch {batch}"
             both = f"{_value(there)} in {there['file']} and {_value(row)} in {file}"
-            raise ValueError(f"{self.label}: {score} is {both}, and nothing tells the two apart; leave one out")
+            raise ValueError(f"{self.label}: {score} is {both}, and nothing distinguishes the two; leave one out")
         else:
             for column in ("stderr", "n_shot"):
                 if there.get(column) is None:
@@ -54,7 +53,7 @@ class Content:
 
     @property
     def scores(self) -> list[Pair]:
-        return [(task, metric) for kind, task, metric, _, _ in self.cells if kind == "evaluate"]
+        return [(task, metric) for kind, task, metric, _, _ in self.cells if kind == "evaluate" and task]
 
 
 def _not_finite(row: Row) -> str | None:
@@ -70,14 +69,14 @@ def _same(ours: float | None, theirs: float | None) -> bool:
 
 
 def contents_of(runs: Sequence[Run], measured: Sequence[Measured], layouts: Sequence[Layout]) -> list[Content]:
-    """The variants in the order of the layouts, then as found. Raises ValueError for two values of one cell, and for a
-    name that may be of several variants."""
+    """The variants in the order of the layouts, the others behind them. Raises ValueError for two values of one cell,
+    and for a name that may mean several variants."""
     contents = [Content(variant) for variant in variants(runs)]
     _name(contents, layouts)
     of_model: dict[str, list[Content]] = {}
     for model, file, _ in measured:
         if model not in of_model:
-            of_model[model] = _meant(model, contents, file)
+            of_model[model] = _matching(model, contents, file)
     for model, meant in of_model.items():
         if not meant:
             meant.append(Content(Variant(plain_path(model), {"path": model}, [])))
@@ -98,7 +97,7 @@ def _cell(score: Score) -> Row:
 
 
 def _name(contents: Sequence[Content], layouts: Sequence[Layout]) -> None:
-    """Find each variant's line of the layouts, by its label or its path, and give it a label of its own."""
+    """Find each variant's line of the layouts, by its label or its path, and give each a label that no other has."""
     short = short_names(content.variant.model for content in contents)
     facts = [content.variant.facts for content in contents]
     plain = labels([short[content.variant.model] for content in contents], facts)
@@ -117,7 +116,7 @@ def _name(contents: Sequence[Content], layouts: Sequence[Layout]) -> None:
 
 
 def _of_layout(layout: Layout, contents: Sequence[Content]) -> list[Content]:
-    """The variants of the model that a line is about. Raises ValueError where that may be several models."""
+    """The variants of a line's model. Raises ValueError where several models fit."""
     meant = _by_path(layout.model, contents)
     if len(models := sorted({content.variant.model for content in meant})) > 1:
         raise ValueError(f"{LAYOUTS}, line {layout.line}: model = {layout.model}: may be {listed(models, ' or ')}")
@@ -129,8 +128,8 @@ def _by_path(model: str, contents: Sequence[Content]) -> list[Content]:
     return [c for c in contents if c.variant.model == path] or [c for c in contents if ends_with(c.variant.model, path)]
 
 
-def _meant(model: str, contents: Sequence[Content], file: str) -> list[Content]:
-    """The variant that a measurement is of. Raises ValueError where it may be several."""
+def _matching(model: str, contents: Sequence[Content], file: str) -> list[Content]:
+    """The variant of a measurement. Raises ValueError where several fit."""
     meant = [content for content in contents if content.label == model]
     meant = meant or [content for content in contents if content.layout and content.layout.row["variant"] == model]
     meant = meant or _by_path(model, contents)
@@ -140,12 +139,12 @@ def _meant(model: str, contents: Sequence[Content], file: str) -> list[Content]:
 
 
 def listed(words: Sequence[str], between: str = ", ") -> str:
-    more = [f"and {len(words) - _LISTED} more"] if len(words) > _LISTED else []
-    return between.join([*words[:_LISTED], *more])
+    more = [f"and {len(words) - _MAX_LISTED} more"] if len(words) > _MAX_LISTED else []
+    return between.join([*words[:_MAX_LISTED], *more])
 
 
 def baselines_of(contents: Sequence[Content]) -> dict[str, dict[str, str]]:
-    """Of each variant: its baselines' labels, under the same settings as itself where there are several."""
+    """Variant → role → label of its baseline: of several, the one with the same settings."""
     roles: dict[str, list[Content]] = defaultdict(list)
     for content in contents:
         if content.layout and content.layout.row.get("baseline"):
@@ -157,7 +156,7 @@ def baselines_of(contents: Sequence[Content]) -> dict[str, dict[str, str]]:
 
 
 def _baseline_of(content: Content, candidates: Sequence[Content]) -> str | None:
-    """The one that shares most facts with it; none where several share as many."""
+    """The one that shares the most facts with it; none where several share as many."""
     shared = [len(content.variant.facts.items() & other.variant.facts.items()) for other in candidates]
     best = [other.label for other, count in zip(candidates, shared, strict=True) if count == max(shared)]
     return best[0] if len(best) == 1 else None

@@ -1,4 +1,4 @@
-"""What steps logged while they ran, as one long table, from the store or from W&B alike."""
+"""Every number that steps logged while they ran, as one long table: from the store, or from W&B with the same rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sweeps.tracking.read.runs import LoggedRun, number
 
 COLUMNS = {"step": "string", "kind": "string", "global_step": "Int64", "metric": "string", "value": "Float64"}
 _WORDS = ("NaN", "Infinity", "-Infinity")
-"""How W&B spells what JSON cannot."""
+"""How W&B writes the numbers that JSON does not have."""
 
 
 def of_store(store: Store, sweep: SavedSweep) -> pd.DataFrame:

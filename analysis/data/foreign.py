@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.data import frame
-from mlkv.files import Json
+from analysis.data.frame import Row
 from sweeps.tracking.read.runs import LoggedRun, number
 
 FIELDS = ("id", "name", "group", "sweep", "project", "job_type", "state")
@@ -19,7 +19,7 @@ _PLACES = ("config", "summary")
 
 
 class MappingError(ValueError):
-    """One line: what in the mapping is wrong, and what could stand there."""
+    """One line: what is wrong in the mapping, and the valid choices."""
 
 
 def foreign_table(runs: Iterable[LoggedRun], mapping: Mapping[str, str]) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def foreign_table(runs: Iterable[LoggedRun], mapping: Mapping[str, str]) -> pd.D
     rows = []
     names = Counter(run.name for run in runs)
     for run in runs:
-        identity = {"sweep": run.group or run.sweep or run.project, "variant": _called(run, names)}
+        identity = {"sweep": run.group or run.sweep or run.project, "variant": _label(run, names)}
         identity |= {ours: _fitting(ours, theirs, run) for ours, theirs in columns.items()}
         rows += [{**identity, **_score(ours, theirs, run)} for ours, theirs in scores.items()]
         if not scores:
@@ -45,8 +45,8 @@ def foreign_table(runs: Iterable[LoggedRun], mapping: Mapping[str, str]) -> pd.D
     return frame.make(rows)
 
 
-def _called(run: LoggedRun, names: Mapping[str, int]) -> str:
-    """By its name; W&B does not keep names apart, so one that several runs have stands with the run's id."""
+def _label(run: LoggedRun, names: Mapping[str, int]) -> str:
+    """Its name. W&B allows one name for several runs: those have the run's id behind it."""
     if not run.name:
         return run.id
     return run.name if names[run.name] == 1 else f"{run.name} ({run.id})"
@@ -72,30 +72,30 @@ def _known(given: str, there: Iterable[str], what: str) -> str:
     return f"no {what} {given} ({hint})"
 
 
-def _paths(values: Json, before: str = "") -> Iterable[str]:
+def _paths(values: Mapping[str, object], before: str = "") -> Iterable[str]:
     for key, value in values.items():
         yield f"{before}{key}"
         if isinstance(value, dict):
             yield from _paths(value, f"{before}{key}.")
 
 
-def _found(theirs: str, run: LoggedRun) -> Any:
+def _found(theirs: str, run: LoggedRun) -> object:
     place, _, key = theirs.partition(".")
     return _at(getattr(run, place), key) if key else getattr(run, place)
 
 
-def _at(values: Json, key: str) -> Any:
+def _at(values: Mapping[str, object], key: str) -> object:
     """A value by its own key, or by the path of a nested one."""
     if key in values:
         return values[key]
-    found: Any = values
+    found: object = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found
 
 
 def _fitting(ours: str, theirs: str, run: LoggedRun) -> Any:
-    """Their value as the column's type takes it; None where the run has none."""
+    """Their value converted to the column's type; None where the run has none."""
     value = _found(theirs, run)
     if value is None:
         return None
@@ -115,7 +115,7 @@ def _whole(value: Any) -> int:
     return int(found)
 
 
-def _score(ours: str, theirs: str, run: LoggedRun) -> Json:
+def _score(ours: str, theirs: str, run: LoggedRun) -> Row:
     task, _, metric = ours.rpartition(".")
     value = number(_found(theirs, run))
     reason = None if value is not None else f"{theirs} is not a number"
@@ -124,5 +124,5 @@ def _score(ours: str, theirs: str, run: LoggedRun) -> Json:
 
 
 def _state(run: LoggedRun) -> str:
-    """W&B's words: running, failed, crashed, killed …; what finished is DONE."""
+    """The state as W&B names it (running, failed, crashed, killed …), in capitals; a finished run is DONE."""
     return "DONE" if run.state == "finished" else run.state.upper()

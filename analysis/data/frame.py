@@ -1,8 +1,8 @@
 """The one schema of results: a long table with a row per planned cell, finished or not.
 
 Every reader (the store, published figures, imported files) makes this table, and every table and figure is a function
-of it. A value stands only where a step is DONE, a figure PUBLISHED or a result IMPORTED; elsewhere `state` and `reason`
-say why.
+of it. A row has a value only where a step is DONE, a figure PUBLISHED or a result IMPORTED; elsewhere `state` and
+`reason` say why there is none.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ COLUMNS = {
     "peak_memory_bytes": "Int64",
     "machine": "string",
 }
-"""Columns and dtypes, the same when the table is empty. `replicate_of` is what several seeds of one layout are called
-together; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner
-(`12 12 6`), one where all agree. `n_shot` is how many examples stood before a task's questions (of a group's mean:
-empty where its tasks differ in that). `n` counts the samples behind a score, or the repeats behind a measurement, whose
-`machine` is that of data/machine.py. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of
-its accuracy."""
+"""Columns and dtypes, the same when the table is empty. `replicate_of` is the name that several seeds of one layout
+share; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner (`12 12
+6`), one where all agree. `n_shot` is the number of worked examples before each question (empty for a group's mean where
+its tasks differ in it). `n` counts the samples behind a score, or the repeats behind a measurement, whose `machine` is
+that of data/machine.py. `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its
+accuracy."""
 
 IDENTITY = (
     "variant",
@@ -72,7 +72,7 @@ IDENTITY = (
     "kv_bytes_per_token",
     "parameters",
 )
-"""Columns that say what a variant is, in every one of its rows and in the pivot."""
+"""Columns that say what a variant is, in every one of its rows and in the results."""
 
 Row = dict[str, Any]
 
@@ -94,8 +94,8 @@ def _column(values: list[Any], dtype: str) -> pd.Series:
 
 
 def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with these columns and dtypes, also of a frame that pandas read from a CSV file: there a whole number
-    in a column of texts may have become `12` or, beside an empty cell, `12.0`."""
+    """The table with these columns and dtypes, also of a frame that pandas read from CSV: there a column of texts that
+    are whole numbers has become a column of numbers."""
     texts = {name for name, dtype in columns.items() if dtype == "string"}
     return make(({k: _as_text(v) if k in texts else v for k, v in row.items()} for row in records(table)), columns)
 

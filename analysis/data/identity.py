@@ -1,4 +1,4 @@
-"""Which runs are of one variant, and what a variant is called: by the shortest part that tells it from the others."""
+"""Which runs belong to one variant, and the label of a variant: the shortest one that no other variant has."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from pathlib import PurePosixPath
 from analysis.data.runs import Run
 
 _LONGEST = 48
-"""Characters of a value in a label; a longer one is shown by its hash."""
+"""The most characters of a value in a label; a longer value is shown by its hash."""
 
 
 @dataclass
 class Variant:
-    """The runs that are one thing: a model with its arguments, under the same settings."""
+    """The runs of one model with the same arguments, under the same settings."""
 
     model: str
     facts: dict[str, str]
-    """All that tells it from others; no two variants of one model have the same."""
+    """All that distinguishes it from others; no two variants of one model have the same."""
     runs: list[Run]
 
 
 def variants(runs: Iterable[Run]) -> list[Variant]:
-    """Runs of one model with the same arguments, limit and prompts are one variant, as long as they agree: on what is
-    known of the weights, and for every task that two of them have on its n-shot, version and samples."""
+    """Runs of one model with the same arguments, limit and prompts are one variant if they agree: on what is known of
+    the weights, and for every task that two of them have on its n-shot, version and samples.
+
+    So a file for each task is one variant with all of them, and a model that was evaluated twice in different ways is
+    two: no mean mixes settings.
+    """
     groups: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.model, frozenset(run.identity.items())].append(run)
-    return [variant for members in groups.values() for variant in _apart(members)]
+    return [variant for members in groups.values() for variant in _split(members)]
 
 
-def _apart(runs: list[Run]) -> Iterator[Variant]:
-    """What disagrees, by the values that it has. A value that a run lacks disagrees with none."""
+def _split(runs: list[Run]) -> Iterator[Variant]:
+    """Runs that disagree, by their values. A value that a run lacks disagrees with none."""
     details = dict.fromkeys(name for run in runs for name in run.details)
     differing = [name for name in details if len({run.details[name] for run in runs if name in run.details}) > 1]
     disputed = {name: tasks for name in _names(runs) if (tasks := _disputed(runs, name))}
@@ -71,40 +75,40 @@ def _value(run: Run, setting: str, disputed: set[str]) -> str | None:
 
 
 def labels(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """A label for each variant: its name, with those facts behind it that tell it from the others of that name.
+    """A label for each variant: its name, followed by the facts that distinguish it from the others of that name.
 
-    `llama`, or `llama revision=step1000` beside `llama revision=step3000`. No two labels are the same.
+    `llama`, or `llama revision=step1000` and `llama revision=step3000`. No two labels are the same.
     """
     named: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
         named[_printable(name)].append(i)
     chosen = [""] * len(names)
     for name, members in named.items():
-        telling = _telling([facts[i] for i in members])
+        distinguishing = _distinguishing([facts[i] for i in members])
         for i in members:
-            shown = (f"{_printable(fact)}={_short(facts[i][fact])}" for fact in telling if fact in facts[i])
+            shown = (f"{_printable(fact)}={_short(facts[i][fact])}" for fact in distinguishing if fact in facts[i])
             chosen[i] = " ".join([name, *shown])
     return _unique(chosen)
 
 
-def _telling(facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """The fewest facts that tell all apart, found one by one: each the one that tells most apart."""
+def _distinguishing(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Few facts that distinguish all, chosen greedily: each time the one that leaves the most different."""
     names = list(dict.fromkeys(name for of_one in facts for name in of_one))
     chosen: list[str] = []
 
-    def apart(more: Sequence[str]) -> int:
+    def different(more: Sequence[str]) -> int:
         return len({tuple(of_one.get(name) for name in [*chosen, *more]) for of_one in facts})
 
-    while apart(()) < len(facts):
-        best = max(names, key=lambda name: apart([name]), default=None)
-        if best is None or apart([best]) == apart(()):
+    while different(()) < len(facts):
+        best = max(names, key=lambda name: different([name]), default=None)
+        if best is None or different([best]) == different(()):
             break
         chosen.append(best)
     return chosen
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Path → its last parts, as few as tell it from every other path: `gqa/checkpoint-1000`."""
+    """Path → its last parts, as few as no other path has: `gqa/checkpoint-1000`."""
     parts = {path: PurePosixPath(path.replace("\\", "/")).parts for path in paths}
     shown = dict.fromkeys(parts, 1)
     while True:

@@ -1,7 +1,7 @@
-"""Results that other people's runs left behind: lm-eval result files and measurement tables, in our schema.
+"""Results measured elsewhere, in our schema: lm-eval result files and CSV files of measurements.
 
-A directory may hold `layouts.csv` (columns of reference/layouts.csv, and `model` where results name a variant
-otherwise), which says what the variants are; the MLKV authors' own files are known by their names.
+A directory may hold `layouts.csv`, which says what the variants are: the columns of reference/layouts.csv, and `model`
+where results have another name for a variant. The MLKV authors' own files are recognised by their names.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from analysis.data.runs import Run
 
 _THEIRS = re.compile(r"(base|random|(gqa|mqa|mlkv)_\d+)_results\.json")
 _THEIR_MODELS = re.compile(r"(.*/)?pythia-160m-(deduped|random|(gqa|mqa|mlkv)-\d+-.*)")
-"""The MLKV authors' files, and what these say that they are about."""
+"""The MLKV authors' files, and the models that these name."""
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass
 class Import:
-    """What a directory held: the long table, and what its reader has to know beside it, a line each."""
+    """The results of a directory: the long table, and notes on it, a line each."""
 
     table: pd.DataFrame
     averaged: list[str]
-    """TASK.METRIC of what the mean is over."""
+    """TASK.METRIC of the scores that the mean averages."""
     notes: list[str]
 
 
@@ -49,11 +49,10 @@ def import_results(directory: Path, name: str = "mlkv", accuracy: Sequence[Pair]
 def read_directory(directory: Path, name: str = "mlkv", accuracy: Sequence[Pair] | None = None) -> Import:
     """The results below `directory` as a long table named `name`: lm-eval's JSON files and CSV files of measurements.
 
-    `accuracy` are the (task, metric) that it averages; by default the MLKV paper's where all are there, else every
-    task's `acc`. A variant that lacks one has an empty mean. Files that cannot be read are skipped, and named in the
-    notes. Raises ValueError for a directory without results, a score in `accuracy` that is not there, two values of one
-    score, and a line of `layouts.csv` that is wrong.
-    """
+    `accuracy` are the (task, metric) that the mean averages; by default the MLKV paper's where all are there, else
+    every task's `acc`. A variant that lacks one has an empty mean. Files that cannot be read are skipped and named in
+    the notes. Raises ValueError for a directory without results, an unknown score in `accuracy`, two values of one
+    score, and a wrong line of `layouts.csv`."""
     found = _below(directory)
     if not found.runs and not found.measured:
         skipped = "".join(f"; {note}" for note in _skipped(found.skipped))
@@ -69,7 +68,7 @@ def read_directory(directory: Path, name: str = "mlkv", accuracy: Sequence[Pair]
 
 @dataclass
 class _Found:
-    """What lies below a directory."""
+    """The contents of a directory."""
 
     runs: list[Run] = field(default_factory=list)
     """Oldest first."""
@@ -77,7 +76,7 @@ class _Found:
     skipped: dict[str, str] = field(default_factory=dict)
     """File → why it was not read."""
     theirs: bool = False
-    """Whether it is the MLKV authors' own."""
+    """Whether these are the MLKV authors' own files."""
 
 
 def _below(directory: Path) -> _Found:
@@ -98,21 +97,21 @@ def _below(directory: Path) -> _Found:
         if path.name != LAYOUTS:
             _add_measurements(found, path, file)
         elif path.parent != directory:
-            found.skipped[file] = "is read only where it lies in the directory itself"
+            found.skipped[file] = "is read only from the directory itself"
     packed = (file for kind in (".json", ".csv") for way in _PACKED for _, file in _files(directory, kind + way))
-    found.skipped |= dict.fromkeys(packed, "is compressed; unpack it")
+    found.skipped |= dict.fromkeys(packed, "is compressed; decompress it")
     return found
 
 
 def _files(directory: Path, ending: str) -> Iterator[tuple[Path, str]]:
-    """Those whose names end so, in whichever case, each with what it is called: its path below the directory."""
+    """Files whose names have this ending, in upper or lower case, each with its path below the directory."""
     for path in sorted(_all_files(directory)):
         if path.name.lower().endswith(ending):
             yield path, path.relative_to(directory).as_posix().encode(errors="backslashreplace").decode()
 
 
 def _all_files(directory: Path) -> Iterator[Path]:
-    """Also behind links to directories, each of which is gone through once."""
+    """All files, also behind links to directories; each directory is read once."""
     seen: set[str] = set()
     for folder, below, names in os.walk(directory, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -133,14 +132,14 @@ def _add_measurements(found: _Found, path: Path, file: str) -> None:
 
 
 def _layouts(directory: Path, found: _Found) -> list[Layout] | None:
-    """What the variants are; None where nothing says it."""
+    """The layouts of the variants; None where no file has them."""
     if found.theirs:
         return [Layout(0, variant, row) for variant, row in layout_rows("mlkv").items()]
     return read_layouts(directory / LAYOUTS) if (directory / LAYOUTS).is_file() else None
 
 
 def _layout_notes(contents: Sequence[Content], layouts: Sequence[Layout] | None) -> list[str]:
-    """What of layouts.csv is not there, and what of it has no results."""
+    """Variants without a line in layouts.csv, and lines without results."""
     if layouts is None:
         return [f"{LAYOUTS}: not there, so the variants' KV heads and bytes per token are not known"]
     unknown = [content.label for content in contents if content.layout is None]
@@ -180,7 +179,7 @@ def _rows(name: str, contents: Sequence[Content], wanted: Sequence[Pair]) -> Ite
 
 
 def _skipped(files: dict[str, str]) -> Iterable[str]:
-    """Files by the reason why they were not read."""
+    """Lines that name the skipped files by reason."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for file, why in files.items():
         by_reason[why].append(file)

@@ -1,4 +1,4 @@
-"""The lines of a `layouts.csv`: what the variants of an import are."""
+"""The lines of a `layouts.csv`: the layouts of an import's variants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BASELINES = ("untouched", "mha")
 
 @dataclass
 class Layout:
-    """A line of layouts.csv: which model it is about, and its identity columns."""
+    """A line of layouts.csv: its model, and its identity columns."""
 
     line: int
     model: str
@@ -37,9 +37,9 @@ def read_layouts(path: Path) -> list[Layout]:
         layout.line = at
         for other in layouts:
             if layout.row["variant"] == other.row["variant"]:
-                raise ValueError(f"{path}, line {at}: variant = {line['variant']}: stands on line {other.line} too")
+                raise ValueError(f"{path}, line {at}: variant = {line['variant']}: is on line {other.line} too")
             if layout.model == other.model:
-                raise ValueError(f"{path}, line {at}: model = {layout.model}: stands on line {other.line} too")
+                raise ValueError(f"{path}, line {at}: model = {layout.model}: is on line {other.line} too")
         layouts.append(layout)
     return layouts
 

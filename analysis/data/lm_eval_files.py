@@ -1,4 +1,4 @@
-"""One result file of lm-eval, of any version: which model it is about, under which settings, and every score.
+"""One result file of lm-eval, of any version: its model, its settings, and every score.
 
 The formats: `acc,none` with `acc_stderr,none` and a filter's name after the comma (0.4 and later), `acc` with
 `acc_stderr` (0.3 and before).
@@ -24,13 +24,13 @@ MODEL_KEYS = ("peft", "delta", "pretrained", "model", "path", "engine")
 _RUNTIME = {"batch_size", "batch_sizes", "max_batch_size", "device", "use_cache", "no_cache", "bootstrap_iters"}
 _RUNTIME |= {"cache_requests", "check_integrity", "write_out", "output_base_path", "output_path", "log_samples"}
 _RUNTIME |= {"verbosity", "decontamination_ngrams_path", "tasks"}
-"""Keys of `config` that say how a run was done, not what was measured."""
+"""Keys of `config` that do not change a score."""
 _ELSEWHERE = {"model", "model_args", "limit", "num_fewshot"}
 _OF_MODEL = re.compile(r"(model|peft|delta)_.*|.*(quant|dtype|revision|sha|bit).*")
-"""Keys of `config` that tell of the model itself."""
+"""Keys of `config` that describe the model itself."""
 _NO_METRICS = {"sample_len", "sample_count", "samples", "name", "alias"}
 _RENAMED = {"ppl": "perplexity", "em": "exact_match"}
-"""Metrics that older versions call otherwise."""
+"""Names of metrics in older versions → today's names."""
 
 
 def read_run(path: Path, file: str) -> Run:
@@ -184,7 +184,7 @@ def _is_no_share(metric: str, value: float) -> bool:
 
 
 def _falling(file: ResultFile) -> set[tuple[str, str]]:
-    """(task, metric) that the file itself calls better when lower."""
+    """(task, metric) that are better when lower, by the file itself."""
     return {
         (name_of(task), name_of(_RENAMED.get(metric, metric)))
         for task, of_task in file.directions.items()

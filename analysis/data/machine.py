@@ -1,4 +1,4 @@
-"""On which machine a measurement was made: speeds of different ones are not compared."""
+"""The machine of a measurement: speeds of different machines are not compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sweeps.store.schema import Record
 UNKNOWN = "not recorded"
 _JOIN = ", "
 _LIBRARIES = ("torch", "transformers", "python")
-"""Whose versions a speed depends on."""
+"""Libraries whose versions change a speed."""
 
 
 def machine_of(record: Record) -> str | None:
@@ -27,7 +27,7 @@ def marks(rows: Iterable[Row]) -> dict[str | None, str]:
 
 
 def key(letters: Mapping[str | None, str]) -> list[str]:
-    """What the letters stand for, as far as the machines differ: `a: node-1, NVIDIA H100`."""
+    """The meaning of the letters, as far as the machines differ: `a: node-1, NVIDIA H100`."""
     parts = {machine: (machine or UNKNOWN).split(_JOIN) for machine in letters}
     shared = set.intersection(*map(set, parts.values())) if parts else set()
     own = {machine: [part for part in each if part not in shared] for machine, each in parts.items()}

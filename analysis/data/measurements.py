@@ -16,7 +16,7 @@ _AUTHORS = {"model_name", "batch_size", "kv_cache_mem", "memory_usage", "inferen
 _OURS = {"variant", "batch", "metric", "value"}
 _LARGEST = 2.0**53
 _ABOVE_ZERO = {"cache_bytes", "cache_bytes_per_token", "memory_bytes", "peak_bytes", "tokens_per_second"}
-"""No run takes no memory or stands still: a zero stands for what was not measured."""
+"""Measurements that cannot be zero: there a zero means that nothing was measured."""
 
 Line = dict[str, str]
 T = TypeVar("T")
@@ -25,7 +25,7 @@ T = TypeVar("T")
 def measurement_cells(path: Path) -> list[tuple[str, Row]]:
     """(model, cell) of every measurement in a file.
 
-    Raises ValueError for a file that cannot be read, for other columns, and for a line with what is no number.
+    Raises ValueError for a file that cannot be read, for other columns, and for a line with a value that is no number.
     """
     measured = []
     for at, line in read_lines(path):
@@ -63,15 +63,17 @@ def on_line(at: int, read: Callable[[Line], T], line: Line) -> T:
 
 
 def _authors_cells(line: Line) -> list[Row]:
-    """Steps done = speed · time / batch. A cache of 2,000 tokens was handed in, so the context is 2,000 + steps."""
+    """The context is 2,000 + speed · time / batch: the authors' script starts with a cache of 2,000 tokens and decodes
+    the rest."""
     batch, speed, seconds = (
         _whole(line, "batch_size"),
         _number(line, "inference_speed"),
         _number(line, "inference_time"),
     )
-    if batch < 1 or not 0 <= speed * seconds < _LARGEST:
-        raise ValueError(f"batch_size = {batch}, speed · time = {speed * seconds}: give no number of steps")
-    common = {"batch": batch, "context": 2000 + round(speed * seconds / batch)}
+    decoded = speed * seconds
+    if batch < 1 or not 0 <= decoded < _LARGEST:
+        raise ValueError(f"batch_size = {batch}, speed · time = {decoded}: do not give a number of decoded tokens")
+    common = {"batch": batch, "context": 2000 + round(decoded / batch)}
     scores = {
         "cache_bytes": _number(line, "kv_cache_mem") * 2**20,
         "memory_bytes": _number(line, "memory_usage") * 2**20,

@@ -1,6 +1,6 @@
-"""Published figures (reference/*.csv) in the schema of our own results, so that one table or figure can hold both.
+"""Published figures (reference/*.csv) in the schema of our own results, so that one table or figure can show both.
 
-A published number has state PUBLISHED and its source as the reason; a cell that nobody published is empty and says so.
+A published number has the state PUBLISHED and its source as the reason; an unpublished cell is empty and says so.
 The CSV files keep the printed digits in the printed unit; `layouts.csv` has (L, H, M, G, head width) of every variant.
 """
 
@@ -36,13 +36,13 @@ _OF_EXPERIMENT = {
     "cla_3b": "cla-3b-tuned",
     "systematic": "study-1b",
 }
-"""Which set has the figures that an experiment is to be compared with; the others have none published."""
+"""Experiment → the set that it is compared with; no figures are published for the others."""
 _UNITS = {"": 1.0, "%": 100.0, "MiB": 2.0**-20}
 """Printed value per stored value."""
 
 
 def published(name: str) -> pd.DataFrame:
-    """One set of published figures as a long table. Raises ValueError listing the sets there are."""
+    """One set of published figures as a long table. Raises ValueError that lists the sets."""
     if name not in SETS:
         raise ValueError(f"published set = {name}: choose from {', '.join(SETS)}")
     layouts = layout_rows(name)
@@ -51,9 +51,9 @@ def published(name: str) -> pd.DataFrame:
 
 
 def set_for(experiment: str) -> str:
-    """The set to lay beside an experiment. Raises ValueError for one that has none."""
+    """The set that an experiment is compared with. Raises ValueError for an experiment without one."""
     if experiment not in _OF_EXPERIMENT:
-        raise ValueError(f"published: nothing is chosen for {experiment}; name a set: {', '.join(SETS)}")
+        raise ValueError(f"published: no set for {experiment}; name one: {', '.join(SETS)}")
     return _OF_EXPERIMENT[experiment]
 
 
@@ -65,16 +65,16 @@ def layout_rows(name: str) -> dict[str, Row]:
 
 
 def identity(row: dict[str, str]) -> Row:
-    """Identity columns of a line of a file of layouts; what it leaves empty is not known. Raises ValueError."""
-    told = {key: value or None for key, value in row.items()}
-    texts = {key: told.get(key) for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
+    """Identity columns of a line of a layouts file; an empty value is unknown. Raises ValueError."""
+    known = {key: value or None for key, value in row.items()}
+    texts = {key: known.get(key) for key in ("variant", "baseline", "family", "pattern", "kv_heads")}
     numbers = {
-        key: _count(key, told.get(key) or "0") or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")
+        key: _count(key, known.get(key) or "0") or None for key in ("kv_layers", "kv_bytes_per_token", "parameters")
     }
     each = [_count("kv_heads", head) for head in (texts["kv_heads"] or "").split()]
     heads, shared = sum(each), len(each) == 1
     if len(each) > 1 and len(each) != (numbers["kv_layers"] or len(each)):
-        raise ValueError(f"kv_heads = {texts['kv_heads']}: are of {len(each)} KV layers, not of {numbers['kv_layers']}")
+        raise ValueError(f"kv_heads = {texts['kv_heads']}: are {len(each)} KV layers, not {numbers['kv_layers']}")
     return {**texts, **numbers, "budget": (heads * (numbers["kv_layers"] or 0) if shared else heads) or None}
 
 

@@ -1,4 +1,4 @@
-"""Several seeds of one layout: which variants they are, and the one row that stands for them."""
+"""Several seeds of one layout: which variants they are, and the one row that replaces them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.data.states import severity
 from sweeps.store.schema import VariantRow
 
 SEEDS = ("base.seed", "convert.seed", "uptrain.seed")
-"""Variants that differ in nothing but these are repetitions of one another."""
+"""Variants that differ only in these are repetitions of one another."""
 _IN_LABEL = re.compile(rf" (?:{'|'.join(map(re.escape, SEEDS))})=\S+")
 
 Members = Mapping[str, Sequence[Row]]
@@ -45,18 +45,17 @@ def groups(variants: Sequence[VariantRow]) -> dict[str, str]:
 def merge(rows: Iterable[Row], scores: Sequence[str]) -> tuple[list[Row], Members]:
     """A row for every layout, in the order of their first seeds, and the variants' rows behind each.
 
-    Of `scores` it has the mean over the seeds that have one, with the standard error of that mean (s/√n; where all
-    agree to the last digit they tell of no spread, and the error is that of one). The costs of their steps are summed,
-    and the state is that of the seed that is worst off.
-    """
-    together: dict[str, list[Row]] = {}
+    Each of `scores` is the mean over the seeds that have it, with the standard error of that mean: s/√n, or the error
+    of one seed where all agree to the last digit and have no spread. The costs of their steps are summed, each step
+    once, and the state is the most severe one."""
+    layouts: dict[str, list[Row]] = {}
     for row in rows:
-        together.setdefault(row["replicate_of"] or row["variant"], []).append(row)
-    merged = [_row(label, seeds, scores) for label, seeds in together.items()]
-    members = {row["variant"]: seeds for row, seeds in zip(merged, together.values(), strict=True)}
-    called = {seed["variant"]: label for label, seeds in members.items() for seed in seeds}
+        layouts.setdefault(row["replicate_of"] or row["variant"], []).append(row)
+    merged = [_row(label, seeds, scores) for label, seeds in layouts.items()]
+    members = {row["variant"]: seeds for row, seeds in zip(merged, layouts.values(), strict=True)}
+    label_of = {seed["variant"]: label for label, seeds in members.items() for seed in seeds}
     for row in merged:
-        row |= {baseline: called.get(row[baseline], row[baseline]) for baseline in ("untouched", "mha")}
+        row |= {baseline: label_of.get(row[baseline], row[baseline]) for baseline in ("untouched", "mha")}
     return merged, members
 
 
@@ -106,7 +105,7 @@ def _score(name: str, seeds: list[Row]) -> Row:
 
 
 def differ(values: Sequence[float]) -> bool:
-    """Whether seeds tell of a spread: by more than the rounding of their last digits."""
+    """Whether seeds have a spread, larger than the rounding of their last digits."""
     return not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""A run of an evaluation that somebody else did: whose it is, under which settings, and its scores."""
+"""A run of an evaluation that was done elsewhere: its model, its settings and its scores."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class Score:
 
 @dataclass
 class Run:
-    """What one file tells."""
+    """The contents of one file."""
 
     file: str
     model: str
-    """The model's path or name; of a file that names none, the file itself."""
+    """The model's path or name; the file's name where the file names no model."""
     identity: dict[str, str]
-    """Every model argument, and what else makes it another run: backend, limit, chat template, system instruction."""
+    """Every model argument, and what else makes a run a different one: backend, limit, chat template, system
+    instruction."""
     details: dict[str, str] = field(default_factory=dict)
-    """What lm-eval found out about the model (hash of the weights, dtype): a file may lack it."""
+    """What lm-eval recorded of the model (hash of the weights, dtype); a file may lack it."""
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Setting → task → its value there: n-shot, task version, samples, seeds. May lack too."""
+    """Setting → task → its value: n-shot, task version, samples, seeds. A file may lack these too."""
     scores: list[Score] = field(default_factory=list)
     members: dict[str, set[str]] = field(default_factory=dict)
     """Group → all tasks and groups below it."""
     computed: set[str] = field(default_factory=set)
-    """Groups without an aggregate of their own: the mean of their members stands for them."""
+    """Groups without an aggregate of their own, scored as the mean of their members."""
     falling: set[tuple[str, str]] = field(default_factory=set)
-    """(task, metric) that it calls better when lower."""
+    """(task, metric) that are better when lower, by the file itself."""
     date: float = 0.0

@@ -1,4 +1,4 @@
-"""What evaluations found for every sample, read back: the ground of paired comparisons."""
+"""The score of every sample of an evaluation, as the store has them: what paired comparisons need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROW = np.dtype([("unit", "<i8"), ("part", "<f8"), ("weight", "<f8")])
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A score as Σ parts / Σ weights over `N` samples; `units` [N] tell which sample each is, by its content."""
+    """A score as Σ parts / Σ weights over `N` samples; `units` [N] identify each sample by its content."""
 
     units: NDArray[np.int64]
     parts: NDArray[np.float64]
@@ -31,12 +31,12 @@ class Outcomes:
 
 class Samples(Protocol):
     def outcomes(self, step: str, task: str, metric: str) -> Outcomes | None:
-        """Of a finished evaluation; None where it kept none, or the metric is no mean over samples."""
+        """Those of a finished evaluation; None where it stored none, or the metric is no mean over samples."""
         ...
 
 
 class StoredSamples:
-    """From `scores/` among the outputs of the store's evaluations (mlkv.outcomes writes it)."""
+    """From `scores/` among the outputs of the store's evaluations, which mlkv.evaluate.outcomes writes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

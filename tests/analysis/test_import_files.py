@@ -127,4 +127,4 @@ def test_files_are_found_by_their_endings_and_behind_links(tmp_path: Path) -> No
     (here / "more.json.gz").write_bytes(b"\x1f\x8b")
     found = read_directory(here)
     assert means(found) == {"llama": 0.5, "other": 0.6}
-    assert "skipped more.json.gz: is compressed; unpack it" in found.notes
+    assert "skipped more.json.gz: is compressed; decompress it" in found.notes

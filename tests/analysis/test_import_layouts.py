@@ -29,7 +29,7 @@ def test_files_that_other_systems_wrote_are_read(tmp_path: Path) -> None:
     (tmp_path / "below" / "layouts.csv").write_text("variant,kv_heads\nllama,4\n")
     found = read_directory(tmp_path)
     assert found.table["kv_heads"].tolist() == ["2"]
-    assert found.notes == ["skipped below/layouts.csv: is read only where it lies in the directory itself"]
+    assert found.notes == ["skipped below/layouts.csv: is read only from the directory itself"]
 
 
 LAYOUTS = "model,variant,baseline,kv_layers,kv_heads\n"
@@ -53,12 +53,12 @@ def test_a_layout_is_of_every_run_of_its_model_and_of_no_other(tmp_path: Path) -
     ("layouts", "message"),
     [
         ("last,GQA-2,,2,1\n", r"line 2: model = last: may be a/gqa/last or a/mqa/last"),
-        ("gqa/last,X,,2,1\nmqa/last,X,,2,1\n", "line 3: variant = X: stands on line 2 too"),
-        ("gqa/last,X,,2,1\ngqa/last,Y,,2,1\n", "line 3: model = gqa/last: stands on line 2 too"),
+        ("gqa/last,X,,2,1\nmqa/last,X,,2,1\n", "line 3: variant = X: is on line 2 too"),
+        ("gqa/last,X,,2,1\ngqa/last,Y,,2,1\n", "line 3: model = gqa/last: is on line 2 too"),
         ("gqa/last,X,base,2,1\n", "line 2: baseline = base: choose from untouched, mha"),
         ("gqa/last,X,,two,1\n", "line 2: kv_layers = two: is no whole number"),
         ("gqa/last,X,,2,one\n", "line 2: kv_heads = one: is no whole number"),
-        ("gqa/last,X,,4,2 1\n", "line 2: kv_heads = 2 1: are of 2 KV layers, not of 4"),
+        ("gqa/last,X,,4,2 1\n", "line 2: kv_heads = 2 1: are 2 KV layers, not 4"),
         ("gqa/last,,,2,1\n", "line 2: variant may not be empty"),
     ],
 )
