@@ -10,8 +10,10 @@ import pytest
 
 from slurm.jobs import Job
 from slurm.local import LocalExecutor
-from sweeps.cli import run, status
+from sweeps import cli
+from sweeps.cli import status
 from sweeps.cli.console import make_console
+from sweeps.cli.options import Command, PlanOptions
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from tests.support.failing_files import failing
@@ -74,14 +76,14 @@ def test_a_failure_of_the_launchers_own_files_is_one_line(
     folder = tmp_path / "submissions"
     folder.mkdir()
 
-    def sweep(options: object) -> int:
+    def sweep(options: PlanOptions) -> int:
         with LocalExecutor(folder, slots=1, gpus=[]) as executor:
             executor.submit([Job("a", ("true",))])
             with failing(folder, at=0, error=error, only=("open",)):
                 executor.poll()
         return 0
 
-    monkeypatch.setattr(run, "sweep", sweep)
+    monkeypatch.setattr(cli, "COMMANDS", [Command("sweep", sweep, PlanOptions, "fails")])
     assert exit_status("sweep") == 1
     printed = capsys.readouterr().err
     assert printed.startswith(f"mlkv: {errno.errorcode[error]}: ")
