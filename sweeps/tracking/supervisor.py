@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from sweeps.store.code import ROOT
 from sweeps.store.console import say
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
@@ -15,9 +16,17 @@ from sweeps.tracking.target import Target
 
 def environment(target: Target) -> dict[str, str]:
     """The environment of a process that writes to W&B. Without WANDB_SERVICE: it names another program's wandb process,
-    which this one would share, and would end with."""
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {**inherited, "WANDB_SILENT": "true", **target.environment()}
+    which this one would share, and would end with. Without W&B's variables that are empty, which its client refuses.
+    This code is first on the path, and the working directory is not on it: a `wandb.py` or a `sweeps/` may lie there.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "WANDB_SERVICE" and (value or not name.startswith("WANDB_"))
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {"WANDB_SILENT": "true", "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    return {**inherited, **own, **target.environment()}
 
 
 class Mirror:

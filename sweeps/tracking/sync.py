@@ -10,6 +10,7 @@ prints a JSON line per run. `sync_sweep` and `sync_files` start it and read them
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 PAGE = 200
 MIN_TIMEOUT = 30.0
 """Seconds to wait for one answer, even where jobs wait less: a person waits for this command, and no GPU does."""
+NOT_ARRIVED = 4
+"""Exit status of the process where some runs did not arrive; Python itself ends with 1 or 2 where it crashes."""
 _DEFAULT_CONFIG = TrackingConfig()
 
 
@@ -207,18 +210,27 @@ def sync_files(path: Path, target: Target) -> Iterator[SyncResult]:
 
 def _process(arguments: list[str], target: Target, timeout: float | None) -> Iterator[SyncResult]:
     command = [sys.executable, "-m", "sweeps.tracking.sync", *arguments]
-    process = subprocess.Popen(command, env=environment(target), stdout=subprocess.PIPE, text=True)
-    overdue = threading.Timer(timeout or 0.0, process.kill)
-    if timeout is not None:
-        overdue.start()
-    assert process.stdout
-    with process.stdout:
-        for line in process.stdout:
-            yield SyncResult(**json.loads(line))
-    if process.wait() not in (0, 1):
-        reason = "W&B took too long" if overdue.finished.is_set() else "the process that sends ended"
-        yield SyncResult("", "the other runs", "failed", reason)
-    overdue.cancel()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(command, env=environment(target), stdout=subprocess.PIPE, stderr=errors, text=True)
+        overdue = threading.Timer(timeout or 0.0, process.kill)
+        if timeout is not None:
+            overdue.start()
+        assert process.stdout
+        with process.stdout:
+            for line in process.stdout:
+                yield SyncResult(**json.loads(line))
+        if process.wait() not in (0, NOT_ARRIVED):
+            errors.seek(0)
+            reason = "W&B took too long" if overdue.finished.is_set() else _why_it_ended(errors.read())
+            yield SyncResult("", "the other runs", "failed", reason)
+        overdue.cancel()
+
+
+def _why_it_ended(errors: str) -> str:
+    """The line of a traceback that names the error, else the last line that the process printed."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return ": ".join(["the process that uploads ended early", *(named or lines)[-1:]])
 
 
 def main() -> None:
@@ -229,7 +241,7 @@ def main() -> None:
         if source == "--files"
         else _sync_store(Store(Path(path)), target, source == "--done")
     )
-    sys.exit(1 if failed else 0)
+    sys.exit(NOT_ARRIVED if failed else 0)
 
 
 def _print_result(result: SyncResult) -> None:

@@ -214,3 +214,29 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
     for source in ("offline", "api"):
         shell("gather", "again", f"source={source}", "-o", f"{source}.csv")
         assert (tmp_path / f"{source}.csv").read_text() == (tmp_path / "store.csv").read_text()
+
+
+def test_a_process_that_crashes_is_not_taken_for_nothing_to_send(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    shell.store.save_sweep("a", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    (shell.store.root / "steps").mkdir()
+    for place in (tmp_path, tmp_path / "on_the_path"):
+        place.mkdir(exist_ok=True)
+        (place / "wandb.py").write_text("raise RuntimeError('not W&B')")
+    environment = {**shell.environment(), "WANDB_MODE": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+    def sync(*path: Path) -> tuple[int, str]:
+        paths = os.pathsep.join(map(str, (ROOT, *path)))
+        command = [sys.executable, "-m", "sweeps.cli", "sync", "a"]
+        run = subprocess.run(
+            command, cwd=tmp_path, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+        return run.returncode, run.stdout + run.stderr
+
+    assert sync() == (0, "nothing to be sent\n"), "the working directory is not on the path of the process"
+    status, printed = sync(tmp_path / "on_the_path")
+    assert status == 1
+    assert printed.splitlines() == [
+        "failed:  the other runs: the process that uploads ended early: RuntimeError: not W&B",
+        "1 failed",
+    ]
