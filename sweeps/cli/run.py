@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,12 +128,20 @@ def cancel(options: CancelOptions) -> int:
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
     if parse_cluster(saved.plan.cluster).name == "slurm":
-        return _cancel_jobs(console, selected(saved, options.variants, alone=True), store, saved)
+        return _cancel_jobs(console, steps_to_cancel(store, saved, options.variants), store, saved)
     if options.variants:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
     saved.request_cancel()
     console.print(f"asked the launcher of {saved.name} to stop")
     return OK
+
+
+def steps_to_cancel(store: Store, saved: SavedSweep, wanted: Sequence[str]) -> list[str]:
+    """Steps of the wanted variants. Jobs of a variant that a later plan dropped go on, so all plans count; but a step
+    that only an earlier one has may since run for another sweep, whose business it is then."""
+    submitted_for = {step: row.sweep for row in store.noted_jobs() for step in row.steps or ()}
+    steps = selected(store.plans(saved.name), wanted, alone=True)
+    return [id for id in steps if id in saved.plan.steps or submitted_for.get(id) == saved.name]
 
 
 def prune(options: PruneOptions) -> int:

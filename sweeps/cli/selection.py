@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def queue_answers() -> Iterator[None]:
-    """A queue that does not answer is told in one line."""
+    """A queue that does not answer is an error of one line."""
     from sweeps.dispatch.queue_status import QueueError
 
     try:
@@ -25,22 +25,26 @@ def queue_answers() -> Iterator[None]:
         raise UserError(f"cluster: {error}") from None
 
 
-def selected(saved: SavedSweep, wanted: Sequence[str], *, alone: bool = False) -> list[str]:
+def selected(plans: Sequence[SavedSweep], wanted: Sequence[str], *, alone: bool = False) -> list[str]:
     """Steps of the variants (labels or globs of them), or with the ids, that are wanted; all where none is named.
-    `alone`: not those that other variants need too. Raises UserError for what names nothing."""
-    labels = [row.variant for row in saved.variants]
+
+    plans: of one sweep, the latest first; it decides which variants need a step. alone: without the steps that other
+    variants need too. Raises UserError for a word that names nothing.
+    """
+    labels = list(dict.fromkeys(row.variant for plan in plans for row in plan.variants))
+    users = {id: step.variants for plan in reversed(plans) for id, step in plan.plan.steps.items()}
     variants, steps = set(labels if not wanted else ()), set()
     for word in wanted:
         named = set(fnmatch.filter(labels, word)) | ({word} & set(labels))
-        ids = {id for id in saved.plan.steps if id.startswith(word)}
+        ids = {id for id in users if id.startswith(word)}
         if not named | ids:
-            raise UserError(f"{word}: no variant or step of sweep {saved.name} (variants: {', '.join(labels)})")
+            raise UserError(f"{word}: no variant or step of sweep {plans[0].name} (variants: {', '.join(labels)})")
         variants |= named
         steps |= ids
-    for id, step in saved.plan.steps.items():
-        if variants.issuperset(step.variants) if alone else variants.intersection(step.variants):
+    for id, needing in users.items():
+        if variants.issuperset(needing) if alone else variants.intersection(needing):
             steps.add(id)
-    return [id for id in saved.plan.steps if id in steps]
+    return [id for id in users if id in steps]
 
 
 def existing(root: Path) -> Store:

@@ -174,7 +174,7 @@ def why(options: WhyOptions) -> int:
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    chosen = selected(saved, [options.variant])
+    chosen = selected([saved], [options.variant])
     graph = saved_graph(store, saved)
     states, jobs = _states_and_jobs(console, graph, saved, store)
     blocked = blockers(graph, states)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
+from pathlib import Path
 
 from sweeps.store.errors import StoreError
 
@@ -21,6 +23,16 @@ def check_name(field: str, name: str) -> None:
             f"{field} = {shown if shown.isprintable() else ascii(shown)}: {fault}; letters, digits and . _ + - = , @ "
             f"make a name, of at most {MAX_BYTES} bytes, that begins with a letter, a digit or _"
         )
+
+
+def same_place(path: Path) -> Path | None:
+    """The entry of the folder that the file system takes `path` for, where it does not tell upper from lower case."""
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            differs_in_case = other.name != path.name and other.name.casefold() == path.name.casefold()
+            if differs_in_case and other.samefile(path):
+                return other
+    return None
 
 
 def _fault(name: str) -> str:

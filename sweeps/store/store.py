@@ -21,7 +21,7 @@ from sweeps.store.attempt import Attempt
 from sweeps.store.errors import DamagedFileError, StoreError
 from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json
 from sweeps.store.lines import append_rows, read_rows
-from sweeps.store.names import check_name
+from sweeps.store.names import check_name, same_place
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
 from sweeps.store.schema import JobRow, WrittenMark, as_json
 from sweeps.store.states import StepState
@@ -120,6 +120,7 @@ class Store:
         check_name("name", name)
         if name in self.import_names():
             raise StoreError(f"name = {name}: is that of imported results ({self.imported(name)}); choose another")
+        self._check_case(name, self._sweep(name).path)
 
     def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
         """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError."""
@@ -138,6 +139,14 @@ class Store:
         known = ", ".join(names) or "none yet"
         raise StoreError(self.sweep_problem(name) or f"sweep {name}: not in {self.root} (sweeps there: {known})")
 
+    def plans(self, name: str) -> list[SavedSweep]:
+        """Every plan of a sweep that can be read, the latest first."""
+        folder, found = self._sweep(name), []
+        for number in reversed(folder.numbers()):
+            with suppress(StoreError):
+                found.append(folder.read(number))
+        return found
+
     # Results that others produced
     def imported(self, name: str) -> Path:
         """The table of an import, where there is one."""
@@ -151,6 +160,11 @@ class Store:
         check_name("name", name)
         if name in self.sweep_names():
             raise StoreError(f"name = {name}: is a sweep's; set --name")
+        self._check_case(name, self.imported(name))
+
+    def _check_case(self, name: str, path: Path) -> None:
+        if other := same_place(path):
+            raise StoreError(f"name = {name}: this file system takes it for {other}; choose another, or that spelling")
 
     def save_import(self, name: str, table: str) -> None:
         """Keep a table under a name, in place of one that is there. Raises StoreError for a name not to be had."""

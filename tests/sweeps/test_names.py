@@ -174,3 +174,18 @@ def test_a_project_that_w_and_b_misreads(project: str, tmp_path: Path, capsys: p
     values = Composer()([f"tracking.project={project}"])
     with pytest.raises(UserError, match=f"project = {project}"):
         parse(values)
+
+
+def test_a_name_that_the_file_system_takes_for_another_one_is_refused(tmp_path: Path) -> None:
+    """A second entry for the same folder stands for a file system that ignores case."""
+    store = Store.open(tmp_path / "store")
+    store.save_sweep("table", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    store.save_import("theirs", "x")
+    store.check_sweep_name("Table")
+    store.check_import_name("Theirs")
+    (store.root / "sweeps" / "Table").symlink_to(store.root / "sweeps" / "table")
+    (store.root / "imports" / "Theirs.csv").symlink_to(store.root / "imports" / "theirs.csv")
+    with pytest.raises(StoreError, match=r"name = Table: this file system takes it for \S+/sweeps/table; choose"):
+        store.check_sweep_name("Table")
+    with pytest.raises(StoreError, match=r"name = Theirs: this file system takes it for \S+/imports/theirs\.csv"):
+        store.check_import_name("Theirs")
