@@ -138,7 +138,7 @@ class Estimates:
         found = self.samples.outcomes(cell.step, cell.task, cell.metric) if self.samples and cell.step else None
         if found is None or len(found.units) < 2:
             return Estimate(cell.value, cell.stderr)
-        return estimate.of_samples(cell.value, found.parts, found.weights, found.samples)
+        return estimate.of_samples(cell.value, found.parts, found.weights, found.samples_digest)
 
 
 def of_speed(row: Row) -> Estimate:

@@ -26,7 +26,8 @@ ROW = np.dtype([("unit", "<i8"), ("part", "<f8"), ("weight", "<f8")])
 
 @dataclass(frozen=True)
 class Outcomes:
-    """`units` (int64), `parts` and `weights` (float64), each [N], of `N` samples in the task's order."""
+    """A score as Σ parts / Σ weights: `units` (int64: which sample each is, by its content), `parts` and `weights`
+    (float64), each [N], of `N` samples in the task's order."""
 
     units: NDArray[np.int64]
     parts: NDArray[np.float64]
@@ -35,6 +36,11 @@ class Outcomes:
     @property
     def value(self) -> float:
         return float(self.parts.sum() / self.weights.sum())
+
+    @property
+    def samples_digest(self) -> str:
+        """Equal for scores over the same samples in the same order."""
+        return hashlib.blake2b(self.units.tobytes(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,23 @@ def save(outcomes: Mapping[str, Outcomes], out: Path) -> None:
     for metric, each in outcomes.items():
         rows = np.empty(len(each.units), ROW)
         rows["unit"], rows["part"], rows["weight"] = each.units, each.parts, each.weights
-        path = out / FOLDER / f"{metric}{SUFFIX}"
+        path = path_of(out, metric)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(rows.tobytes())
+
+
+def read(out: Path, metric: str) -> Outcomes | None:
+    """What `save` wrote of a metric (of a group's member: `MEMBER/METRIC`); None where it wrote none. Raises ValueError
+    for a file that is cut off."""
+    try:
+        rows = np.frombuffer(path_of(out, metric).read_bytes(), ROW)
+    except FileNotFoundError:
+        return None
+    return Outcomes(*(np.ascontiguousarray(rows[name]) for name in ("unit", "part", "weight")))
+
+
+def path_of(out: Path, metric: str) -> Path:
+    return out / FOLDER / f"{metric}{SUFFIX}"
 
 
 def of_samples(samples: Sequence[Sample], task: str, rows: Iterable[MetricRow]) -> dict[str, Outcomes]:

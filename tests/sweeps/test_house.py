@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "sweeps.tracking.read",
         "mlkv.files",
         "mlkv.layout",
+        "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
         "mlkv.patterns",
         "mlkv.registry",
         "mlkv.context",
