@@ -1,7 +1,9 @@
 """The right to run a step: `claim.json` in its directory. Part of the store; see sweeps.store.store.
 
-The file is created exclusively and names its holder. NFS knows no lock that survives its holder, so a claim is taken
-over once its process is gone, and its holder, which may only have slept, looks whether it still is the one.
+The file is created exclusively, as a hard link to a file with the holder's name in it: a link is atomic on NFS too,
+where O_EXCL was not before version 3 (open(2)). It is no lock of the system, as those end with their process on a local
+disk, but on NFS stay for as long as the server waits for a client that died, and are void after a restart of it. So a
+claim is taken over once its process is gone, and its holder, which may only have slept, checks that it still holds it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from mlkv.files import Json, discard
+from mlkv.files import discard
+from sweeps.store import schema
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.files import modified, read_json, read_object, write_once
+from sweeps.store.files import modified, write_once
 from sweeps.store.host import is_running, is_this_process, this_process
+from sweeps.store.schema import ClaimHolder, as_json
 
-_held: set[str] = set()
+_held: set[str | None] = set()
 """Tokens of the claims that this process holds."""
 
 
@@ -24,44 +28,53 @@ class ClaimFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> Json | None:
-        return read_object(self.path, "host", "pid", "started")
+    def read(self) -> ClaimHolder | None:
+        return schema.load(ClaimHolder, self.path)
 
     def modified(self) -> float:
         """When it was written, by the file server's clock; 0 where there is none."""
         return modified(self.path)
 
-    def is_running(self, claim: Json) -> bool | None:
+    def is_running(self, claim: ClaimHolder) -> bool | None:
         """Whether its holder lives; None where only the heartbeat tells. One of this very process that is not held any
         more could not be removed when it was released."""
-        return claim["token"] in _held if is_this_process(claim) else is_running(claim)
+        return claim.token in _held if is_this_process(claim) else is_running(claim)
 
-    def take(self) -> Json | None:
+    def take(self) -> ClaimHolder | None:
         """A claim of this process, or None where there is one."""
-        mine = this_process() | {"token": secrets.token_hex(8)}
-        if not write_once(self.path, json.dumps(mine)):
+        mine = ClaimHolder(**vars(this_process()), token=secrets.token_hex(8))
+        if not write_once(self.path, _text(mine)):
             return None
-        _held.add(mine["token"])
+        _held.add(mine.token)
         return mine
 
-    def retake(self, claim: Json) -> bool:
+    def retake(self, claim: ClaimHolder) -> bool:
         """Put a claim that this process holds in its place again, where nobody else's is."""
-        return claim["token"] in _held and (write_once(self.path, json.dumps(claim)) or self.read() == claim)
+        return claim.token in _held and (write_once(self.path, _text(claim)) or self.read() == claim)
 
-    def release(self, claim: Json) -> None:
+    def release(self, claim: ClaimHolder) -> None:
         """Give it up, whether or not its file can be removed."""
-        _held.discard(claim["token"])
+        _held.discard(claim.token)
         with suppress(OSError, DamagedFileError):
             self.drop(claim)
 
-    def drop(self, claim: Json) -> None:
-        """Remove this claim, and no other: a rename takes the file out of everybody's reach at once, and if it then
-        turns out to be a claim that came in between, it goes back."""
+    def drop(self, claim: ClaimHolder) -> None:
+        """Remove this claim, and no other.
+
+        Between reading a file and removing it by name another process may have put its own claim there, which would be
+        removed in its place: two would then run the step. A rename takes the file out of everybody's reach at once, of
+        two that rename only one succeeds, and what was taken can be looked at in peace: a claim that came in between
+        goes back.
+        """
         if self.read() != claim:
             return
         aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
         with suppress(FileNotFoundError):  # another one was faster
             self.path.rename(aside)
-            if (caught := read_json(aside)) != claim:
-                write_once(self.path, json.dumps(caught))
+            if schema.load(ClaimHolder, aside) != claim:
+                write_once(self.path, aside.read_text(encoding="utf-8"))
             discard(aside)
+
+
+def _text(claim: ClaimHolder) -> str:
+    return json.dumps(as_json(claim))

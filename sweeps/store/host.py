@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from mlkv.files import Json
+from sweeps.store.schema import Process
 
 SAME_START_SECONDS = 0.5
 """How far two readings of one process's start may lie apart: the system's clock is corrected a little all the time."""
@@ -20,34 +20,34 @@ def host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def this_process() -> Json:
-    """What tells this process from every other: `ticks`, its start since `boot`, does not change with the clock as
-    `started` does (seconds since the epoch, all that older code wrote), and two containers may share a host name and
-    even a boot but not the `namespace` of their process ids. None: this system does not tell."""
-    return {
-        "host": host(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        **_boot(),
-        "ticks": _start_ticks("self"),
-    }
+def this_process() -> Process:
+    boot, namespace = _boot()
+    pid = os.getpid()
+    return Process(
+        host=host(), pid=pid, started=_started(pid), boot=boot, namespace=namespace, ticks=_start_ticks("self")
+    )
 
 
-def is_this_process(process: Json) -> bool:
+def is_this_process(process: Process) -> bool:
     """Whether `process` describes the one that asks, as far as this system tells processes apart."""
     ours = this_process()
-    return ours["ticks"] is not None and all(process.get(key) == ours[key] for key in ours if key != "started")
+    return ours.ticks is not None and _identity(process) == _identity(ours)
 
 
-def is_running(process: Json) -> bool | None:
+def _identity(process: Process) -> tuple[str | int | None, ...]:
+    """Without `started`, which the system's clock moves."""
+    return process.host, process.pid, process.boot, process.namespace, process.ticks
+
+
+def is_running(process: Process) -> bool | None:
     """Whether the process that `this_process` described still runs; None where that cannot be seen from here."""
-    if process["host"] != host():
+    if process.host != host():
         return None
-    if process.get("ticks") is None:
-        return _is_running_by_clock(process["pid"], process["started"])
-    if any(process[key] != value for key, value in _boot().items()):
+    if process.ticks is None:
+        return _is_running_by_clock(process.pid, process.started)
+    if (process.boot, process.namespace) != _boot():
         return None
-    return _start_ticks(process["pid"]) == process["ticks"]
+    return _start_ticks(process.pid) == process.ticks
 
 
 def _is_running_by_clock(pid: int, started: float | None) -> bool | None:
@@ -59,13 +59,13 @@ def _is_running_by_clock(pid: int, started: float | None) -> bool | None:
 
 
 @cache
-def _boot() -> Json:
-    """The boot of the kernel and the namespace of process ids that this process lives in."""
+def _boot() -> tuple[str | None, str | None]:
+    """The boot of the kernel and the namespace of process ids that this process lives in; None: it does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
+        return boot, os.readlink("/proc/self/ns/pid")
     except OSError:
-        return {"boot": None, "namespace": None}
+        return None, None
 
 
 def _start_ticks(pid: int | str) -> int | None:

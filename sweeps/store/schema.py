@@ -272,6 +272,28 @@ class Environment(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Process:
+    """What tells a process from every other: `ticks`, its start since `boot`, does not change with the clock as
+    `started` does (seconds since the epoch, all that older code wrote), and two containers may share a host name and
+    even a boot but not the `namespace` of their process ids. None: its system does not tell."""
+
+    host: str
+    pid: int
+    started: float | None
+    boot: str | None = None
+    namespace: str | None = None
+    ticks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimHolder(Process):
+    """claim.json: the process that may run a step. `token` tells its claims apart; older code wrote none."""
+
+    REMEDY: ClassVar[str] = "delete it if no job runs this step"
+    token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggedRow(Stored):
     """A line of metrics.jsonl: `fields` has all of it, under the names that the step logged it by."""
 

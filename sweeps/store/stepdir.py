@@ -18,7 +18,7 @@ from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
-from sweeps.store.schema import Files, LoggedRow, Record, Runtime, Spec
+from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
 
@@ -42,8 +42,8 @@ class State:
 class Claim:
     """The right to run a step, held while the holder's process lives or, seen from elsewhere, its heartbeat goes on."""
 
-    def __init__(self, step: StepDir, attempt: Attempt, content: Json) -> None:
-        self.step, self.attempt, self._content = step, attempt, content
+    def __init__(self, step: StepDir, attempt: Attempt, holder: ClaimHolder) -> None:
+        self.step, self.attempt, self._holder = step, attempt, holder
 
     def holds(self) -> bool:
         """Whether it still is ours: a process that slept may find that another one took the step over. A claim that is
@@ -51,13 +51,13 @@ class Claim:
         try:
             found = self.step.claims.read()
             if found is None:
-                return not self.step.record() and self.step.claims.retake(self._content)
-            return found == self._content
+                return not self.step.record() and self.step.claims.retake(self._holder)
+            return found == self._holder
         except (OSError, DamagedFileError):
             return True
 
     def release(self) -> None:
-        self.step.claims.release(self._content)
+        self.step.claims.release(self._holder)
 
 
 class StepDir:
@@ -140,7 +140,7 @@ class StepDir:
         last = attempts[-1]
         claim = self.claims.read()
         if claim and not self._is_stale(claim):
-            return State(StepState.RUNNING, f"on {claim['host']}", last.number, last.progress())
+            return State(StepState.RUNNING, f"on {claim.host}", last.number, last.progress())
         if record := self.record():  # written, and the claim released, since we looked
             return State(StepState.DONE, attempt=record.attempt)
         ended = last.exit()
@@ -179,7 +179,7 @@ class StepDir:
         attempt.beat()
         return attempt
 
-    def _is_stale(self, claim: Json) -> bool:
+    def _is_stale(self, claim: ClaimHolder) -> bool:
         """Whether its holder is gone: by its process, or from elsewhere by the newest sign of life."""
         running = self.claims.is_running(claim)
         if running is not None:
@@ -189,7 +189,7 @@ class StepDir:
     def _last_sign_of_life(self) -> float:
         return max([self.claims.modified(), *(attempt.last_beat() for attempt in self.attempts())])
 
-    def _is_heard(self, claim: Json) -> bool:
+    def _is_heard(self, claim: ClaimHolder) -> bool:
         """Whether a holder that cannot be seen from here beats once more. Where a clock was just set forward, and where
         hosts stamp files by clocks of their own, the last beat of a living one looks old."""
         if self.claims.is_running(claim) is not None:

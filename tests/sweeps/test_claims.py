@@ -18,6 +18,7 @@ import pytest
 from sweeps.store import claim as claims
 from sweeps.store import files, host, stepdir
 from sweeps.store.attempt import Attempt
+from sweeps.store.schema import as_json
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.worker import heartbeat
@@ -54,7 +55,7 @@ def identity(pid: int, **changes: Any) -> dict[str, Any]:
     """A claim as that process would have written it."""
     started = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 0.0
     its = {"pid": pid, "started": started, "ticks": host._start_ticks(pid), "token": "x"}
-    return host.this_process() | its | changes
+    return as_json(host.this_process()) | its | changes
 
 
 def old(claim: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def test_who_lost_a_claim_notices_and_leaves_the_next_ones_alone(
 def test_a_claim_that_comes_in_between_goes_back(step: StepDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is about to be removed was read before; what is there meanwhile is another's."""
     first, second = taken_over(step, monkeypatch)
-    monkeypatch.setattr(claims.ClaimFile, "read", lambda self: first._content)
+    monkeypatch.setattr(claims.ClaimFile, "read", lambda self: first._holder)
     first.release()
     monkeypatch.undo()
     assert second.holds()
