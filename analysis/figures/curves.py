@@ -90,12 +90,9 @@ def _published_curve(rows: list[Row]) -> Curve:
 
 def _logged_curve(source: Source, row: Row) -> Curve:
     history = source.steps.history(row["step"]) if source.steps else []
-    points = [(at, float(logged[LOSS])) for at, logged in history if LOSS in logged and _is_finite(logged[LOSS])]
+    losses = [(at, logged.get(LOSS)) for at, logged in history]
+    points = [(at, float(loss)) for at, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
     return _curve(row, points, row["state"] == "DONE")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def curves_figure(source: Source, published: Source | None = None) -> Figure | None:

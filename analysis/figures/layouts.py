@@ -12,6 +12,7 @@ from analysis.figures.geometry import evenly
 from analysis.figures.style import MUTED, family_style
 from mlkv.layout import KVLayout
 from mlkv.patterns import make, name_of
+from sweeps.store.schema import VariantRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,9 +49,10 @@ def layouts_of(source: Source) -> list[NamedLayout]:
     return list(first.values())
 
 
-def _of_plan(row: dict[str, Any]) -> NamedLayout:
-    layout = KVLayout.from_dict(row["layout"])
-    return NamedLayout(name_of(layout) if row["baseline"] == "untouched" else row["variant"], row["family"], layout)
+def _of_plan(row: VariantRow) -> NamedLayout:
+    # The untouched base has the layout of a variant and is named like it.
+    name = name_of(row.layout) if row.baseline == "untouched" else row.variant
+    return NamedLayout(name, row.family, row.layout)
 
 
 def _of_file(name: str) -> list[NamedLayout]:

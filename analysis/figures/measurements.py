@@ -40,7 +40,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """The measurements of a table that share an axis. `others` counts the variants that have none of them, as they
     were measured at shorter contexts alone."""
 
@@ -63,7 +63,7 @@ def _size_ticks(values: list[int], low: float, high: float, most: int) -> list[f
     return ticks if len(ticks) > 1 else [float(value) for value in evenly(sorted(values), most)]
 
 
-def measured(table: pd.DataFrame) -> Measured:
+def drawn_measurements(table: pd.DataFrame) -> Measurements:
     """What is drawn of a long table: by batch size at the longest context; where all have one batch size, by context.
     Numbers at an unknown context are taken where there are no others."""
     every = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
@@ -75,7 +75,7 @@ def measured(table: pd.DataFrame) -> Measured:
         longest = max((row["context"] or 0 for row in rows), default=0)
         rows = [row for row in rows if (row["context"] or 0) >= _AS_LONG * longest]
     others = {row["variant"] for row in every} - {row["variant"] for row in rows}
-    return Measured(axis, [_measurement(row, axis) for row in rows], len(others))
+    return Measurements(axis, [_measurement(row, axis) for row in rows], len(others))
 
 
 def _measurement(row: Row, axis: Axis) -> Measurement:

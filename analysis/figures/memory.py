@@ -20,9 +20,9 @@ from analysis.figures.measurements import (
     PEAK,
     PER_TOKEN,
     Axis,
-    Measured,
     Measurement,
-    measured,
+    Measurements,
+    drawn_measurements,
 )
 from analysis.figures.names import EndName, name_ends
 from analysis.figures.style import ALARM, family_style
@@ -73,12 +73,12 @@ class Line:
 
 def lines(table: pd.DataFrame) -> list[Line]:
     """Lines of a long table, the largest cache first; empty without measurements of caches."""
-    return _lines(measured(table))
+    return _lines(drawn_measurements(table))
 
 
-def _lines(found: Measured) -> list[Line]:
+def _lines(measurements: Measurements) -> list[Line]:
     by_variant: dict[str, list[Measurement]] = {}
-    for cell in found.cells:
+    for cell in measurements.cells:
         if cell.kv_bytes_per_token:
             by_variant.setdefault(cell.variant, []).append(cell)
     by_size: dict[tuple[float, int, float], list[Measurement]] = {}
@@ -86,14 +86,13 @@ def _lines(found: Measured) -> list[Line]:
         if tokens := _tokens(own):
             factor = _wider(own)
             by_size.setdefault(((own[0].kv_bytes_per_token or 0) * factor, tokens, factor), []).extend(own)
-    drawn = [_line(found.axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
+    drawn = [_line(measurements.axis, *size, by_size[size]) for size in sorted(by_size, reverse=True)]
     return [line for line in drawn if line.sizes]
 
 
 def _tokens(cells: list[Measurement]) -> int:
-    """How many tokens a variant's full cache held beyond the context, plus the context of the first cell; 0 where
-    nothing was measured, or at an unknown context. What was decoded after the context counts where the step recorded
-    bytes per token."""
+    """Tokens that a variant's cache held at the context of its first cell: the context and, where the step recorded the
+    bytes per token, what was decoded after it. 0 at an unknown context."""
     caches = {(cell.batch, cell.context): cell.value for cell in cells if cell.metric == CACHE}
     first = cells[0].context
     for cell in cells:
@@ -134,23 +133,23 @@ def _line(axis: Axis, size: float, tokens: int, factor: float, cells: list[Measu
         unit=size * (tokens if of_batch else cells[0].batch),
         extra=0 if of_batch else tokens - cells[0].context,
         caches=caches,
-        peaks={family: sorted(found) for family, found in peaks.items()},
+        peaks={family: sorted(cells_of) for family, cells_of in peaks.items()},
         failed={cell.x for cell in cells if cell.metric == OUT_OF_MEMORY},
     )
 
 
 def memory_figure(source: Source, published: Source | None = None) -> Figure | None:
     """KV cache against batch size (or context) of every measured variant, or None where nothing is measured."""
-    found = measured(source.table)
-    drawn = _lines(found)
+    measurements = drawn_measurements(source.table)
+    drawn = _lines(measurements)
     if not drawn:
         return None
     figure, axes = new_figure()
     sizes = sorted(set().union(*(line.sizes for line in drawn)))
-    _set_axes(axes, found, drawn, sizes)
+    _set_axes(axes, measurements, drawn, sizes)
     for line in drawn:
         _draw_line(axes, line, (sizes[0], sizes[-1]))
-    footer(figure, [_legend(drawn), *found.remarks])
+    footer(figure, [_legend(drawn), *measurements.remarks])
     several = len({line.fixed for line in drawn}) > 1
     names = [f"{line.label} @{line.fixed:,}" if several else line.label for line in drawn]
     ends = [EndName(name, line.formula(sizes[-1]), line.colour) for name, line in zip(names, drawn, strict=True)]
@@ -166,13 +165,13 @@ def _legend(drawn: list[Line]) -> str:
     return "   ".join(parts)
 
 
-def _set_axes(axes: Axes, found: Measured, drawn: list[Line], sizes: list[int]) -> None:
+def _set_axes(axes: Axes, measurements: Measurements, drawn: list[Line], sizes: list[int]) -> None:
     values = [value for line in drawn for cells in line.caches.values() for value in cells.values()]
     values += [peak for line in drawn for peaks in line.peaks.values() for _, peak in peaks]
     values += [line.formula(x) for line in drawn for x in (sizes[0], sizes[-1])]
     scale = log_scale(values, byte_ticks, room=NAME_ROOM, text=size_text)
-    label = _cache_label(found.axis, {line.fixed for line in drawn})
-    set_axes(axes, found.scale(sizes), AXIS_LABELS[found.axis], scale, label)
+    label = _cache_label(measurements.axis, {line.fixed for line in drawn})
+    set_axes(axes, measurements.scale(sizes), AXIS_LABELS[measurements.axis], scale, label)
 
 
 def _cache_label(axis: Axis, fixed: set[int]) -> str:

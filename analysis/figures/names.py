@@ -59,12 +59,13 @@ def name_points(
     The axes have to have their final limits."""
     figure.draw_without_rendering()
     unit = figure.dpi / POINTS
+    marker = _MARKER * unit
     anchors = [_pixels(axes, (name.x, name.y)) for name in names]
     sizes = [(width * unit, height * unit) for width, height in (_name_size(figure, name) for name in names)]
     places = labels.place(
         anchors,
         sizes,
-        taken=[_box(_pixels(axes, point), _MARKER * unit) for point in points],
+        taken=[(x - marker, y - marker, x + marker, y + marker) for x, y in (_pixels(axes, each) for each in points)],
         lines=[(_pixels(axes, a), _pixels(axes, b)) for a, b in segments],
         bounds=axes.get_window_extent().extents,
         gap=GAP * unit,
@@ -105,11 +106,6 @@ def _name_size(figure: Figure, name: PointName) -> XY:
 def _pixels(axes: Axes, point: XY) -> XY:
     across, up = axes.transData.transform(point)
     return (float(across), float(up))
-
-
-def _box(centre: XY, radius: float) -> labels.Box:
-    x, y = centre
-    return (x - radius, y - radius, x + radius, y + radius)
 
 
 @dataclass(frozen=True)

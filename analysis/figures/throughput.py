@@ -12,7 +12,14 @@ import pandas as pd
 from analysis.data import machine
 from analysis.figures.canvas import SMALLEST, first_parts, footer, new_figure, set_axes
 from analysis.figures.geometry import NAME_ROOM, evenly, log_scale, round_ticks
-from analysis.figures.measurements import AXIS_LABELS, OUT_OF_MEMORY, SPEED, Measured, Measurement, measured
+from analysis.figures.measurements import (
+    AXIS_LABELS,
+    OUT_OF_MEMORY,
+    SPEED,
+    Measurement,
+    Measurements,
+    drawn_measurements,
+)
 from analysis.figures.names import EndName, PointName, name_ends, name_points
 from analysis.figures.style import ALARM, family_style, shades_by_name
 from analysis.statistics.sources import Source
@@ -43,15 +50,15 @@ class SpeedLine:
 def speed_lines(table: pd.DataFrame) -> list[SpeedLine]:
     """The speeds in a long table, the largest budget first. Variants that share a measurement are one line, named by
     family and budget unless layouts were measured in several ways; with a letter where machines are several."""
-    return _speed_lines(measured(table))
+    return _speed_lines(drawn_measurements(table))
 
 
-def _speed_lines(found: Measured) -> list[SpeedLine]:
+def _speed_lines(measurements: Measurements) -> list[SpeedLine]:
     by_step: dict[str, list[Measurement]] = {}
-    for cell in found.cells:
+    for cell in measurements.cells:
         by_step.setdefault(cell.step or cell.variant, []).append(cell)
     names = Counter(_layout_name(own[0]) for own in by_step.values())
-    letters = _machine_letters(found)
+    letters = _machine_letters(measurements)
     drawn = []
     for own in by_step.values():
         name = _layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0].variant
@@ -59,8 +66,8 @@ def _speed_lines(found: Measured) -> list[SpeedLine]:
     return sorted((line for line in drawn if line.cells), key=lambda line: -line.budget)
 
 
-def _machine_letters(found: Measured) -> dict[str | None, str]:
-    return machine.marks({"machine": cell.machine} for cell in found.cells if cell.metric == SPEED)
+def _machine_letters(measurements: Measurements) -> dict[str | None, str]:
+    return machine.marks({"machine": cell.machine} for cell in measurements.cells if cell.metric == SPEED)
 
 
 def _layout_name(cell: Measurement) -> str:
@@ -76,22 +83,24 @@ def _speed_line(name: str, own: list[Measurement]) -> SpeedLine:
 
 def throughput_figure(source: Source, published: Source | None = None) -> Figure | None:
     """Tokens per second against batch size of every measured layout, or None where nothing is measured."""
-    found = measured(source.table)
-    drawn = _speed_lines(found)
+    measurements = drawn_measurements(source.table)
+    drawn = _speed_lines(measurements)
     if not drawn:
         return None
     figure, axes = new_figure()
     sizes = sorted({x for line in drawn for x in [*line.cells, *line.failed]})
     speeds = [speed for line in drawn for speed in line.cells.values()]
     scale = log_scale(speeds, round_ticks, 7, NAME_ROOM)
-    set_axes(axes, found.scale(sizes, NAME_ROOM), AXIS_LABELS[found.axis], scale, "decoded tokens per second")
+    set_axes(
+        axes, measurements.scale(sizes, NAME_ROOM), AXIS_LABELS[measurements.axis], scale, "decoded tokens per second"
+    )
     colours = shades_by_name([(line.name, line.family) for line in drawn])
     for line in drawn:
         _draw(axes, line, colours[line.name])
     remarks = ["×: out of memory"] if any(line.failed for line in drawn) else []
-    if letters := _machine_letters(found):
+    if letters := _machine_letters(measurements):
         remarks += [MACHINES, *first_parts(machine.key(letters))]
-    footer(figure, [*remarks, *found.remarks])
+    footer(figure, [*remarks, *measurements.remarks])
     _write_names(figure, axes, drawn)
     return figure
 

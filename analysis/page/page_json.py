@@ -20,7 +20,7 @@ from analysis.data.gather import Steps
 from analysis.data.metrics import METRICS
 from analysis.data.units import duration
 from analysis.figures.pareto_data import MEMORY, pareto_data_of_scores
-from analysis.page.plot import FRAME, Frame, FrontLine, Level, Mark, Plot, layout_plot
+from analysis.page.plot import FRAME, Frame, Level, Mark, Plot, layout_plot
 from analysis.statistics.compare import add_intervals
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
@@ -246,15 +246,14 @@ def _plot(plot: Plot) -> PlotJson:
         legend=LEGEND if any(mark.point.chance is not None for mark in plot.marks) else WITHOUT_ERRORS,
         x=[TickJson(round(pixel, 1), text) for pixel, text in plot.x.ticks],
         y=[TickJson(round(pixel, 1), text) for pixel, text in plot.y.ticks],
-        front=[_front(line) for line in plot.front],
+        front=[
+            FrontJson(round(line.x1, 1), round(line.y1, 1), round(line.x2, 1), round(line.y2, 1), int(line.undecided))
+            for line in plot.front
+        ],
         levels=[LevelJson(round(level.y, 1), level.baseline, level.name, _label(level)) for level in plot.levels],
         families=[FamilyJson(f.name, f.colour, f.dark, f.shape, round(100 * f.coverage)) for f in plot.families],
         marks=[_mark(mark) for mark in plot.marks],
     )
-
-
-def _front(line: FrontLine) -> FrontJson:
-    return FrontJson(round(line.x1, 1), round(line.y1, 1), round(line.x2, 1), round(line.y2, 1), int(line.undecided))
 
 
 def _label(of: Mark | Level) -> LabelJson | None:

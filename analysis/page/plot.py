@@ -145,7 +145,13 @@ def layout_plot(data: ParetoData) -> Plot | None:
         x=x,
         y=y,
         marks=[
-            Mark(point, x(point.x), y(point.y), _bar(point, y), by_point.get(point.variant))
+            Mark(
+                point=point,
+                x=x(point.x),
+                y=y(point.y),
+                bar=(y(point.y - point.stderr), y(point.y + point.stderr)) if point.stderr else None,
+                label=by_point.get(point.variant),
+            )
             for point in sorted(data.points, key=lambda p: p.on_front)  # later marks cover earlier ones
         ],
         front=[
@@ -159,10 +165,6 @@ def layout_plot(data: ParetoData) -> Plot | None:
         ],
         families=_families(data),
     )
-
-
-def _bar(point: ParetoPoint, y: PixelAxis) -> tuple[float, float] | None:
-    return (y(point.y - point.stderr), y(point.y + point.stderr)) if point.stderr else None
 
 
 def _labels(data: ParetoData, layout: ParetoLayout, x: PixelAxis, y: PixelAxis) -> list[tuple[NameWish, Label | None]]:

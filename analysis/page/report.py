@@ -12,7 +12,6 @@ from analysis.data.units import duration
 from analysis.figures.drawing import draw_all, render_bytes
 from analysis.figures.kinds import FIGURES
 from analysis.page.page import Page, page
-from analysis.statistics.results import Results
 from analysis.statistics.sources import Source, load
 from analysis.tables import results_table
 from sweeps.store.files import write_atomic
@@ -51,14 +50,12 @@ def _write(contents: Contents, out_dir: Path) -> list[Path]:
 
 
 def _contents(source: Source, out_dir: Path) -> Contents:
-    return {**_tables(source.results), **_figures(source, out_dir)}
-
-
-def _tables(results: Results) -> Contents:
+    results = source.results
     return {
         "results.csv": results_table.csv(results).encode(),
         "results.md": results_table.markdown(results).encode(),
         "results.tex": results_table.latex(results).encode(),
+        **_figures(source, out_dir),
     }
 
 
