@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -29,10 +29,11 @@ class ExtensionError(ValueError):
 
 @dataclass(frozen=True)
 class Extension:
-    """A file that adds rows. `digest` is the SHA-256 of its bytes, in hex."""
+    """A file that adds rows. `digest` is the SHA-256 of its bytes `source`, in hex."""
 
     path: Path
     digest: str
+    source: bytes = field(repr=False, compare=False)
 
 
 class Registry(Mapping[str, R]):
@@ -175,14 +176,13 @@ def extensions(files: Files) -> Iterator[None]:
         _state.loaded = loaded
 
 
-def load_extensions() -> None:
-    """Run the extension files that have not run yet. Raises ExtensionError."""
-    if _state.running:
-        return  # a file that reads a table while it runs sees what is there
-    while _state.unread:
+def load_extensions() -> list[Extension]:
+    """Run the extension files that have not run yet, and return all that have. Raises ExtensionError."""
+    while _state.unread and not _state.running:  # a file that reads a table while it runs sees what is there
         for path in _state.unread[-1]():
             load(path)
         _state.unread.pop()
+    return list(_state.loaded.values())
 
 
 def load(path: Path, digest: str | None = None) -> Extension:
@@ -190,18 +190,21 @@ def load(path: Path, digest: str | None = None) -> Extension:
     does not have the given digest."""
     try:
         source = path.read_bytes()
+        source.decode()
     except OSError as error:
         raise ExtensionError(f"extension {path}: cannot be read ({error.strerror})") from None
-    extension = Extension(path, hashlib.sha256(source).hexdigest())
+    except UnicodeDecodeError:
+        raise ExtensionError(f"extension {path}: is not UTF-8") from None
+    extension = Extension(path, hashlib.sha256(source).hexdigest(), source)
     if digest not in (None, extension.digest):
         raise ExtensionError(f"extension {path}: was edited (its digest is {extension.digest[:16]}, not {digest:.16})")
     if extension.digest not in _state.loaded:
-        _run(extension, source)
+        _run(extension)
         _state.loaded[extension.digest] = extension
     return extension
 
 
-def _run(extension: Extension, source: bytes) -> None:
+def _run(extension: Extension) -> None:
     """The bytes that were hashed are the ones that run, whatever happens to the file meanwhile."""
     before, outer = len(_state.added), _state.running
     module = ModuleType(f"mlkv_extension_{extension.digest[:16]}")
@@ -209,7 +212,7 @@ def _run(extension: Extension, source: bytes) -> None:
     sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
     _state.running = extension
     try:
-        exec(compile(source, str(extension.path), "exec"), module.__dict__)
+        exec(compile(extension.source, str(extension.path), "exec"), module.__dict__)
         if len(_state.added) == before:
             raise ExtensionError("adds no row to any table")
     except (Exception, SystemExit) as error:

@@ -194,7 +194,8 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
 
     console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
     if foreign := other_code(planned.steps, store):
-        console.print(f"{len(foreign)} finished steps were made by other code than the one here", style="dim")
+        note = f"{len(foreign)} finished steps were made by code that may give other results than the code here"
+        console.print(note, style="dim", highlight=False)
 
 
 def _run_graph(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from sweeps.steps.registry import similar_kinds
+from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step, described_by
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.states import StepState
@@ -80,9 +80,15 @@ class Costs:
 
     def seconds(self, step: Step) -> float | None:
         """Expected wall seconds of a step; None where no step like it has ever finished here."""
-        rates = [rate for kind in similar_kinds(step.kind) if (rate := self.seconds_per_work.get(kind))]
-        rate = rates[0] if rates else None
+        rate = self._rate(step.kind)
         return None if rate is None else rate * step.how["work"]
+
+    def _rate(self, kind: str) -> float | None:
+        """That of the kind, or else of one whose steps take the same time per unit of work."""
+        rate, cost = self.seconds_per_work.get(kind), kind_of(kind).cost
+        if rate or not cost:
+            return rate
+        return next((rate for other, rate in self.seconds_per_work.items() if kind_of(other).cost == cost), None)
 
     def total(self, steps: Iterable[Step]) -> float | None:
         """Their sum in seconds; None if any is unknown."""
@@ -91,10 +97,11 @@ class Costs:
 
 
 def other_code(graph: Graph, store: Store) -> list[str]:
-    """Finished steps that other code than this made.
+    """Finished steps whose code might have given another result than the code here.
 
-    They are not run again: an id stays the same as long as the schema version of its kind does. The code hash changes
-    more often, with every mended fault, and who reads a table should know that its numbers come from several versions.
+    They are not run again: an id stays the same as long as the schema version of its kind does. The code changes more
+    often, with every mended fault, and who reads a table should know that its numbers come from several versions.
+    Records of before that hash name only the code as a whole, which says nothing about the result.
     """
-    ours = store.code_hash
-    return [id for id in graph if (record := store.step(id).record()) and record.code != ours]
+    codes = {id: record.result_code for id in graph if (record := store.step(id).record())}
+    return [id for id, code in codes.items() if code is not None and code != store.result_code]

@@ -61,7 +61,7 @@ def axis_of(kind: str) -> Axis:
     return Axis("train", counts_steps=True) if kind_of(kind).trains else Axis(kind)
 
 
-def similar_kinds(kind: str) -> list[str]:
-    """The kind, then the others whose steps take the same time per unit of work."""
-    cost = kind_of(kind).cost
-    return [kind, *(name for name, row in KINDS.items() if cost and row.cost == cost and name != kind)]
+def scored_kinds() -> list[str]:
+    """Kinds whose metrics are scores of a variant: evaluations, those of extensions, then training, the last first."""
+    kinds = [name for name, row in reversed(list(KINDS.items())) if row.scores]
+    return sorted(kinds, key=lambda name: name != "evaluate")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -227,6 +227,9 @@ class Record(Stored):
     device: str
     versions: dict[str, str]
     code: str
+    """The hash of all code that the job imported."""
+    result_code: str | None = later()
+    """The hash of what the part of it does that can change a result (sweeps/store/code.py)."""
     work: float | None
     inputs: dict[str, Files]
     """Parent's id → its outputs."""
@@ -352,11 +355,14 @@ class PlanFile(Stored):
     steps: dict[str, PlannedStep]
     """By id, parents before children."""
     command: list[str] | None = later()
+    extensions: dict[str, str] | None = later()
+    """The extension files that it was planned with: name → SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantSteps(Stored):
-    """The ids of a variant's steps by role; None for a kind that is not planned. `evaluate`: task → id."""
+    """The ids of a variant's steps by kind; None for a kind that is not planned. `evaluate`: task → id. `added`: kind →
+    id, of kinds that extensions add."""
 
     corpus: str | None = None
     base: str | None = None
@@ -364,12 +370,22 @@ class VariantSteps(Stored):
     uptrain: str | None = None
     measure: str | None = None
     evaluate: dict[str, str] = field(default_factory=dict)
+    added: dict[str, str] | None = later()
 
     @property
     def ids(self) -> list[str]:
-        """Parents before children, the measurement last."""
-        each = (self.corpus, self.base, self.convert, self.uptrain, *self.evaluate.values(), self.measure)
-        return [id for id in each if id]
+        """Parents before children; evaluations and measurements behind all that trains."""
+        return [id for _, _, id in self.each()]
+
+    def each(self) -> Iterator[tuple[str, str | None, str]]:
+        """(kind, task, id) of every step, in that order."""
+        for kind in ("corpus", "base", "convert", "uptrain"):
+            if id := getattr(self, kind):
+                yield kind, None, id
+        yield from (("evaluate", task, id) for task, id in self.evaluate.items())
+        if self.measure:
+            yield "measure", None, self.measure
+        yield from ((kind, None, id) for kind, id in (self.added or {}).items())
 
 
 @dataclass(frozen=True, kw_only=True)

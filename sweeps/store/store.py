@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 
 from mlkv.files import Json, discard
+from mlkv.registry import FOLDER, Extension
 from sweeps.store import schema
 from sweeps.store.attempt import Attempt
 from sweeps.store.errors import DamagedFileError, StoreError
-from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json
+from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json, write_once
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
@@ -216,9 +217,33 @@ class Store:
     # Code
     @cached_property
     def code_hash(self) -> str:
+        """Of all code that jobs import."""
         from sweeps.store.code import tree_hash
 
         return tree_hash()
+
+    @cached_property
+    def result_code(self) -> str:
+        """Of what the code that can change a result does. Each tree is read once, as that takes a quarter of a second
+        and a sweep starts many workers."""
+        from sweeps.store.code import result_hash
+
+        known = self.cache("result_code") / self.code_hash
+        with suppress(OSError, UnicodeDecodeError):
+            if len(text := known.read_text(encoding="ascii")) == len(self.code_hash):
+                return text
+        found = result_hash()
+        with suppress(OSError):
+            write_atomic(known, found)
+        return found
+
+    def extension(self, digest: str) -> Path | None:
+        """The copy of an extension file with this SHA-256, which jobs run, if there is one."""
+        return next((self.root / "code" / FOLDER / digest).glob("*.py"), None)
+
+    def copy_extension(self, extension: Extension) -> None:
+        """Raises OSError. The copy goes by the digest of its content, so editing the original changes no job."""
+        write_once(self.root / "code" / FOLDER / extension.digest / extension.path.name, extension.source.decode())
 
     def code(self, tree_hash: str) -> Path:
         """Where the snapshot of that code lies, if there is one."""

@@ -64,6 +64,32 @@ def planned(root: Path, step: Step) -> StepDir:
 def work(step: StepDir, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """A worker's exit status and what it printed."""
     store = Store(step.path.parents[2])
-    store.__dict__["code_hash"] = "0123456789abcdef"
+    store.__dict__["code_hash"] = store.__dict__["result_code"] = "0123456789abcdef"
     status = Worker(store).run([step.id])
     return status, capsys.readouterr().out
+
+
+def finished(store: Store, step: Step, **fields: Any) -> StepDir:
+    """The step as a worker leaves it, with an empty output and these fields in its record."""
+    directory = store.step(step.id)
+    directory.write_spec(step.spec, step.how)
+    claim = directory.claim()
+    assert claim
+    record = {
+        "started": "2026-01-01T00:00:00Z",
+        "finished": "2026-01-01T00:00:01Z",
+        **dict.fromkeys(("wall_seconds", "device_seconds"), 1.0),
+        "peak_memory_bytes": 0,
+        "host": "here",
+        "device": "cpu",
+        "versions": {},
+        "code": "0123456789abcdef",
+        "work": 1.0,
+        "inputs": {},
+        "metrics": [],
+        "facts": {},
+        **fields,
+    }
+    assert directory.publish(claim, record)
+    claim.release()
+    return directory

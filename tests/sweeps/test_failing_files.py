@@ -238,7 +238,7 @@ def test_a_damaged_file_ends_a_worker_in_a_line_or_not_at_all(
     folder = step.path if name in ("spec.json", "how.json", "claim.json", "done.json") else step.path / "attempts" / "1"
     (folder / name).write_text(content)
     store = Store(tmp_path / "store")
-    store.__dict__["code_hash"] = "0123456789abcdef"
+    store.__dict__["code_hash"] = store.__dict__["result_code"] = "0123456789abcdef"
     status = Worker(store).run([step.id])
     printed = capsys.readouterr()
     if status == DONE:
