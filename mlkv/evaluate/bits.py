@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from ..context import MetricRow
+from ..context import MetricRow, StepFailed
 from ..corpus.blocks import open_blocks
 from ..corpus.manifest import read_manifest
 from .outcomes import Outcomes, digest
+from .tasks import BITS_PER_BYTE, Scores, Scoring
 
 Floats = NDArray[np.float64]
 
@@ -100,3 +101,15 @@ def metrics(by_metric: dict[str, Outcomes]) -> list[MetricRow]:
         value, stderr = ratio(outcome.parts, outcome.weights)
         rows.append(MetricRow(name, value, stderr, len(outcome.parts)))
     return rows
+
+
+def score(scoring: Scoring) -> Scores:
+    """Raises StepFailed without a corpus, and for one whose tokens the model does not know."""
+    if scoring.corpus is None:
+        raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
+    vocabulary, known = read_manifest(scoring.corpus).vocab_size, scoring.model.shape.vocab_size
+    if vocabulary > known:
+        raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {known} at most")
+    windows = cut_windows(scoring.corpus, scoring.recipe.limit)
+    by_metric = outcomes(windows, nats(scoring.model, windows, scoring.recipe.batch_size, scoring.progress))
+    return Scores(metrics(by_metric), by_metric)

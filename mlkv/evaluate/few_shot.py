@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from .task_names import BITS_PER_BYTE, TASKS_FOLDER, lm_eval_definitions, own_tasks
+from .task_names import TASKS_FOLDER, lm_eval_definitions, own_tasks
+from .tasks import TASKS
 
 Counts = dict[str, int | None]
 """Task → its own number of examples. None, where its definition says nothing, means 0 that may be overridden; a 0 that
@@ -40,10 +41,10 @@ class Definition:
 def own_counts(name: str, folder: Path = TASKS_FOLDER) -> Counts:
     """The count of a task, or those of all tasks in a group or tag. Raises ValueError where a file is no definition."""
     own = own_tasks(folder)
-    if name == BITS_PER_BYTE:
-        return {name: None}
     if name in own:
         return {name: _definition(_read(own[name])).settings.get(SHOTS)}
+    if name in TASKS:
+        return {name: None}
     return _counts(name, {})
 
 

@@ -1,4 +1,4 @@
-"""The evaluate step: one task on one checkpoint, through lm-eval or, for `bits_per_byte`, over held-out windows."""
+"""The evaluate step: one task on one checkpoint, through lm-eval or by a function (mlkv/evaluate/tasks.py)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
-from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import load as load_tokenizer
 from ..device import default_device, resolve_precision
 from ..hf import MLKVForCausalLM, load_checked
 from ..recipes import EvaluateRecipe
-from . import bits, outcomes
-from .task_names import BITS_PER_BYTE, TASKS_FOLDER, check_task
+from . import outcomes
+from .task_names import TASKS_FOLDER, check_task
+from .tasks import TASKS, Scores, Scoring
 
 
 def run(
@@ -43,25 +43,36 @@ def run(
     torch.set_num_threads(recipe.threads)
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)
-    if recipe.task == BITS_PER_BYTE:
-        metrics, by_metric = _bits_per_byte(recipe, model, corpus, precision, Progress(ctx))
+    scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx))
+    if recipe.task in TASKS:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            scores = TASKS[recipe.task].scores(scoring)
     else:
-        from . import harness, harness_model  # takes seconds to import, and bits per byte does without
-
-        tokenizer = load_tokenizer(checkpoint)
-        lm = harness_model.HarnessLM(
-            model, tokenizer, batch_size=recipe.batch_size, precision=precision, progress=Progress(ctx)
-        )
-        scores = harness.score(lm, recipe, tasks, corpus, ctx.work / "datasets")
-        metrics = scores.rows
-        by_metric = outcomes.of_samples(scores.samples, recipe.task, metrics)
-        with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
+        scores = _scores_of_lm_eval(scoring, tasks, out, ctx.work / "datasets")
+    metrics = scores.metrics
     _check_finite(recipe.task, metrics)
-    outcomes.save(by_metric, out)
+    outcomes.save(scores.outcomes, out)
     results_json = {"task": recipe.task, "metrics": [row.as_json() for row in metrics]}
     (out / "results.json").write_text(json.dumps(results_json, indent=2) + "\n", "utf-8")
     return Outcome(metrics, {"precision": precision, "device": model.device.type})
+
+
+def _scores_of_lm_eval(scoring: Scoring, tasks: Path, out: Path, datasets: Path) -> Scores:
+    """Also writes samples.jsonl."""
+    from . import harness, harness_model  # takes seconds to import, and tasks with a function do without
+
+    recipe, tokenizer = scoring.recipe, load_tokenizer(scoring.checkpoint)
+    lm = harness_model.HarnessLM(
+        scoring.model,
+        tokenizer,
+        batch_size=recipe.batch_size,
+        precision=scoring.precision,
+        progress=scoring.progress,
+    )
+    scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets)
+    with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
+    return Scores(scores.rows, outcomes.of_samples(scores.samples, recipe.task, scores.rows))
 
 
 @lru_cache(maxsize=1)
@@ -87,21 +98,6 @@ class Progress:
         if done == of or time.monotonic() - self._reported > 1:
             self.ctx.log({"step": done, "steps": of})
             self._reported = time.monotonic()
-
-
-def _bits_per_byte(
-    recipe: EvaluateRecipe, model: MLKVForCausalLM, corpus: Path | None, precision: str, progress: Progress
-) -> tuple[list[MetricRow], dict[str, outcomes.Outcomes]]:
-    if corpus is None:
-        raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
-    vocabulary = read_manifest(corpus).vocab_size
-    if vocabulary > model.shape.vocab_size:
-        raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {model.shape.vocab_size} at most")
-    windows = bits.cut_windows(corpus, recipe.limit)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        nats_N = bits.nats(model, windows, recipe.batch_size, progress)
-    by_metric = bits.outcomes(windows, nats_N)
-    return bits.metrics(by_metric), by_metric
 
 
 def _check_finite(task: str, metrics: list[MetricRow]) -> None:

@@ -11,11 +11,12 @@ from importlib.util import find_spec
 from os.path import normpath
 from pathlib import Path
 
+from .tasks import TASKS
+
 TASKS_FOLDER = Path(__file__).parents[2] / "conf" / "tasks"
 """The folder of our task definitions: conf is installed beside mlkv."""
 ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
 """Tasks whose items a corpus makes from its held-out documents."""
-BITS_PER_BYTE = "bits_per_byte"
 
 _SUFFIXES = {".yaml", ".yml", ""}
 """Definitions include files without a suffix, and some tags are only in those."""
@@ -32,12 +33,12 @@ def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
 
 
 def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
-    """Raises ValueError that lists similar names unless `name` is `bits_per_byte` or a task of `folder` or lm-eval."""
-    if name == BITS_PER_BYTE or name in own_tasks(folder):
+    """Raises ValueError that lists similar names unless `name` is a task of TASKS, of `folder` or of lm-eval."""
+    if name in own_tasks(folder) or name in TASKS:
         return
     known = lm_eval_tasks()
     if name not in known:
-        near = get_close_matches(name, [BITS_PER_BYTE, *own_tasks(folder), *known], n=5, cutoff=0.5)
+        near = get_close_matches(name, [*TASKS, *own_tasks(folder), *known], n=5, cutoff=0.5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"task = {name}: neither lm-eval nor {folder} has it{hint}")
 

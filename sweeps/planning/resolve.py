@@ -17,7 +17,8 @@ from typing import Any
 
 from mlkv.corpus.documents import local_files
 from mlkv.evaluate.few_shot import own_counts
-from mlkv.evaluate.task_names import BITS_PER_BYTE, check_task, own_tasks
+from mlkv.evaluate.task_names import check_task, own_tasks
+from mlkv.evaluate.tasks import TASKS
 from mlkv.families.config import layout_of, shape_of
 from mlkv.layout import KVLayout, mha
 from mlkv.recipes import CorpusRecipe
@@ -31,6 +32,8 @@ from sweeps.store.files import read_cache, sha256, write_json
 from sweeps.store.store import Store
 
 Pins = dict[str, str]
+LM_EVAL = "lm_eval"
+"""The package that defines most tasks, and the pin of a step that uses it."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +173,24 @@ def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLay
         raise UserError(f"model {where}: {error}") from None
 
 
-@cache
 def task_pins(task: str) -> Pins:
-    """A task of ours is pinned by its file, any other by the lm-eval that defines it. Raises UserError for no task."""
+    """A task with a definition file of ours is pinned by that file, one of an extension by the extension, and any other
+    by the lm-eval that defines it. Raises UserError for what is no task."""
+    pins = _definition_pins(task)
+    return TASKS.pins(task) if pins is None else pins
+
+
+@cache
+def _definition_pins(task: str) -> Pins | None:
+    """None for a task that has no definition file."""
     try:
         check_task(task)
     except ValueError as error:
         raise UserError(f"evaluate.{error}") from None
-    if task == BITS_PER_BYTE:
-        return {}
     own = own_tasks().get(task)
-    return {"lm_eval": package_version("lm_eval")} | ({"task": sha256(own)} if own else {})
+    if not own and task in TASKS:
+        return None
+    return {LM_EVAL: package_version(LM_EVAL)} | ({"task": sha256(own)} if own else {})
 
 
 def few_shot(config: EvaluateConfig, task: str) -> int | dict[str, int]:
@@ -206,7 +216,7 @@ def _own_counts(task: str) -> dict[str, int | None]:
 
 def uses_corpus(task: str) -> bool:
     """Whether a task is made of the corpus's held-out documents."""
-    return task == BITS_PER_BYTE or task in own_tasks()
+    return task in own_tasks() or (task in TASKS and TASKS[task].of_corpus)
 
 
 @cache

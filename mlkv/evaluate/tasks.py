@@ -1,0 +1,63 @@
+"""Tasks that a function scores, without lm-eval: a new one is one row. No torch: plans read the names."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from ..context import MetricRow
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from ..hf import MLKVForCausalLM
+    from ..recipes import EvaluateRecipe
+    from .outcomes import Outcomes
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the function of a task gets.
+
+    model: the checkpoint's, in evaluation mode; autocast to `precision` (fp32 or bf16) is on. checkpoint: its folder,
+    with its tokenizer. corpus: the corpus step's output, for tasks that are made of it. progress: is called with how
+    many samples are done and how many there are, and raises Interrupted where the step has to stop.
+    """
+
+    recipe: EvaluateRecipe
+    model: MLKVForCausalLM
+    checkpoint: Path
+    corpus: Path | None
+    precision: str
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What it returns. `outcomes`: by metric, what each sample contributed, so that two checkpoints can be compared on
+    the same samples; left out, tables compare by standard errors alone."""
+
+    metrics: list[MetricRow]
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+
+
+Score = Callable[[Scoring], Scores]
+
+
+@dataclass(frozen=True)
+class Task:
+    """`score`: a function, or `module:function` as text where importing the module should wait until a step runs.
+    `of_corpus`: its samples are made of the corpus's held-out documents."""
+
+    score: str | Score
+    of_corpus: bool = False
+
+    def scores(self, scoring: Scoring) -> Scores:
+        function = cast(Score, pkgutil.resolve_name(self.score)) if isinstance(self.score, str) else self.score
+        return function(scoring)
+
+
+BITS_PER_BYTE = "bits_per_byte"
+TASKS = Registry("task", {BITS_PER_BYTE: Task("mlkv.evaluate.bits:score", of_corpus=True)})
