@@ -180,6 +180,8 @@ def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) ->
             yield {**score, "state": UNPLANNED, "reason": "no step evaluates it"}
     if own.measure:
         yield from _step_cells(steps, own.measure, "measure")
+    for kind, step_id in (own.added or {}).items():
+        yield from _step_cells(steps, step_id, kind)
 
 
 def _examples_of(cell: Row, examples: int | Mapping[str, int] | None) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from dataclasses import dataclass
+
+from mlkv.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,15 @@ def plain_name(name: str) -> str:
     return name.partition(",")[0]
 
 
-class _Metrics(UserDict[str, Metric]):
+class _Metrics(Registry[Metric]):
     """A metric by its name, with or without a filter behind it."""
 
-    def __missing__(self, name: str) -> Metric:
-        if (plain := plain_name(name)) == name:
-            raise KeyError(name)
-        return self[plain]
-
-    def __contains__(self, name: object) -> bool:
-        return plain_name(str(name)) in self.data
+    def __getitem__(self, name: str) -> Metric:
+        return super().__getitem__(plain_name(str(name)))
 
 
 METRICS = _Metrics(
+    "metric",
     {
         "accuracy": _percent("accuracy"),
         "acc": _percent("acc"),
@@ -66,25 +63,28 @@ METRICS = _Metrics(
         "loss": _cost("loss"),
         "train_loss": _cost("training loss"),
         "nats_per_token": _cost("nats per token"),
-    }
+    },
 )
 
-TASKS = {
-    "arc_easy": "ARC-e",
-    "arc_challenge": "ARC-c",
-    "boolq": "BoolQ",
-    "heldout_choice2": "2-way choice",
-    "heldout_choice4": "4-way choice",
-    "heldout_cloze": "cloze",
-    "hellaswag": "HellaSwag",
-    "lambada_openai": "LAMBADA",
-    "openbookqa": "OBQA",
-    "piqa": "PIQA",
-    "sciq": "SciQ",
-    "wikitext": "WikiText",
-    "winogrande": "WinoGrande",
-    "bits_per_byte": "bits per byte",
-}
+TASKS = Registry(
+    "task label",
+    {
+        "arc_easy": "ARC-e",
+        "arc_challenge": "ARC-c",
+        "boolq": "BoolQ",
+        "heldout_choice2": "2-way choice",
+        "heldout_choice4": "4-way choice",
+        "heldout_cloze": "cloze",
+        "hellaswag": "HellaSwag",
+        "lambada_openai": "LAMBADA",
+        "openbookqa": "OBQA",
+        "piqa": "PIQA",
+        "sciq": "SciQ",
+        "wikitext": "WikiText",
+        "winogrande": "WinoGrande",
+        "bits_per_byte": "bits per byte",
+    },
+)
 
 
 def metric(name: str) -> Metric:

@@ -215,7 +215,7 @@ def page_json(
 ) -> PageJson:
     """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
     layout are one entry, as in tables and figures."""
-    planned = {id for variant in sweep.variants for _, _, id in variant_steps(variant)}
+    planned = {id for variant in sweep.variants for _, _, id in variant.steps.each()}
     plots = [plot for data in pareto_data_of_scores(results) if (plot := layout_plot(data))]
     variants = _variants(sweep, results, configs)
     return PageJson(
@@ -326,11 +326,11 @@ def _steps(seeds: list[VariantRow]) -> list[StepNameJson]:
     """Every step, each once; the name of a step that not all seeds share says whose it is."""
     users: dict[str, list[VariantRow]] = {}
     for seed in seeds:
-        for _, _, id in variant_steps(seed):
+        for _, _, id in seed.steps.each():
             users.setdefault(id, []).append(seed)
     names: dict[str, StepNameJson] = {}
     for seed in seeds:
-        for kind, task, id in variant_steps(seed):
+        for kind, task, id in seed.steps.each():
             whose = [] if len(users[id]) == len(seeds) else [_seed(users[id])]
             names.setdefault(id, StepNameJson(" ".join(filter(None, [kind, task, *whose])), id))
     return list(names.values())
@@ -371,16 +371,6 @@ def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
-
-
-def variant_steps(variant: VariantRow) -> Iterator[tuple[str, str | None, str]]:
-    """(kind, task, step id) of every step of a variant."""
-    steps = variant.steps
-    training = {"corpus": steps.corpus, "base": steps.base, "convert": steps.convert, "uptrain": steps.uptrain}
-    yield from ((kind, None, id) for kind, id in training.items() if id)
-    yield from (("evaluate", task, id) for task, id in steps.evaluate.items())
-    if steps.measure:
-        yield "measure", None, steps.measure
 
 
 def _step(id: str, steps: Steps, links: Links) -> StepJson:

@@ -12,11 +12,11 @@ from analysis.data.means import mean
 from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT
 from analysis.statistics.estimates import Scored
+from sweeps.steps.registry import scored_kinds
 
 NOT_PLANNED = "not planned"
 ACCURACY = "accuracy"
 """Of a cell: the mean itself, as it was published together with its parts."""
-_TRAINING_KINDS = ("base", "uptrain")
 _SCORED = ("variant", "kind", "task", "metric", "value", "stderr", "state", "step")
 _CELL = ("variant", "kind", "task", "metric", "batch", "context")
 """The key of a cell: no two rows of the long table have all of it in common."""
@@ -69,8 +69,9 @@ def _planned(table: pd.DataFrame) -> _Planned:
 
 def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
     """Every score that there is, by variant and column."""
-    kinds = ["evaluate", *_TRAINING_KINDS]
-    wanted = table.loc[table["kind"].isin(kinds) & table["value"].notna() & table["metric"].notna(), list(_SCORED)]
+    wanted = table.loc[
+        table["kind"].isin(scored_kinds()) & table["value"].notna() & table["metric"].notna(), list(_SCORED)
+    ]
     found: dict[tuple[str, str], Scored] = {}
     for row in frame.records(wanted):
         if _trusted(row):
@@ -82,10 +83,11 @@ def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
     """Column name → (kind, task, metric), evaluations first."""
     scored = table["metric"].notna() & ((table["metric"] != ACCURACY) | table["task"].notna())
-    rows = table[scored & table["kind"].isin(["evaluate", *_TRAINING_KINDS])]
+    kinds = scored_kinds()
+    rows = table[scored & table["kind"].isin(kinds)]
     keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
     found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
-    found.sort(key=lambda key: ("evaluate", "uptrain", "base").index(key[0]))
+    found.sort(key=lambda key: kinds.index(key[0]))
     return {f"{task or kind}.{metric}": (kind, task, metric) for kind, task, metric in found}
 
 
