@@ -8,7 +8,7 @@ there are thousands of is a NamedTuple, which JSON writes as an array without na
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import gather, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
+from sweeps.cli.selection import extension_files
 from sweeps.store.errors import NOT_DONE, UserError
 from sweeps.store.outside import describe_error
 
@@ -47,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         enable(parser)
     run_command = parse(parser, arguments)
     try:
-        sys.exit(run_command())
-    except UserError as error:
+        with extensions(partial(extension_files, *run_command.args)):
+            status_code = run_command()
+        sys.exit(status_code)
+    except (UserError, ExtensionError) as error:
         print(f"mlkv: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except OSError as error:

@@ -59,7 +59,18 @@ class StoreOptions:
 
 
 @dataclass(frozen=True)
-class SweepOptions(StoreOptions):
+class ExtensionOptions(StoreOptions):
+    """Of subcommands that work with what was planned before."""
+
+    config_dir: Path | None = argument(
+        "take extensions/*.py from this directory (default: those that the sweep was planned with)",
+        "--config-dir",
+        type=Path,
+    )
+
+
+@dataclass(frozen=True)
+class SweepOptions(ExtensionOptions):
     """Of subcommands that work on one sweep of a store."""
 
     name: str = argument("the sweep's name", metavar="NAME")
@@ -71,6 +82,8 @@ class PlanOptions:
 
     overrides: tuple[str, ...] = argument("Hydra overrides", nargs="*", metavar="KEY=VALUE")
     config_dir: Path | None = argument(
-        "a directory of your own configurations, shaped like conf/", "--config-dir", type=Path
+        "a directory of your own configurations, shaped like conf/, with extensions/*.py",
+        "--config-dir",
+        type=Path,
     )
     store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from analysis.figures.kinds import FIGURES
 from analysis.tables.kinds import TABLES
 from sweeps.cli.console import make_console
-from sweeps.cli.options import StoreOptions, argument
+from sweeps.cli.options import ExtensionOptions, StoreOptions, argument
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
 
@@ -27,7 +27,7 @@ _PUBLISHED = "beside published figures: a set of published/, or the one that the
 
 
 @dataclass(frozen=True)
-class ResultsOptions(StoreOptions):
+class ResultsOptions(ExtensionOptions):
     """Of subcommands that show results."""
 
     name: str = argument("a sweep, an import, or a published set (published/mlkv)", metavar="NAME")

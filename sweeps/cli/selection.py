@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.store.errors import UserError
 
 if TYPE_CHECKING:
+    from sweeps.cli.options import PlanOptions, StoreOptions
     from sweeps.store.store import SavedSweep, Store
 
 
@@ -54,3 +55,18 @@ def existing(root: Path) -> Store:
     if not (root / "steps").is_dir() and not store.import_names():
         raise StoreError(f"store = {root}: no store there; set --store or MLKV_STORE")
     return store
+
+
+def extension_files(options: StoreOptions | PlanOptions) -> list[Path]:
+    """The extension files that a subcommand works with: those of `--config-dir`, or else the copies of those that the
+    sweep was planned with."""
+    from mlkv.registry import files_of
+    from sweeps.store.store import Store
+
+    if config_dir := getattr(options, "config_dir", None):
+        return files_of(config_dir)
+    store, name = Store(options.store), getattr(options, "name", None)
+    if name not in store.sweep_names():
+        return []
+    planned = store.sweep(name).plan.extensions or {}
+    return [path for digest in planned.values() if (path := store.extension(digest))]

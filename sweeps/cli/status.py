@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
-from sweeps.cli.options import StoreOptions, SweepOptions, argument
+from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
 from sweeps.store.outside import describe_error
@@ -29,7 +29,7 @@ JOB_LINES = 5
 
 
 @dataclass(frozen=True)
-class StatusOptions(StoreOptions):
+class StatusOptions(ExtensionOptions):
     name: str | None = argument("the sweep's name", nargs="?", metavar="NAME")
     verify: bool = argument("read every output and set aside what is corrupt", "--verify", action="store_true")
     watch: bool = argument("look again until nothing runs or waits", "-w", "--watch", action="store_true")

@@ -20,7 +20,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sweeps.planning.config import HASHED, leaves
+from mlkv.registry import FOLDER
+from sweeps.planning.config import is_hashed, leaves
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError, choices
 
@@ -48,7 +49,8 @@ class Composer:
     def __init__(self, config_dir: Path | None = None) -> None:
         self._extra = config_dir
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self.groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
+        folders = [*CONF.iterdir(), *(config_dir.glob("*") if config_dir else ())]
+        self.groups = {path.name for path in folders if path.is_dir() and path.name != FOLDER}
 
     def __call__(self, lines: Sequence[str]) -> Values:
         """The resolved configuration of override lines without sweeps. Raises UserError."""
@@ -89,8 +91,9 @@ class Composer:
             raise UserError(self._missing(error)) from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from None
-        for group in HASHED:
-            _refuse_moving(group, OmegaConf.to_container(composed[group]) if group in composed else None)
+        for group in map(str, composed):
+            if is_hashed(group) and OmegaConf.is_config(node := composed[group]):
+                _refuse_moving(group, OmegaConf.to_container(node))
         return composed
 
     def _scaled(self, lines: tuple[str, ...]) -> list[str]:
@@ -136,7 +139,7 @@ def _container(config: DictConfig) -> Values:
 
 def _refuse_moving(key: str, value: Any) -> None:
     """An identity must not depend on the clock or the environment."""
-    if key.partition(".")[0] not in HASHED:
+    if not is_hashed(key.partition(".")[0]):
         return
     for path, leaf in leaves(value, key):
         if isinstance(leaf, str) and any(mark in leaf for mark in ("${now:", "${oc.env:")):

@@ -33,8 +33,12 @@ Baseline = Literal["untouched", "mha"]
 Kind = Annotated[str, NameOf(KINDS)]
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
 """What several processes can do together."""
-HASHED = ("model", "layout", *BUILT_IN)
-"""Groups that decide what a step is; the others say where and how it runs."""
+_HASHED = ("model", "layout", *BUILT_IN)
+
+
+def is_hashed(group: str) -> bool:
+    """Whether a group of conf/ decides what a step is; the others say where and how it runs."""
+    return group in _HASHED or (group not in _KEYS and group in KINDS)
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ class Config:
     sweep: SweepConfig
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
+    added: dict[str, Any] = field(default_factory=dict)
+    """The recipes of the kinds of steps that extensions add, by kind; `parse` fills it from groups of that name."""
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -238,18 +244,41 @@ class Config:
         return replace(self, cluster=replace(self.cluster, resources={**by_kind, **trained}))
 
 
+_KEYS = frozenset(f.name for f in dataclasses.fields(Config)) - {"added"}
+
+
 @cache
-def _adapter() -> TypeAdapter[Config]:
-    return TypeAdapter(Config)
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
 
 
 def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
-    _check_values(Config, values, "")
+    own = {key: value for key, value in values.items() if key in _KEYS or key not in KINDS}
+    _check_values(Config, own, "")
+    config: Config = _validated(Config, own).with_resources()
+    added = {key: _recipe(key, value) for key, value in values.items() if key not in own and value is not None}
+    return replace(config, added=added) if added else config
+
+
+def _recipe(kind: str, values: Any) -> Any:
+    """The recipe of a step of a kind that an extension adds; None where the kind has none."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{kind} = {values}: must be a mapping; choose a configuration by +{kind}=NAME")
+    schema = KINDS[kind].recipe
+    if schema is None:
+        if values:
+            raise UserError(f"{kind}.{next(iter(values))}: unknown key; step kind {kind} has no recipe")
+        return None
+    _check_values(schema, values, f"{kind}.")
+    return _validated(schema, values, kind)
+
+
+def _validated(schema: Any, values: Mapping[str, Any], *place: str) -> Any:
     try:
-        return _adapter().validate_python(values).with_resources()
+        return _adapter(schema).validate_python(values)
     except ValidationError as error:
-        raise UserError("; ".join(dict.fromkeys(_line(one) for one in error.errors()))) from None
+        raise UserError("; ".join(dict.fromkeys(_line(one, *place) for one in error.errors()))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -257,10 +286,11 @@ def parse(values: Mapping[str, Any]) -> Config:
 def _check_values(schema: Any, values: Any, path: str) -> None:
     """Refuse unknown keys, which are the likeliest slip and deserve the list of valid ones; and true or false for a
     number, which pydantic takes for 1 or 0. Raises UserError."""
-    fields = {f.name for f in dataclasses.fields(schema)}
+    fields = {f.name for f in dataclasses.fields(schema)} - ({"added"} if schema is Config else set())
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{path}{key}: unknown key; {choices(str(key), fields)}")
+            valid = {*fields, *KINDS} if schema is Config else fields
+            raise UserError(f"{path}{key}: unknown key; {choices(str(key), valid)}")
         if _is_number(_hints(schema)[key]):
             _refuse_booleans(value, f"{path}{key}")
         for name, nested, inner in _nested(schema, key, value):
@@ -315,10 +345,9 @@ def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]
 _hints = cache(get_type_hints)
 
 
-def _line(error: ErrorDetails) -> str:
-    where = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("function-", "tuple[", "dict[", "constrained"))
-    )
+def _line(error: ErrorDetails, *place: str) -> str:
+    parts = (*place, *map(str, error["loc"]))
+    where = ".".join(part for part in parts if not part.startswith(("function-", "tuple[", "dict[", "constrained")))
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":
         return f"{where}: {message}" if where else message

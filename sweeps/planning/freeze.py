@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlkv.registry import load_extensions
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import StoreError
 from sweeps.store.schema import as_json
@@ -12,9 +13,13 @@ _OF_STORE = ("name", "number", "created")
 
 
 def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
-    """Write the plan and every step's spec, so that nothing edited later changes what jobs do. Raises StoreError where
-    the store cannot be written."""
+    """Write the plan, every step's spec and the extensions, so that nothing edited later changes what jobs do. Raises
+    StoreError where the store cannot be written, and ExtensionError for a file that no step needs but that tables or
+    figures would stumble over."""
+    extensions = load_extensions()
     try:
+        for extension in extensions:
+            store.copy_extension(extension)
         for id, step in plan.steps.items():
             directory = store.step(id)
             if directory.record() is None or directory.spec() is None:
@@ -22,5 +27,7 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
     except OSError as error:
         raise StoreError(f"sweep {plan.name}: its steps cannot be written to {store.root} ({error.strerror})") from None
     own = {key: value for key, value in as_json(plan.plan_file(arguments)).items() if key not in _OF_STORE}
+    if extensions:
+        own["extensions"] = {extension.path.name: extension.digest for extension in extensions}
     rows = [as_json(variant.row()) for variant in plan.variants]
     return store.save_sweep(plan.name, own, rows, arguments)

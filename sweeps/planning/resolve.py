@@ -176,20 +176,16 @@ def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLay
 def task_pins(task: str) -> Pins:
     """A task with a definition file of ours is pinned by that file, one of an extension by the extension, and any other
     by the lm-eval that defines it. Raises UserError for what is no task."""
-    pins = _definition_pins(task)
-    return TASKS.pins(task) if pins is None else pins
+    return TASKS.pins(task) if task not in own_tasks() and task in TASKS else _file_pins(task)
 
 
 @cache
-def _definition_pins(task: str) -> Pins | None:
-    """None for a task that has no definition file."""
+def _file_pins(task: str) -> Pins:
     try:
         check_task(task)
     except ValueError as error:
         raise UserError(f"evaluate.{error}") from None
     own = own_tasks().get(task)
-    if not own and task in TASKS:
-        return None
     return {LM_EVAL: package_version(LM_EVAL)} | ({"task": sha256(own)} if own else {})
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from mlkv.convert.tables import converted_shape
-from mlkv.evaluate.task_names import BITS_PER_BYTE
 from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
@@ -15,14 +14,15 @@ from sweeps.planning.checks import check_corpus, check_layout, check_tasks
 from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
 from sweeps.planning.grammar import keeps
-from sweeps.planning.resolve import Model, Resolver, few_shot, package_version, task_pins, uses_corpus
+from sweeps.planning.resolve import LM_EVAL, Model, Resolver, few_shot, package_version, task_pins, uses_corpus
 from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
 from sweeps.steps.evaluate import evaluate_step
+from sweeps.steps.kind import Planned
 from sweeps.steps.measure import measure_step
-from sweeps.steps.registry import kind_of
-from sweeps.steps.step import Step
+from sweeps.steps.registry import KINDS, kind_of
+from sweeps.steps.step import Step, canonical
 from sweeps.steps.uptrain import uptrain_step
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow, VariantSteps
@@ -51,6 +51,8 @@ class Variant:
     evaluate: dict[str, Step] = field(default_factory=dict)
     """By task."""
     measure: Step | None = None
+    added: dict[str, Step] = field(default_factory=dict)
+    """By kind, those of extensions."""
 
     @property
     def checkpoint(self) -> Step | None:
@@ -61,6 +63,7 @@ class Variant:
     def steps(self) -> list[Step]:
         """Parents before children."""
         chain = [self.corpus, self.base, self.convert, self.uptrain, *self.evaluate.values(), self.measure]
+        chain += self.added.values()
         return [step for step in chain if step]
 
     @cached_property
@@ -86,8 +89,8 @@ class Variant:
 
     @property
     def few_shot(self) -> dict[str, int | dict[str, int]]:
-        """Examples before each question of a task; bits per byte has no questions."""
-        return {task: step.slice["few_shot"] for task, step in self.evaluate.items() if task != BITS_PER_BYTE}
+        """Examples before each question of a task of lm-eval; what a function scores has no questions."""
+        return {task: step.slice["few_shot"] for task, step in self.evaluate.items() if LM_EVAL in step.pinned}
 
     def work(self, step: Step) -> float:
         """The amount of work in a step: parameters (millions) times what passes through them."""
@@ -96,6 +99,7 @@ class Variant:
     def row(self) -> VariantRow:
         """What the store holds of it, for tables."""
         layout = self.layout
+        added = {kind: step.id for kind, step in self.added.items()} or None
         ids = {role: step.id if (step := getattr(self, role)) else None for role in _ROLES}
         return VariantRow(
             variant=self.label,
@@ -113,7 +117,7 @@ class Variant:
             parameters=self.parameters,
             few_shot=self.few_shot,
             config={key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
-            steps=VariantSteps(**ids, evaluate={task: step.id for task, step in self.evaluate.items()}),
+            steps=VariantSteps(**ids, evaluate={task: step.id for task, step in self.evaluate.items()}, added=added),
         )
 
 
@@ -171,7 +175,12 @@ def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
     label = "untouched" if variant.baseline == "untouched" else name_of(variant.layout)
     if variant.config.convert.start != "none":
         variant = _with_checkpoint(variant, resolver)
-    return replace(variant, evaluate=_evaluate_steps(variant, label), measure=_measure_step(variant))
+    return replace(
+        variant,
+        evaluate=_evaluate_steps(variant, label),
+        measure=_measure_step(variant),
+        added=dict(_added_steps(variant, label)),
+    )
 
 
 def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
@@ -213,3 +222,18 @@ def _measure_step(variant: Variant) -> Step | None:
         return None
     pins = {name: package_version(name) for name in ("torch", "transformers")}
     return measure_step(measure, variant.layout, variant.shape, pins, name_of(variant.layout))
+
+
+def _added_steps(variant: Variant, label: str) -> Iterator[tuple[str, Step]]:
+    """Steps of kinds that extensions add. A step is pinned to the file of its kind."""
+    planned = Planned(variant.layout, variant.shape, variant.corpus, variant.checkpoint, label)
+    for name, recipe in variant.config.added.items():
+        kind = KINDS[name]
+        try:
+            step = kind.plan(recipe, planned) if kind.plan else None
+            if step:
+                step = replace(step, kind=name, pinned={**step.pinned, **KINDS.pins(name)})
+                canonical(step.spec)
+                yield name, step
+        except (TypeError, ValueError) as error:  # of the extension, or as its slice is no JSON
+            raise UserError(f"step kind {name}: {error}") from None

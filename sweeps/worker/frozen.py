@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mlkv.recipes
 from mlkv.context import StepFailed
+from mlkv.registry import ExtensionError
+from sweeps.steps.extensions import load_pinned
 from sweeps.steps.step import described_by
 from sweeps.store.store import Store
 
@@ -15,13 +17,18 @@ CODE = "MLKV_CODE"
 
 
 def check(store: Store, step_id: str) -> None:
-    """Raises StepFailed where this process runs other code than was submitted, or the step's spec was edited."""
+    """Raises StepFailed where this process runs other code than was submitted, or the step's spec was edited, or an
+    extension that the step needs is not in the store as it was planned. Its rows are in the tables then."""
     _check_code(store)
     spec = store.step(step_id).spec()
     if spec is None:
         raise StepFailed(f"{step_id}: its spec.json is gone; plan the sweep again")
     if (described := described_by(spec)) != step_id:
         raise StepFailed(f"{step_id}: spec.json was edited (it now describes {described}); plan the sweep again")
+    try:
+        load_pinned(store, spec["pinned"])
+    except ExtensionError as error:
+        raise StepFailed(str(error)) from error
 
 
 def _check_code(store: Store) -> None:

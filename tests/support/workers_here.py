@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlkv.files import Json
 from sweeps.steps.step import Step
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
@@ -17,6 +18,7 @@ from sweeps.worker import child_main, supervisor
 from sweeps.worker.job_context import SIGNALS
 from sweeps.worker.messages import Answer, Request
 from sweeps.worker.supervisor import Worker
+from tests.support.records import record_of
 
 
 class ChildHere:
@@ -69,27 +71,11 @@ def work(step: StepDir, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
-def finished(store: Store, step: Step, **fields: Any) -> StepDir:
+def finished(store: Store, step: Step, fields: Json) -> StepDir:
     """The step as a worker leaves it, with an empty output and these fields in its record."""
-    directory = store.step(step.id)
-    directory.write_spec(step.spec, step.how)
+    directory = planned(store.root, step)
     claim = directory.claim()
     assert claim
-    record = {
-        "started": "2026-01-01T00:00:00Z",
-        "finished": "2026-01-01T00:00:01Z",
-        **dict.fromkeys(("wall_seconds", "device_seconds"), 1.0),
-        "peak_memory_bytes": 0,
-        "host": "here",
-        "device": "cpu",
-        "versions": {},
-        "code": "0123456789abcdef",
-        "work": 1.0,
-        "inputs": {},
-        "metrics": [],
-        "facts": {},
-        **fields,
-    }
-    assert directory.publish(claim, record)
+    assert directory.publish(claim, record_of(claim, fields))
     claim.release()
     return directory

@@ -77,9 +77,9 @@ def test_a_plan_names_finished_steps_of_other_code_and_none_of_before_it_was_rec
 ) -> None:
     store, graph = Store(tmp_path), planner(tiny).steps
     same, other, before = list(graph.values())[:3]
-    finished(store, same, result_code=store.result_code)
-    finished(store, other, result_code="feedfeedfeedfeed")
-    finished(store, before)
+    finished(store, same, {"result_code": store.result_code})
+    finished(store, other, {"result_code": "feedfeedfeedfeed"})
+    finished(store, before, {})
     assert other_code(graph, store) == [other.id]
 
 

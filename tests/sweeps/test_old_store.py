@@ -150,9 +150,7 @@ def plan_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
     """From a line to its plan, with the libraries that the store was made with."""
     for module in (variants, resolve):
         monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
-    resolve.task_pins.cache_clear()
-    monkeypatch.setattr(resolve, "task_pins", resolve.task_pins.__wrapped__)
-    monkeypatch.setattr(variants, "task_pins", resolve.task_pins)
+    monkeypatch.setattr(resolve, "_file_pins", resolve._file_pins.__wrapped__)
     return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [EXPERIMENT, *line])
 
 

@@ -319,7 +319,7 @@ def golden_lines(folder: Path) -> list[list[str]]:
 
 
 def golden_ids(folder: Path) -> dict[str, str]:
-    resolve.task_pins.cache_clear()
+    resolve._file_pins.cache_clear()
     resolver = FixedFacts(Store(folder / "store"))
     with (
         patch("sweeps.planning.variants.package_version", return_value="1.0"),

@@ -1,0 +1,25 @@
+"""The extension files that a step is pinned to, found in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlkv.registry import PIN, ExtensionError, load
+from sweeps.store.store import Store
+
+AGAIN = "run the sweep's line again, with its --config-dir"
+
+
+def load_pinned(store: Store, pinned: Mapping[str, str]) -> None:
+    """Add the rows that a step with these pins needs. Raises ExtensionError where a file is not in the store, or is not
+    what was planned."""
+    for name, digest in pinned.items():
+        if name.startswith(PIN):
+            path = store.extension(digest)
+            if path is None:
+                row = name.removeprefix(PIN)
+                raise ExtensionError(f"extension with the step's {row} is not in {store.root} ({digest[:16]}); {AGAIN}")
+            try:
+                load(path, digest)
+            except ExtensionError as error:
+                raise ExtensionError(f"{error}; delete that file and {AGAIN}") from None

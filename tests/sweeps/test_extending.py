@@ -1,0 +1,248 @@
+"""The examples of docs/extending.md, taken out of the page and run from a directory of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mlkv.convert.tables import MERGES
+from mlkv.registry import PIN, extensions, files_of
+from sweeps.planning.compose import Composer
+from sweeps.planning.freeze import freeze
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.resolve import Resolver
+from sweeps.steps.registry import KINDS
+from sweeps.store.store import Store
+from sweeps.worker.supervisor import DONE, FAILED, Worker
+from tests.support.shell import ROOT, exit_status
+from tests.support.workers_here import workers_here
+
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"`([a-z_/]+\.(?:py|yaml))`[^\n]*:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def texts(text_files: Path) -> str:
+    return f"corpus.files=[{text_files}/*.txt]"
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The examples, in a directory outside the repository; the store is beside it."""
+    for name, text in FILES.items():
+        (path := tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLKV_STORE", str(tmp_path / "store"))
+    return tmp_path / "mine"
+
+
+@contextmanager
+def planned(mine: Path, *arguments: str) -> Iterator[Plan]:
+    """The plan of a line of `mlkv sweep --config-dir mine`, frozen in the store."""
+    store = Store.open(mine.parent / "store")
+    with extensions(lambda: files_of(mine)):
+        plan = make_plan(Composer(mine), Resolver(store), ["experiment=mine", *arguments])
+        freeze(plan, store, list(arguments))
+        yield plan
+
+
+def run_here(store: Store, steps: list[str]) -> int:
+    """A worker of a job, which knows of no directory of extensions."""
+    with extensions(list), workers_here():
+        return Worker(store).run(steps)
+
+
+def test_the_page_shows_every_kind_of_row() -> None:
+    tables = {name for text in FILES.values() for name in re.findall(r"^([A-Z]+)\[\"", text, re.MULTILINE)}
+    assert tables == {"PATTERNS", "MERGES", "TASKS", "METRICS", "KINDS", "FIGURES"}
+
+
+def test_its_examples_are_planned_run_gathered_and_shown(
+    mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with planned(mine, texts) as plan:
+        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure"}
+        steps = list(plan.steps)
+    shutil.rmtree(mine)  # what was planned is in the store
+    assert run_here(Store(mine.parent / "store"), steps) == DONE
+    capsys.readouterr()
+
+    assert exit_status("table", "mine", "-o", "tables") == 0
+    tables = "".join(path.read_text() for path in Path("tables").glob("*.md"))
+    assert {name for name in ("Top-2", "repeated tokens", "key similarity") if name not in tables} == set()
+    assert exit_status("figure", "mine", "bytes", "-o", "figures") == 0
+    assert Path("figures/bytes.pdf").is_file()
+    assert exit_status("gather", "mine", "-o", "cells.csv") == 0
+    assert "key_similarity" in Path("cells.csv").read_text()
+    assert exit_status("report", "mine") == 0
+    assert exit_status("status", "mine") == 0
+    assert "similarity" in capsys.readouterr().out
+    assert "weighted" not in MERGES, "no row outlives its command"
+
+
+# What uses a file, and what does not
+
+
+@pytest.mark.parametrize(
+    ("file", "anew"),
+    [
+        ("merges.py", {"convert", "uptrain", "evaluate", "similarity"}),
+        ("repeats.py", {"evaluate"}),
+        ("similarity.py", {"similarity"}),
+        ("patterns.py", set()),
+        ("figures.py", set()),
+    ],
+)
+def test_an_edited_file_changes_the_steps_that_use_its_rows(mine: Path, texts: str, file: str, anew: set[str]) -> None:
+    with planned(mine, texts) as plan:
+        before = set(plan.steps)
+    path = mine / "extensions" / file
+    path.write_text(path.read_text() + "\n# edited\n")
+    with planned(mine, texts) as plan:
+        assert {step.kind for id, step in plan.steps.items() if id not in before} == anew
+
+
+def test_the_same_file_name_in_two_directories_is_two_files(mine: Path, texts: str) -> None:
+    other = mine.parent / "other"
+    shutil.copytree(mine, other)
+    path = other / "extensions" / "merges.py"
+    path.write_text(path.read_text().replace("+ means[0]", "+ means[-1]").replace("+ 1)", "+ 1.0)"))
+    with planned(mine, texts) as plan:
+        pass
+    with planned(other, texts) as another:
+        pass
+    shared = {step.label for id, step in plan.steps.items() if step.kind == "convert" and id in another.steps}
+    assert shared == {"MHA-6"}, "which is not merged"
+    store = Store(mine.parent / "store")
+    copies = [path.read_text() for path in (store.root / "code" / "extensions").glob("*/merges.py")]
+    assert sorted(copies) == sorted([FILES["extensions/merges.py"], path.read_text()])
+
+
+# A job without its file
+
+
+def first_of(plan: Plan, kind: str) -> tuple[str, str]:
+    of_kind = [step for step in plan.steps.values() if step.kind == kind]
+    pins = [(step.id, digest) for step in of_kind for name, digest in step.pinned.items() if name.startswith(PIN)]
+    return pins[0]
+
+
+@pytest.mark.parametrize("kind", ["convert", "similarity"])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: path.unlink(), "is not in "),
+        (lambda path: path.write_text("# edited\n" + path.read_text()), "was edited"),
+    ],
+)
+def test_a_job_that_does_not_find_its_file_fails_before_it_computes(
+    mine: Path, texts: str, kind: str, harm: Callable[[Path], object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with planned(mine, texts) as plan:
+        step, digest = first_of(plan, kind)
+    store = Store(mine.parent / "store")
+    path = store.extension(digest)
+    assert path
+    harm(path)
+    monkeypatch.setattr(Worker, "_inputs_are_sound", lambda *_: True)
+    assert run_here(store, [step]) == FAILED
+    state = store.step(step).state()
+    assert (state.name, "\n" in state.reason) == ("FAILED", False)
+    assert reason in state.reason
+    assert "run the sweep's line again" in state.reason
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("broken.py", "x = (", "line 1: '(' was never closed"),
+        ("empty.py", "", "adds no row to any table"),
+        ("taken.py", "from sweeps.steps.registry import KINDS\nKINDS['corpus'] = KINDS['corpus']\n", "exists already"),
+        ("group.py", "from sweeps.steps.registry import KINDS\nKINDS['layout'] = KINDS['corpus']\n", "another name"),
+        ("absent.py", "import no_such_package\n", "ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_cannot_be_used_ends_a_sweep_in_one_line(
+    name: str, text: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = mine / "extensions" / name
+    path.write_text(text)
+    assert exit_status("sweep", "--config-dir", str(mine), "experiment=mine", texts) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"mlkv: extension {path}: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not Store(mine.parent / "store").sweep_names()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "convert.merge=nothing",
+            "convert.merge = nothing: must be 'mean', 'pairwise', 'first', 'random' or 'weighted'",
+        ),
+        ("similarity.centred=maybe", "similarity.centred = maybe: must be a valid boolean"),
+        ("similarity.power=2", "similarity.power: unknown key; valid: centred"),
+        ("similarity=default2", "similarity = default2: did you mean default? valid: default"),
+        ("cluster.resources.similarity.cpu=2", "cluster.resources.similarity.cpu: unknown key; did you mean cpus?"),
+    ],
+)
+def test_what_an_extension_does_not_have_is_refused_like_anything_else(
+    override: str, message: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("plan", "--config-dir", str(mine), "experiment=mine", texts, override) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_its_directory_a_kind_is_an_unknown_key(
+    mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("plan", "+similarity={centred: true}", texts) == 2
+    assert "similarity: unknown key; valid: base, " in capsys.readouterr().err
+
+
+def test_a_new_option_is_yaml_alone_and_runs_no_extension(
+    mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / "extensions" / "loud.py").write_text("raise SystemExit('was run')\n")
+    (mine / "layout").mkdir()
+    (mine / "layout" / "ends.yaml").write_text("pattern: keep_ends\nkv_layers: 4\nkv_heads: 1\n")
+    assert exit_status("plan", "--config-dir", str(mine), "layout=ends", texts, "corpus=text_files") == 0
+    assert "KeepEnds-4" in capsys.readouterr().out
+
+
+def test_a_figure_is_taken_from_the_directory_that_the_line_names(
+    mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with planned(mine, texts):
+        pass
+    path = mine / "extensions" / "figures.py"
+    path.write_text(path.read_text().replace('FIGURES["bytes"]', 'FIGURES["sizes"]'))
+    assert exit_status("figure", "mine", "sizes") == 2
+    assert "bytes" in capsys.readouterr().err
+    assert exit_status("figure", "mine", "sizes", "--config-dir", str(mine)) == 0
+
+
+def test_the_plan_names_the_files_and_plans_without_any_name_none(mine: Path, texts: str) -> None:
+    with planned(mine, texts):
+        pass
+    store = Store(mine.parent / "store")
+    plan = json.loads((store.sweep("mine").path / "plan.json").read_text())
+    assert sorted(plan["extensions"]) == sorted(Path(name).name for name in FILES if name.startswith("extensions/"))
+    with extensions(list):
+        without = make_plan(Composer(), Resolver(store), [texts, "corpus=text_files", "name=plain"])
+        freeze(without, store, [])
+    assert "extensions" not in json.loads((store.sweep("plain").path / "plan.json").read_text())
