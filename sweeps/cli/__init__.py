@@ -17,7 +17,7 @@ from sweeps.store.errors import NOT_DONE, UserError
 from sweeps.store.outside import describe_error
 
 USER_ERROR, INTERRUPTED = 2, 130
-"""Exit statuses beside those of the subcommands: 0, all is well; 1, something is not done."""
+"""Exit statuses. The subcommands have two more: 0, all is done; 1, something is not."""
 COMMANDS: tuple[Command[Any], ...] = (
     Command("sweep", run.sweep, PlanOptions, "plan a sweep, run what is missing, draw its results"),
     Command("plan", run.plan, PlanOptions, "show what a sweep consists of and what is missing; touch nothing"),

@@ -20,13 +20,13 @@ def enable(parser: argparse.ArgumentParser) -> None:
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """A parser's arguments and those of its subcommands."""
-    found = []
+    actions = []
     for action in parser._actions:
-        found.append(action)
+        actions.append(action)
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
-                found.extend(_actions(inner))
-    return found
+                actions.extend(_actions(inner))
+    return actions
 
 
 def complete_override(prefix: str, **_: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""From a command line that Hydra has read to the same line of `mlkv sweep`."""
+"""Runs `mlkv sweep` with the command line that a Hydra program was started with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from sweeps.cli import main
 
 
 def sweep(hydra: Any, overrides: list[str]) -> None:
-    """`hydra` is Hydra's own configuration; its `--config-dir` is handed on."""
-    given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    main(["sweep", *overrides, *(word for path in given for word in ("--config-dir", path))])
+    """`hydra` is Hydra's own configuration; `--config-dir` comes from it."""
+    paths = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    main(["sweep", *overrides, *(word for path in paths for word in ("--config-dir", path))])

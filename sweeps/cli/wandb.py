@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.target import Target, TrackingConfig
 
 SECONDS_PER_RUN = 0.5
-"""What the end of a sweep allows for each run, beside the configured timeout."""
+"""Seconds that the end of a sweep waits for each run, added to the configured timeout."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,14 @@ def sync(options: SyncOptions) -> int:
 
 
 def _online(target: Target, options: SyncOptions) -> Target:
-    given = {key: value for key in ("project", "entity") if (value := getattr(options, key))}
     with one_line():
-        return replace(target, config=replace(target.config, mode="online", **given))
+        config = replace(
+            target.config,
+            mode="online",
+            project=options.project or target.config.project,
+            entity=options.entity or target.config.entity,
+        )
+    return replace(target, config=config)
 
 
 def _sync_files(path: Path, options: SyncOptions) -> Iterable[SyncResult]:
@@ -87,9 +92,9 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
         return
     allowed = target.config.timeout + SECONDS_PER_RUN * count
     counted = Counter(each.outcome for each in sync_sweep(store, target, allowed, done))
-    told = ", ".join(f"{count} {done}" for done, count in counted.items())
-    after = f"; `mlkv sync {saved.name}` sends the rest" if counted["failed"] else ""
-    console.print(f"W&B ({target.config.mode}): {told}{after}", highlight=False)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counted.items())
+    advice = f"; `mlkv sync {saved.name}` uploads the rest" if counted["failed"] else ""
+    console.print(f"W&B ({target.config.mode}): {outcomes}{advice}", highlight=False)
 
 
 def _show(console: Console, results: Iterable[SyncResult], verb: str) -> int:

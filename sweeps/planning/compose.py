@@ -59,7 +59,7 @@ class Composer:
         config = self._copy(groups)
         for override in overrides:
             if self._is_value(override):
-                _refuse_moving(override.key_or_group, override.value())
+                _refuse_changing(override.key_or_group, override.value())
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         return _container(config)
 
@@ -76,10 +76,12 @@ class Composer:
         return plain and override.key_or_group not in self.groups
 
     def _copy(self, groups: tuple[str, ...]) -> DictConfig:
+        # Results are shared and not Hydra's own cache of files: with one CachingConfigRepository for several composes
+        # Hydra 1.3 returns wrong configurations.
         if groups not in self._composed:
             self._composed[groups] = self._compose(groups)
         copied = self._composed[groups].copy()
-        OmegaConf.set_struct(copied, False)
+        OmegaConf.set_struct(copied, False)  # which keys there are is for the schema to say, in its own words
         return copied
 
     def _compose(self, lines: tuple[str, ...]) -> DictConfig:
@@ -93,22 +95,26 @@ class Composer:
             raise UserError(" ".join(str(error).split())) from None
         for group in map(str, composed):
             if is_hashed(group) and OmegaConf.is_config(node := composed[group]):
-                _refuse_moving(group, OmegaConf.to_container(node))
+                _refuse_changing(group, OmegaConf.to_container(node))
         return composed
 
     def _scaled(self, lines: tuple[str, ...]) -> list[str]:
-        """`experiment=NAME scale=small` is `experiment=small/NAME`: a size of its own for every experiment."""
+        """`experiment=NAME scale=small` is `experiment=small/NAME`.
+
+        A small experiment is a file and no factor on the large one's steps: model, corpus, learning rate and schedule
+        change together, and a short run is a whole run with a cosine of its own, not the beginning of a long one.
+        """
         overrides = parse_overrides(lines)
         chosen = {o.key_or_group: str(o.value()) for o in overrides if o.type is OverrideType.CHANGE}
         scale = chosen.get("scale", FULL)
         if scale == FULL or scale not in self.options("scale"):
             return list(lines)
-        name, twins = chosen.get("experiment"), self.options(f"experiment/{scale}")
-        if name not in twins:
-            said = f"experiment {name} has none of that size" if name else "needs an experiment"
-            raise UserError(f"scale = {scale}: {said}; valid: {', '.join(twins)}")
-        kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group != "experiment"]
-        return [f"experiment={scale}/{name}", *kept]
+        name, scaled = chosen.get("experiment"), self.options(f"experiment/{scale}")
+        if name not in scaled:
+            fault = f"experiment {name} has none of that size" if name else "needs an experiment"
+            raise UserError(f"scale = {scale}: {fault}; valid: {', '.join(scaled)}")
+        others = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group != "experiment"]
+        return [f"experiment={scale}/{name}", *others]
 
     def _missing(self, error: MissingConfigException) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
@@ -118,7 +124,7 @@ class Composer:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra is global: set aside whatever runs around us (`python -m sweeps`), and put it back."""
+    """Hydra's state is global: where a Hydra program calls this (the sweeper plugin), its state is restored."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -137,8 +143,8 @@ def _container(config: DictConfig) -> Values:
         raise UserError(" ".join(str(error).split())) from None
 
 
-def _refuse_moving(key: str, value: Any) -> None:
-    """An identity must not depend on the clock or the environment."""
+def _refuse_changing(key: str, value: Any) -> None:
+    """A step's id must not depend on the clock or the environment. Raises UserError."""
     if not is_hashed(key.partition(".")[0]):
         return
     for path, leaf in leaves(value, key):

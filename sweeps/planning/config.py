@@ -1,7 +1,7 @@
 """The typed schema that conf/ fills: one frozen value per composed configuration.
 
-The recipes of single steps live beside the code they configure (mlkv/recipes.py, mlkv/shape.py); here they are put
-together with what only a sweep needs. `parse` is the one way from YAML to a `Config`.
+The recipes of single steps are in mlkv, with the code they configure (mlkv/recipes.py, mlkv/shape.py); here they are
+combined with what only a sweep needs. `parse` is the one way from YAML to a `Config`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class EvaluateConfig:
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name not in own}
         return EvaluateRecipe(task, few_shot, **shared)
 
-    def asked_few_shot(self, task: str) -> int | None:
+    def few_shot_of(self, task: str) -> int | None:
         return self.few_shot.get(task) if isinstance(self.few_shot, dict) else self.few_shot
 
     def __post_init__(self) -> None:
@@ -171,10 +171,10 @@ class ClusterConfig(Profile):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_site = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
-        if self.name == "local" and (given := next(of_site, None)):
-            raise ValueError(f"{given} = {getattr(self, given)}: cluster local has none (valid with cluster=slurm)")
-        wide = (kind for kind, asked in self.resources.items() if asked.nodes > 1)
+        changed = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
+        if self.name == "local" and (name := next(changed, None)):
+            raise ValueError(f"{name} = {getattr(self, name)}: cluster local has none (valid with cluster=slurm)")
+        wide = (kind for kind, resources in self.resources.items() if resources.nodes > 1)
         if self.name == "local" and (kind := next(wide, None)):
             raise ValueError(f"resources.{kind}.nodes = {self.resources[kind].nodes}: cluster local is one machine")
 

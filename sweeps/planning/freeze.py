@@ -1,4 +1,4 @@
-"""Freezes a plan: what is written down here is what jobs do, whatever is edited later."""
+"""Freezes a plan: jobs do what is written to the store here, whatever is edited later."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
             store.copy_extension(extension)
         for id, step in plan.steps.items():
             directory = store.step(id)
+            # A finished step keeps its runtime fields: they say how its result was made.
             if directory.record() is None or directory.spec() is None:
                 directory.write_spec(step.spec, step.how)
     except OSError as error:

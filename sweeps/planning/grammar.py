@@ -20,7 +20,7 @@ Choice = tuple[str, ...]
 
 
 ONE_AT_A_TIME = ("name", "reports", "scale")
-"""Keys of the sweep as a whole."""
+"""Keys of the sweep as a whole: they take one value."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class Line:
 
 def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Every point of the sweep: its override lines in all, and those of them that vary."""
-    arguments = _last_words(arguments)
+    arguments = _without_replaced(arguments)
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
     for axis in typed:
         if axis.key in ONE_AT_A_TIME:
             raise UserError(f"{axis.key}: one at a time; each of {', '.join(axis.lines)} is a sweep of its own")
-    first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]  # what is only swept is set
+    # `sweep` can only be read from a whole configuration. A key that must be set (corpus.files) and is swept has values
+    # in the points alone, so it gets its first one here.
+    first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]
     sweep = parse(composer([line for line in [*fixed, *first] if line])).sweep
     named = {o.key_or_group for o in overrides}
     of_experiment = _grid(composer, sweep)
@@ -51,8 +53,8 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
         yield [*fixed, *varying], varying
 
 
-def _last_words(arguments: Sequence[str]) -> list[str]:
-    """The override lines without values to sweep that a later line for the same key replaces."""
+def _without_replaced(arguments: Sequence[str]) -> list[str]:
+    """The override lines, without those of one value that a later line for the same key replaces."""
     overrides = parse_overrides(arguments)
     last = {(o.key_or_group, o.package): i for i, o in enumerate(overrides)}
     return [
@@ -67,13 +69,13 @@ def swept(composer: Composer, override: Override) -> Line:
     value = override.value()
     if isinstance(value, Glob):
         options = composer.options(override.key_or_group)
-        matching = [name for name in options if _globbed(name, value)]
+        matching = [name for name in options if _matches(name, value)]
         return Line(override.key_or_group, tuple(f"{override.key_or_group}={name}" for name in matching))
     values = override.sweep_string_iterator()
     return Line(override.key_or_group, tuple(f"{override.get_key_element()}={value}" for value in values))
 
 
-def _globbed(name: str, glob: Glob) -> bool:
+def _matches(name: str, glob: Glob) -> bool:
     return any(fnmatch(name, p) for p in glob.include) and not any(fnmatch(name, p) for p in glob.exclude)
 
 
@@ -94,8 +96,12 @@ def _encode(value: Any) -> str:
 
 
 def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
-    """The command line wins over the grid: by the same key, its group, a key that the experiment zips with it, or a
-    layout budget."""
+    """Whether the command line replaces a key of the grid: it names the key, its group, a key that is zipped with it,
+    or a layout budget.
+
+    Half of a zip would be a product with the other half. A group option (layout=mqa) sets all keys of its group anew,
+    so the experiment's values for single ones no longer fit. A budget chooses layers and heads by itself.
+    """
     zipped = [] if "sweep.zip" in named else sweep.zipped
     partners = next((group for group in zipped if key in group), (key,))
     replaced = set(partners) | {key.partition(".")[0]}
@@ -103,7 +109,7 @@ def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
 
 
 def _check_zip(sweep: SweepConfig, swept_keys: set[str]) -> None:
-    """A key that does not advance with the others would silently make a product of them."""
+    """Raises UserError for a key that is not swept, or listed twice: it would silently make a product of the others."""
     keys = [key for group in sweep.zipped for key in group]
     for key in keys:
         if key not in swept_keys:
@@ -121,8 +127,8 @@ def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:
         present = [key for key in group if key in merged]
         lengths = {key: len(merged[key]) for key in present}
         if len(set(lengths.values())) > 1:
-            said = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-            raise UserError(f"sweep.zip: keys that advance together need equally many values ({said})")
+            numbers = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise UserError(f"sweep.zip: keys that advance together need equally many values ({numbers})")
         if present:
             columns = [merged.pop(key) for key in present]
             merged[present[0]] = [tuple(itertools.chain(*row)) for row in zip(*columns, strict=True)]

@@ -12,7 +12,7 @@ from sweeps.store.errors import UserError
 
 
 def model_commit(name: str, revision: str) -> str:
-    """The commit that `revision` is at: asked of the hub, or read from the local cache when the hub is out of reach."""
+    """The commit that `revision` names, by the hub or, when that cannot be reached, by the local cache."""
     return _commit("model", name, revision, "model.path=DIR")
 
 
@@ -31,14 +31,14 @@ def _commit(kind: str, name: str, revision: str, instead: str) -> str:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise UserError(f"{kind} {name} at {revision}: the hub has no such repository or revision") from None
-    except Exception:  # offline mode, and whatever the hub client's transport of the day raises
-        found = _cached_commit(kind, name, revision)
-    if found is None:
+    except Exception:  # offline mode, and errors of the HTTP library that the client uses
+        commit = _cached_commit(kind, name, revision)
+    if commit is None:
         raise UserError(f"{kind} {name} at {revision}: the hub is out of reach and no copy is cached; set {instead}")
-    return found
+    return commit
 
 
 def _is_commit(revision: str) -> bool:
@@ -72,7 +72,7 @@ def tokenizer_files(source: dict[str, str]) -> Path:
     """Where a tokenizer's files lie, fetched if need be."""
     try:
         return local_copy(source, TOKENIZER)
-    except Exception:  # offline mode, and whatever the hub client's transport of the day raises
+    except Exception:  # offline mode, and errors of the HTTP library that the client uses
         name = source["hub"]
         raise UserError(
             f"tokenizer of {name}: the hub is out of reach and no copy is cached, so nothing can be compared with it; "

@@ -39,7 +39,7 @@ class Plan:
         return {step.id: with_work(step, v.work(step)) for v in self.variants for step in v.steps}
 
     def checkpoint_bytes(self, steps: set[str]) -> int:
-        """What the checkpoints among these steps will take, in float32."""
+        """Bytes of the checkpoints among these steps, in float32."""
         parameters: dict[str, int] = {}
         for variant in self.variants:
             if variant.base:
@@ -73,23 +73,24 @@ class Plan:
 
 
 def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) -> Plan:
-    """The plan of a sweep's command line. Raises UserError for everything that could be known to fail."""
-    found: dict[tuple[str, ...], Variant] = {}
+    """The plan of a sweep's command line. Raises UserError for what can be known to fail."""
+    variants: dict[tuple[str, ...], Variant] = {}
     config: Config | None = None
     tokens = Tokens(resolver)
     for lines, varying in points(composer, arguments):
         values = composer(lines)
         config = tokens.settled(parse(values))
         for variant in variants_of_point(resolver, config, values, varying):
-            steps_of = tuple(step.id for step in variant.steps)
-            found[steps_of] = _merged(found.get(steps_of, variant), variant)
-    if config is None or not found:
+            ids = tuple(step.id for step in variant.steps)
+            variants[ids] = _merged(variants.get(ids, variant), variant)
+    if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
     resolver.save()
-    ordered = sorted(found.values(), key=lambda v: v.baseline is None)
+    ordered = sorted(variants.values(), key=lambda variant: variant.baseline is None)
     return Plan(config, list(labelled(ordered)))
 
 
 def _merged(first: Variant, again: Variant) -> Variant:
-    """One variant that two points of the sweep make: only what both say of it says anything about it."""
+    """One variant that two points of the sweep make. Only the override lines that both have stay: a value that can be
+    another and makes the same steps (`convert.merge` where nothing is merged) does not describe it."""
     return replace(first, varying=tuple(line for line in first.varying if line in again.varying))

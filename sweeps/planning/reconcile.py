@@ -55,7 +55,11 @@ def blockers(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:
 
 
 def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) -> list[Step]:
-    """Steps that are not done, parents first. Failed ones and what descends from them wait for `retry`."""
+    """Steps that are not done, parents first; with `retry` also failed ones and what descends from them.
+
+    A step is deterministic: what failed fails again, and the same line is run often. So only a person's `mlkv retry`
+    spends the time on it once more. What was interrupted or lost met a fault of its machine and runs again.
+    """
     if retry:
         return [step for id, step in graph.items() if states[id].name is not StepState.DONE]
     blocked = blockers(graph, states)
@@ -65,7 +69,10 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per unit of work that steps of each kind took in this store (median over records)."""
+    """Seconds per unit of work that steps of each kind took in this store.
+
+    The median over records: a first run that downloads or compiles, and a busy machine, are outliers.
+    """
 
     seconds_per_work: dict[str, float]
 

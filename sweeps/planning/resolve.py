@@ -1,7 +1,7 @@
 """Outside references → pinned facts: hub branch → commit, local files → digest, config.json → shape.
 
-The only part of planning that reads anything but conf/ and the store. What it finds enters step identities; where it
-was found does not. File digests are cached by path, size and time of change.
+No other part of planning reads anything but conf/ and the store. A fact is part of a step's identity; the place that
+it was read from is not. File digests are cached by path, size and time of change.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +46,15 @@ class Model:
     source: dict[str, str] | None
 
 
+@dataclass(frozen=True)
+class FileDigest:
+    """SHA-256 (hex) of a file that had this size, and was changed at this time, when it was read."""
+
+    bytes: int
+    modified_ns: int
+    sha256: str
+
+
 class Resolver:
     """Resolves each distinct reference once."""
 
@@ -54,7 +63,7 @@ class Resolver:
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
-        self._digests: dict[str, list[Any]] = read_cache(store.cache("digests.json"))
+        self._digests = _read_digests(store)
 
     def model(self, config: ModelConfig) -> Model:
         if config not in self._models:
@@ -146,24 +155,31 @@ class Resolver:
     def _file_digest(self, path: Path) -> str:
         facts = path.stat()
         known = self._digests.get(str(path))
-        if known is None or known[:2] != [facts.st_size, facts.st_mtime_ns]:
-            known = [facts.st_size, facts.st_mtime_ns, sha256(path)]
+        if known is None or (known.bytes, known.modified_ns) != (facts.st_size, facts.st_mtime_ns):
+            known = FileDigest(facts.st_size, facts.st_mtime_ns, sha256(path))
             self._digests[str(path)] = known
-        return known[2]
+        return known.sha256
 
     def save(self) -> None:
-        """Keep the digests for the next plan."""
-        write_json(self._store.cache("digests.json"), self._digests)
+        """Write the digests to the store's cache, for the next plan."""
+        rows = {path: astuple(digest) for path, digest in self._digests.items()}
+        write_json(self._store.cache("digests.json"), rows)
+
+
+def _read_digests(store: Store) -> dict[str, FileDigest]:
+    """The cached digests by path; a row of another shape is computed anew."""
+    rows = read_cache(store.cache("digests.json"))
+    return {path: FileDigest(*row) for path, row in rows.items() if isinstance(row, list) and len(row) == 3}
 
 
 def _read_config(path: Path, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: its config.json is no JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise UserError(f"{where}: its config.json is no JSON object")
-    return found
+    return config
 
 
 def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:
@@ -190,16 +206,16 @@ def _file_pins(task: str) -> Pins:
 
 
 def few_shot(config: EvaluateConfig, task: str) -> int | dict[str, int]:
-    """How many examples a task gets: as many as are asked for, else as its own definition says; of a group whose tasks
-    differ in that, task by task. Raises UserError for examples where a task takes none."""
-    asked, own = config.asked_few_shot(task), _own_counts(task)
-    if asked is None:
-        counts = {name: count or 0 for name, count in own.items()}
+    """How many examples a task gets: the configured number, else the one of the task's own definition. For a group of
+    tasks whose definitions differ, a number for each. Raises UserError for examples where a task takes none."""
+    count, own = config.few_shot_of(task), _own_counts(task)
+    if count is None:
+        counts = {name: default or 0 for name, default in own.items()}
         return counts if len(set(counts.values())) > 1 else next(iter(counts.values()), 0)
-    without = [name for name, count in own.items() if count == 0]
-    if asked and without:
-        raise UserError(f"evaluate.few_shot = {asked}: task {without[0]} takes none; set evaluate.few_shot={{TASK: N}}")
-    return asked
+    without = [name for name, default in own.items() if default == 0]
+    if count and without:
+        raise UserError(f"evaluate.few_shot = {count}: task {without[0]} takes none; set evaluate.few_shot={{TASK: N}}")
+    return count
 
 
 @cache

@@ -1,4 +1,8 @@
-"""Which tokenizer cuts a corpus: the one a pretrained base knows, by what it does to text and not by its name."""
+"""Which tokenizer cuts a corpus.
+
+A pretrained base knows the tokens of one tokenizer. Another is compared with it by the ids that it gives to text, and
+not by its name: copies have many names, and files of one name differ.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,15 @@ _DECIDING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 
 class Tokens:
-    """Settles `corpus.tokenizer`; each pair of tokenizers is compared once."""
+    """Decides what `corpus.tokenizer` is where it is unset, and checks it; each pair of tokenizers is compared once."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self._differences: dict[tuple[CorpusRecipe, ModelConfig], str | None] = {}
 
     def settled(self, config: Config) -> Config:
-        """The configuration with the word that an unset corpus.tokenizer stands for. Raises UserError where pretrained
-        weights would be trained on, or scored in, tokens that they do not know."""
+        """The configuration with `corpus.tokenizer` set: to `model` where pretrained weights are converted, else to
+        `train`. Raises UserError where such weights would be trained on, or scored in, tokens that they do not know."""
         converts = config.model.pretrained and config.convert.start == "convert"
         recipe = replace(config.corpus, tokenizer=config.corpus.tokenizer or ("model" if converts else "train"))
         if converts and recipe.tokenizer != "model":
@@ -48,8 +52,8 @@ class Tokens:
             )
 
     def _difference(self, recipe: CorpusRecipe, config: ModelConfig) -> str | None:
-        """Why the corpus's tokenizer is not the model's. A published one is taken at its word where the model has none
-        to compare it with."""
+        """Why the corpus's tokenizer is not the model's; None where it is, or where it is a published one and the model
+        has none to compare it with."""
         model, published = self._resolver.model(config), None
         assert model.source, "a pretrained model is somewhere"
         if recipe.tokenizer == "published":

@@ -121,7 +121,7 @@ def test_a_server_that_is_down_for_the_whole_sweep_and_then_gets_everything(
     line = [*tiny, *small, "evaluate.axis=null", "measure.batch_sizes=[]", "tracking=online", "tracking.timeout=3"]
     server.stop()
     printed = mlkv("sweep", *line)
-    assert "`mlkv sync tiny` sends the rest" in printed
+    assert "`mlkv sync tiny` uploads the rest" in printed
     assert "failed" in mlkv("sync", "tiny", status=1)
     server.start()
     assert mlkv("sync", "tiny").splitlines()[-1] == "6 sent"
