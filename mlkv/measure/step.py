@@ -100,8 +100,8 @@ class Bench:
         kind = PROTOCOLS[self.recipe.protocol]
         if self._model is None:
             dtype = DTYPES[self.recipe.dtype]
-            self._model = MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype)
-            self._model.to(self.device).eval()
+            model = MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype)
+            self._model = model.to(self.device).eval()
             kind(self._model, 1, 1, 1, self.device).go()
         model, peak = self._model, Peak(self.device)
         runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
