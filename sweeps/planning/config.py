@@ -76,16 +76,12 @@ class LayoutConfig:
 
     def layouts(self, layers: int, heads: int) -> list[KVLayout]:
         """The layouts this rule makes on `layers` layers of `heads` query heads. Raises ValueError naming the field."""
-        if self.pattern == EXPLICIT:
-            return [self._explicit(heads)]
-        if self.budget is not None:
+        if self.pattern != EXPLICIT and self.budget is not None:
             return [layout for layout in of_budget(self.pattern, self.budget, layers, heads) if self._admits(layout)]
-        pattern = PATTERNS[self.pattern]
-        if self.factor and pattern.by_factor:
-            sources = pattern.by_factor(layers, self.factor)
-        else:
-            sources = pattern.rule(layers, self.kv_layers or layers)
-        return [KVLayout(sources, self._heads_of_owners(sources, heads), heads)]
+        sources = self._sources(layers)
+        owners = sum(source == i for i, source in enumerate(sources))
+        kv_heads = self.kv_heads if isinstance(self.kv_heads, tuple) else (self.kv_heads or heads,) * owners
+        return [KVLayout(sources, kv_heads, heads)]
 
     def __post_init__(self) -> None:
         if self.pattern == EXPLICIT and not self.kv_source_layers:
@@ -94,13 +90,13 @@ class LayoutConfig:
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
 
-    def _explicit(self, heads: int) -> KVLayout:
-        sources = cast(tuple[int, ...], self.kv_source_layers)
-        return KVLayout(sources, self._heads_of_owners(sources, heads), heads)
-
-    def _heads_of_owners(self, sources: tuple[int, ...], heads: int) -> tuple[int, ...]:
-        owners = sum(source == i for i, source in enumerate(sources))
-        return self.kv_heads if isinstance(self.kv_heads, tuple) else (self.kv_heads or heads,) * owners
+    def _sources(self, layers: int) -> tuple[int, ...]:
+        if self.pattern == EXPLICIT:
+            return self.kv_source_layers or ()
+        pattern = PATTERNS[self.pattern]
+        if self.factor and pattern.by_factor:
+            return pattern.by_factor(layers, self.factor)
+        return pattern.rule(layers, self.kv_layers or layers)
 
     def _admits(self, layout: KVLayout) -> bool:
         return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in (None, layout.kv_heads[0])
@@ -291,8 +287,9 @@ def _check_values(schema: Any, values: Any, path: str) -> None:
         if key not in fields:
             valid = {*fields, *KINDS} if schema is Config else fields
             raise UserError(f"{path}{key}: unknown key; {choices(str(key), valid)}")
-        if _is_number(_hints(schema)[key]):
-            _refuse_booleans(value, f"{path}{key}")
+        for place, leaf in leaves(value, f"{path}{key}") if _is_number(_hints(schema)[key]) else ():
+            if isinstance(leaf, bool):
+                raise UserError(f"{place} = {str(leaf).lower()}: must be a number")
         for name, nested, inner in _nested(schema, key, value):
             _check_values(nested, inner, f"{path}{name}.")
 
@@ -310,12 +307,6 @@ def _leaf_types(hint: Any) -> Iterator[Any]:
         return
     for each in inner:
         yield from _leaf_types(each)
-
-
-def _refuse_booleans(value: Any, path: str) -> None:
-    for place, leaf in leaves(value, path):
-        if isinstance(leaf, bool):
-            raise UserError(f"{place} = {str(leaf).lower()}: must be a number")
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
