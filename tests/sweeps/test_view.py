@@ -61,6 +61,9 @@ def test_every_row_that_a_kind_logs_can_be_shown(kind: str, tmp_path: Path) -> N
             assert "left" in expected_left([running], states, COSTS, 1)
             console = Console(width=200, record=True, file=StringIO())
             console.print(status_table({running.id: running}, states))
+            live = Progress(console, {running.id: running}, Store(tmp_path), slots=1)
+            live._states = states
+            console.print(live._render())
             assert "None" not in console.export_text()
             assert (f"{shown.step}/{shown.steps}" in Position.of(states[running.id]).text()) == bool(shown.steps)
 
