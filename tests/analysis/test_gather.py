@@ -57,7 +57,7 @@ def test_values_are_those_of_the_records(finished: Any) -> None:
     assert cells(table, kind="evaluate")["value"].notna().all()
 
 
-def test_setting_one_record_aside_empties_exactly_its_cells(tmp_path: Path, filler: Any) -> None:
+def test_setting_one_record_aside_empties_exactly_its_cells(filler: Any) -> None:
     filler.everything()
     before = gather(filler.store, filler.name)
     for victim in ("MQA-6", "MLKV-2"):
@@ -71,7 +71,7 @@ def test_setting_one_record_aside_empties_exactly_its_cells(tmp_path: Path, fill
         before = after
 
 
-def test_every_score_says_how_many_examples_it_had(tmp_path: Path, filler: Any) -> None:
+def test_every_score_says_how_many_examples_it_had(filler: Any) -> None:
     [bits, task, *_] = filler.variants[0]["steps"]["evaluate"]
     for variant in filler.variants:
         variant["few_shot"] = {task: 5}
@@ -160,7 +160,7 @@ def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
     assert row["quality_vs_mha"] == pytest.approx(2.404 - 2.206)
 
 
-def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: Path) -> None:
+def test_two_learning_rates_are_each_compared_with_their_own_baseline() -> None:
     from analysis.data.gather import _own_baseline
 
     def variant(name: str, lr: str, base: str = "base-1") -> VariantRow:
@@ -173,14 +173,14 @@ def test_two_learning_rates_are_each_compared_with_their_own_baseline(tmp_path: 
     assert _own_baseline(variant("MLKV-6", "1e-4"), [variant("MHA slow", "1e-4", "base-2")]) is None
 
 
-def test_a_score_that_no_step_evaluates_is_named_as_unplanned(tmp_path: Path, filler: Any) -> None:
+def test_a_score_that_no_step_evaluates_is_named_as_unplanned(filler: Any) -> None:
     plan = {**filler.plan, "accuracy": [*filler.plan["accuracy"], ["piqa", "acc"]]}
     filler.store.save_sweep("wider", plan, filler.variants, [])
     pivot = results(gather(filler.store, "wider")).frame.set_index("variant")
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
 
 
-def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(tmp_path: Path, filler: Any) -> None:
+def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(filler: Any) -> None:
     filler.everything()
     plan = {**filler.plan, "accuracy": [["cloze", "acc_norm"], ["two_way", "acc"]]}
     filler.store.save_sweep("other", plan, filler.variants, [])

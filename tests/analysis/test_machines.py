@@ -92,7 +92,7 @@ def test_one_speed_without_an_error_is_enough_to_claim_nothing(scored: Any) -> N
     assert {point.chance for point in throughput(scored).points} == {None}
 
 
-def test_the_spread_of_repeats_decides_what_is_on_the_front(scored: Any, few: Any, tmp_path: Path) -> None:
+def test_the_spread_of_repeats_decides_what_is_on_the_front(scored: Any, tmp_path: Path) -> None:
     for label, speed in SPEEDS.items():
         timed(scored, label, speed, 0.1, ONE)
     sharp = {point.variant: point.chance for point in throughput(scored).points}

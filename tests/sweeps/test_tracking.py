@@ -111,7 +111,7 @@ def test_the_helper_ends_with_its_worker(stage: Stage, server: WandbServer) -> N
     assert process.returncode == 0
 
 
-def test_off_starts_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_starts_nothing(stage: Stage) -> None:
     stage.config = TrackingConfig(mode="off")
     mirror = stage.mirror()
     stage.begin(mirror, stage.id("base")).end()
