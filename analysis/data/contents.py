@@ -12,7 +12,7 @@ from analysis.data.frame import Row
 from analysis.data.identity import Variant, ends_with, labels, short_names, variants
 from analysis.data.layout_lines import LAYOUTS, Layout
 from analysis.data.lm_eval_files import plain_path
-from analysis.data.runs import Run, Score
+from analysis.data.runs import Run
 
 Pair = tuple[str, str]
 """(task, metric)."""
@@ -85,15 +85,11 @@ def contents_of(runs: Sequence[Run], measured: Sequence[Measured], layouts: Sequ
     for content in contents:
         for run in content.variant.runs:
             for score in run.scores:
-                content.add(_cell(score), run.file)
+                content.add({"kind": "evaluate", **dataclasses.asdict(score)}, run.file)
     for model, file, cell in measured:
         of_model[model][0].add({"stderr": None, **cell}, file)
     order = {id(layout): i for i, layout in enumerate(layouts)}
     return sorted(contents, key=lambda content: order.get(id(content.layout), len(order)))
-
-
-def _cell(score: Score) -> Row:
-    return {"kind": "evaluate", **dataclasses.asdict(score)}
 
 
 def _name(contents: Sequence[Content], layouts: Sequence[Layout]) -> None:

@@ -20,24 +20,24 @@ _WORDS = ("NaN", "Infinity", "-Infinity")
 def of_store(store: Store, sweep: SavedSweep) -> pd.DataFrame:
     """A row per step, position on the step's own axis, and number logged there. What is not finite is NA."""
     steps = [store.step(id) for id in sorted(sweep.plan.steps)]
-    return _table(
+    cells = (
         cell
         for step in steps
-        for at, row in step.history(axis_of(step.kind))
-        for cell in _cells(step.id, step.kind, at, row)
+        for position, row in step.history(axis_of(step.kind))
+        for cell in _cells(step.id, step.kind, position, row)
     )
+    return frame.make(cells, COLUMNS)
 
 
 def of_runs(runs: Iterable[LoggedRun]) -> pd.DataFrame:
     """The same from W&B; a variant's run repeats its steps' rows and is left out."""
-    steps = sorted((run for run in runs if run.job_type != "variant"), key=lambda run: run.id)
-    return _table(cell for run in steps for cell in _of_run(run))
-
-
-def _of_run(run: LoggedRun) -> Iterator[Row]:
-    axis = next(iter(run.axes.values()), "_step")
-    for row in run.rows:
-        yield from _cells(run.id, run.job_type, int(row[axis] if axis in row else row.get("_step", 0)), row)
+    cells: list[Row] = []
+    for run in sorted((run for run in runs if run.job_type != "variant"), key=lambda run: run.id):
+        axis = next(iter(run.axes.values()), "_step")
+        for row in run.rows:
+            position = int(row[axis] if axis in row else row.get("_step", 0))
+            cells += _cells(run.id, run.job_type, position, row)
+    return frame.make(cells, COLUMNS)
 
 
 def _cells(step: str, kind: str, position: int, row: Mapping[str, object]) -> Iterator[Row]:
@@ -49,7 +49,3 @@ def _cells(step: str, kind: str, position: int, row: Mapping[str, object]) -> It
 
 def _is_number(value: object) -> bool:
     return (isinstance(value, int | float) and not isinstance(value, bool)) or value in _WORDS
-
-
-def _table(cells: Iterable[Row]) -> pd.DataFrame:
-    return frame.make(cells, COLUMNS)

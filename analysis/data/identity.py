@@ -41,7 +41,8 @@ def _split(runs: list[Run]) -> Iterator[Variant]:
     """Runs that disagree, by their values. A value that a run lacks disagrees with none."""
     details = dict.fromkeys(name for run in runs for name in run.details)
     differing = [name for name in details if len({run.details[name] for run in runs if name in run.details}) > 1]
-    disputed = {name: tasks for name in _names(runs) if (tasks := _disputed(runs, name))}
+    settings = dict.fromkeys(name for run in runs for name in run.settings)
+    disputed = {name: tasks for name in settings if (tasks := _disputed(runs, name))}
     groups: dict[tuple[str | None, ...], list[Run]] = defaultdict(list)
     for run in runs:
         known = [run.details.get(name) for name in differing]
@@ -50,10 +51,6 @@ def _split(runs: list[Run]) -> Iterator[Variant]:
         named = zip([*differing, *disputed], values, strict=True)
         facts = members[0].identity | {name: value for name, value in named if value is not None}
         yield Variant(members[0].model, facts, members)
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.settings))
 
 
 def _disputed(runs: Sequence[Run], setting: str) -> set[str]:

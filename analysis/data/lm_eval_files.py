@@ -51,7 +51,8 @@ def _run_of(file: ResultFile, name: str) -> Run:
     run = Run(name, model or stem, _identity(file, arguments), date=number(file.other.get("date")) or 0.0)
     if not model:
         run.identity["file"] = name
-    run.details = _details(file)
+    of_model = {name: value for name, value in _further(file).items() if _OF_MODEL.fullmatch(name)}
+    run.details = {name: text(value) for name, value in of_model.items() if value not in (None, "")}
     run.settings = _settings(file, {score.task for score in scores})
     run.falling = _falling(file)
     children = children_of(file)
@@ -104,11 +105,6 @@ def _identity(file: ResultFile, arguments: dict[str, str]) -> dict[str, str]:
 
 def _digest(value: object) -> str | None:
     return hashlib.sha256(text(value).encode("utf-8", "replace")).hexdigest() if value else None
-
-
-def _details(file: ResultFile) -> dict[str, str]:
-    of_model = {name: value for name, value in _further(file).items() if _OF_MODEL.fullmatch(name)}
-    return {name: text(value) for name, value in of_model.items() if value not in (None, "")}
 
 
 def _further(file: ResultFile) -> Object:

@@ -76,14 +76,13 @@ def draws(estimates: Sequence[Estimate], *keys: Sequence[object], repetitions: i
     for column, (estimate, row) in enumerate(zip(estimates, zip(contents, *keys, strict=True), strict=True)):
         own = math.sqrt(max(0.0, (estimate.error or 0.0) ** 2 - estimate.overlap))
         if own > 0:
-            values_RV[:, column] += own * _noise(estimate.freedom, repetitions, *row, repeated[row])
+            random = seed_of("noise", *row, repeated[row])
+            is_normal = math.isinf(estimate.freedom)
+            values_RV[:, column] += own * (
+                random.standard_normal(repetitions) if is_normal else random.standard_t(estimate.freedom, repetitions)
+            )
             repeated[row] += 1
     return values_RV
-
-
-def _noise(freedom: float, repetitions: int, *words: object) -> Floats:
-    random = seed_of("noise", *words)
-    return random.standard_normal(repetitions) if math.isinf(freedom) else random.standard_t(freedom, repetitions)
 
 
 def interval(draws: Floats) -> tuple[Floats, Floats]:

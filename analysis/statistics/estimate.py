@@ -157,7 +157,9 @@ def difference(a: Estimate, b: Estimate) -> Difference:
         return Difference(value, None, math.inf)
     terms = [((one.error or 0.0) ** 2, one.freedom) for one in (a, b)]
     # Paired by document: the influences are subtracted first, so that what both scores share cancels.
-    sampled = [(_variance(paired), len(paired) - 1.0) for paired in _paired(a, b)]
+    names = sorted({*a.influence, *b.influence})
+    pairs = [np.asarray(a.influence.get(name, 0.0) - b.influence.get(name, 0.0)) for name in names]
+    sampled = [(_variance(pair), len(pair) - 1.0) for pair in pairs]
     total = math.fsum(variance for variance, _ in sampled)
     # The spread of seeds contains part of the samples' variance (overlap); only the rest is added. Without seeds: all.
     share = max(0.0, total - a.overlap - b.overlap) / total if total > 0 else 0.0
@@ -165,12 +167,6 @@ def difference(a: Estimate, b: Estimate) -> Difference:
     error, freedom = _combined(terms)
     # Welch's formula adds the degrees of freedom of two independent spreads; a borrowed one is no second observation.
     return Difference(value, error, min(freedom, a.freedom, b.freedom) if a.borrowed or b.borrowed else freedom)
-
-
-def _paired(a: Estimate, b: Estimate) -> list[Floats]:
-    """How far each sample moves the difference, for each set of samples."""
-    names = sorted({*a.influence, *b.influence})
-    return [np.asarray(a.influence.get(name, 0.0) - b.influence.get(name, 0.0)) for name in names]
 
 
 def _combined(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:

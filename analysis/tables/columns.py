@@ -41,10 +41,12 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
 
 
 def shape_columns(rows: Sequence[Row]) -> list[Column]:
+    texts = [row["kv_heads"] or "" for row in rows]
+    heads = [Cell(text, int(text) if text.isdigit() else None) for text in texts]
     return [
         Column("variant", "name", [Cell(variant_text(row)) for row in rows]),
         Column("KV layers", "shape", [count(row["kv_layers"]) for row in rows]),
-        Column("KV heads/layer", "shape", [_heads(row["kv_heads"]) for row in rows]),
+        Column("KV heads/layer", "shape", heads),
         Column("KV bytes/token", "cost", [count(row["kv_bytes_per_token"]) for row in rows]),
     ]
 
@@ -202,7 +204,3 @@ def variant_text(row: Row) -> str:
 
 def count(number: float | None) -> Cell:
     return Cell("") if number is None else Cell(f"{number:,.0f}", number)
-
-
-def _heads(text: str | None) -> Cell:
-    return Cell(text or "", int(text) if text and text.isdigit() else None)

@@ -67,7 +67,11 @@ def memory_table(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Ta
     ]
     if any(_failed(grid) for _, _, grid in entries):
         columns.append(column("no memory at", "difference", lambda grid: min(_failed(grid), default=None)))
-    measurable = [column for column in columns if column.role in ("name", "cost", "shape") or _has_number(column)]
+    measurable = [
+        column
+        for column in columns
+        if column.role in ("name", "cost", "shape") or any(cell.number is not None for cell in column.cells)
+    ]
     notes = _notes(entries) + ([_APART, *machine.key(marks)] if marks else [])
     return table_of(own_rows, measurable if any(measured.values()) else columns, notes)
 
@@ -78,10 +82,6 @@ _APART = "machine: where it was measured; speeds and memory of different machine
 def _mark(entry: Entry, marks: Mapping[str | None, str]) -> Cell:
     row, (_, name), grid = entry
     return Cell(marks[name] if grid and not row[IS_PUBLISHED] else "")
-
-
-def _has_number(column: Column) -> bool:
-    return any(cell.number is not None for cell in column.cells)
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
