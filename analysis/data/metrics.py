@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlkv.registry import Registry
+
+if TYPE_CHECKING:
+    from analysis.data.frame import Row
+
+COMPUTED = "computed"
+"""The kind of a cell that is computed from others."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`scale` turns a stored value into the printed one (accuracies are stored as shares and printed in percent)."""
+    """`scale` turns a stored value into the printed one (accuracies are stored as shares and printed in percent).
+
+    A metric that no step records has `compute`: a function from the cells of one variant (rows of the long table with a
+    value; columns in analysis/data/frame.py) to the value and its standard error, which may be None; or None where a
+    cell is missing.
+    """
 
     label: str
     higher_is_better: bool
     scale: float = 1.0
     digits: int = 3
+    compute: Callable[[Sequence[Row]], tuple[float, float | None] | None] | None = None
 
     def text(self, value: float, stderr: float | None = None) -> str:
         """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
@@ -105,7 +119,7 @@ def score_label(task: str, name: str) -> str:
     label = METRICS[plain].label if plain in METRICS else plain.replace("_", " ")
     if filtered:
         label = f"{label} ({filtered})"
-    if task == "bits_per_byte":
+    if task in ("bits_per_byte", COMPUTED):
         return label
     known = task_label(task)
     return known if name == "acc" or label == known else f"{known} {label}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.data import frame, replicates
+from analysis.data.computed import with_computed
 from analysis.data.frame import Row
 from analysis.data.samples import Samples
 from analysis.statistics.columns import BASELINES, COMPARED, N_SHOT, columns, dtype
@@ -67,6 +68,7 @@ class Results:
 def results(table: pd.DataFrame, samples: Samples | None = None) -> Results:
     """The results of a long table, a row per variant; compared by `samples` where there are any, else by standard
     errors. Raises ValueError for a variant of two sweeps, and for two values of one cell."""
+    table = with_computed(table)
     rows, scores = variant_rows(table)
     for row in rows:
         row |= {"seeds": row["quality_seeds"], "seeds_planned": 1}
@@ -75,6 +77,7 @@ def results(table: pd.DataFrame, samples: Samples | None = None) -> Results:
 
 def by_layout(table: pd.DataFrame, samples: Samples | None = None) -> Results:
     """The same with one row for all seeds of a layout: their mean and its standard error; `seeds` is their number."""
+    table = with_computed(table)
     rows, scores = variant_rows(table)
     merged, members = replicates.merge(rows, [*COMPARED, *scores])
     return _of_rows(merged, members, table, scores, samples)

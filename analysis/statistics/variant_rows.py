@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.means import mean
+from analysis.data.metrics import COMPUTED
 from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT
 from analysis.statistics.estimates import Scored
@@ -70,7 +71,8 @@ def _planned(table: pd.DataFrame) -> _Planned:
 def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
     """Every score that there is, by variant and column."""
     wanted = table.loc[
-        table["kind"].isin(scored_kinds()) & table["value"].notna() & table["metric"].notna(), list(_SCORED)
+        table["kind"].isin([*scored_kinds(), COMPUTED]) & table["value"].notna() & table["metric"].notna(),
+        list(_SCORED),
     ]
     found: dict[tuple[str, str], Scored] = {}
     for row in frame.records(wanted):
@@ -83,7 +85,7 @@ def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
     """Column name → (kind, task, metric), evaluations first."""
     scored = table["metric"].notna() & ((table["metric"] != ACCURACY) | table["task"].notna())
-    kinds = scored_kinds()
+    kinds = [*scored_kinds(), COMPUTED]
     rows = table[scored & table["kind"].isin(kinds)]
     keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
     found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]

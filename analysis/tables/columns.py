@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
 from analysis.statistics.columns import BASELINES, COMPARED
+from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.estimate import ALPHA
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn
@@ -77,6 +78,15 @@ def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
             cells = [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]
             columns.append(Column(f"Δ {baseline}", "difference", cells))
     return columns
+
+
+def compare_rows(rows: Sequence[Row], scores: Sequence[ScoreColumn], results: Results) -> None:
+    """Add intervals and ties of these scores to our rows. The frame has them for the main axis and the accuracy."""
+    own_rows = [row for row in rows if not row[IS_PUBLISHED]]
+    for score in scores:
+        if score.column in results.frame and f"{score.column}_tied" not in results.frame:
+            add_intervals(own_rows, score.column, results.estimates)
+            add_ties(own_rows, score.column, results.estimates)
 
 
 def _value_cells(rows: Sequence[Row], name: str, metric: Metric) -> list[Cell]:

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
-from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.statistics.sources import Source
-from analysis.tables.columns import count, notes_on_bold, notes_on_seeds, score_columns, shape_columns, table_of
+from analysis.tables.columns import (
+    compare_rows,
+    count,
+    notes_on_bold,
+    notes_on_seeds,
+    score_columns,
+    shape_columns,
+    table_of,
+)
 from analysis.tables.kinds import TABLES
 from analysis.tables.memory_table import memory_table
 from analysis.tables.merge_published import IS_PUBLISHED, ROW, merge_published
@@ -67,11 +74,7 @@ def losses(source: Source, published: Source | None) -> Table | None:
     if not scores:
         return None
     own = [score for score in scores.values() if score.column in source.results.frame]
-    own_rows = [row for row in rows if not row[IS_PUBLISHED]]
-    for score in own:
-        if f"{score.column}_tied" not in source.results.frame:
-            add_intervals(own_rows, score.column, source.results.estimates)
-            add_ties(own_rows, score.column, source.results.estimates)
+    compare_rows(rows, own, source.results)
     columns = [column for score in scores.values() for column in score_columns(rows, score)]
     notes = [*notes_on_bold(source.results, columns, own), *notes_on_seeds(source.results)]
     return table_of(rows, [*shape_columns(rows), *columns], notes)

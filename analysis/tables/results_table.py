@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analysis.data.metrics import COMPUTED
 from analysis.statistics.results import Results
-from analysis.statistics.scores import named_scores, shown_scores
+from analysis.statistics.scores import named_scores, other_scores, shown_scores
 from analysis.tables import rendering
-from analysis.tables.columns import front_column, measured_columns, notes_on, score_columns, shape_columns, table_of
+from analysis.tables.columns import (
+    compare_rows,
+    front_column,
+    measured_columns,
+    notes_on,
+    score_columns,
+    shape_columns,
+    table_of,
+)
 from analysis.tables.merge_published import merge_published
 from analysis.tables.table import Table
 
@@ -19,7 +28,9 @@ def results_table(results: Results, published: Results | None = None) -> Table:
     """The results table of a sweep; with published rows merged in, also of the scores that only they have."""
     rows = merge_published(results, published)
     columns = [*shape_columns(rows), *measured_columns(rows)]
-    shown = shown_scores(results)
+    computed = [score for score in other_scores(results) if score.column.startswith(f"{COMPUTED}.")]
+    compare_rows(rows, computed, results)
+    shown = [*shown_scores(results), *computed]
     for score in shown:
         columns += score_columns(rows, score)
     known = {score.label for score in shown}

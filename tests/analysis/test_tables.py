@@ -338,3 +338,39 @@ def test_an_extension_adds_a_table(source: Source, tmp_path: Path) -> None:
         assert column(make_tables(source, ["owners"])["owners"], "owners")[0] == "6"
     with pytest.raises(ValueError, match="table = owners: must be one of"):
         make_tables(source, ["owners"])
+
+
+METRIC = """
+from analysis.data.metrics import METRICS, Metric
+
+def bits_per_owner(cells):
+    bits = {cell["metric"]: cell for cell in cells}.get("bits_per_byte")
+    return bits and (bits["value"] / bits["kv_layers"], bits["stderr"] / bits["kv_layers"])
+
+METRICS["bits_per_owner"] = Metric("bits per KV layer", higher_is_better=False, compute=bits_per_owner)
+"""
+
+
+def test_an_extension_computes_a_metric_of_each_variants_results(filler: Any, tmp_path: Path) -> None:
+    filler.shared()
+    for label in ("MHA-36", "GQA-12", "MQA-6"):
+        filler.train(label)
+        filler.evaluate(label, "bits_per_byte")
+    (tmp_path / "metric.py").write_text(METRIC)
+    with extensions(lambda: [tmp_path / "metric.py"]):
+        source = load(filler.store, filler.name)
+        made = make_tables(source, ["benchmarks"])["benchmarks"]
+        values = dict(zip(column(made, "variant"), column(made, "bits per KV layer ↓"), strict=True))
+        assert values["MQA-6"] == "0.383 ± 0.001"
+        assert values["MLKV-6"] == "cannot be computed from its results"
+        assert [row[0].text for row in made.rows if row[made.headers.index("bits per KV layer ↓")].best] == ["GQA-12"]
+        assert "computed.bits_per_owner" in source.results.select(["MQA-6"]).frame
+    assert "computed.bits_per_owner" not in load(filler.store, filler.name).results.frame
+
+
+def test_a_metric_that_fails_is_named_in_one_line(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "metric.py").write_text(METRIC.replace('bits["value"]', 'bits["valeu"]'))
+    with extensions(lambda: [tmp_path / "metric.py"]):
+        fault = r"^metric = bits_per_owner: variant untouched: KeyError: 'valeu'$"
+        with pytest.raises(ValueError, match=fault):
+            make_tables(Source("x", source.table), ["benchmarks"])

@@ -76,7 +76,9 @@ def test_its_examples_are_planned_run_gathered_and_shown(
 
     assert exit_status("table", "mine", "-o", "tables") == 0
     tables = "".join(path.read_text() for path in Path("tables").glob("*.md"))
-    assert {name for name in ("Top-2", "repeated tokens", "key similarity") if name not in tables} == set()
+    assert {
+        name for name in ("Top-2", "repeated tokens", "bits per KV layer", "key similarity") if name not in tables
+    } == set()
     assert exit_status("figure", "mine", "bytes", "-o", "figures") == 0
     assert Path("figures/bytes.pdf").is_file()
     assert exit_status("gather", "mine", "-o", "cells.csv") == 0
