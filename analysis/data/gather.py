@@ -14,7 +14,7 @@ from analysis.data.machine import machine_of
 from analysis.data.means import mean
 from analysis.data.states import UNPLANNED
 from mlkv.context import MetricRow
-from sweeps.steps.registry import axis_of
+from sweeps.steps.registry import axis_of, kind_of, outdated_note
 from sweeps.store.axis import Rows
 from sweeps.store.schema import PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
@@ -156,6 +156,15 @@ class Steps(PlannedSteps):
 
     def _read_state(self, step_id: str) -> State:
         return self._store.step(step_id).state()
+
+    def outdated(self) -> str | None:
+        """One line on steps that were planned under an earlier schema version of their kind; None where there are
+        none."""
+        kinds = {step.kind for step in self._planned.values()}
+        if all(kind_of(kind).schema == 1 for kind in kinds):
+            return None  # and no specification need be read
+        specs = {id: spec for id in self._planned if (spec := self._store.step(id).spec())}
+        return outdated_note(specs)
 
     def history(self, step_id: str) -> Rows:
         """What the step has logged so far, along its axis."""

@@ -39,6 +39,12 @@ class Source:
         chosen = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
         return chosen[-1] if chosen else self.name
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any table of these results should know, a line each."""
+        note = self.steps.outdated() if self.steps else None
+        return [note] if note else []
+
     @cached_property
     def results(self) -> Results:
         """A row per layout, seeds in one (statistics.results.by_layout), compared by samples where there are any."""

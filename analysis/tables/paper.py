@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
@@ -36,7 +37,8 @@ def make_tables(source: Source, kinds: Sequence[str], published: Source | None =
     for kind in kinds:
         if made[kind] is None:
             raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
-    return {kind: table for kind, table in made.items() if table is not None}
+    notes = source.notes
+    return {kind: replace(table, notes=[*table.notes, *notes]) for kind, table in made.items() if table is not None}
 
 
 def configuration(source: Source, published: Source | None) -> Table | None:

@@ -93,7 +93,10 @@ def _cells(options: GatherOptions, settings: Settings) -> pd.DataFrame:
     if settings.source == "store":
         if options.curves:
             _write_curves(options, None)
-        return load_source(options.name, options.store).table
+        source = load_source(options.name, options.store)
+        for note in source.notes:
+            print(note, file=sys.stderr)
+        return source.table
     if settings.mapping:
         from analysis.data.foreign import foreign_table
 

@@ -190,9 +190,12 @@ def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
 
 def _show_plan(console: Console, planned: Plan, store: Store) -> None:
     from sweeps.cli.view import plan_tables
-    from sweeps.planning.reconcile import Costs, other_code, read_states
+    from sweeps.planning.reconcile import Costs, other_code, read_states, replaced
 
     console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
+    if stale := replaced(planned.steps, store):
+        reasons = "; ".join(dict.fromkeys(stale.values()))
+        console.print(f"{len(stale)} finished steps are stale and are made anew ({reasons})", highlight=False)
     if foreign := other_code(planned.steps, store):
         note = f"{len(foreign)} finished steps were made by code that may give other results than the code here"
         console.print(note, style="dim", highlight=False)

@@ -49,6 +49,7 @@ class LogsOptions(StoreOptions):
 def status(options: StatusOptions) -> int:
     from sweeps.cli.view import counts, status_table, summary
     from sweeps.planning.reconcile import saved_graph
+    from sweeps.steps.registry import outdated_note
 
     store, console = existing(options.store), make_console()
     if options.name is None:
@@ -64,6 +65,8 @@ def status(options: StatusOptions) -> int:
         states, _ = _states_and_jobs(console, graph, saved, store)
     console.print(status_table(graph, states))
     console.print(summary(counts(graph, states)), highlight=False)
+    if outdated := outdated_note(graph):
+        console.print(outdated, highlight=False)
     return NOT_DONE if bad or any(state.name is StepState.FAILED for state in states.values()) else OK
 
 

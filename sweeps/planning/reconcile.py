@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from sweeps.steps.registry import kind_of
-from sweeps.steps.step import Step, described_by
+from sweeps.steps.registry import kind_of, outdated
+from sweeps.steps.step import Step, canonical, described_by
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
@@ -112,3 +113,39 @@ def other_code(graph: Graph, store: Store) -> list[str]:
     """
     codes = {id: record.result_code for id in graph if (record := store.step(id).record())}
     return [id for id, code in codes.items() if code is not None and code != store.result_code]
+
+
+def replaced(graph: Graph, store: Store) -> dict[str, str]:
+    """Finished steps that this plan runs anew under another id, each with the reason: the schema version of a kind rose
+    since they were planned. Apart from schema versions they are what the plan says."""
+    if all(kind_of(step.kind).schema == 1 for step in graph.values()):
+        return {}  # and the store need not be read
+    finished = {step.id: Step.of_spec(spec, {}) for step in store.steps() if step.record() and (spec := step.spec())}
+    reasons = outdated(_parents_first(finished))
+    meanings = _meanings(_parents_first(finished))
+    wanted = set(_meanings(graph).values())
+    return {id: reason for id, reason in reasons.items() if meanings[id] in wanted}
+
+
+def _parents_first(steps: Mapping[str, Step]) -> dict[str, Step]:
+    ordered: dict[str, Step] = {}
+
+    def add(step: Step) -> None:
+        for parent in step.parents.values():
+            if parent in steps and parent not in ordered:
+                add(steps[parent])
+        ordered[step.id] = step
+
+    for step in steps.values():
+        add(step)
+    return ordered
+
+
+def _meanings(steps: Mapping[str, Step]) -> dict[str, str]:
+    """What each step is, apart from schema versions: equal for a step and for the one that replaces it."""
+    meanings: dict[str, str] = {}
+    for id, step in steps.items():
+        parents = {role: meanings.get(parent, parent) for role, parent in step.parents.items()}
+        said = canonical([step.kind, step.slice, step.pinned, parents])
+        meanings[id] = hashlib.sha256(said.encode()).hexdigest()
+    return meanings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Protocol
 
 from mlkv.context import Outcome, StepFailed
 from mlkv.registry import ExtensionError, Registry
@@ -65,3 +67,40 @@ def scored_kinds() -> list[str]:
     """Kinds whose metrics are scores of a variant: evaluations, those of extensions, then training, the last first."""
     kinds = [name for name, row in reversed(list(KINDS.items())) if row.scores]
     return sorted(kinds, key=lambda name: name != "evaluate")
+
+
+class Described(Protocol):
+    """A step, or the specification of one."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def schema(self) -> int: ...
+
+    @property
+    def parents(self) -> dict[str, str]: ...
+
+
+def outdated(steps: Mapping[str, Described]) -> dict[str, str]:
+    """The steps, parents before children, that mean something else today, each with the reason: the schema version of
+    its own kind rose since it was planned, or that of one which it is made from."""
+    reasons: dict[str, str] = {}
+    for id, step in steps.items():
+        kind = kind_of(step.kind)
+        above = next((reasons[parent] for parent in step.parents.values() if parent in reasons), None)
+        if step.schema < kind.schema:
+            changes = "; ".join(kind.changes[step.schema - 1 :])
+            reasons[id] = f"{step.kind} of schema {step.schema}, now {kind.schema}: {changes}"
+        elif above:
+            reasons[id] = above
+    return reasons
+
+
+def outdated_note(steps: Mapping[str, Described]) -> str | None:
+    """One line on steps that were planned under an earlier schema; None where there are none."""
+    reasons = outdated(steps)
+    if not reasons:
+        return None
+    listed = "; ".join(dict.fromkeys(reasons.values()))
+    return f"{len(reasons)} steps were planned under an earlier schema, and the same line plans them anew ({listed})"

@@ -9,7 +9,8 @@ import mlkv.recipes
 from mlkv.context import StepFailed
 from mlkv.registry import ExtensionError
 from sweeps.steps.extensions import load_pinned
-from sweeps.steps.step import described_by
+from sweeps.steps.registry import outdated
+from sweeps.steps.step import Step, described_by
 from sweeps.store.store import Store
 
 CODE = "MLKV_CODE"
@@ -29,6 +30,9 @@ def check(store: Store, step_id: str) -> None:
         load_pinned(store, spec["pinned"])
     except ExtensionError as error:
         raise StepFailed(str(error)) from error
+    # This code would give the step's id to a result that means something else.
+    if reason := outdated({step_id: Step.of_spec(spec, {})}).get(step_id):
+        raise StepFailed(f"{step_id}: was planned under an earlier schema ({reason}); run the sweep's line again")
 
 
 def _check_code(store: Store) -> None:
