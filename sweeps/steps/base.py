@@ -6,12 +6,19 @@ from mlkv.context import Outcome
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, recipe_of, what, where
+from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 from sweeps.steps.uptrain import training_work
 
 
 def trained_base_step(recipe: TrainRecipe, shape: DecoderShape, corpus: Step, label: str) -> Step:
-    return Step("base", {"train": what(recipe), "shape": what(shape)}, {"corpus": corpus.id}, {}, where(recipe), label)
+    return Step(
+        "base",
+        {"train": identity_fields(recipe), "shape": identity_fields(shape)},
+        {"corpus": corpus.id},
+        {},
+        runtime_fields(recipe),
+        label,
+    )
 
 
 def loaded_base_step(pins: dict[str, str], source: dict[str, str], label: str) -> Step:

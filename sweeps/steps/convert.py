@@ -9,23 +9,25 @@ from mlkv.layout import KVLayout
 from mlkv.recipes import ConvertRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, recipe_of, what
+from sweeps.steps.step import Step, identity_fields, recipe_of
 
 
 def convert_step(recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base: Step, label: str) -> Step:
-    """From a base. Merging and widening say nothing where the layout stays as it is, so they are left out there."""
-    kept: Json = {"layout": layout.as_dict()}
+    """From a base. Merge and widening are left out where the layout stays the same, as they then change nothing. The
+    seed counts where the merge may use newly initialised heads: `random` does, and an extension's may."""
+    identity: Json = {"layout": layout.as_dict()}
     pins: dict[str, str] = {}
     if layout != source:
-        kept |= {"merge": recipe.merge, "widening": recipe.widening}
-        kept |= {"seed": recipe.seed} if recipe.merge == "random" else {}
+        identity |= {"merge": recipe.merge, "widening": recipe.widening}
+        seeded = recipe.merge == "random" or MERGES.extension(recipe.merge)
+        identity |= {"seed": recipe.seed} if seeded else {}
         pins = MERGES.pins(recipe.merge) | WIDENINGS.pins(recipe.widening)
-    return Step("convert", kept, {"base": base.id}, pins, {}, label)
+    return Step("convert", identity, {"base": base.id}, pins, {}, label)
 
 
 def scratch_step(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape, corpus: Step, label: str) -> Step:
-    kept = {"layout": layout.as_dict(), "shape": what(shape), "seed": recipe.seed}
-    return Step("convert", kept, {"corpus": corpus.id}, {}, {}, label)
+    identity = {"layout": layout.as_dict(), "shape": identity_fields(shape), "seed": recipe.seed}
+    return Step("convert", identity, {"corpus": corpus.id}, {}, {}, label)
 
 
 def run(execution: Execution) -> Outcome:

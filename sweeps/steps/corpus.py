@@ -9,15 +9,15 @@ from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.recipes import CorpusRecipe
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, what, where
+from sweeps.steps.step import Step, identity_fields, runtime_fields
 
 
 def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
-    kept = what(recipe)
+    identity = identity_fields(recipe)
     if recipe.tokenizer != "train":
-        kept.pop("vocab_size")
-    how = where(recipe) | ({"tokenizer_source": tokenizer} if tokenizer else {})
-    return Step("corpus", kept, {}, pins, how, recipe.source)
+        identity.pop("vocab_size")
+    how = runtime_fields(recipe) | ({"tokenizer_source": tokenizer} if tokenizer else {})
+    return Step("corpus", identity, {}, pins, how, recipe.source)
 
 
 def run(execution: Execution) -> Outcome:
@@ -40,7 +40,7 @@ def numbers(out: Path, rows: list[Json]) -> list[Json]:
 
 
 def online(step: Step) -> bool:
-    """A hub dataset is streamed and never kept, so that no job without internet could read it."""
+    """A hub dataset is streamed and never stored, so that no job without internet could read it."""
     return bool(step.slice["source"] == "hf")
 
 

@@ -9,18 +9,18 @@ from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.recipes import EvaluateRecipe
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, what, where
+from sweeps.steps.step import Step, identity_fields, runtime_fields
 
 
 def evaluate_step(
     recipe: EvaluateRecipe, checkpoint: Step, corpus: Step | None, pins: dict[str, str], label: str
 ) -> Step:
     """`corpus` for tasks made of its held-out documents. The seed only picks few-shot examples."""
-    kept = what(recipe)
+    identity = identity_fields(recipe)
     if not recipe.few_shot:
-        kept.pop("seed")
+        identity.pop("seed")
     parents = {"checkpoint": checkpoint.id} | ({"corpus": corpus.id} if corpus else {})
-    return Step("evaluate", kept, parents, pins, where(recipe), label)
+    return Step("evaluate", identity, parents, pins, runtime_fields(recipe), label)
 
 
 def run(execution: Execution) -> Outcome:

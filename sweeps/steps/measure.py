@@ -10,14 +10,14 @@ from mlkv.layout import KVLayout
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, recipe_of, what, where
+from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 
 
 def measure_step(
     recipe: MeasureRecipe, layout: KVLayout, shape: DecoderShape, pins: dict[str, str], label: str
 ) -> Step:
-    kept = {"measure": what(recipe), "layout": layout.as_dict(), "shape": what(shape)}
-    return Step("measure", kept, {}, pins, where(recipe), label)
+    identity = {"measure": identity_fields(recipe), "layout": layout.as_dict(), "shape": identity_fields(shape)}
+    return Step("measure", identity, {}, pins, runtime_fields(recipe), label)
 
 
 def run(execution: Execution) -> Outcome:

@@ -78,18 +78,18 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def what(recipe: Any) -> Json:
-    """The fields of a recipe that decide what comes out."""
-    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if _counts(f, recipe)}
+def identity_fields(recipe: Any) -> Json:
+    """The fields of a recipe that decide the result."""
+    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if _is_identity(f, recipe)}
 
 
-def _counts(f: dataclasses.Field[Any], recipe: Any) -> bool:
+def _is_identity(f: dataclasses.Field[Any], recipe: Any) -> bool:
     if f.metadata.get("runtime"):
         return False
     return "neutral" not in f.metadata or getattr(recipe, f.name) != f.metadata["neutral"]
 
 
-def where(recipe: Any) -> Json:
+def runtime_fields(recipe: Any) -> Json:
     """The fields of a recipe that say where or how fast."""
     return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.metadata.get("runtime")}
 

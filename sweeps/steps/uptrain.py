@@ -5,11 +5,13 @@ from __future__ import annotations
 from mlkv.context import Outcome
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, recipe_of, what, where
+from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 
 
 def uptrain_step(recipe: TrainRecipe, start: Step, corpus: Step, label: str) -> Step:
-    return Step("uptrain", what(recipe), {"start": start.id, "corpus": corpus.id}, {}, where(recipe), label)
+    return Step(
+        "uptrain", identity_fields(recipe), {"start": start.id, "corpus": corpus.id}, {}, runtime_fields(recipe), label
+    )
 
 
 def run(execution: Execution) -> Outcome:

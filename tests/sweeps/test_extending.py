@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 
 from mlkv.convert.tables import MERGES
+from mlkv.layout import mha
+from mlkv.patterns import make
+from mlkv.recipes import ConvertRecipe
 from mlkv.registry import PIN, extensions, files_of
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
+from sweeps.steps.convert import convert_step
 from sweeps.steps.registry import KINDS
+from sweeps.steps.step import Step
 from sweeps.store.store import Store
 from sweeps.worker.supervisor import DONE, FAILED, Worker
 from tests.support.shell import ROOT, exit_status
@@ -248,3 +253,17 @@ def test_the_plan_names_the_files_and_plans_without_any_name_none(mine: Path, te
         without = make_plan(Composer(), Resolver(store), [texts, "corpus=text_files", "name=plain"])
         freeze(without, store, [])
     assert "extensions" not in json.loads((store.sweep("plain").path / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(("merge", "ids"), [("mean", 1), ("random", 2), ("mine", 2)])
+def test_the_seed_counts_for_a_merge_that_may_use_new_heads(merge: str, ids: int, tmp_path: Path) -> None:
+    """An extension's function gets newly initialised heads too, and nobody else knows whether it uses them."""
+    (tmp_path / "extensions").mkdir()
+    (tmp_path / "extensions" / "mine.py").write_text(
+        "from mlkv.convert.tables import MERGES\nMERGES['mine'] = lambda layers, fresh: fresh / 2\n"
+    )
+    layout = make("even", 4, 2, 2, 1)
+    with extensions(lambda: files_of(tmp_path)):
+        recipes = [ConvertRecipe(merge=merge, seed=seed) for seed in (1, 2)]
+        steps = [convert_step(recipe, layout, mha(4, 2), Step("base", {}), "label") for recipe in recipes]
+    assert len({step.id for step in steps}) == ids
