@@ -3,11 +3,13 @@ allow many more."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pandas as pd
-from matplotlib.lines import Line2D
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.lines import Line2D
 
 Value = TypeVar("Value")
 
