@@ -82,7 +82,9 @@ class Registry(Mapping[str, R]):
             raise ValueError(f"{self.noun} = {name}: must be one of {', '.join(self)}") from None
 
     def extension(self, name: str) -> Extension | None:
-        """The file that added the row; None for a built-in row."""
+        """The file that added the row; None for a built-in row, and where there is none."""
+        if name not in self._rows:
+            load_extensions()
         return self._extensions.get(name)
 
     def pins(self, name: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,7 @@ from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.task_names import check_task, own_tasks
 from mlkv.evaluate.tasks import TASKS
 from mlkv.families.config import layout_of, shape_of
+from mlkv.families.tables import FAMILIES
 from mlkv.layout import KVLayout, mha
 from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
@@ -78,8 +79,8 @@ class Resolver:
         assert config.hub
         commit = hub.model_commit(config.hub, config.revision)
         published = hub.model_config(config.hub, commit)
-        source = {"hub": config.hub, "revision": commit}
-        return Model(*_read_shape(published, config.hub), {"model": f"{config.hub}@{commit}"}, source)
+        pins = {"model": f"{config.hub}@{commit}"} | _family_pins(published)
+        return Model(*_read_shape(published, config.hub), pins, {"hub": config.hub, "revision": commit})
 
     def _local(self, given: str) -> Model:
         directory = Path(given).expanduser()
@@ -88,8 +89,8 @@ class Resolver:
         weights = [path for pattern in WEIGHTS for path in directory.glob(pattern)]
         if not any(path.suffix in (".safetensors", ".bin") for path in weights):
             raise UserError(f"model.path = {given}: no weights there (*.safetensors or *.bin)")
-        pins = {"model": self._digest_of(weights)}
         config = _read_config(directory / "config.json", f"model.path = {given}")
+        pins = {"model": self._digest_of(weights)} | _family_pins(config)
         return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
 
     def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
@@ -180,6 +181,11 @@ def _read_config(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{where}: its config.json is no JSON object")
     return config
+
+
+def _family_pins(config: Mapping[str, Any]) -> Pins:
+    """What identifies the code that reads the weights, where an extension has it."""
+    return FAMILIES.pins(str(config.get("model_type")))
 
 
 def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:

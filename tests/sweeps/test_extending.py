@@ -17,6 +17,7 @@ from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe
 from mlkv.registry import PIN, extensions, files_of
 from sweeps.planning.compose import Composer
+from sweeps.planning.config import ModelConfig
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
@@ -267,3 +268,23 @@ def test_the_seed_counts_for_a_merge_that_may_use_new_heads(merge: str, ids: int
         recipes = [ConvertRecipe(merge=merge, seed=seed) for seed in (1, 2)]
         steps = [convert_step(recipe, layout, mha(4, 2), Step("base", {}), "label") for recipe in recipes]
     assert len({step.id for step in steps}) == ids
+
+
+def test_a_loaded_base_is_pinned_to_the_file_of_its_family(mine: Path) -> None:
+    lines = (
+        "from dataclasses import replace",
+        "from mlkv.families.tables import FAMILIES",
+        "FAMILIES['mine'] = replace(FAMILIES['llama'], name='mine')",
+    )
+    (mine / "extensions" / "family.py").write_text("\n".join(lines))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {"model_type": "mine", "vocab_size": 64, "max_position_embeddings": 64, "hidden_act": "silu", **sizes}
+    (folder := mine.parent / "checkpoint").mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    store = Store.open(mine.parent / "store")
+    with extensions(lambda: files_of(mine)):
+        pins = Resolver(store).model(ModelConfig("mine", path=str(folder))).pins
+    assert pins.keys() == {"model", "extension family"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    assert Resolver(store).model(ModelConfig("llama", path=str(folder))).pins.keys() == {"model"}
