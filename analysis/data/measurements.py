@@ -11,12 +11,11 @@ from typing import TypeVar
 
 from analysis.data.frame import Row
 from analysis.data.json_values import name_of
+from analysis.data.measured import ABOVE_ZERO, CACHE, PUBLISHED_MEMORY, SPEED
 
 _AUTHORS = {"model_name", "batch_size", "kv_cache_mem", "memory_usage", "inference_speed", "inference_time"}
 _OURS = {"variant", "batch", "metric", "value"}
 _LARGEST = 2.0**53
-_ABOVE_ZERO = {"cache_bytes", "cache_bytes_per_token", "memory_bytes", "peak_bytes", "tokens_per_second"}
-"""Measurements that cannot be zero: there a zero means that nothing was measured."""
 
 Line = dict[str, str]
 T = TypeVar("T")
@@ -75,9 +74,9 @@ def _authors_cells(line: Line) -> list[Row]:
         raise ValueError(f"batch_size = {batch}, speed · time = {decoded}: do not give a number of decoded tokens")
     common = {"batch": batch, "context": 2000 + round(decoded / batch)}
     scores = {
-        "cache_bytes": _number(line, "kv_cache_mem") * 2**20,
-        "memory_bytes": _number(line, "memory_usage") * 2**20,
-        "tokens_per_second": speed,
+        CACHE: _number(line, "kv_cache_mem") * 2**20,
+        PUBLISHED_MEMORY: _number(line, "memory_usage") * 2**20,
+        SPEED: speed,
     }
     return [{**common, **_measurement(metric, value)} for metric, value in scores.items()]
 
@@ -96,7 +95,7 @@ def _own_cells(line: Line) -> list[Row]:
 def _measurement(metric: str, value: float) -> Row:
     """Its value, or why there is none."""
     wrong = "not above zero" if value <= 0 else "too large to be one" if _LARGEST < value < math.inf else ""
-    if metric in _ABOVE_ZERO and wrong:
+    if metric in ABOVE_ZERO and wrong:
         return {"metric": metric, "value": None, "reason": f"{value:g}, {wrong}"}
     return {"metric": metric, "value": value}
 

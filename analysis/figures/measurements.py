@@ -10,13 +10,9 @@ import pandas as pd
 
 from analysis.data import frame
 from analysis.data.frame import Row
+from analysis.data.measured import SAME_CONTEXT
 from analysis.figures.geometry import MARKER_ROOM, Scale, byte_ticks, evenly, log_scale
 
-CACHE, PEAK, PER_TOKEN, OUT_OF_MEMORY = "cache_bytes", "peak_bytes", "cache_bytes_per_token", "oom"
-"""Metrics: the cache, the largest allocation of the whole run, the cache per token, and a cell that ran out."""
-SPEED = "tokens_per_second"
-_AS_LONG = 0.99
-"""Contexts count as the longest from this share of it on (the published runs end at 2,047 or 2,045 tokens)."""
 Axis = Literal["batch", "context"]
 AXIS_LABELS: dict[Axis, str] = {"batch": "batch size", "context": "context, tokens"}
 
@@ -73,7 +69,7 @@ def drawn_measurements(table: pd.DataFrame) -> Measurements:
         axis, rows = "context", [row for row in rows if row["context"]]
     else:
         longest = max((row["context"] or 0 for row in rows), default=0)
-        rows = [row for row in rows if (row["context"] or 0) >= _AS_LONG * longest]
+        rows = [row for row in rows if (row["context"] or 0) >= SAME_CONTEXT * longest]
     others = {row["variant"] for row in every} - {row["variant"] for row in rows}
     return Measurements(axis, [_measurement(row, axis) for row in rows], len(others))
 

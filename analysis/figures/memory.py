@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.data.measured import CACHE, CACHE_PER_TOKEN, OUT_OF_MEMORY, PEAK
 from analysis.data.units import size as size_text
 from analysis.figures.canvas import footer, new_figure, set_axes
 from analysis.figures.geometry import NAME_ROOM, byte_ticks, log_scale
 from analysis.figures.measurements import (
     AXIS_LABELS,
-    CACHE,
-    OUT_OF_MEMORY,
-    PEAK,
-    PER_TOKEN,
     Axis,
     Measurement,
     Measurements,
@@ -96,7 +93,7 @@ def _tokens(cells: list[Measurement]) -> int:
     caches = {(cell.batch, cell.context): cell.value for cell in cells if cell.metric == CACHE}
     first = cells[0].context
     for cell in cells:
-        if cell.metric == PER_TOKEN and (cache := caches.get((cell.batch, cell.context))):
+        if cell.metric == CACHE_PER_TOKEN and (cache := caches.get((cell.batch, cell.context))):
             return round(cache / (cell.value * cell.batch)) - cell.context + first
     return first
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.data import machine
+from analysis.data.measured import OUT_OF_MEMORY, SPEED
 from analysis.figures.canvas import SMALLEST, first_parts, footer, new_figure, set_axes
 from analysis.figures.geometry import NAME_ROOM, evenly, log_scale, round_ticks
 from analysis.figures.measurements import (
     AXIS_LABELS,
-    OUT_OF_MEMORY,
-    SPEED,
     Measurement,
     Measurements,
     drawn_measurements,

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.means import mean
+from analysis.data.measured import CACHE_PER_TOKEN, OUT_OF_MEMORY, SPEED
 from analysis.data.metrics import COMPUTED
 from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT
@@ -35,7 +36,8 @@ def variant_rows(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
 
 
 def _cells(table: pd.DataFrame) -> list[Row]:
-    """The rows, each cell once. Raises ValueError for a variant of two sweeps, and for two values of one cell."""
+    """The rows, each cell once. Raises ValueError for a variant of two sweeps, which would be compared with the
+    baseline of the other one, and for two values of one cell."""
     found: dict[tuple[object, ...], Row] = {}
     sweeps: dict[str, str] = {}
     for row in frame.records(table):
@@ -51,7 +53,7 @@ def _cells(table: pd.DataFrame) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What every variant of a table is scored by, also one that lacks some of it."""
+    """The scores of a table: every variant has their columns, also one that lacks some of them."""
 
     axis: str | None
     """Column of the main axis; None where that is the accuracy."""
@@ -110,7 +112,7 @@ def _variant_row(rows: list[Row], planned: _Planned) -> Row:
 
 
 def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[Row]:
-    """Those of one score; while its step has recorded nothing, the one that says how far the step is."""
+    """The rows of one score; while its step has recorded nothing, the row with the step's state."""
     of_step = [row for row in rows if row["kind"] == kind and row["task"] == task]
     unfinished = [row for row in of_step if row["metric"] is None or not _trusted(row)]
     return [row for row in of_step if row["metric"] == metric] or unfinished
@@ -121,14 +123,14 @@ def _column(row: Row) -> str:
 
 
 def _measured(rows: list[Row]) -> Row:
-    """The cache's bytes per token as allocated, beside the formula's, and the decode speed of the fastest cell."""
-    caches, _, missing = _single([row for row in rows if row["metric"] == "cache_bytes_per_token"])
+    """The cache's bytes per token as allocated, and the decode speed of the fastest cell."""
+    caches, _, missing = _single([row for row in rows if row["metric"] == CACHE_PER_TOKEN])
     if rows and missing == NOT_PLANNED:
-        ran_out = any(row["metric"] == "oom" for row in rows)
+        ran_out = any(row["metric"] == OUT_OF_MEMORY for row in rows)
         missing = (
             "OUT OF MEMORY in every cell" if ran_out else NOT_PLANNED if _trusted(rows[0]) else why_missing(rows[0])
         )
-    speeds = [row for row in rows if row["metric"] == "tokens_per_second" and row["value"] is not None]
+    speeds = [row for row in rows if row["metric"] == SPEED and row["value"] is not None]
     fastest = max(speeds, key=lambda row: row["value"], default=dict.fromkeys(("value", "stderr", "n", "machine")))
     return {
         "measured_bytes_per_token": caches,
@@ -163,13 +165,16 @@ def _single(rows: list[Row]) -> Score:
 
 
 def _marked(rows: list[Row], mark: str, column: str) -> Score:
-    """A variant's score of the main axis or of a part of the accuracy, also where it has none at all."""
+    """A variant's score of the main axis or of a part of the accuracy; a variant without such a row lacks it."""
     found = [row for row in rows if row[mark] and _column(row) == column]
     return _single(found) if found else (None, None, f"no {column}")
 
 
 def _mean(parts: list[Score]) -> Score:
-    """Mean over the parts, stderr √(Σse²)/n; nothing if a part is missing, no stderr if a part has none."""
+    """The mean of the parts with the error √(Σse²)/n; empty if a part is missing.
+
+    A mean over the parts that are there would compare variants on different tasks.
+    """
     missing = [why for _, _, why in parts if why]
     if missing or not parts:
         return None, None, missing[0] if missing else NOT_PLANNED
@@ -178,7 +183,7 @@ def _mean(parts: list[Score]) -> Score:
 
 
 def _printed(row: Row, recomputed: Score) -> Score:
-    """A mean that was published itself, made of parts that were not rounded before; its error is that of the parts."""
+    """A published mean, which was computed before its parts were rounded; its error is that of the parts."""
     value, _, missing = _single([row])
     return value, recomputed[1], missing
 
@@ -201,8 +206,8 @@ def _overall(rows: list[Row]) -> tuple[str, str | None]:
 
 
 def _cost(rows: list[Row]) -> Row:
-    """Seconds of all the variant's steps, each counted once; steps shared with other variants count in each. `costs`
-    are those of each step."""
+    """Seconds of all the variant's steps, each counted once; steps that variants share count in each of them. `costs`
+    has a row for each step."""
     steps = {row["step"]: row for row in rows if row["step"] is not None}
     peaks = [row["peak_memory_bytes"] for row in steps.values() if row["peak_memory_bytes"] is not None]
     return {"costs": steps, **replicates.spent(steps), "peak_memory_bytes": max(peaks, default=None)}

@@ -13,13 +13,13 @@ import pandas as pd
 
 from analysis.data import frame, machine
 from analysis.data.frame import Row
+from analysis.data.measured import CACHE, OUT_OF_MEMORY, PEAK, PUBLISHED_MEMORY, SAME_CONTEXT, SPEED
 from analysis.statistics.variant_rows import why_missing
 from analysis.tables.columns import FINAL, NOTHING, shape_columns, table_of, word
 from analysis.tables.merge_published import IS_PUBLISHED, ROW
 from analysis.tables.table import Cell, Column, Role, Table
 
-CACHE, SPEED, OUT_OF_MEMORY = "cache_bytes", "tokens_per_second", "oom"
-MEMORY = ("peak_bytes", "memory_bytes")
+MEMORY = (PEAK, PUBLISHED_MEMORY)
 """The memory of a run beyond the weights: under the name of our steps, and under the name of published results."""
 
 Grid = dict[int, dict[str, float]]
@@ -95,8 +95,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _measurements(table: pd.DataFrame) -> Measured:
-    """Every measured value. A context that is up to 1 % shorter than a variant's longest counts as the longest: the
-    published runs stopped a few tokens early, at another token for each batch size."""
+    """Every measured value; a context that is close to a variant's longest counts as the longest."""
     rows = frame.records(table[(table["kind"] == "measure") & table["batch"].notna() & table["value"].notna()])
     longest: dict[str, int] = {}
     for row in rows:
@@ -104,7 +103,7 @@ def _measurements(table: pd.DataFrame) -> Measured:
     found: Measured = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         context = row["context"]
-        if context and context >= 0.99 * longest[_layout_name(row)]:
+        if context and context >= SAME_CONTEXT * longest[_layout_name(row)]:
             context = longest[_layout_name(row)]
         found[_layout_name(row)][context, row["machine"]].setdefault(row["batch"], {})[row["metric"]] = row["value"]
     return found
