@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from mlkv.registry import PIN, ExtensionError, load
+from sweeps.steps.registry import trains
+from sweeps.store.schema import Spec
 from sweeps.store.store import Store
 
 AGAIN = "run the sweep's line again, with its --config-dir"
@@ -23,3 +26,10 @@ def load_pinned(store: Store, pinned: Mapping[str, str]) -> None:
                 load(path, digest)
             except ExtensionError as error:
                 raise ExtensionError(f"{error}; delete that file and {AGAIN}") from None
+
+
+def is_training(store: Store, spec: Spec) -> bool:
+    """Whether several processes can share the step, also where an extension adds its kind."""
+    with suppress(ExtensionError):  # the process that computes names the fault, in the step's own log
+        load_pinned(store, spec.pinned)
+    return trains(spec)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from sweeps.steps.registry import trains
+from sweeps.steps.extensions import is_training
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
 from sweeps.store.outside import describe_error
@@ -54,7 +54,8 @@ class RankWorker:
     def _join_all_attempts(self, step: StepDir) -> int:
         """Until the step is done; 0 at once for a step that processes do not share."""
         spec = step.spec()
-        while spec and trains(spec) and not (step.record() or self._stopping):
+        shared = spec is not None and is_training(self._store, spec)
+        while shared and not (step.record() or self._stopping):
             if attempt := self._attempt_to_join(step):
                 self._joined.add(attempt.number)
                 if status := self._join(step, attempt):

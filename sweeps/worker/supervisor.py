@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TypedDict
 
-from sweeps.steps.registry import trains
+from sweeps.steps.extensions import is_training
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
 from sweeps.store.errors import StoreError
@@ -250,7 +250,7 @@ class Worker:
     def _group(self, step: StepDir) -> dict[str, str] | None:
         """The first process's place among those that will train this step together."""
         spec = step.spec()
-        if self._job.ranks == 1 or spec is None or not trains(spec):
+        if self._job.ranks == 1 or spec is None or not is_training(self._store, spec):
             return None
         address = "127.0.0.1" if self._job.nodes == 1 else socket.gethostname()
         return self._job.group(address, free_port())

@@ -22,7 +22,8 @@ from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.steps.convert import convert_step
-from sweeps.steps.registry import KINDS
+from sweeps.steps.extensions import is_training
+from sweeps.steps.registry import KINDS, trains
 from sweeps.steps.step import Step
 from sweeps.store.store import Store
 from sweeps.worker.supervisor import DONE, FAILED, Worker
@@ -165,6 +166,18 @@ def test_a_job_that_does_not_find_its_file_fails_before_it_computes(
     assert (state.name, "\n" in state.reason) == ("FAILED", False)
     assert reason in state.reason
     assert "run the sweep's line again" in state.reason
+
+
+def test_a_kind_that_trains_is_known_to_the_workers_that_share_it(mine: Path, texts: str) -> None:
+    path = mine / "extensions" / "similarity.py"
+    path.write_text(path.read_text().replace("scores=True", "scores=True, trains=True"))
+    with planned(mine, texts) as plan:
+        step, _ = first_of(plan, "similarity")
+    store = Store(mine.parent / "store")
+    assert (spec := store.step(step).spec())
+    with extensions(list):
+        assert not trains(spec), "its row is not here yet"
+        assert is_training(store, spec)
 
 
 # The command line
