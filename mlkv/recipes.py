@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from .convert.tables import MERGES, WIDENINGS
+from .merges import MERGES, WIDENINGS
 from .registry import NameOf
 from .shape import Choices, Positive, added
 

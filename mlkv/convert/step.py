@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
+from ..merges import MERGES, WIDENINGS, converted_shape
 from ..patterns import name_of
 from ..recipes import ConvertRecipe
 from ..shape import DecoderShape
-from .tables import MERGES, WIDENINGS, converted_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..hf import MLKVForCausalLM
-    from .tables import Merge
+    from ..merges import Merge
 
     State = dict[str, Tensor]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from mlkv.convert.tables import converted_shape
 from mlkv.layout import KVLayout
+from mlkv.merges import converted_shape
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
 from sweeps.planning.checks import check_corpus, check_layout, check_tasks

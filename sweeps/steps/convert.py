@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mlkv.context import Outcome
-from mlkv.convert.tables import MERGES, WIDENINGS
 from mlkv.files import Json
 from mlkv.layout import KVLayout
+from mlkv.merges import MERGES, WIDENINGS
 from mlkv.recipes import ConvertRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mlkv import merges
 from mlkv.context import Context, StepFailed
-from mlkv.convert import tables
 from mlkv.convert.step import convert, merge_kv, run, widen_mlps
-from mlkv.convert.tables import converted_shape
 from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, mha
+from mlkv.merges import converted_shape
 from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
@@ -53,8 +53,8 @@ def recipe(merge: Any = "mean", widening: Any = "none", seed: int = 42) -> Conve
 def test_every_choice_of_the_recipe_is_tried_here() -> None:
     hints = get_type_hints(ConvertRecipe, include_extras=True)
     choices = {name: hints[name].__metadata__[0].valid() for name in ("merge", "widening")}
-    assert choices["merge"] == [*tables.MERGES] == MERGES
-    assert choices["widening"] == [*tables.WIDENINGS] == WIDENINGS
+    assert choices["merge"] == [*merges.MERGES] == MERGES
+    assert choices["widening"] == [*merges.WIDENINGS] == WIDENINGS
 
 
 def test_what_is_no_merge_or_widening_computes_nothing() -> None:
@@ -75,9 +75,9 @@ def test_what_is_no_merge_or_widening_computes_nothing() -> None:
 
 
 def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tables.MERGES._rows, "last", lambda layers, fresh: layers[-1][:, -1])
+    monkeypatch.setitem(merges.MERGES._rows, "last", lambda layers, fresh: layers[-1][:, -1])
     monkeypatch.setitem(
-        tables.WIDENINGS._rows, "double", replace(tables.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
+        merges.WIDENINGS._rows, "double", replace(merges.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
     )
     base, layout = base_model(), LAYOUTS["mqa"]
     state = base.model.state_dict()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlkv.convert.tables import MERGES
+from mlkv.merges import MERGES
 from mlkv.recipes import ConvertRecipe
 from mlkv.registry import ExtensionError, Registry, extensions, files_of, load, load_extensions
 from mlkv.shape import DecoderShape
 
-ADDS = "from mlkv.convert.tables import MERGES\nMERGES['{name}'] = MERGES['mean']\n"
+ADDS = "from mlkv.merges import MERGES\nMERGES['{name}'] = MERGES['mean']\n"
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_file_must_have_the_digest_that_was_planned(config_dir: Path) -> None:
 
 
 def test_an_extension_may_derive_its_rows_from_those_that_are_there(config_dir: Path) -> None:
-    write(config_dir, "a.py", "from mlkv.convert.tables import MERGES\nMERGES[f'{len(MERGES)}'] = MERGES['first']\n")
+    write(config_dir, "a.py", "from mlkv.merges import MERGES\nMERGES[f'{len(MERGES)}'] = MERGES['first']\n")
     with extensions(lambda: files_of(config_dir)):
         assert MERGES["4"] is MERGES["first"]
 
@@ -118,7 +118,7 @@ def test_a_dataclass_of_an_extension_finds_its_module(config_dir: Path) -> None:
     lines = (
         "from __future__ import annotations",
         "from dataclasses import dataclass",
-        "from mlkv.convert.tables import MERGES",
+        "from mlkv.merges import MERGES",
         "@dataclass(frozen=True)",
         "class Weighted:",
         "    power: float = 2.0",

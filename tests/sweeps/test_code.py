@@ -13,7 +13,7 @@ from sweeps.store import code
 from sweeps.store.store import Store
 from tests.support.workers_here import finished
 
-FILE = "mlkv/convert/tables.py"
+FILE = "mlkv/merges.py"
 
 
 @pytest.fixture(scope="module")

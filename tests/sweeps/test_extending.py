@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlkv.convert.tables import MERGES
 from mlkv.layout import mha
+from mlkv.merges import MERGES
 from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe
 from mlkv.registry import PIN, extensions, files_of
@@ -274,7 +274,7 @@ def test_the_seed_counts_for_a_merge_that_may_use_new_heads(merge: str, ids: int
     """An extension's function gets newly initialised heads too, and nobody else knows whether it uses them."""
     (tmp_path / "extensions").mkdir()
     (tmp_path / "extensions" / "mine.py").write_text(
-        "from mlkv.convert.tables import MERGES\nMERGES['mine'] = lambda layers, fresh: fresh / 2\n"
+        "from mlkv.merges import MERGES\nMERGES['mine'] = lambda layers, fresh: fresh / 2\n"
     )
     layout = make("even", 4, 2, 2, 1)
     with extensions(lambda: files_of(tmp_path)):

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from ..layout import KVLayout
-from ..registry import Registry
-from ..shape import DecoderShape
+from .layout import KVLayout
+from .registry import Registry
+from .shape import DecoderShape
 
 if TYPE_CHECKING:
     from torch import Tensor
