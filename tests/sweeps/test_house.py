@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
-ROOMS = {
-    "sweeps": ("store", "steps", "tracking", "planning", "worker", "dispatch", "cli"),
-    "analysis": ("data", "statistics", "tables", "figures", "page"),
-}
+from tests.support.house import (
+    DRAWN,
+    PACKAGES,
+    ROOMS,
+    ROOT,
+    drawing,
+    imported,
+    modules,
+    needed,
+    room_imports,
+    room_of,
+)
+
+FLOORS = {package: ROOMS[package] for package in ("sweeps", "analysis")}
 """The floors of a package from the ground up: a room imports from its own floor and from those below it."""
 MAY_IMPORT = {
     "mlkv": set(),
@@ -41,32 +48,6 @@ MAY_IMPORT = {
 HEAVY = {"torch", "transformers", "wandb", "pandas", "hydra", "matplotlib", "lm_eval", "datasets"}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
-
-
-def imported(module: str, path: Path) -> set[str]:
-    """Full names of what a file imports, at any depth."""
-    package = module if path.stem == "__init__" else module.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
-            base = ".".join(filter(None, [above, node.module])) if node.level else node.module or ""
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found
-
-
-def room_of(module: str) -> str:
-    package, _, rest = module.partition(".")
-    room = rest.partition(".")[0]
-    return f"{package}.{room}" if room in ROOMS.get(package, ()) else package
-
-
 def is_within(name: str, allowed: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.") or allowed.startswith(f"{name}.")
 
@@ -84,18 +65,38 @@ def test_nobody_imports_what_is_not_theirs(module: str, path: Path) -> None:
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name for name, _ in modules()])
 def test_a_room_imports_from_no_floor_above_it(module: str, path: Path) -> None:
     package, room = module.split(".")[0], room_of(module).rpartition(".")[2]
-    floors = ROOMS.get(package, ())
+    floors = FLOORS.get(package, ())
     if room not in floors:
         return
     above = {f"{package}.{higher}" for higher in floors[floors.index(room) + 1 :]}
     assert not {name for name in imported(module, path) if room_of(name) in above}
 
 
-@pytest.mark.parametrize("package", ROOMS)
+@pytest.mark.parametrize("package", FLOORS)
 def test_every_file_is_in_a_room(package: str) -> None:
     outside = {path.stem for path in (ROOT / package).glob("*.py")}
     assert outside <= {"__init__", "__main__"}
     assert {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()} == set(ROOMS[package])
+
+
+def test_the_rooms_import_each_other_in_no_circle() -> None:
+    TopologicalSorter(room_imports()).prepare()
+
+
+def test_the_drawing_shows_every_room_and_import() -> None:
+    graph = room_imports()
+    assert set(DRAWN) == set(graph)
+    drawn = (ROOT / "docs" / "house.svg").read_text(encoding="utf-8")
+    assert drawn == drawing(graph), "python -m tests.support.house > docs/house.svg"
+
+
+def test_an_import_that_follows_from_others_is_not_drawn() -> None:
+    assert needed({"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": set()}) == {
+        "a": {"b", "d"},
+        "b": {"c"},
+        "c": set(),
+        "d": set(),
+    }
 
 
 def test_the_packages_themselves_are_empty() -> None:
