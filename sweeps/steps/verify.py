@@ -4,7 +4,7 @@ what else holds its numbers."""
 from __future__ import annotations
 
 from mlkv.files import Json
-from sweeps.steps.registry import KINDS
+from sweeps.steps.registry import kind_of
 from sweeps.store.stepdir import StepDir
 
 
@@ -27,7 +27,7 @@ def cannot_be_checked(step: StepDir) -> bool:
 
 def _elsewhere(step: StepDir) -> list[Json]:
     """The record's metrics as they are written down beside it; none where they are not."""
-    numbers = KINDS[step.kind].numbers
+    numbers = kind_of(step.kind).numbers
     try:
         return numbers(step.out, [row.fields for row in step.metrics()]) if numbers else []
     except (OSError, ValueError, KeyError):

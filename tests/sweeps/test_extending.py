@@ -93,6 +93,7 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     assert exit_status("report", "mine") == 0
     assert exit_status("status", "mine") == 0
     assert "similarity" in capsys.readouterr().out
+    assert exit_status("status", "--verify") == 0, "of all sweeps, whose extensions are not here"
     assert "weighted" not in MERGES, "no row outlives its command"
 
 
