@@ -33,7 +33,7 @@ from sweeps.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 
 STEPS = 10_000
 LAYERS, HEADS, HEAD_DIM = 24, 16, 64
@@ -111,7 +111,7 @@ def fill(root: Path) -> int:
     hardness = np.random.default_rng(0).random((len(TASKS), SAMPLES))
     for number, id in enumerate(ids):
         finish(store, id, hardness, number)
-    store.save_sweep(NAME, {"accuracy": [[task, "acc"] for task in TASKS], "axis": None, "steps": ids}, rows, [])
+    save_sweep(store, NAME, {"accuracy": [[task, "acc"] for task in TASKS], "axis": None, "steps": ids}, rows)
     return len(ids)
 
 
@@ -164,7 +164,7 @@ def main() -> None:
         if not Store(root).sweep_names():
             start = time.perf_counter()
             print(f"{fill(root)} finished steps in {time.perf_counter() - start:.0f} s")
-        count = len(Store(root).sweep(NAME).plan["steps"])
+        count = len(Store(root).sweep(NAME).plan.steps)
         ours = cost(OURS.format(name=NAME, out=out), str(root))
         print(f"gather and tables: {ours}")
         naive = cost(NAIVE, str(root), str(out))

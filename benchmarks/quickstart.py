@@ -40,10 +40,10 @@ def losses(store: Store, name: str) -> dict[str, tuple[int, float]]:
     """Variant → its KV heads and its held-out loss in nats per token."""
     found = {}
     for row in store.sweep(name).variants:
-        record = store.step(row["steps"]["evaluate"]["bits_per_byte"]).record()
+        record = store.step(row.steps.evaluate["bits_per_byte"]).record()
         assert record
-        [nats] = [m["value"] for m in record["metrics"] if m["metric"] == "nats_per_token"]
-        found[row["variant"]] = (row["budget"], round(nats, 4))
+        [nats] = [m.value for m in record.metrics if m.metric == "nats_per_token"]
+        found[row.variant] = (row.budget, round(nats or 0.0, 4))
     return found
 
 

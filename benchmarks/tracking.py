@@ -35,7 +35,7 @@ def arrive(folder: Path, server: WandbServer) -> dict[str, Any]:
     """As many workers as fit at once, each with its share of the steps."""
     stage = independent_steps(folder, RUNS, mode="online", timeout=60.0)
     refused = server.fail(status=429, retry_after=0.2, every=20, times=10_000)
-    steps = list(stage.saved.plan["steps"])
+    steps = list(stage.saved.plan.steps)
 
     def work(own: list[str]) -> None:
         mirror = stage.mirror()
@@ -61,7 +61,7 @@ def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:
 
     def seconds(name: str, mode: str) -> float:
         stage = independent_steps(folder / name, 1, mode=mode)
-        (step,) = stage.saved.plan["steps"]
+        (step,) = stage.saved.plan.steps
         began = time.monotonic()
         mirror = stage.mirror()
         acted = stage.begin(mirror, step)

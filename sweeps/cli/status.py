@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.cli.console import make_console
 from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
-from sweeps.store.errors import NOT_DONE, OK, DamagedFileError, StoreError, UserError
+from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
 from sweeps.store.outside import describe_error
 from sweeps.store.states import StepState
 
@@ -84,8 +84,7 @@ def _status_of_all(console: Console, store: Store, verify: bool) -> int:
                 worst = NOT_DONE if verify and _verify(console, graph, store) else worst
                 console.print(f"{folder.name}: {summary(counts(graph, read_states(graph, store)))}", highlight=False)
         except (StoreError, OSError) as error:
-            advice = "; delete that file and run the sweep's line again" if isinstance(error, DamagedFileError) else ""
-            problem = problem or f"sweep {folder.name}: {error}{advice}"
+            problem = problem or f"sweep {folder.name}: {error}"
         if problem:
             console.print(f"damaged: {problem}", style="red", highlight=False, markup=False)
             worst = NOT_DONE

@@ -14,6 +14,7 @@ from slurm.jobs import JobId, JobState, Phase
 from slurm.queue import QueueError as QueueError
 from slurm.submit import SlurmExecutor
 from sweeps.planning.config import ClusterConfig
+from sweeps.store.schema import JobRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -109,7 +110,7 @@ def cancel(steps: Iterable[str], store: Store) -> int:
     """End the live jobs that would run any of these steps; returns their number. Raises QueueError."""
     ids = {job.id for job in latest_jobs(steps, store).values() if job.live and job.id}
     SlurmExecutor(store.queue).cancel(ids)
-    store.note_jobs([{"cancelled": sorted(ids)}])
+    store.note_jobs([JobRow(cancelled=sorted(ids))])
     return len(ids)
 
 

@@ -19,6 +19,7 @@ from sweeps.dispatch.queue_status import JobStatus, latest_jobs, throttle
 from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.errors import UserError
+from sweeps.store.schema import JobRow
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.target import saved_target
 from sweeps.worker.frozen import CODE
@@ -54,7 +55,7 @@ def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: S
         stamp = secrets.token_hex(3)
         # Noted before they are queued: a launcher that dies in between leaves jobs that the next one can still find.
         store.note_jobs(
-            [{"name": _stamped(spec.name, stamp), "steps": spec.steps, "sweep": saved.name} for spec in specs]
+            JobRow(name=_stamped(spec.name, stamp), steps=list(spec.steps), sweep=saved.name) for spec in specs
         )
         return executor.submit([_slurm_job(store, spec, live, stamp) for spec in specs])
     except SubmissionRefusedError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlkv.registry import load_extensions
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import StoreError
-from sweeps.store.schema import as_json
+from sweeps.store.schema import Runtime
 from sweeps.store.store import SavedSweep, Store
-
-_OF_STORE = ("name", "number", "created")
-"""Keys of plan.json that the store fills in when it writes a new plan: they do not make it another one."""
 
 
 def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
@@ -24,11 +23,10 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
             directory = store.step(id)
             # A finished step keeps its runtime fields: they say how its result was made.
             if directory.record() is None or directory.spec() is None:
-                directory.write_spec(step.spec, step.how)
+                directory.write_spec(step.spec, Runtime(fields=step.how))
     except OSError as error:
         raise StoreError(f"sweep {plan.name}: its steps cannot be written to {store.root} ({error.strerror})") from None
-    own = {key: value for key, value in as_json(plan.plan_file(arguments)).items() if key not in _OF_STORE}
+    plan_file = plan.plan_file(arguments)
     if extensions:
-        own["extensions"] = {extension.path.name: extension.digest for extension in extensions}
-    rows = [as_json(variant.row()) for variant in plan.variants]
-    return store.save_sweep(plan.name, own, rows, arguments)
+        plan_file = replace(plan_file, extensions={each.path.name: each.digest for each in extensions})
+    return store.save_sweep(plan.name, plan_file, [variant.row() for variant in plan.variants], arguments)

@@ -12,6 +12,7 @@ from statistics import median
 from sweeps.steps.registry import kind_of, outdated
 from sweeps.steps.step import Step, canonical, described_by
 from sweeps.store.errors import DamagedFileError
+from sweeps.store.schema import Runtime
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store, StoreError
@@ -120,7 +121,9 @@ def replaced(graph: Graph, store: Store) -> dict[str, str]:
     since they were planned. Apart from schema versions they are what the plan says."""
     if all(kind_of(step.kind).schema == 1 for step in graph.values()):
         return {}  # and the store need not be read
-    finished = {step.id: Step.of_spec(spec, {}) for step in store.steps() if step.record() and (spec := step.spec())}
+    finished = {
+        step.id: Step.of_spec(spec, Runtime()) for step in store.steps() if step.record() and (spec := step.spec())
+    }
     reasons = outdated(_parents_first(finished))
     meanings = _meanings(_parents_first(finished))
     wanted = set(_meanings(graph).values())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlkv.files import Json
+from sweeps.store.schema import Runtime, Spec, as_json
 
 Inputs = Mapping[str, Path]
 
@@ -39,9 +40,9 @@ class Step:
     """Of a step that was planned before: the version that its kind had then. None: the version of today."""
 
     @classmethod
-    def of_spec(cls, spec: Json, how: Json, label: str = "") -> Step:
-        """The step that a spec.json describes. Raises KeyError and TypeError where it describes none."""
-        return cls(spec["kind"], spec["slice"], spec["parents"], spec["pinned"], how, label, spec["schema"])
+    def of_spec(cls, spec: Spec, how: Runtime, label: str = "") -> Step:
+        """The step that a spec.json describes."""
+        return cls(spec.kind, spec.slice, spec.parents, spec.pinned, how.fields, label, spec.schema)
 
     @property
     def schema(self) -> int:
@@ -51,31 +52,24 @@ class Step:
         return kind_of(self.kind).schema if self.planned_schema is None else self.planned_schema
 
     @cached_property
-    def spec(self) -> Json:
-        return {
-            "kind": self.kind,
-            "schema": self.schema,
-            "slice": self.slice,
-            "parents": self.parents,
-            "pinned": self.pinned,
-        }
+    def spec(self) -> Spec:
+        return Spec(kind=self.kind, schema=self.schema, slice=self.slice, parents=self.parents, pinned=self.pinned)
 
     @cached_property
     def id(self) -> str:
         return f"{self.kind}-{hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:16]}"
 
 
-def described_by(spec: Json) -> str:
-    """The id that a spec.json hashes to under the schema version that it names; "no step" where it is not one."""
-    try:
-        return Step.of_spec(spec, {}).id
-    except (KeyError, TypeError):
-        return "no step"
+def described_by(spec: Spec) -> str:
+    """The id that a spec.json hashes to under the schema version that it names."""
+    return Step.of_spec(spec, Runtime()).id
 
 
 def canonical(value: Any) -> str:
-    """The one spelling of a JSON value. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """The one spelling of a JSON value, or of a Spec. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
+    return json.dumps(
+        as_json(value) if isinstance(value, Spec) else value, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
 
 
 def identity_fields(recipe: Any) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from mlkv.files import Json
 from sweeps.steps.registry import kind_of
+from sweeps.store.schema import Record
 from sweeps.store.stepdir import StepDir
 
 
@@ -34,8 +35,8 @@ def _elsewhere(step: StepDir) -> list[Json]:
         return []
 
 
-def _has(record: Json, cell: Json) -> bool:
-    return any(cell.items() <= recorded.items() for recorded in record.get("metrics", ()))
+def _has(record: Record, cell: Json) -> bool:
+    return any(cell.items() <= row.as_json().items() for row in record.metrics)
 
 
 def _words(cell: Json) -> str:

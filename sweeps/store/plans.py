@@ -6,15 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlkv.files import Json, discard
+from mlkv.files import discard
 from sweeps.store import schema
 from sweeps.store.errors import StoreError
 from sweeps.store.files import TEMPORARY_FOLDER, file_clock, write_folder_once
 from sweeps.store.lines import read_rows
-from sweeps.store.schema import PlanFile, VariantRow
+from sweeps.store.schema import PlanFile, VariantRow, as_json
 
 TRACKED, SUBMISSIONS = "wandb", "submissions"
 """Folders beside a sweep's plans and in each: W&B's files, and what executors keep."""
@@ -117,16 +117,16 @@ class SweepFolder:
             raise StoreError(self._advice(number, f"{path / 'variants.jsonl'} is not whole"))
         return SavedSweep(self.name, number, path, plan, rows.rows)
 
-    def save(self, plan: Json, variants: list[Json], overrides: list[str], created: str) -> SavedSweep:
-        """A new plan, or the latest one where nothing in it changed; others may be saving theirs at the same time.
-        Raises OSError, and then has left nothing half-written."""
+    def save(self, plan: PlanFile, variants: list[VariantRow], overrides: list[str], created: str) -> SavedSweep:
+        """A new plan, or the latest one where nothing in it changed but its name, number and time, which are given
+        here; others may be saving theirs at the same time. Raises OSError, and then has left nothing half-written."""
         while not (latest := self._latest()) or not _is_same(latest, plan, variants):
             number = max(self._begun(), default=0) + 1
-            dated = {"name": self.name, "number": number, "created": created, **plan}
+            dated = replace(plan, name=self.name, number=number, created=created)
             files = {
                 "overrides.txt": "".join(f"{line}\n" for line in overrides),
-                "variants.jsonl": "".join(json.dumps(row, allow_nan=False) + "\n" for row in variants),
-                "plan.json": json.dumps(dated, indent=1, allow_nan=False) + "\n",
+                "variants.jsonl": "".join(json.dumps(as_json(row), allow_nan=False) + "\n" for row in variants),
+                "plan.json": json.dumps(as_json(dated), indent=1, allow_nan=False) + "\n",
             }
             if write_folder_once(self.path / str(number), files):
                 self._drop_abandoned()
@@ -172,6 +172,6 @@ def _has_all(plan: PlanFile, rows: list[VariantRow]) -> bool:
     return len(named) <= len(rows)
 
 
-def _is_same(saved: SavedSweep, plan: Json, variants: list[Json]) -> bool:
-    read_back = json.loads(json.dumps([plan, variants]))
-    return read_back == [{key: saved.plan.get(key) for key in plan}, saved.variants]
+def _is_same(saved: SavedSweep, plan: PlanFile, variants: list[VariantRow]) -> bool:
+    dated = replace(plan, name=saved.plan.name, number=saved.plan.number, created=saved.plan.created)
+    return bool(as_json([dated, variants]) == as_json([saved.plan, saved.variants]))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from mlkv.context import MetricRow
 from mlkv.files import Json
@@ -70,31 +70,32 @@ def parsed(kind: type[T], content: bytes) -> T:
     """What some JSON text says. Raises ValueError that names the field."""
     from pydantic import ValidationError
 
-    raw = _loaded(content)
-    if not isinstance(raw, dict):
-        raise ValueError("is no JSON object")
     if issubclass(kind, Runtime | LoggedRow):
-        return kind(fields=raw)
+        return kind(fields=_object(content))
     try:
-        value: T = _adapter(kind).validate_json(_respelled(_completed(kind, raw)), strict=True)
+        # Of JSON text, strict still means that a list can become a tuple, and an object a dataclass; of Python's values
+        # it would not (https://docs.pydantic.dev/latest/concepts/conversion_table/).
+        return cast("T", _adapter(kind).validate_json(content, strict=True))
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "json_invalid":
+            raise ValueError(_first_fault(error)) from None
+    # Python writes half a surrogate pair, as in a file name that is no text and that a reason quotes; pydantic does not
+    # read it.
+    respelled = json.dumps(_object(content), ensure_ascii=False).encode(errors="replace")
+    try:
+        return cast("T", _adapter(kind).validate_json(respelled, strict=True))
     except ValidationError as error:
         raise ValueError(_first_fault(error)) from None
-    if isinstance(value, Stored):
-        value.clear()
-        value.update(raw)
-    return value
 
 
-def _respelled(value: Json) -> bytes:
-    """As UTF-8, with ? for what is no text: a reason may quote the name of a file that is none."""
-    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
-
-
-def _loaded(content: bytes) -> Any:
+def _object(content: bytes) -> Json:
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError("is no JSON object")
+    return value
 
 
 _adapters: dict[Any, TypeAdapter[Any]] = {}
@@ -113,29 +114,11 @@ def _first_fault(error: ValidationError) -> str:
     """`metrics.0.value: should be a valid number, not 'x'`."""
     fault = error.errors()[0]
     place, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if not place:
+        return "is no JSON object"
     if fault["type"] == "missing":
         return f"has no {place}"
     return f"{place}: {message}, not {str(fault['input'])[:40]}"
-
-
-_BLANKS: dict[type, Json] = {}
-"""Temporary: what tests leave out of what they write."""
-
-
-def _completed(kind: type, raw: Json) -> Json:
-    """Temporary, as _BLANKS."""
-    whole = {**_BLANKS.get(kind, {}), **raw}
-    if kind is PlanFile and isinstance(steps := whole.get("steps"), dict):
-        blank = _BLANKS[PlannedStep]
-        whole["steps"] = {id: {**blank, **step} if isinstance(step, dict) else step for id, step in steps.items()}
-    return whole
-
-
-class Stored(dict[str, Any]):
-    """Temporary: string keys beside attributes, until every reader uses attributes."""
-
-    def __post_init__(self) -> None:
-        self.update(as_json(self))
 
 
 def _check(fields: Json, name: str, *types: type) -> None:
@@ -149,7 +132,7 @@ def _check(fields: Json, name: str, *types: type) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Stored):
+class Spec:
     """spec.json: what a step is; its id is the hash of this."""
 
     REMEDY: ClassVar[str] = "delete it and run the sweep's line again, which writes it anew"
@@ -167,7 +150,7 @@ class Spec(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime(Stored):
+class Runtime:
     """how.json: where and how fast a step runs, as the last plan said. None of it changes the result."""
 
     REMEDY: ClassVar[str] = Spec.REMEDY
@@ -176,7 +159,6 @@ class Runtime(Stored):
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field."""
-        super().__post_init__()
         _check(self.fields, "work", float, int, NoneType)
         for name in ("source", "tokenizer_source"):
             _check(self.fields, name, dict, NoneType)
@@ -199,7 +181,7 @@ class Runtime(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileHash(Stored):
+class FileHash:
     """Digest (hex) and size of a file."""
 
     sha256: str
@@ -211,7 +193,7 @@ Files = dict[str, FileHash]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(Stored):
+class Record:
     """done.json, and record.json of an attempt whose output is whole but not yet published."""
 
     REMEDY: ClassVar[str] = "delete it and run the sweep's line again: an output that is whole is published again"
@@ -249,10 +231,10 @@ ExitState = Literal["done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit(Stored):
+class Exit:
     """exit.json: how an attempt ended. `own`: it ended by itself, and was not asked to."""
 
-    REMEDY: ClassVar[str] = "delete it; the attempt then counts as lost"
+    REMEDY: ClassVar[str] = "delete it and run the sweep's line again: the attempt counts as lost"
     state: ExitState
     reason: str
     returncode: int | None
@@ -261,7 +243,7 @@ class Exit(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment(Stored):
+class Environment:
     """env.json: the machine that an attempt runs on. `job` and `run`: which run of which job of a queue. `group`: where
     the processes that train together meet (torch.distributed's environment of the first)."""
 
@@ -297,14 +279,13 @@ class ClaimHolder(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedRow(Stored):
+class LoggedRow:
     """A line of metrics.jsonl: `fields` has all of it, under the names that the step logged it by."""
 
     fields: Json
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field."""
-        super().__post_init__()
         _check(self.fields, "time", float, int, NoneType)
         for name in ("step", "steps"):
             _check(self.fields, name, int, NoneType)
@@ -328,7 +309,7 @@ class LoggedRow(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedStep(Stored):
+class PlannedStep:
     """A step in a plan. `variants`: the labels of those that need it."""
 
     kind: str
@@ -338,7 +319,7 @@ class PlannedStep(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanFile(Stored):
+class PlanFile:
     """plan.json: what concerns a whole sweep, as it was submitted.
 
     accuracy: (task, metric) of the scores that the accuracy averages. axis: those of the main quality axis; None: the
@@ -360,7 +341,7 @@ class PlanFile(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantSteps(Stored):
+class VariantSteps:
     """The ids of a variant's steps by kind; None for a kind that is not planned. `evaluate`: task → id. `added`: kind →
     id, of kinds that extensions add."""
 
@@ -389,7 +370,7 @@ class VariantSteps(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantRow(Stored):
+class VariantRow:
     """A line of variants.jsonl: a layout with its base and training, and the steps that make and score it."""
 
     variant: str
@@ -427,7 +408,7 @@ class VariantRow(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobRow(Stored):
+class JobRow:
     """A line of jobs.jsonl: the steps that a job of some name runs for a sweep, written before it is submitted; or the
     ids of jobs that `mlkv cancel` ended."""
 
@@ -438,34 +419,7 @@ class JobRow(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenMark(Stored):
+class WrittenMark:
     """wandb/written/RUN.json: the fingerprint of the run that lies whole beside it."""
 
     fingerprint: str
-
-
-_BLANKS |= {
-    Spec: {"kind": "", "schema": 1, "slice": {}, "parents": {}, "pinned": {}},
-    Record: {
-        **dict.fromkeys(("id", "kind", "started", "finished", "host", "device", "code"), ""),
-        **dict.fromkeys(("wall_seconds", "device_seconds"), 0.0),
-        **{key: {} for key in ("inputs", "facts", "outputs", "versions")},
-        "peak_memory_bytes": 0,
-        "work": None,
-        "metrics": [],
-    },
-    Exit: {"returncode": None, "own": True, "finished": ""},
-    Environment: {"host": "", "device": "", "versions": {}},
-    PlanFile: {"name": "", "number": 0, "created": "", "accuracy": [], "axis": None, "cluster": {}, "tracking": None},
-    PlannedStep: {"kind": "", "label": "", "parents": {}, "variants": []},
-    VariantRow: {
-        **dict.fromkeys(("pattern", "family"), ""),
-        **dict.fromkeys(("kv_layers", "budget", "head_dim", "kv_element_bytes", "kv_bytes_per_token", "parameters"), 0),
-        "baseline": None,
-        "overrides": {},
-        "kv_heads": [],
-        "layout": {"kv_source_layers": [0], "kv_heads": [1], "heads": 1},
-        "config": {},
-        "steps": {},
-    },
-}

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mlkv.files import DISCARDED, Json, discard
+from mlkv.files import DISCARDED, discard
 from sweeps.store import schema
 from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
-from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec
+from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec, as_json
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
 
@@ -86,13 +86,13 @@ class StepDir:
         return self.path / "done.json"
 
     # What it is
-    def write_spec(self, spec: Json, how: Json) -> None:
-        """`spec` is the identity and is written once; `how` is where and how fast, the last plan's word."""
-        write_once(self.path / "spec.json", json.dumps(spec, indent=1, allow_nan=False) + "\n")
+    def write_spec(self, spec: Spec, how: Runtime) -> None:
+        """`spec` is the identity and is written once; `how` is where and how fast, as the last plan says."""
+        write_once(self.path / "spec.json", json.dumps(as_json(spec), indent=1, allow_nan=False) + "\n")
         with suppress(DamagedFileError):  # it is written anew
-            if self.how().fields == how:
+            if as_json(self.how()) == as_json(how):
                 return
-        write_json(self.path / "how.json", how)
+        write_json(self.path / "how.json", as_json(how))
 
     def spec(self) -> Spec | None:
         return schema.load(Spec, self.path / "spec.json")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mlkv.files import Json, discard
+from mlkv.files import discard
 from mlkv.registry import FOLDER, Extension
 from sweeps.store import schema
 from sweeps.store.attempt import Attempt
@@ -24,7 +24,7 @@ from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, w
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
-from sweeps.store.schema import JobRow, WrittenMark, as_json
+from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark, as_json
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, State, StepDir
 
@@ -123,7 +123,7 @@ class Store:
             raise StoreError(f"name = {name}: is that of imported results ({self.imported(name)}); choose another")
         self._check_case(name, self._sweep(name).path)
 
-    def save_sweep(self, name: str, plan: Json, variants: list[Json], overrides: list[str]) -> SavedSweep:
+    def save_sweep(self, name: str, plan: PlanFile, variants: list[VariantRow], overrides: list[str]) -> SavedSweep:
         """A new numbered plan of a sweep, or the latest one where nothing in it changed. Raises StoreError."""
         self.check_sweep_name(name)
         try:
@@ -189,9 +189,9 @@ class Store:
         """Where submission to SLURM keeps its records and the jobs' output."""
         return self.root / "queue"
 
-    def note_jobs(self, rows: Iterable[Json]) -> None:
+    def note_jobs(self, rows: Iterable[JobRow]) -> None:
         """Write down which steps each job runs, before it is submitted, and which jobs were cancelled."""
-        append_rows(self._jobs_file, rows)
+        append_rows(self._jobs_file, map(as_json, rows))
 
     @property
     def _jobs_file(self) -> Path:

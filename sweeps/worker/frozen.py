@@ -11,6 +11,7 @@ from mlkv.registry import ExtensionError
 from sweeps.steps.extensions import load_pinned
 from sweeps.steps.registry import outdated
 from sweeps.steps.step import Step, described_by
+from sweeps.store.schema import Runtime
 from sweeps.store.store import Store
 
 CODE = "MLKV_CODE"
@@ -27,11 +28,11 @@ def check(store: Store, step_id: str) -> None:
     if (described := described_by(spec)) != step_id:
         raise StepFailed(f"{step_id}: spec.json was edited (it now describes {described}); plan the sweep again")
     try:
-        load_pinned(store, spec["pinned"])
+        load_pinned(store, spec.pinned)
     except ExtensionError as error:
         raise StepFailed(str(error)) from error
     # This code would give the step's id to a result that means something else.
-    if reason := outdated({step_id: Step.of_spec(spec, {})}).get(step_id):
+    if reason := outdated({step_id: Step.of_spec(spec, Runtime())}).get(step_id):
         raise StepFailed(f"{step_id}: was planned under an earlier schema ({reason}); run the sweep's line again")
 
 

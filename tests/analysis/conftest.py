@@ -12,7 +12,7 @@ from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, make
 from sweeps.store.store import Store
 from tests.support.mirrored import Mirrored, mirror
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 from tests.support.wandb_server import WandbServer
 
 HEADS, LAYERS, HEAD_DIM = 6, 6, 32
@@ -54,7 +54,7 @@ class Filler:
             "axis": ["bits_per_byte", "bits_per_byte"],
             "steps": self._steps(),
         }
-        self.store.save_sweep(name, self.plan, self.variants, [])
+        save_sweep(self.store, name, self.plan, self.variants)
 
     def layout(self, label: str) -> KVLayout:
         kv_layers, kv_heads = self.figures[label][:2]

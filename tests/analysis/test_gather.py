@@ -12,7 +12,7 @@ from analysis.statistics.results import results
 from sweeps.store.schema import VariantRow
 from sweeps.store.store import StoreError
 from tests.support.read_back import number
-from tests.support.records import some_variant
+from tests.support.records import save_sweep, some_variant
 
 
 def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -48,12 +48,10 @@ def test_values_are_those_of_the_records(finished: Any) -> None:
     for row in frame.records(table):
         if row["value"] is None:
             continue
-        metrics = finished.store.step(row["step"]).record()["metrics"]
-        dims = {name: row[name] for name in ("batch", "context")}
-        (same,) = [
-            m for m in metrics if m["metric"] == row["metric"] and dims == {k: m.get(k) for k in ("batch", "context")}
-        ]
-        assert (row["value"], row["stderr"], row["n"]) == (same["value"], same["stderr"], same["n"])
+        metrics = finished.store.step(row["step"]).record().metrics
+        place = (row["metric"], row["batch"], row["context"])
+        (same,) = [each for each in metrics if (each.metric, each.batch, each.context) == place]
+        assert (row["value"], row["stderr"], row["n"]) == (same.value, same.stderr, same.n)
     assert cells(table, kind="evaluate")["value"].notna().all()
 
 
@@ -75,7 +73,7 @@ def test_every_score_says_how_many_examples_it_had(filler: Any) -> None:
     [bits, task, *_] = filler.variants[0]["steps"]["evaluate"]
     for variant in filler.variants:
         variant["few_shot"] = {task: 5}
-    filler.store.save_sweep("shots", filler.plan, filler.variants, [])
+    save_sweep(filler.store, "shots", filler.plan, filler.variants)
     found = gather(filler.store, "shots")
     assert set(cells(found, task=task)["n_shot"]) == {5}
     assert cells(found, task=bits)["n_shot"].isna().all(), "it has no questions"
@@ -175,7 +173,7 @@ def test_two_learning_rates_are_each_compared_with_their_own_baseline() -> None:
 
 def test_a_score_that_no_step_evaluates_is_named_as_unplanned(filler: Any) -> None:
     plan = {**filler.plan, "accuracy": [*filler.plan["accuracy"], ["piqa", "acc"]]}
-    filler.store.save_sweep("wider", plan, filler.variants, [])
+    save_sweep(filler.store, "wider", plan, filler.variants)
     pivot = results(gather(filler.store, "wider")).frame.set_index("variant")
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
 
@@ -183,7 +181,7 @@ def test_a_score_that_no_step_evaluates_is_named_as_unplanned(filler: Any) -> No
 def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(filler: Any) -> None:
     filler.everything()
     plan = {**filler.plan, "accuracy": [["cloze", "acc_norm"], ["two_way", "acc"]]}
-    filler.store.save_sweep("other", plan, filler.variants, [])
+    save_sweep(filler.store, "other", plan, filler.variants)
     pivot = results(gather(filler.store, "other"))
     assert pivot.frame["accuracy"].isna().all()
     assert set(pivot.frame["accuracy_missing"]) == {"not in its record (there: acc)"}

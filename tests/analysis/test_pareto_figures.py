@@ -32,8 +32,8 @@ def test_plotted_points_are_the_tables_and_the_records_numbers(finished: Any, of
     from_table = {(float(row["kv_bytes_per_token"]), row["quality"]) for row in of_finished.rows()}
     from_records = set()
     for variant in finished.variants:
-        (score,) = finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record()["metrics"]
-        from_records.add((float(variant["kv_bytes_per_token"]), score["value"]))
+        (score,) = finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record().metrics
+        from_records.add((float(variant["kv_bytes_per_token"]), score.value))
     assert plotted == from_table == from_records
 
 

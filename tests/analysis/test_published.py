@@ -20,6 +20,7 @@ from mlkv.layout import KVLayout
 from mlkv.patterns import PATTERNS, make
 from sweeps.store.store import Store, StoreError
 from tests.support.read_back import number
+from tests.support.records import save_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = Path(os.environ.get("MLKV_PUBLISHED", ROOT.parent / "shared" / "data" / "pythia-mlkv"))
@@ -198,7 +199,7 @@ def test_taking_in_again_replaces_the_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "told"), [("a/b", "make a name"), (".x", "make a name"), ("sweep", "is a sweep's")])
 def test_an_import_has_a_name_of_its_own(name: str, told: str, tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    store.save_sweep("sweep", {"steps": {}}, [], [])
+    save_sweep(store, "sweep", {"steps": {}})
     with pytest.raises(StoreError, match=told):
         store.save_import(name, "")
 
@@ -208,12 +209,12 @@ def test_a_sweep_does_not_take_the_name_of_an_import(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     store.save_import("theirs", frame.write_csv(frame.make([])))
     with pytest.raises(StoreError, match="name = theirs: is that of imported results"):
-        store.save_sweep("theirs", {"steps": {}}, [], [])
+        save_sweep(store, "theirs", {"steps": {}})
 
 
 def test_a_name_that_two_things_have_shows_neither(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    store.save_sweep("theirs", {"steps": {}}, [], [])
+    save_sweep(store, "theirs", {"steps": {}})
     store.imported("theirs").parent.mkdir()
     store.imported("theirs").write_text(frame.write_csv(frame.make([])))
     with pytest.raises(StoreError, match="theirs: is a sweep and an import"):

@@ -22,7 +22,7 @@ from analysis.statistics.sources import Source, published_source
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
 from tests.support.processes import PATIENCE
-from tests.support.records import some_record
+from tests.support.records import save_sweep, some_record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
@@ -158,7 +158,7 @@ def test_links_lead_to_the_steps_files(report: Path) -> None:
 
 def test_runs_on_a_wandb_server_are_linked(filler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = {"mode": "online", "project": "kv", "entity": "me"}
-    filler.store.save_sweep("online", {**filler.plan, "tracking": tracking}, filler.variants, [])
+    save_sweep(filler.store, "online", {**filler.plan, "tracking": tracking}, filler.variants)
     filler.shared()
     base = filler.variants[0]["steps"]["base"]
     write_report(filler.store, "online", tmp_path)
@@ -173,7 +173,7 @@ def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Any) ->
     filler.variants[-1]["variant"] = EVIL
     filler.variants[-1]["overrides"] = {EVIL: EVIL}
     filler.variants[-1]["config"]["uptrain"] = {EVIL: EVIL}
-    filler.store.save_sweep("evil", {**filler.plan, "command": ["mlkv", EVIL]}, filler.variants, [])
+    save_sweep(filler.store, "evil", {**filler.plan, "command": ["mlkv", EVIL]}, filler.variants)
     filler.shared()
     filler.fail(filler.variants[3]["steps"]["convert"], EVIL, f"Traceback\n{EVIL}\n")
     write_report(filler.store, "evil", tmp_path / "out")

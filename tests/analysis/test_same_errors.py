@@ -17,6 +17,7 @@ from analysis.statistics.sources import Source, load
 from analysis.tables.paper import make_tables
 from tests.support.figures import source_of
 from tests.support.read_back import present
+from tests.support.records import save_sweep
 from tests.support.seeded import TASK, keep
 
 SAMPLES = 400
@@ -34,9 +35,7 @@ def answers() -> dict[str, np.ndarray]:
 def source(few: Any, answers: dict[str, np.ndarray]) -> Source:
     """The accuracy of one task is the axis; bits per byte are a loss beside it, of the same samples."""
     filler = few(answers)
-    filler.store.save_sweep(
-        filler.name, {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}, filler.variants, []
-    )
+    save_sweep(filler.store, filler.name, {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}, filler.variants)
     for label, own in answers.items():
         steps = filler.variant(label)["steps"]["evaluate"]
         for task, metric, parts in ((TASK, "acc", own), ("bits_per_byte", "bits_per_byte", 3 - own)):

@@ -15,7 +15,7 @@ from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
 from sweeps.store.schema import VariantRow
 from tests.support.read_back import number, present
-from tests.support.records import some_variant
+from tests.support.records import save_sweep, some_variant
 from tests.support.seeded import TASK, answered, seeded
 
 UNITS = 400
@@ -25,7 +25,7 @@ def sampled(few: Any, right: dict[str, NDArray[np.float64]], units: dict[str, ND
     """A store whose variants answered the samples of one task as given; the axis is that task alone."""
     filler = few(right)
     plan = {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}
-    filler.store.save_sweep(filler.name, plan, filler.variants, [])
+    save_sweep(filler.store, filler.name, plan, filler.variants)
     for label, answers in right.items():
         answered(filler, {label: answers}, (units or {}).get(label))
     return filler

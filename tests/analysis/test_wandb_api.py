@@ -18,12 +18,14 @@ from analysis.data.foreign import MappingError, foreign_table
 from analysis.data.gather import gather
 from analysis.data.logged import table
 from sweeps.cli.gather import SOURCES
+from sweeps.store.schema import as_json
 from sweeps.store.store import Store
 from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.read.runs import LoggedRun, planned
 from tests.support.mirrored import Mirrored
+from tests.support.records import save_sweep
 from tests.support.shell import exit_status
 from tests.support.tracked import use
 from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun
@@ -71,9 +73,9 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
     use(mirrored.server, monkeypatch)
     for runs in (Project(PATH).runs({"group": mirrored.name}), read_directory(mirrored.offline)):
         (variant,) = (run for run in runs if run.name == "MLKV-3")
-        (row,) = (row for row in mirrored.store.sweep(mirrored.name).variants if row["variant"] == "MLKV-3")
-        assert variant.config["uptrain"] == row["config"]["uptrain"]
-        assert planned(variant)["variant"] == {key: row[key] for key in row if key != "config"}
+        (row,) = (row for row in mirrored.store.sweep(mirrored.name).variants if row.variant == "MLKV-3")
+        assert variant.config["uptrain"] == row.config["uptrain"]
+        assert planned(variant)["variant"] == {key: value for key, value in as_json(row).items() if key != "config"}
         assert set(variant.tags) == {"even", "budget-3"}
 
 
@@ -190,7 +192,7 @@ def test_the_sweeps_own_project_is_read_unless_another_is_named(
 ) -> None:
     plan = {**finished.plan, "tracking": {"mode": "online", "project": "elsewhere", "entity": ENTITY}}
     store = Store.open(tmp_path / "store")
-    store.save_sweep("demo", plan, finished.variants, [])
+    save_sweep(store, "demo", plan, finished.variants)
     for named, asked in (([], f"{ENTITY}/elsewhere"), (["--project", "other"], "other")):
         assert exit_status("gather", "demo", "source=api", "--store", str(store.root), *named) == 2
         assert f"W&B project {asked}" in capsys.readouterr().err

@@ -190,7 +190,7 @@ def nothing_was_repeated(fault: Fault) -> bool:
     """At most the work since the last checkpoint was done again, and no finished step was begun again."""
     store = fault.shell.store
     finished = all(count == 1 for id, count in attempts(store).items() if id != fault.step.id)
-    rows = [[row["step"] for row in attempt.metrics() if "loss" in row] for attempt in fault.step.attempts()]
+    rows = [[row.step or 0 for row in attempt.metrics() if "loss" in row.fields] for attempt in fault.step.attempts()]
     began = [steps[0] for steps in rows if steps]
     ended = [steps[-1] for steps in rows if steps]
     return finished and all(later > earlier - 25 for later, earlier in zip(began[1:], ended[:-1], strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sweeps.store.schema import Record, VariantRow, from_json
+from sweeps.store.schema import PlanFile, Record, VariantRow, from_json
 from sweeps.store.stepdir import Claim
+from sweeps.store.store import SavedSweep, Store
 
 
 def record_of(claim: Claim, values: Mapping[str, Any] | None = None) -> Record:
@@ -42,3 +43,16 @@ def some_variant(**values: Any) -> VariantRow:
         "kv_heads": [1],
     }
     return from_json(VariantRow, {**blank, **values})
+
+
+def some_plan(**values: Any) -> PlanFile:
+    """The sweep-wide part of a plan with these values as JSON has them."""
+    blank = {"name": "", "number": 0, "created": "", "accuracy": [], "axis": None, "cluster": {}, "tracking": None}
+    step: dict[str, Any] = {"kind": "", "label": "", "parents": {}, "variants": []}
+    steps = {id: {**step, **own} for id, own in values.get("steps", {}).items()}
+    return from_json(PlanFile, {**blank, **values, "steps": steps})
+
+
+def save_sweep(store: Store, name: str, plan: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()) -> SavedSweep:
+    """A sweep with a plan and variants that have these values as JSON has them."""
+    return store.save_sweep(name, some_plan(**plan), [some_variant(**row) for row in rows], ["x=1"])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analysis.data import frame
 from mlkv.evaluate.outcomes import Outcomes, save
+from tests.support.records import save_sweep
 
 TASK = "four_way"
 
@@ -65,7 +66,7 @@ def with_seeds(filler: Any, root: Path, layouts: tuple[str, ...] = ("MHA-36", "M
         measure = next(v for v in crowd.variants if v["variant"].startswith(f"{layout} "))["steps"]["measure"]
         variant["steps"]["measure"] = measure
     plan = {**crowd.plan, "accuracy": [[TASK, "acc"]], "axis": None}
-    crowd.store.save_sweep(crowd.name, plan, crowd.variants, [])
+    save_sweep(crowd.store, crowd.name, plan, crowd.variants)
     return crowd
 
 

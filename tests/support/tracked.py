@@ -13,14 +13,14 @@ import pytest
 
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
-from sweeps.store.schema import ExitState
+from sweeps.store.schema import ExitState, Runtime, Spec
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 from tests.support.processes import PATIENCE, eventually
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 from tests.support.wandb_server import WandbServer
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -83,7 +83,7 @@ class Stage:
     config: TrackingConfig
 
     def id(self, kind: str) -> str:
-        return next(id for id, told in self.saved.plan["steps"].items() if told["kind"] == kind)
+        return next(id for id, told in self.saved.plan.steps.items() if told.kind == kind)
 
     def mirror(self) -> Mirror:
         """The supervisor's end, told as a launcher tells it."""
@@ -129,8 +129,8 @@ def independent_steps(folder: Path, steps: int, **config: Any) -> Stage:
     store = Store.open(folder)
     told = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
     for id in told:
-        store.step(id).write_spec({"kind": "uptrain", "schema": 1, "slice": {}, "parents": {}, "pinned": {}}, {})
-    return Stage(store, store.save_sweep("many", {"steps": told}, [], []), TrackingConfig(**config))
+        store.step(id).write_spec(Spec(kind="uptrain", schema=1, slice={}, parents={}, pinned={}), Runtime())
+    return Stage(store, save_sweep(store, "many", {"steps": told}), TrackingConfig(**config))
 
 
 def positions(server: WandbServer, run: str) -> list[int]:

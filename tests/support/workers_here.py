@@ -12,6 +12,7 @@ import pytest
 
 from mlkv.files import Json
 from sweeps.steps.step import Step
+from sweeps.store.schema import Runtime
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker import child_main, supervisor
@@ -59,7 +60,7 @@ def workers_here() -> Iterator[pytest.MonkeyPatch]:
 
 def planned(root: Path, step: Step) -> StepDir:
     directory = Store(root).step(step.id)
-    directory.write_spec(step.spec, step.how)
+    directory.write_spec(step.spec, Runtime(fields=step.how))
     return directory
 
 

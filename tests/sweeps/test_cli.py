@@ -12,6 +12,7 @@ import pytest
 from sweeps.cli.completion import complete_override, complete_sweep
 from sweeps.store.store import Store
 from tests.support.processes import PATIENCE
+from tests.support.records import save_sweep
 from tests.support.shell import ROOT, Shell, exit_status
 
 
@@ -79,7 +80,7 @@ def test_completion_knows_groups_options_and_keys(tmp_path: Path) -> None:
     assert "uptrain.lr=" in complete_override("uptrain.l")
     assert "experiment=quickstart" in complete_override("experiment=")
     shell = Shell(tmp_path)
-    shell.store.save_sweep("mine", {"steps": {}}, [], [])
+    save_sweep(shell.store, "mine", {"steps": {}})
     assert complete_sweep(__import__("argparse").Namespace(store=shell.store.root)) == ["mine"]
 
 
@@ -109,7 +110,7 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store.open(tmp_path / "store")
-    store.save_sweep("a", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    save_sweep(store, "a", {"steps": {}, "accuracy": [], "axis": None})
     (tmp_path / "store" / "steps").mkdir()
     (tmp_path / "file").touch()
     for target, reason in (("file/x.csv", f"File exists: {tmp_path / 'file'}"), (".", f"Is a directory: {tmp_path}")):

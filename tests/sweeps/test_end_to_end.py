@@ -156,7 +156,11 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_nothing_had_happened(
     assert all(attempts(mlkv.store)[id] == before[id] for id in done)
     assert final_outputs(mlkv.store) == final_outputs(undisturbed.store)
     rows = [
-        row["step"] for step in mlkv.store.steps() if step.kind == "uptrain" for row in step.metrics() if "loss" in row
+        row.step or 0
+        for step in mlkv.store.steps()
+        if step.kind == "uptrain"
+        for row in step.metrics()
+        if "loss" in row.fields
     ]
     assert rows[0] > 1, "the last attempt took up where the checkpoint was"
 

@@ -269,7 +269,7 @@ def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
     variants = shell.store.sweep(sweep).variants
     assert len(variants) > 1
     for variant in variants:
-        ids = [*variant["steps"].pop("evaluate").values(), *filter(None, variant["steps"].values())]
+        ids = variant.steps.ids
         assert ids
         assert all(shell.store.step(id).state().name == "DONE" for id in ids)
 
@@ -291,7 +291,7 @@ def test_its_tables_have_every_variant_in_every_format(name: str, finished: Fini
             rows = [line for line in text.splitlines() if re.search(r"^\||\\\\$|,", line)]
             assert len(rows) >= 1 + len(shell.store.sweep(sweep).variants), (kind, suffix)
     printed = shell("table", sweep)
-    assert all(variant["variant"] in printed for variant in shell.store.sweep(sweep).variants)
+    assert all(variant.variant in printed for variant in shell.store.sweep(sweep).variants)
     assert "pending" not in printed
 
 

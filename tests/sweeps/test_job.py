@@ -21,7 +21,7 @@ from sweeps.steps.kind import StepKind
 from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
-from sweeps.store.schema import Environment
+from sweeps.store.schema import Environment, Runtime, Spec
 from sweeps.store.store import Store
 from sweeps.worker import child_main
 from sweeps.worker.child_process import Child
@@ -112,7 +112,7 @@ def test_attempts_that_get_no_further_are_counted(
     assert attempts_without_progress(attempts) == expected
 
 
-SLEEPER = {"kind": "corpus", "schema": 1, "slice": {"source": "text_files"}, "parents": {}, "pinned": {}}
+SLEEPER = Spec(kind="corpus", schema=1, slice={"source": "text_files"}, parents={}, pinned={})
 
 
 def worker(store: Store, step: str, **environment: str) -> subprocess.Popen[str]:
@@ -121,8 +121,8 @@ def worker(store: Store, step: str, **environment: str) -> subprocess.Popen[str]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def planned(store: Store, spec: dict[str, object], id: str) -> str:
-    store.step(id).write_spec(spec, {})
+def planned(store: Store, spec: Spec, id: str) -> str:
+    store.step(id).write_spec(spec, Runtime())
     return id
 
 
@@ -145,7 +145,7 @@ def test_other_code_than_was_submitted_fails_the_step(tmp_path: Path) -> None:
 def test_a_job_whose_parent_is_not_done_is_blocked(tmp_path: Path) -> None:
     """However SLURM came to start it: a dependency on a job that it has forgotten counts as satisfied."""
     store = Store(tmp_path)
-    step = planned(store, {**SLEEPER, "parents": {"corpus": "corpus-1"}}, "uptrain-0123456789abcdef")
+    step = planned(store, replace(SLEEPER, parents={"corpus": "corpus-1"}), "uptrain-0123456789abcdef")
     out, _ = (process := worker(store, step)).communicate(timeout=PATIENCE)
     assert (process.returncode, store.step(step).attempts()) == (BLOCKED, []), out
     assert "waits for corpus-1" in out

@@ -14,6 +14,7 @@ from slurm.submit import SlurmExecutor
 from sweeps.dispatch import queue_status
 from sweeps.steps.registry import axis_of
 from sweeps.store.lines import append_rows, open_to_append, parse_rows, read_rows
+from sweeps.store.schema import JobRow, LoggedRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -70,11 +71,11 @@ def test_a_file_kept_open_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
 
 def test_a_torn_note_on_jobs_spoils_neither_status_nor_cancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(tmp_path)
-    store.note_jobs([{"name": "base.1", "steps": ["base-1"], "sweep": "a"}])
+    store.note_jobs([JobRow(name="base.1", steps=["base-1"], sweep="a")])
     with (store.queue / "jobs.jsonl").open("a") as file:
         file.write('{"name": "uptrain.1", "ste')  # the disk was full, or the launcher killed
     assert store.unreadable_jobs() is None
-    store.note_jobs([{"name": "measure.2", "steps": ["measure-1"], "sweep": "a"}])
+    store.note_jobs([JobRow(name="measure.2", steps=["measure-1"], sweep="a")])
     assert store.unreadable_jobs() == f"{store.queue}/jobs.jsonl: 1 lines are no JSON and were skipped"
     wanted = ("base-1", "measure-1", "uptrain-1")
     assert queue_status.latest_jobs(wanted, store) == {
@@ -86,7 +87,7 @@ def test_a_torn_note_on_jobs_spoils_neither_status_nor_cancel(tmp_path: Path, mo
     ended: list[set[str]] = []
     monkeypatch.setattr(SlurmExecutor, "cancel", lambda self, ids: ended.append(ids))
     assert queue_status.cancel(wanted, store) == 0
-    assert store.noted_jobs()[-1] == {"cancelled": []}
+    assert store.noted_jobs()[-1] == JobRow(cancelled=[])
 
 
 def test_noise_among_metrics_kills_no_reader(tmp_path: Path) -> None:
@@ -96,13 +97,13 @@ def test_noise_among_metrics_kills_no_reader(tmp_path: Path) -> None:
     attempt = claim.attempt
     lines = [json.dumps({"step": k, "steps": 9, "loss": 1.0}).encode() for k in (1, 2)]
     attempt.metrics_file.write_bytes(lines[0] + b"\n" + b"\n".join(NOISE) + b"\n" + lines[1] + b"\n")
-    assert [row["step"] for row in attempt.metrics()] == [1, 2]
+    assert [row.step for row in attempt.metrics()] == [1, 2]
     assert attempt.skipped_rows() == len(NOISE)
     assert [values["train/loss"] for _, values in claim.step.history(axis_of(claim.step.kind))] == [1.0, 1.0]
     found, position = attempt.metrics_from(0)
-    assert ([row["step"] for row in found], position) == ([1, 2], attempt.metrics_file.stat().st_size)
+    assert ([row.step for row in found], position) == ([1, 2], attempt.metrics_file.stat().st_size)
     state = claim.step.state()
-    assert (state.name, state.progress) == ("RUNNING", {"step": 2, "steps": 9, "loss": 1.0})
+    assert (state.name, state.progress) == ("RUNNING", LoggedRow(fields={"step": 2, "steps": 9, "loss": 1.0}))
     with attempt.metrics_file.open("ab") as file:
         file.write(b"\xff not JSON\n")
     assert claim.step.state().progress is None

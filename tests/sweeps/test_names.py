@@ -15,6 +15,7 @@ from sweeps.planning.grammar import points
 from sweeps.store.errors import StoreError, UserError
 from sweeps.store.names import MAX_BYTES, check_name
 from sweeps.store.store import Store
+from tests.support.records import save_sweep
 from tests.support.shell import exit_status
 
 GOOD = [
@@ -70,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_good_names(name: str, tmp_path: Path) -> None:
     check_name("name", name)
     store = Store.open(tmp_path)
-    store.save_sweep(name, {"steps": {}}, [], [])
+    save_sweep(store, name, {"steps": {}})
     assert store.sweep_names() == [name]
     assert store.sweep(name).path.parent.parent == tmp_path / "sweeps"
 
@@ -79,7 +80,7 @@ def test_good_names(name: str, tmp_path: Path) -> None:
 def test_bad_names_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     for refuse in (
         lambda: check_name("name", name),
-        lambda: Store(tmp_path).save_sweep(name, {"steps": {}}, [], []),
+        lambda: save_sweep(Store(tmp_path), name, {"steps": {}}),
         lambda: Store(tmp_path).save_import(name, ""),
         lambda: Store(tmp_path).tracking(name),
     ):
@@ -134,8 +135,8 @@ def test_no_sweep_hides_behind_an_import_and_no_import_behind_a_sweep(
     error = refused(capsys, "plan", "--store", str(tmp_path), "name=theirs", "evaluate=none", "measure=none")
     assert "name = theirs: is that of imported results" in error
     with pytest.raises(StoreError, match="is that of imported results"):
-        store.save_sweep("theirs", {"steps": {}}, [], [])
-    store.save_sweep("ours", {"steps": {}}, [], [])
+        save_sweep(store, "theirs", {"steps": {}})
+    save_sweep(store, "ours", {"steps": {}})
     with pytest.raises(StoreError, match="is a sweep's"):
         store.save_import("ours", "")
 
@@ -151,7 +152,7 @@ def test_reading_by_a_name_stays_in_the_store(
     store = Store.open(tmp_path / "store")
     (store.root / "steps").mkdir()
     for saved in (store, Store.open(tmp_path / "store" / "x")):
-        saved.save_sweep("a", {"steps": {}}, [], [])
+        save_sweep(saved, "a", {"steps": {}})
     error = refused(capsys, command, "--store", str(store.root), name)
     assert "not in" in error or "x" * 300 in error
     assert error.count("\n") == 1
@@ -167,7 +168,7 @@ def test_the_name_of_a_sweep_is_not_swept(key: str) -> None:
 def test_a_project_that_w_and_b_misreads(project: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store.open(tmp_path)
     (tmp_path / "steps").mkdir()
-    store.save_sweep("a", {"steps": {}}, [], [])
+    save_sweep(store, "a", {"steps": {}})
     error = refused(capsys, "sync", "a", "--store", str(tmp_path), "--project", project)
     assert f"project = {project}" in error
     assert error.count("\n") == 1
@@ -179,7 +180,7 @@ def test_a_project_that_w_and_b_misreads(project: str, tmp_path: Path, capsys: p
 def test_a_name_that_the_file_system_takes_for_another_one_is_refused(tmp_path: Path) -> None:
     """A second entry for the same folder stands for a file system that ignores case."""
     store = Store.open(tmp_path / "store")
-    store.save_sweep("table", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    save_sweep(store, "table", {"steps": {}, "accuracy": [], "axis": None})
     store.save_import("theirs", "x")
     store.check_sweep_name("Table")
     store.check_import_name("Theirs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import shutil
 import threading
@@ -22,7 +23,9 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import saved_graph
 from sweeps.store.errors import UserError
 from sweeps.store.plans import ABANDONED_SECONDS
+from sweeps.store.schema import as_json
 from sweeps.store.store import SavedSweep, Store, StoreError
+from tests.support.records import save_sweep, some_record
 
 STEPS = {"base-1": {"kind": "base", "label": "b", "parents": {}, "variants": ["MHA-4", "MQA-2"]}}
 PLAN = {"steps": STEPS, "accuracy": []}
@@ -36,7 +39,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def save(store: Store, name: str = "a", rows: list[dict[str, Any]] = ROWS, **changes: Any) -> SavedSweep:
-    return store.save_sweep(name, {**PLAN, **changes}, rows, ["x=1"])
+    return save_sweep(store, name, {**PLAN, **changes}, rows)
+
+
+def labels(store: Store) -> list[str]:
+    return [row.variant for row in store.sweep("a").variants]
 
 
 @contextmanager
@@ -96,7 +103,7 @@ def test_a_fault_at_any_moment_leaves_a_whole_plan_or_none(tmp_path: Path, opera
         assert store.sweep("a").number in ((1, 2) if error else (2,))
         said = str(error or f"sweep a: {os.strerror(code)}")
         assert (said.startswith("sweep a: "), os.strerror(code) in said, "\n" in said) == (True, True, False)
-        assert (save(store).number, store.sweep("a").variants) == (2, ROWS)
+        assert (save(store).number, labels(store)) == (2, ["MHA-4", "MQA-2"])
         if len(calls) <= number:
             assert number > 0, "the fault was never met"
             return
@@ -170,7 +177,7 @@ def test_launchers_of_the_same_sweep_share_a_plan(store: Store, round: int) -> N
 def test_launchers_of_different_plans_get_a_number_each(store: Store) -> None:
     numbers = together(8, lambda i: save(store, accuracy=[[str(i), "acc"]]))
     assert sorted(numbers) == list(range(1, 9))
-    assert {store.sweep("a", n).plan["accuracy"][0][0] for n in numbers} == {str(i) for i in range(8)}
+    assert {store.sweep("a", n).plan.accuracy[0][0] for n in numbers} == {str(i) for i in range(8)}
     assert is_clean(store)
 
 
@@ -241,7 +248,7 @@ def test_a_damaged_plan_is_named_and_the_others_go_on(store: Store, damage: str)
     assert "\n" not in problems["b"]
     with pytest.raises(StoreError, match="sweep b: "):
         store.sweep("b")
-    assert store.sweep("a").variants == ROWS
+    assert labels(store) == ["MHA-4", "MQA-2"]
     planned = store.planning("base-1")
     assert planned
     assert planned.name in ("a", "c")
@@ -252,7 +259,7 @@ def test_a_file_without_its_last_newline_is_whole(store: Store) -> None:
     save(store)
     path = variants_file(store, "a")
     path.write_text(path.read_text().rstrip("\n"))
-    assert store.sweep("a").variants == ROWS
+    assert labels(store) == ["MHA-4", "MQA-2"]
 
 
 # What is written beside the plan
@@ -267,14 +274,14 @@ def test_specs_that_cannot_be_written_leave_no_plan(planner: Callable[[list[str]
         freeze(plan, store, [])
     assert store.sweep_names() == []
     assert not list(store.root.rglob(".*")), "nothing half-written"
-    assert len(freeze(plan, store, []).plan["steps"]) == len(plan.steps)
+    assert len(freeze(plan, store, []).plan.steps) == len(plan.steps)
 
 
 def test_a_record_whose_spec_was_deleted_gets_it_again(planner: Callable[[list[str]], Plan], store: Store) -> None:
     plan = planner(["layout=mqa", "measure=none"])
     saved = freeze(plan, store, [])
     step = store.step(next(iter(plan.steps)))
-    (step.path / "done.json").write_text('{"attempt": 1}')
+    (step.path / "done.json").write_text(json.dumps(as_json(some_record(attempt=1))))
     (step.path / "spec.json").unlink()
     with pytest.raises(StoreError, match=r"spec.json is gone from .*; run the sweep's line again"):
         saved_graph(store, saved)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sweeps.store.prune import prunable
-from sweeps.store.schema import ExitState
+from sweeps.store.schema import ExitState, as_json
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
 from tests.support.failing_files import failing
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep, some_plan
 from tests.support.shell import Shell
 
 NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
@@ -25,7 +25,7 @@ NEEDED, STRAY = "base-0123456789abcdef", "base-fedcba9876543210"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store.open(tmp_path)
-    store.save_sweep("s", {"steps": {NEEDED: {}}}, [], [])
+    save_sweep(store, "s", {"steps": {NEEDED: {}}})
     return store
 
 
@@ -87,7 +87,7 @@ def test_whatever_name_earlier_code_let_a_sweep_have_its_outputs_stay(store: Sto
     end(begin(store, STRAY), "done")
     plan = store.root / "sweeps" / name / "1"
     shutil.copytree(store.sweep("s").path, plan)
-    (plan / "plan.json").write_text(json.dumps({"steps": {STRAY: {}}}))
+    (plan / "plan.json").write_text(json.dumps(as_json(some_plan(steps={STRAY: {}}))))
     assert list(prunable(store)) == []
     (plan / "plan.json").write_text("{")
     with pytest.raises(StoreError, match=f"nothing is dropped while a plan cannot be read: sweep {name}: "):

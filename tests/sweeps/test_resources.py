@@ -61,7 +61,7 @@ def test_more_gpus_than_this_machine_has_are_refused_in_one_line(mlkv: Shell, ti
 
 def trained(mlkv: Shell) -> tuple[StepDir, list[float]]:
     (step,) = (step for step in mlkv.store.steps() if step.kind == "uptrain")
-    return step, [row["loss"] for row in step.metrics() if "loss" in row]
+    return step, [row.fields["loss"] for row in step.metrics() if "loss" in row.fields]
 
 
 @pytest.mark.long

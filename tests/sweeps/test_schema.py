@@ -133,6 +133,16 @@ def test_a_value_of_another_type_is_named_with_its_file_and_field(kind: type, tm
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ONE_OF_EACH if kind is not Runtime], ids=lambda kind: kind.__name__)
+def test_a_key_that_is_missing_is_named_with_its_file(kind: type, tmp_path: Path) -> None:
+    whole, path = json.loads(ONE_OF_EACH[kind].read_text()), tmp_path / ONE_OF_EACH[kind].name
+    later = {field.name for field in dataclasses.fields(kind) if "later" in field.metadata}
+    for missing in whole.keys() - later:
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != missing}))
+        with pytest.raises(DamagedFileError, match=rf"^{path}: has no {missing}; delete it"):
+            schema.load(kind, path)
+
+
 @pytest.mark.parametrize("wrong", ['{"work": "3"}', '{"source": "x"}', '{"source": {"hub": 3}}', '{"work": true}'])
 def test_a_wrong_runtime_field_is_named(wrong: str, tmp_path: Path) -> None:
     (tmp_path / "how.json").write_text(wrong)

@@ -11,6 +11,7 @@ from sweeps.cli.run import steps_to_cancel
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
+from sweeps.store.schema import JobRow
 from sweeps.store.store import Store
 
 LINE = ["measure=none", "evaluate=none", "sweep.baselines=[]", "name=narrowed"]
@@ -25,10 +26,10 @@ def test_a_variant_that_a_later_plan_dropped_can_be_cancelled(
     saved = freeze(narrow, store, [])
     [dropped] = {variant.label for variant in wide.variants} - {variant.label for variant in narrow.variants}
     own = [id for id in wide.steps if id not in narrow.steps]
-    store.note_jobs([{"name": "first", "steps": own, "sweep": "narrowed"}])
+    store.note_jobs([JobRow(name="first", steps=own, sweep="narrowed")])
     assert steps_to_cancel(store, saved, [dropped]) == own
     assert set(steps_to_cancel(store, saved, [])) == set(wide.steps)
-    store.note_jobs([{"name": "second", "steps": own, "sweep": "another"}])
+    store.note_jobs([JobRow(name="second", steps=own, sweep="another")])
     assert steps_to_cancel(store, saved, [dropped]) == []
     assert set(steps_to_cancel(store, saved, [])) == set(narrow.steps)
     with pytest.raises(UserError, match=rf"GQA-4: no variant or step of sweep narrowed \(variants: .*{dropped}"):

@@ -19,7 +19,7 @@ def test_four_processes_on_two_nodes_train_as_one_does(
     line = [*tiny, *SMALL, "uptrain.steps=6", "uptrain.precision=fp32", "name=wide", "evaluate.tasks=[]"]
     disturbed("sweep", *line)
     alone = newest(disturbed.store, "uptrain")
-    losses = [row["loss"] for row in alone.metrics() if "loss" in row]
+    losses = [row.fields["loss"] for row in alone.metrics() if "loss" in row.fields]
     shutil.rmtree(alone.path)
     group = ["cluster.resources.uptrain.nodes=2", "cluster.resources.uptrain.tasks_per_node=2"]
     disturbed("sweep", *line, *SLURM, *group)
@@ -27,8 +27,8 @@ def test_four_processes_on_two_nodes_train_as_one_does(
     together = disturbed.store.step(alone.id)
     record = together.record()
     assert record is not None, "the same step, whoever trains it"
-    assert record["facts"]["devices"] == 4
-    assert [row["loss"] for row in together.metrics() if "loss" in row] == pytest.approx(losses, rel=1e-4)
+    assert record.facts["devices"] == 4
+    assert [row.fields["loss"] for row in together.metrics() if "loss" in row.fields] == pytest.approx(losses, rel=1e-4)
     assert [attempt.number for attempt in together.attempts()] == [1]
     job = present(present(together.attempts()[0].environment()).job)
     shown = cluster.run("scontrol", "show", "job", job)

@@ -40,7 +40,7 @@ def test_two_hundred_variants_are_queued_once_and_steered(mlkv: Shell, tiny: lis
     line = [*tiny, *SMALL, *SLURM, HELD, f"uptrain.lr={rates}"]
     line += ["evaluate.tasks=[bits_per_byte,heldout_cloze,heldout_choice2,heldout_choice4]"]
     assert "202 jobs submitted" in mlkv("sweep", *line)
-    assert len(mlkv.store.sweep("tiny").plan["steps"]) == 1003
+    assert len(mlkv.store.sweep("tiny").plan.steps) == 1003
     assert "0 jobs submitted" in mlkv("sweep", *line, "cluster.max_running=3")
     shown = cluster.run("scontrol", "show", "job")
     assert shown.count("ArrayTaskThrottle=3") >= 4, "arrays of 64 at most"

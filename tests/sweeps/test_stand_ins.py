@@ -12,6 +12,7 @@ import pytest
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.grammar import points
+from tests.support.read_back import present
 from tests.support.shell import Shell
 from tests.support.stand_in import on_hub, pythia
 from tests.test_recipes_and_docs import commands
@@ -104,13 +105,13 @@ class Scores:
     def __init__(self, shell: Shell, name: str) -> None:
         self.untouched, self.of_bytes = 0.0, dict[int, float]()
         for variant in shell.store.sweep(name).variants:
-            [step] = variant["steps"]["evaluate"].values()
+            [step] = variant.steps.evaluate.values()
             record = shell.store.step(step).record()
-            assert record, variant["variant"]
-            [value] = [row["value"] for row in record["metrics"] if row["metric"] == "bits_per_byte"]
-            print(f"{variant['variant']}: {variant['kv_bytes_per_token']} bytes per token, {value:.4f}")
-            if variant["baseline"] == "untouched":
+            assert record, variant.variant
+            [value] = [present(row.value) for row in record.metrics if row.metric == "bits_per_byte"]
+            print(f"{variant.variant}: {variant.kv_bytes_per_token} bytes per token, {value:.4f}")
+            if variant.baseline == "untouched":
                 self.untouched = value
             else:
-                size = variant["kv_bytes_per_token"]
+                size = variant.kv_bytes_per_token
                 self.of_bytes[size] = min(value, self.of_bytes.get(size, value))

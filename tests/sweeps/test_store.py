@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from hypothesis.strategies import binary, dictionaries, text
 
 from sweeps.store import stepdir
 from sweeps.store.files import last_line, read_json, write_atomic, write_json, write_once
+from sweeps.store.schema import LoggedRow, Runtime, Spec
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
 from tests.support.read_back import present
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 
 ID = "corpus-0123456789abcdef"
+SPEC = Spec(kind="corpus", schema=1, slice={}, parents={}, pinned={})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,7 +58,7 @@ def test_states_of_a_step_from_first_to_last(tmp_path: Path) -> None:
     claim = begin(store)
     claim.attempt.metrics_file.write_text('{"step": 1, "steps": 9}\n{"step": 2, "ste')
     state = step.state()
-    assert (state.name, state.progress) == ("RUNNING", {"step": 1, "steps": 9})
+    assert (state.name, state.progress) == ("RUNNING", LoggedRow(fields={"step": 1, "steps": 9}))
     claim.attempt.finish("failed", "loss is NaN at step 3", 1)
     claim.release()
     assert (step.state().name, step.state().reason) == ("FAILED", "loss is NaN at step 3")
@@ -148,9 +151,9 @@ def test_numbered_plans_of_a_sweep(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     plan: dict[str, Any] = {"steps": {}, "accuracy": []}
     rows = [{"variant": "MHA-4"}]
-    assert store.save_sweep("a", plan, rows, ["x=1"]).number == 1
-    assert store.save_sweep("a", plan, rows, ["x=1"]).number == 1
-    assert store.save_sweep("a", plan, [*rows, {"variant": "MQA-2"}], []).number == 2
+    assert save_sweep(store, "a", plan, rows).number == 1
+    assert save_sweep(store, "a", plan, rows).number == 1
+    assert save_sweep(store, "a", plan, [*rows, {"variant": "MQA-2"}]).number == 2
     assert [len(store.sweep("a", n).variants) for n in (1, 2)] == [1, 2]
     assert store.sweep("a").number == 2
     with pytest.raises(StoreError, match=r"sweep b: .*sweeps there: a"):
@@ -160,7 +163,7 @@ def test_numbered_plans_of_a_sweep(tmp_path: Path) -> None:
 def test_steps_are_found_by_a_beginning_that_tells_them_apart(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     for step_id in ("base-00aa", "base-00ab"):
-        store.step(step_id).write_spec({"id": step_id}, {})
+        store.step(step_id).write_spec(SPEC, Runtime())
     assert store.find("base-00ab").id == "base-00ab"
     with pytest.raises(StoreError, match="2 steps"):
         store.find("base-00a")
@@ -170,8 +173,8 @@ def test_steps_are_found_by_a_beginning_that_tells_them_apart(tmp_path: Path) ->
 
 def test_a_spec_is_written_once_and_its_how_follows_the_last_plan(tmp_path: Path) -> None:
     step = Store.open(tmp_path).step(ID)
-    step.write_spec({"slice": {"seed": 1}}, {"micro_batch": 8})
-    step.write_spec({"slice": {"seed": 2}}, {"micro_batch": 4})
+    step.write_spec(replace(SPEC, slice={"seed": 1}), Runtime(fields={"micro_batch": 8}))
+    step.write_spec(replace(SPEC, slice={"seed": 2}), Runtime(fields={"micro_batch": 4}))
     spec = step.spec()
     assert spec
     assert (spec.slice, step.how().fields) == ({"seed": 1}, {"micro_batch": 4})

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from sweeps.steps.registry import axis_of
+from sweeps.store.schema import as_json
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 from tests.support.read_back import present
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 from tests.support.refusing import without_internet
 from tests.support.shell import ROOT, Shell
 from tests.support.tracked import Planner, Stage, make_stage, positions, record, training, use
@@ -30,8 +31,8 @@ def done_stage(planner: Planner, text_files: Path, folder: Path) -> Stage:
     """A small sweep that was run without tracking, all its steps done."""
     line = ["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", *SMALL, "sweep.baselines=[mha]"]
     stage = make_stage(planner, line, folder)
-    for step, told in stage.saved.plan["steps"].items():
-        finish(stage, step, told["kind"])
+    for step, told in stage.saved.plan.steps.items():
+        finish(stage, step, told.kind)
     return stage
 
 
@@ -79,13 +80,13 @@ def test_a_sweep_of_nothing_but_hits_has_a_run_for_every_variant(sent: Sent) -> 
     assert {each.outcome for each in sent.done.values()} == {"sent"}
     variants = [run for run in server.runs.values() if run.shown["jobType"] == "variant"]
     assert {run.shown["groupName"] for run in variants} == {"tiny"}
-    assert [run.shown["displayName"] for run in variants] == [row["variant"] for row in stage.saved.variants]
+    assert [run.shown["displayName"] for run in variants] == [row.variant for row in stage.saved.variants]
     run = server.runs[variant_id("tiny", "MQA-2")]
-    (planned,) = (row for row in stage.saved.variants if row["variant"] == "MQA-2")
+    (planned,) = (row for row in stage.saved.variants if row.variant == "MQA-2")
     assert set(run.shown["tags"]) == {"pocket", "even", "budget-2"}
-    assert run.value("kv_bytes_per_token") == planned["kv_bytes_per_token"]
-    assert run.value("uptrain") == planned["config"]["uptrain"]
-    assert run.value("steps") == planned["steps"]
+    assert run.value("kv_bytes_per_token") == as_json(planned)["kv_bytes_per_token"]
+    assert run.value("uptrain") == planned.config["uptrain"]
+    assert run.value("steps") == as_json(planned.steps)
     assert (run.summary.get("accuracy"), run.summary["quality"]) == (None, 0.5)
     assert run.summary["steps_done"] == run.summary["steps_total"] == 6
     curve = [row["train/global_step"] for row in run.history if "train/loss" in row]
@@ -135,7 +136,7 @@ def test_a_server_that_says_wait_gets_everything_all_the_same(stage: Stage, serv
 def test_what_cannot_be_sent_is_told_for_every_run(stage: Stage, server: WandbServer) -> None:
     server.stop()
     failed, done = stage.sync()
-    assert failed == len(done) == len(stage.saved.plan["steps"]) + len(stage.saved.variants)
+    assert failed == len(done) == len(stage.saved.plan.steps) + len(stage.saved.variants)
     assert all(each.reason for each in done.values())
 
 
@@ -170,7 +171,7 @@ def test_our_own_offline_files_and_the_store_send_the_same_runs(stage: Stage, se
     assert {e.outcome for e in sync_sweep(stage.store, Target(stage.config, "tiny"))} == {"already there"}
     files = stage.store.tracking("tiny").runs
     sent = Counter(each.outcome for each in sync_files(files, Target(TrackingConfig(mode="online"))))
-    assert sent == {"sent": len(stage.saved.plan["steps"]) + len(stage.saved.variants)}
+    assert sent == {"sent": len(stage.saved.plan.steps) + len(stage.saved.variants)}
     assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
@@ -184,7 +185,7 @@ def test_offline_all_is_written_where_no_internet_socket_can_be_had(stage: Stage
     command = [*without_internet(), "-m", "sweeps.tracking.sync", "--store", str(stage.store.root)]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count('"written"') == len(stage.saved.plan["steps"]) + len(stage.saved.variants)
+    assert run.stdout.count('"written"') == len(stage.saved.plan.steps) + len(stage.saved.variants)
     assert not server.requests
 
 
@@ -218,7 +219,7 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
 
 def test_a_process_that_crashes_is_not_taken_for_nothing_to_send(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    shell.store.save_sweep("a", {"steps": {}, "accuracy": [], "axis": None}, [], [])
+    save_sweep(shell.store, "a", {"steps": {}, "accuracy": [], "axis": None})
     (shell.store.root / "steps").mkdir()
     for place in (tmp_path, tmp_path / "on_the_path"):
         place.mkdir(exist_ok=True)

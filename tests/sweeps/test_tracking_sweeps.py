@@ -31,7 +31,7 @@ QUICK += ["measure.contexts=[32]", "measure.new_tokens=4", "tracking.system_seco
 
 def base_of(store: Store) -> StepDir:
     saved = store.sweep("quickstart")
-    return store.step(next(id for id, told in saved.plan["steps"].items() if told["kind"] == "base"))
+    return store.step(next(id for id, told in saved.plan.steps.items() if told.kind == "base"))
 
 
 def reaches(shell: Shell, number: int) -> StepDir:
@@ -79,7 +79,7 @@ def test_quickstart_requeued_twice_and_killed_has_every_row_once(mlkv: Shell, se
     assert [attempt.number for attempt in step.attempts()] == [1, 2, 3, 4]
     assert positions(server, step.id) == [at for at, _ in step.history(axis_of(step.kind))] == list(range(1, 81))
     saved = mlkv.store.sweep("quickstart")
-    ids = {*saved.plan["steps"], *(variant_id("quickstart", row["variant"]) for row in saved.variants)}
+    ids = {*saved.plan.steps, *(variant_id("quickstart", row.variant) for row in saved.variants)}
     assert {id for id, run in server.runs.items() if run.state == "finished"} == ids == set(server.runs)
     assert "already there" in mlkv("sync", "quickstart")
     assert any("proc.memory" in key for row in server.runs[step.id].events for key in row)
@@ -95,7 +95,7 @@ def test_hundreds_of_runs_of_two_dozen_workers_all_arrive_though_the_server_says
     """The steps are acted out: nothing trains."""
     stage = independent_steps(tmp_path, 360, mode="online", timeout=60.0)
     waited = server.fail(status=429, retry_after=0.2, every=20, times=10_000)
-    steps = list(stage.saved.plan["steps"])
+    steps = list(stage.saved.plan.steps)
 
     def work(own: list[str]) -> None:
         mirror = stage.mirror()

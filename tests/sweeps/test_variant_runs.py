@@ -32,7 +32,7 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
 ) -> None:
     stage = small_stage(planner, text_files, tmp_path, "online")
-    steps = list(stage.saved.plan["steps"])
+    steps = list(stage.saved.plan.steps)
     mirror = stage.mirror()
     for count, step in enumerate(steps, 1):
         acted = stage.begin(mirror, step)
@@ -53,7 +53,7 @@ def test_offline_one_copy_of_a_variant_is_kept_and_it_is_the_newest(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
 ) -> None:
     stage = small_stage(planner, text_files, tmp_path, "offline")
-    steps = list(stage.saved.plan["steps"])
+    steps = list(stage.saved.plan.steps)
     for half in (steps[:3], steps[3:]):
         mirror = stage.mirror()
         for step in half:
@@ -84,7 +84,7 @@ def test_workers_that_end_steps_at_once_leave_one_whole_run(
 ) -> None:
     stage = small_stage(planner, text_files, tmp_path, "online")
     with ThreadPoolExecutor(5) as pool:
-        list(pool.map(lambda step: stage.act(step, training(1, 5)), stage.saved.plan["steps"]))
+        list(pool.map(lambda step: stage.act(step, training(1, 5)), stage.saved.plan.steps))
     run = server.runs[MQA]
     assert (run.summary["state"], run.summary["steps_done"], run.state) == ("DONE", 5, "finished")
     assert positions(server, MQA) == list(range(1, 6))
@@ -96,7 +96,7 @@ def test_a_writer_that_was_overtaken_writes_again(
 ) -> None:
     """While the first writes, the last step ends: what it has written is no longer so."""
     stage = small_stage(planner, text_files, tmp_path, "off")
-    *before, last = stage.saved.plan["steps"]
+    *before, last = stage.saved.plan.steps
     for step in before:
         stage.act(step, [])
     written: list[int] = []
@@ -133,8 +133,7 @@ def test_what_many_share_writes_only_the_variants_that_it_ends(
 def test_a_step_run_by_itself_is_mirrored_as_its_sweeps_are(mlkv: Shell, tiny: list[str], server: WandbServer) -> None:
     mlkv("run", "corpus", *tiny, *SMALL, "tracking=online")
     corpus, base = (
-        next(id for id in mlkv.store.sweep("tiny").plan["steps"] if id.startswith(kind))
-        for kind in ("corpus-", "base-")
+        next(id for id in mlkv.store.sweep("tiny").plan.steps if id.startswith(kind)) for kind in ("corpus-", "base-")
     )
     assert server.runs[corpus].state == "finished"
     assert server.runs[MQA].summary["steps_done"] == 1
@@ -152,7 +151,7 @@ def test_on_slurm_every_run_is_there_when_the_last_job_ends(
     mlkv("sweep", *line, "tracking=online")
     mlkv("status", "tiny", "--watch")
     saved = mlkv.store.sweep("tiny")
-    ids = {*saved.plan["steps"], *(variant_id("tiny", row["variant"]) for row in saved.variants)}
+    ids = {*saved.plan.steps, *(variant_id("tiny", row.variant) for row in saved.variants)}
     arrives(lambda: {id for id, run in server.runs.items() if run.summary.get("state") == "DONE"} == ids)
     printed = mlkv("sweep", *line, "tracking=online", "name=hits")
     assert "0 jobs submitted" in printed

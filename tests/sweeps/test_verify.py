@@ -76,7 +76,7 @@ def test_a_record_of_another_shape_is_named(tmp_path: Path, content: str) -> Non
     step = done(Store.open(tmp_path), "base", [CELL])
     (step.path / "done.json").write_text(content)
     for read in (step.state, step.record, step.attempt, step.corrupted, lambda: edited(step)):
-        with pytest.raises(DamagedFileError, match=rf"^{step.path}/done.json: (is no JSON|has no attempt)"):
+        with pytest.raises(DamagedFileError, match=rf"^{step.path}/done.json: (is no JSON|has no id)"):
             read()
 
 

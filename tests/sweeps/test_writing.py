@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.cli.results import _is_current
 from sweeps.store.store import Store
-from tests.support.records import record_of
+from tests.support.records import record_of, save_sweep
 
 STEP = "corpus-0123456789abcdef"
 CREATED, FINISHED = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -21,7 +21,7 @@ BEFORE, AT, AFTER = 1_767_270_000, 1_767_312_000, 1_767_312_001
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr("sweeps.store.store.utc_now", lambda: CREATED)
     store = Store.open(tmp_path / "store")
-    store.save_sweep("s", {"steps": {STEP: {}}}, [], [])
+    save_sweep(store, "s", {"steps": {STEP: {}}})
     return store
 
 
@@ -58,5 +58,5 @@ def test_a_page_older_than_the_plan_is_not_current(
 ) -> None:
     finish(store)
     monkeypatch.setattr("sweeps.store.store.utc_now", lambda: "2026-02-01T00:00:00Z")
-    store.save_sweep("s", {"steps": {STEP: {}}, "axis": ["x", "y"]}, [], [])
+    save_sweep(store, "s", {"steps": {STEP: {}}, "axis": ["x", "y"]})
     assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
