@@ -18,6 +18,7 @@ from analysis.data.replicates import mean_of
 from analysis.statistics.estimate import Estimate, borrow, difference, holm, of_seeds
 from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.sources import load
+from tests.support.filler import Filler
 from tests.support.read_back import number
 from tests.support.seeded import answered, seeded, with_seeds
 
@@ -160,7 +161,7 @@ def test_rounding_is_no_spread() -> None:
     assert pivot.loc["MHA", "accuracy_stderr"] == 0.02
 
 
-def test_equal_scores_of_other_answers_count_all_of_them(filler: Any, tmp_path: Path) -> None:
+def test_equal_scores_of_other_answers_count_all_of_them(filler: Filler, tmp_path: Path) -> None:
     """Both seeds of MLKV-6 have half of the samples right, but not the same half."""
     crowd = with_seeds(filler, tmp_path / "crowd", seeds=2)
     even = (np.arange(100) % 2 == 0).astype(float)
@@ -196,7 +197,7 @@ def test_of_several_that_are_best_a_row_has_to_differ_from_each() -> None:
         assert tied.to_dict() == {"sharp": True, "blunt": True, "C": True}
 
 
-def test_seeds_on_the_same_samples_keep_the_spread_between_them(filler: Any, tmp_path: Path) -> None:
+def test_seeds_on_the_same_samples_keep_the_spread_between_them(filler: Filler, tmp_path: Path) -> None:
     """MLKV-6 is worse by as much on every sample of a run; the runs differ. Pairing alone would be certain."""
     crowd = with_seeds(filler, tmp_path / "crowd")
     base = np.zeros(200)
@@ -213,7 +214,7 @@ def test_seeds_on_the_same_samples_keep_the_spread_between_them(filler: Any, tmp
     assert number(pivot, "MLKV-6", "accuracy_vs_mha_p") > 0.1
 
 
-def test_a_cell_of_fewer_seeds_than_its_row_says_so(filler: Any, tmp_path: Path) -> None:
+def test_a_cell_of_fewer_seeds_than_its_row_says_so(filler: Filler, tmp_path: Path) -> None:
     crowd = with_seeds(filler, tmp_path / "crowd")
     for i, variant in enumerate(crowd.variants):
         crowd.done(variant["steps"]["uptrain"], [{"metric": "loss", "value": 3.0 + i / 10, "stderr": None, "n": 50}])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from analysis.figures.curves import LOSS, Curve, curves_figure, curves_of
 from analysis.figures.drawing import draw
 from analysis.figures.style import MUTED, family_style
 from analysis.statistics.sources import load, published_source
 from tests.support.figures import assert_readable, log_losses, names_of
+from tests.support.filler import Filler
 from tests.support.read_back import present
 
 
-def test_curves_are_what_steps_logged_and_end_where_they_are(filler: Any) -> None:
+def test_curves_are_what_steps_logged_and_end_where_they_are(filler: Filler) -> None:
     log_losses(filler, "GQA-12", [5.0, 4.5, float("nan"), 4.4])
     source = load(filler.store, filler.name)
     (curve,) = curves_of(source)
@@ -22,7 +21,7 @@ def test_curves_are_what_steps_logged_and_end_where_they_are(filler: Any) -> Non
     assert LOSS == "train/loss"
 
 
-def test_published_losses_are_grey_beside_ours(filler: Any) -> None:
+def test_published_losses_are_grey_beside_ours(filler: Filler) -> None:
     log_losses(filler, "GQA-12", [5.0, 4.5, 4.4])
     figure = present(draw("curves", load(filler.store, filler.name), published_source("mlkv")))
     colours = {text.get_text(): text.get_color() for text in names_of(figure)}

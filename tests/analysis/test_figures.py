@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from analysis.figures.kinds import FIGURES, FigureKind
 from analysis.figures.style import FAMILY_STYLES, shades
 from analysis.statistics.sources import Source, load, published_source
 from tests.support.figures import assert_readable, crowd, in_progress, single, texts_of
+from tests.support.filler import Filler
 from tests.support.read_back import present
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,21 +34,21 @@ def test_every_figure_of_published_results_is_readable(name: str) -> None:
         assert set(drawn) == {"pareto", "spectrum", "layouts", "tasks"}
 
 
-def test_every_figure_of_a_sweep_in_progress_is_readable(filler: Any) -> None:
+def test_every_figure_of_a_sweep_in_progress_is_readable(filler: Filler) -> None:
     drawn = draw_all(in_progress(filler))
     assert set(drawn) == {"pareto_loss", "memory", "curves", "spectrum", "layouts", "tasks"}
     for figure in drawn.values():
         assert_readable(figure)
 
 
-def test_every_figure_of_one_variant_is_readable(tmp_path: Path, filler: Any) -> None:
+def test_every_figure_of_one_variant_is_readable(tmp_path: Path, filler: Filler) -> None:
     drawn = draw_all(single(tmp_path, filler))
     assert set(drawn) == {"pareto", "pareto_loss", "memory", "layouts"}
     for figure in drawn.values():
         assert_readable(figure)
 
 
-def test_every_figure_of_a_hundred_variants_is_readable(finished: Any) -> None:
+def test_every_figure_of_a_hundred_variants_is_readable(finished: Filler) -> None:
     drawn = draw_all(crowd(finished))
     assert set(drawn) == {"pareto", "pareto_loss", "memory", "spectrum", "tasks"}
     for figure in drawn.values():
@@ -66,7 +66,7 @@ def renamed(source: Source, names: dict[str, str]) -> Source:
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_names_that_look_like_formulas_are_printed_as_they_are(finished: Any, form: str) -> None:
+def test_names_that_look_like_formulas_are_printed_as_they_are(finished: Filler, form: str) -> None:
     drawn = draw_all(renamed(load(finished.store, finished.name), NAMES))
     assert {"pareto", "spectrum", "tasks"} <= set(drawn)
     for figure in drawn.values():
@@ -79,7 +79,7 @@ def test_names_that_look_like_formulas_are_printed_as_they_are(finished: Any, fo
 LONG = "a-variant-with-a-name-of-very-many-letters and lr=0.0003 seed=12"
 
 
-def test_long_names_and_labels_are_cut_or_wrapped_and_never_clipped(finished: Any) -> None:
+def test_long_names_and_labels_are_cut_or_wrapped_and_never_clipped(finished: Filler) -> None:
     source = load(finished.store, finished.name)
     rows = [{**row, "variant": row["variant"].replace("MHA-36", LONG)} for row in frame.records(source.table)]
     for row in rows:
@@ -101,7 +101,7 @@ def test_every_panel_of_tasks_has_a_scale(name: str) -> None:
         assert len(numbers) >= 2 or not axes.get_visible()
 
 
-def test_figures_are_written_in_three_formats(finished: Any, tmp_path: Path) -> None:
+def test_figures_are_written_in_three_formats(finished: Filler, tmp_path: Path) -> None:
     source = load(finished.store, finished.name)
     files = write_figures(source, ["layouts", "spectrum"], tmp_path)
     assert [path.name for path in files] == [
@@ -112,7 +112,7 @@ def test_figures_are_written_in_three_formats(finished: Any, tmp_path: Path) -> 
     assert [path.read_bytes() for path in write_figures(source, ["layouts", "spectrum"], tmp_path)] == before
 
 
-def test_a_figure_that_cannot_be_drawn_is_refused_with_the_reason(filler: Any, tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_drawn_is_refused_with_the_reason(filler: Filler, tmp_path: Path) -> None:
     source = load(filler.store, filler.name)
     with pytest.raises(CannotDraw, match=r"figure = paretto: choose from pareto, .*, tasks"):
         write_figures(source, ["paretto"], tmp_path / "out")
@@ -142,7 +142,9 @@ def test_the_documentation_has_a_row_for_each_figure() -> None:
     assert [row.split("`")[1] for row in rows] == list(FIGURES)
 
 
-def test_a_row_is_all_that_a_new_figure_needs(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_all_that_a_new_figure_needs(
+    finished: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scores(source: Source, published: Source | None) -> Figure | None:
         figure, axes = new_figure()
         rows = source.results.frame

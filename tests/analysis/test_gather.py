@@ -11,7 +11,8 @@ from analysis.data.gather import gather
 from analysis.statistics.results import results
 from sweeps.store.schema import VariantRow
 from sweeps.store.store import StoreError
-from tests.support.read_back import number
+from tests.support.filler import ACCURACY, Filler
+from tests.support.read_back import number, present
 from tests.support.records import save_sweep, some_variant
 
 
@@ -21,7 +22,7 @@ def cells(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     return table
 
 
-def test_the_schema_is_the_same_with_and_without_rows(finished: Any) -> None:
+def test_the_schema_is_the_same_with_and_without_rows(finished: Filler) -> None:
     full = gather(finished.store, finished.name)
     assert {name: str(dtype) for name, dtype in full.dtypes.items()} == frame.COLUMNS
     empty = frame.make([])
@@ -29,7 +30,7 @@ def test_the_schema_is_the_same_with_and_without_rows(finished: Any) -> None:
     assert empty.empty
 
 
-def test_every_planned_task_has_a_row_before_anything_has_run(filler: Any) -> None:
+def test_every_planned_task_has_a_row_before_anything_has_run(filler: Filler) -> None:
     table = gather(filler.store, filler.name)
     for variant in filler.variants:
         rows = cells(table, variant=variant["variant"])
@@ -43,19 +44,19 @@ def flat(values: Any) -> list[str]:
     return [step for value in values for step in (value.values() if isinstance(value, dict) else [value])]
 
 
-def test_values_are_those_of_the_records(finished: Any) -> None:
+def test_values_are_those_of_the_records(finished: Filler) -> None:
     table = gather(finished.store, finished.name)
     for row in frame.records(table):
         if row["value"] is None:
             continue
-        metrics = finished.store.step(row["step"]).record().metrics
+        metrics = present(finished.store.step(row["step"]).record()).metrics
         place = (row["metric"], row["batch"], row["context"])
         (same,) = [each for each in metrics if (each.metric, each.batch, each.context) == place]
         assert (row["value"], row["stderr"], row["n"]) == (same.value, same.stderr, same.n)
     assert cells(table, kind="evaluate")["value"].notna().all()
 
 
-def test_setting_one_record_aside_empties_exactly_its_cells(filler: Any) -> None:
+def test_setting_one_record_aside_empties_exactly_its_cells(filler: Filler) -> None:
     filler.everything()
     before = gather(filler.store, filler.name)
     for victim in ("MQA-6", "MLKV-2"):
@@ -69,7 +70,7 @@ def test_setting_one_record_aside_empties_exactly_its_cells(filler: Any) -> None
         before = after
 
 
-def test_every_score_says_how_many_examples_it_had(filler: Any) -> None:
+def test_every_score_says_how_many_examples_it_had(filler: Filler) -> None:
     [bits, task, *_] = filler.variants[0]["steps"]["evaluate"]
     for variant in filler.variants:
         variant["few_shot"] = {task: 5}
@@ -81,7 +82,7 @@ def test_every_score_says_how_many_examples_it_had(filler: Any) -> None:
     assert set(cells(gather(filler.store, "demo"), task=task)["n_shot"]) == {2}, "a plan of before: one for all"
 
 
-def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Any) -> None:
+def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Filler) -> None:
     filler.shared()
     own = filler.variant("MLKV-6")["steps"]
     filler.fail(own["convert"], "kv_heads = 4 at layer 0")
@@ -95,11 +96,11 @@ def test_a_failed_step_blocks_its_children_and_no_one_else(filler: Any) -> None:
     assert "BLOCKED" not in set(cells(table, variant="MLKV-3")["state"])
 
 
-def test_a_running_step_tells_how_far_it_is(filler: Any) -> None:
+def test_a_running_step_tells_how_far_it_is(filler: Filler) -> None:
     filler.shared()
     own = filler.variant("MLKV-3")["steps"]
     filler.done(own["convert"], [])
-    claim = filler.store.step(own["uptrain"]).claim()
+    claim = present(filler.store.step(own["uptrain"]).claim())
     claim.attempt.metrics_file.write_text('{"step": 20, "steps": 50, "loss": 4.3}\n')
     table = gather(filler.store, filler.name)
     row = table[table["step"] == own["uptrain"]].iloc[0]
@@ -108,7 +109,7 @@ def test_a_running_step_tells_how_far_it_is(filler: Any) -> None:
     assert (waiting["state"], waiting["reason"]) == ("PENDING", "waits for uptrain (running)")
 
 
-def test_a_recorded_failure_to_measure_is_no_number(filler: Any) -> None:
+def test_a_recorded_failure_to_measure_is_no_number(filler: Filler) -> None:
     step = filler.variant("MHA-36")["steps"]["measure"]
     filler.done(
         step, [{"metric": "peak_bytes", "value": None, "stderr": None, "n": None, "batch": 512, "context": 256}]
@@ -123,12 +124,12 @@ def test_not_a_number_never_becomes_a_score() -> None:
     assert table["value"].isna().all()
 
 
-def test_an_unknown_sweep_lists_those_there_are(finished: Any) -> None:
+def test_an_unknown_sweep_lists_those_there_are(finished: Filler) -> None:
     with pytest.raises(StoreError, match="demo"):
         gather(finished.store, "typo")
 
 
-def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Any) -> None:
+def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Filler) -> None:
     pivot = results(gather(finished.store, finished.name)).frame.set_index("variant")
     parts = pivot.loc["MLKV-3", ["cloze.acc", "four_way.acc", "two_way.acc"]]
     errors = [number(pivot, "MLKV-3", f"{task}.acc_stderr") for task in ("cloze", "four_way", "two_way")]
@@ -137,7 +138,7 @@ def test_accuracy_is_the_mean_of_its_parts_with_the_pooled_error(finished: Any) 
     assert pivot.loc["MLKV-3", "accuracy_stderr"] == pytest.approx(sum(e**2 for e in errors) ** 0.5 / 3)
 
 
-def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Any) -> None:
+def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Filler) -> None:
     filler.shared()
     filler.train("GQA-12")
     for task in ("bits_per_byte", "cloze", "four_way"):
@@ -152,7 +153,7 @@ def test_accuracy_with_a_part_missing_is_empty_and_says_why(filler: Any) -> None
     assert row["state"] == "FAILED"
 
 
-def test_drops_are_from_the_variants_own_baselines(finished: Any) -> None:
+def test_drops_are_from_the_variants_own_baselines(finished: Filler) -> None:
     row = results(gather(finished.store, finished.name)).frame.set_index("variant").loc["MLKV-1"]
     assert row["quality_vs_untouched"] == pytest.approx(2.404 - 2.201)
     assert row["quality_vs_mha"] == pytest.approx(2.404 - 2.206)
@@ -171,14 +172,14 @@ def test_two_learning_rates_are_each_compared_with_their_own_baseline() -> None:
     assert _own_baseline(variant("MLKV-6", "1e-4"), [variant("MHA slow", "1e-4", "base-2")]) is None
 
 
-def test_a_score_that_no_step_evaluates_is_named_as_unplanned(filler: Any) -> None:
-    plan = {**filler.plan, "accuracy": [*filler.plan["accuracy"], ["piqa", "acc"]]}
+def test_a_score_that_no_step_evaluates_is_named_as_unplanned(filler: Filler) -> None:
+    plan = {**filler.plan, "accuracy": [*ACCURACY, ["piqa", "acc"]]}
     save_sweep(filler.store, "wider", plan, filler.variants)
     pivot = results(gather(filler.store, "wider")).frame.set_index("variant")
     assert pivot.loc["MLKV-1", "piqa.acc_missing"] == "UNPLANNED: no step evaluates it"
 
 
-def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(filler: Any) -> None:
+def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(filler: Filler) -> None:
     filler.everything()
     plan = {**filler.plan, "accuracy": [["cloze", "acc_norm"], ["two_way", "acc"]]}
     save_sweep(filler.store, "other", plan, filler.variants)
@@ -187,7 +188,7 @@ def test_a_metric_that_its_task_did_not_record_is_missed_with_what_there_is(fill
     assert set(pivot.frame["accuracy_missing"]) == {"not in its record (there: acc)"}
 
 
-def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
+def test_measured_bytes_stand_beside_the_formulas(filler: Filler) -> None:
     filler.measure("MLKV-3")
     filler.measure("MHA-36", batches=(), failed=(8, 64))
     filler.fail(filler.variant("MQA-6")["steps"]["measure"], "no such device")
@@ -200,7 +201,7 @@ def test_measured_bytes_stand_beside_the_formulas(filler: Any) -> None:
     assert missing["MLKV-1"] == "PENDING"
 
 
-def test_a_table_survives_its_csv_to_the_last_bit(filler: Any, tmp_path: Path) -> None:
+def test_a_table_survives_its_csv_to_the_last_bit(filler: Filler, tmp_path: Path) -> None:
     filler.shared()
     filler.train("MQA-6")
     filler.evaluate("MQA-6", "cloze")
@@ -215,7 +216,7 @@ def member(name: str, value: float | None, n: int | None = 100) -> dict[str, Any
     return {"metric": "acc", "value": value, "stderr": stderr, "n": n, "subtask": name}
 
 
-def test_a_group_without_an_aggregate_counts_as_the_mean_of_its_members(filler: Any) -> None:
+def test_a_group_without_an_aggregate_counts_as_the_mean_of_its_members(filler: Filler) -> None:
     """As for imported results; a group in the group has no samples of its own, and its tasks are counted already."""
     members = [member("suite_a", 0.2), member("suite_b", 0.6), member("suite_inner", 0.9, n=None)]
     filler.done(filler.variant("MQA-6")["steps"]["evaluate"]["cloze"], members)
@@ -228,7 +229,7 @@ def test_a_group_without_an_aggregate_counts_as_the_mean_of_its_members(filler: 
     assert results(table).frame.set_index("variant").loc["MQA-6", "cloze.acc"] == pytest.approx(0.4)
 
 
-def test_a_group_with_a_member_without_a_value_stays_empty_and_names_it(filler: Any) -> None:
+def test_a_group_with_a_member_without_a_value_stays_empty_and_names_it(filler: Filler) -> None:
     filler.done(
         filler.variant("MQA-6")["steps"]["evaluate"]["cloze"], [member("suite_a", 0.2), member("suite_b", None)]
     )

@@ -19,6 +19,7 @@ from analysis.figures.throughput import speed_lines
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
+from tests.support.filler import Few, Filler
 from tests.support.read_back import points, present
 from tests.support.records import record_of, some_record
 
@@ -37,7 +38,7 @@ def machine_name(record: dict[str, Any]) -> str | None:
     return machine.machine_of(some_record(**record))
 
 
-def timed(filler: Any, label: str, speed: float, stderr: float | None, record: dict[str, Any]) -> None:
+def timed(filler: Filler, label: str, speed: float, stderr: float | None, record: dict[str, Any]) -> None:
     """The layout's decode speed, measured three times (once where there is no error) on the machine of the record."""
     cells = {"cache_bytes": (1e6, None, None), "tokens_per_second": (speed, stderr, 1 if stderr is None else 3)}
     metrics = [
@@ -45,7 +46,7 @@ def timed(filler: Any, label: str, speed: float, stderr: float | None, record: d
         for name, (value, error, n) in cells.items()
     ]
     step = filler.store.step(filler.variant(label)["steps"]["measure"])
-    claim = step.claim()
+    claim = present(step.claim())
     assert step.publish(
         claim,
         record_of(claim, {"wall_seconds": 1.0, "device_seconds": 1.0, "inputs": {}, "metrics": metrics, **record}),
@@ -55,7 +56,7 @@ def timed(filler: Any, label: str, speed: float, stderr: float | None, record: d
 
 
 @pytest.fixture
-def scored(few: Any) -> Any:
+def scored(few: Few) -> Any:
     """Four layouts whose accuracies differ by far more than noise; nothing is measured."""
     filler = few(SPEEDS)
     for label in SPEEDS:
@@ -64,7 +65,7 @@ def scored(few: Any) -> Any:
     return filler
 
 
-def throughput(filler: Any) -> Any:
+def throughput(filler: Filler) -> Any:
     found = load(filler.store, filler.name).results
     return pareto_data(found, present(accuracy_score(found)), SPEED)
 
@@ -154,7 +155,7 @@ def test_a_column_of_speeds_says_which_machine_each_is_of(scored: Any) -> None:
     assert note.get_window_extent().width <= WIDTH * figure.dpi
 
 
-def test_an_import_before_machines_were_recorded_is_read(finished: Any, tmp_path: Path) -> None:
+def test_an_import_before_machines_were_recorded_is_read(finished: Filler, tmp_path: Path) -> None:
     table = gather(finished.store, finished.name)
     path = tmp_path / "old.csv"
     path.write_text(frame.write_csv(table.drop(columns=["machine"])))

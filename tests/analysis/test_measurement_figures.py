@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from analysis.data.gather import gather
 from analysis.figures.drawing import draw
 from analysis.figures.memory import lines, memory_figure
 from analysis.figures.throughput import speed_lines, throughput_figure
 from analysis.statistics.sources import load, published_source
 from tests.support.figures import assert_readable, source_of
+from tests.support.filler import Filler
 from tests.support.read_back import points, present
 
 
-def test_memory_lines_are_the_formula_and_points_what_was_measured(finished: Any) -> None:
+def test_memory_lines_are_the_formula_and_points_what_was_measured(finished: Filler) -> None:
     found = lines(gather(finished.store, finished.name))
     assert [line.label for line in found][:2] == ["MHA-36", "GQA-12, MLKV-12"]
     for line in found:
@@ -22,7 +21,7 @@ def test_memory_lines_are_the_formula_and_points_what_was_measured(finished: Any
             assert cells == {1: line.formula(1), 8: line.formula(8)}
 
 
-def test_running_out_of_memory_is_a_mark_and_no_number(filler: Any) -> None:
+def test_running_out_of_memory_is_a_mark_and_no_number(filler: Filler) -> None:
     filler.measure("MLKV-1", batches=(8,), failed=(64,))
     source = source_of(gather(filler.store, filler.name))
     (line,) = lines(source.table)
@@ -32,7 +31,7 @@ def test_running_out_of_memory_is_a_mark_and_no_number(filler: Any) -> None:
     assert [points(c) for c in crosses] == [[(64.0, line.formula(64))]]
 
 
-def test_nothing_measured_is_no_figure(filler: Any) -> None:
+def test_nothing_measured_is_no_figure(filler: Filler) -> None:
     source = source_of(gather(filler.store, filler.name))
     assert memory_figure(source) is None
     assert throughput_figure(source) is None
@@ -45,7 +44,7 @@ def test_speeds_are_the_measured_ones_and_end_where_memory_did() -> None:
     assert max(found["MLKV-1"].cells) == 1100
 
 
-def test_a_batch_that_did_not_fit_is_marked_in_the_speeds(filler: Any) -> None:
+def test_a_batch_that_did_not_fit_is_marked_in_the_speeds(filler: Filler) -> None:
     step = filler.variant("MLKV-1")["steps"]["measure"]
     rows = [("tokens_per_second", 8, 100.0), ("oom", 64, 1.0)]
     cells = [{"metric": m, "batch": b, "context": 256, "value": v, "stderr": None, "n": 1} for m, b, v in rows]
@@ -55,7 +54,7 @@ def test_a_batch_that_did_not_fit_is_marked_in_the_speeds(filler: Any) -> None:
     assert crosses == [[(64.0, 100.0)]]
 
 
-def test_at_one_batch_size_the_context_is_the_axis(filler: Any) -> None:
+def test_at_one_batch_size_the_context_is_the_axis(filler: Filler) -> None:
     for label in ("GQA-12", "MLKV-1"):
         size = filler.layout(label).kv_bytes_per_token(32)
         cells = [

@@ -19,6 +19,7 @@ from analysis.figures.throughput import speed_lines, throughput_figure
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source
 from tests.support.figures import main_figure, source_of
+from tests.support.filler import Filler
 from tests.support.read_back import points, present
 
 
@@ -26,7 +27,7 @@ def label(table: Any) -> str:
     return " ".join(present(memory_figure(source_of(table))).axes[0].get_ylabel().split())
 
 
-def test_the_cache_on_the_axis_is_that_of_every_layout(finished: Any) -> None:
+def test_the_cache_on_the_axis_is_that_of_every_layout(finished: Filler) -> None:
     """256 tokens and 16 decoded after them, whichever layout comes last in the table."""
     table = gather(finished.store, finished.name)
     assert label(table) == "KV cache of 272 tokens"

@@ -16,13 +16,14 @@ from analysis.statistics.sources import load
 from analysis.tables import results_table
 from analysis.tables.paper import make_tables
 from tests.support.figures import main_data
+from tests.support.filler import Few, Filler
 from tests.support.seeded import TASK, answered, with_seeds
 
 SHARES = {"MHA-36": (0.50, 0.50, 0.51), "MLKV-6": (0.40, 0.49, 0.43), "MLKV-1": (0.42, 0.43, 0.44)}
 
 
 @pytest.fixture
-def crowd(filler: Any, tmp_path: Path) -> Any:
+def crowd(filler: Filler, tmp_path: Path) -> Any:
     """Each layout with three seeds; the second of MLKV-6 is far luckier than its others."""
     crowd = with_seeds(filler, tmp_path / "crowd", tuple(SHARES))
     samples = np.arange(100) / 100
@@ -37,11 +38,11 @@ def crowd(filler: Any, tmp_path: Path) -> Any:
     return crowd
 
 
-def shown(crowd: Any, out: Path) -> Page:
+def shown(crowd: Filler, out: Path) -> Page:
     return page(crowd.store, load(crowd.store, crowd.name), out)
 
 
-def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Path) -> None:
+def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Filler, tmp_path: Path) -> None:
     found = load(crowd.store, crowd.name).results
     drawn = main_data(found)
     plot = shown(crowd, tmp_path).data.plots[0]
@@ -56,7 +57,7 @@ def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Any, tmp_path: Pa
     assert {name: mark.value / 100 for name, mark in marks.items()} == pytest.approx(dict(csv))
 
 
-def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None:
+def test_rows_are_those_of_the_written_table(crowd: Filler, tmp_path: Path) -> None:
     found = shown(crowd, tmp_path)
     printed = results_table.results_table(load(crowd.store, crowd.name).results)
     assert found.table == printed
@@ -65,7 +66,7 @@ def test_rows_are_those_of_the_written_table(crowd: Any, tmp_path: Path) -> None
     assert found.data.unit == "layouts"
 
 
-def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: Any, tmp_path: Path) -> None:
+def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: Filler, tmp_path: Path) -> None:
     """Half of the 95 % interval of the seeds: in each table, and in what is told of a layout."""
     for number, variant in enumerate(crowd.variants):
         loss = {"metric": "loss", "value": 3.0 + number % 3 / 10, "stderr": None, "n": 50}
@@ -85,7 +86,7 @@ def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: A
     assert entries["MLKV-6"]["uptrain loss"] == f"3.100 ± {half:.3f}"
 
 
-def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path) -> None:
+def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Filler, tmp_path: Path) -> None:
     entry = shown(crowd, tmp_path).data.variants[1]
     assert [(seed.name, seed.value) for seed in entry.seeds] == [
         (f"MLKV-6 uptrain.seed={seed}", f"{100 * share:.2f} ± {100 * (share * (1 - share) / 100) ** 0.5:.2f}")
@@ -103,7 +104,7 @@ def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Any, tmp_path: Path
     assert not any("seed" in line for line in [*entry.overrides, *entry.config])
 
 
-def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, tmp_path: Path) -> None:
+def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Filler, tmp_path: Path) -> None:
     crowd.shared()
     for layout in SHARES:
         crowd.train(f"{layout} uptrain.seed=2")
@@ -117,14 +118,14 @@ def test_counts_are_of_variants_and_costs_count_a_shared_step_once(crowd: Any, t
     assert pivot.loc["MLKV-6", "wall_seconds"] == pytest.approx(10 + 160 + 10 + 22 + 3 * 10 + 3 * 3 + 4)
 
 
-def test_a_sweep_without_seeds_has_an_entry_per_variant(finished: Any, tmp_path: Path) -> None:
+def test_a_sweep_without_seeds_has_an_entry_per_variant(finished: Filler, tmp_path: Path) -> None:
     data = shown(finished, tmp_path).data
     assert data.unit == "variants"
     assert [entry.variant for entry in data.variants] == [v["variant"] for v in finished.variants]
     assert not any(entry.seeds for entry in data.variants)
 
 
-def test_a_page_without_errors_claims_no_probability(few: Any, tmp_path: Path) -> None:
+def test_a_page_without_errors_claims_no_probability(few: Few, tmp_path: Path) -> None:
     filler = few(["MHA-36", "MQA-6"])
     for label, value in (("MHA-36", 2.0), ("MQA-6", 2.1)):
         step = filler.variant(label)["steps"]["evaluate"]["bits_per_byte"]
@@ -138,6 +139,6 @@ def test_a_page_without_errors_claims_no_probability(few: Any, tmp_path: Path) -
     ("devices", "unit"),
     [(["cpu"], "CPU-hours"), (["cuda:0"], "GPU-hours"), (["cuda:0", "x86_64"], "device-hours"), ([], "GPU-hours")],
 )
-def test_hours_are_called_what_they_were_spent_on(few: Any, tmp_path: Path, devices: list[str], unit: str) -> None:
+def test_hours_are_called_what_they_were_spent_on(few: Few, tmp_path: Path, devices: list[str], unit: str) -> None:
     found = replace(shown(few(["MQA-6"]), tmp_path), provenance=[("device", [(device, 1) for device in devices])])
     assert found.hours_of == unit

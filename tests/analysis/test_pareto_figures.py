@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -19,20 +18,21 @@ from analysis.page.plot import layout_plot
 from analysis.statistics.results import Results, results
 from analysis.statistics.sources import load, published_source
 from tests.support.figures import assert_readable, drawn_points, main_data, main_figure, names_of, source_of, texts_of
+from tests.support.filler import Filler
 from tests.support.read_back import points, present
 
 
 @pytest.fixture
-def of_finished(finished: Any) -> Results:
+def of_finished(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-def test_plotted_points_are_the_tables_and_the_records_numbers(finished: Any, of_finished: Results) -> None:
+def test_plotted_points_are_the_tables_and_the_records_numbers(finished: Filler, of_finished: Results) -> None:
     plotted = drawn_points(main_figure(of_finished))
     from_table = {(float(row["kv_bytes_per_token"]), row["quality"]) for row in of_finished.rows()}
     from_records = set()
     for variant in finished.variants:
-        (score,) = finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record().metrics
+        (score,) = present(finished.store.step(variant["steps"]["evaluate"]["bits_per_byte"]).record()).metrics
         from_records.add((float(variant["kv_bytes_per_token"]), score.value))
     assert plotted == from_table == from_records
 
@@ -44,7 +44,7 @@ def test_chances_from_the_same_samples_are_said_to_be_sharper_than_the_bars(of_f
     assert (PAIRED in remarks) == paired
 
 
-def test_a_variant_without_its_score_is_not_plotted(filler: Any) -> None:
+def test_a_variant_without_its_score_is_not_plotted(filler: Filler) -> None:
     filler.shared()
     filler.train("GQA-12")
     filler.evaluate("GQA-12", "bits_per_byte")
@@ -54,7 +54,7 @@ def test_a_variant_without_its_score_is_not_plotted(filler: Any) -> None:
     assert main_data(found).missing["MQA-6"] == "FAILED: broken"
 
 
-def test_without_a_score_there_is_neither_figure_nor_plot(filler: Any) -> None:
+def test_without_a_score_there_is_neither_figure_nor_plot(filler: Filler) -> None:
     table = gather(filler.store, filler.name)
     assert accuracy_by_memory(source_of(table)) is None
     assert layout_plot(main_data(results(table))) is None
@@ -107,7 +107,7 @@ def test_coverage_is_the_share_of_the_box_that_a_family_dominates() -> None:
     assert data.coverage("MHA") == data.coverage("CLA") == 0.0
 
 
-def test_undecided_points_are_drawn_hollow(finished: Any) -> None:
+def test_undecided_points_are_drawn_hollow(finished: Filler) -> None:
     data = main_data(load(finished.store, finished.name).results)
     status = {point.variant: point.pareto_status for point in data.points}
     assert status["MLKV-1"] == status["MQA-6"] == "front"
@@ -126,7 +126,7 @@ def test_two_points_within_noise_of_each_other_are_both_undecided() -> None:
     assert (cost, score) == pytest.approx((1024.0, 50.1))
 
 
-def test_published_points_are_drawn_beside_ours_on_an_axis_of_the_same_metric(finished: Any) -> None:
+def test_published_points_are_drawn_beside_ours_on_an_axis_of_the_same_metric(finished: Filler) -> None:
     source, theirs = load(finished.store, finished.name), published_source("mlkv")
     drawn = draw_all(source, theirs)
     assert (36864.0, 52.8) in {(x, round(y, 1)) for x, y in drawn_points(drawn["pareto"])}

@@ -21,6 +21,7 @@ from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
+from tests.support.filler import Filler
 from tests.support.processes import PATIENCE
 from tests.support.records import save_sweep, some_record
 
@@ -107,7 +108,7 @@ def browse(page: str, probe: str, directory: Path, theme: str = "light") -> Any:
 
 
 @pytest.fixture(scope="module")
-def report(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(finished: Filler, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     write_report(finished.store, finished.name, out)
     return out
@@ -140,7 +141,9 @@ def test_plotted_points_are_those_of_results_csv(report: Path) -> None:
     assert {float(number) for mark in marks for number in (mark[6], mark[7])} <= values
 
 
-def test_two_reports_of_the_same_results_are_equal_byte_for_byte(finished: Any, report: Path, tmp_path: Path) -> None:
+def test_two_reports_of_the_same_results_are_equal_byte_for_byte(
+    finished: Filler, report: Path, tmp_path: Path
+) -> None:
     write_report(finished.store, finished.name, tmp_path)
     for path in report.iterdir():
         if path.name != "index.html":  # its links to logs depend on where it lies
@@ -156,7 +159,7 @@ def test_links_lead_to_the_steps_files(report: Path) -> None:
         assert (report / files / "attempts").is_dir()
 
 
-def test_runs_on_a_wandb_server_are_linked(filler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_a_wandb_server_are_linked(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = {"mode": "online", "project": "kv", "entity": "me"}
     save_sweep(filler.store, "online", {**filler.plan, "tracking": tracking}, filler.variants)
     filler.shared()
@@ -169,7 +172,7 @@ def test_runs_on_a_wandb_server_are_linked(filler: Any, tmp_path: Path, monkeypa
     assert data_of(tmp_path)["steps"][filler.variants[1]["steps"]["uptrain"]][4] == ""  # was never begun
 
 
-def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Any) -> None:
+def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Filler) -> None:
     filler.variants[-1]["variant"] = EVIL
     filler.variants[-1]["overrides"] = {EVIL: EVIL}
     filler.variants[-1]["config"]["uptrain"] = {EVIL: EVIL}
@@ -188,7 +191,7 @@ def test_what_users_write_is_shown_and_never_run(tmp_path: Path, filler: Any) ->
     assert last["overrides"] == [f"{EVIL}={EVIL}"]
 
 
-def test_a_half_finished_sweep_has_a_report_that_tells_what_failed(tmp_path: Path, filler: Any) -> None:
+def test_a_half_finished_sweep_has_a_report_that_tells_what_failed(tmp_path: Path, filler: Filler) -> None:
     filler.shared()
     filler.train("GQA-12")
     filler.evaluate("GQA-12", "bits_per_byte")
@@ -202,7 +205,7 @@ def test_a_half_finished_sweep_has_a_report_that_tells_what_failed(tmp_path: Pat
     assert "convert MLKV-6 failed" in text
 
 
-def test_an_old_figure_does_not_outlive_its_results(tmp_path: Path, filler: Any) -> None:
+def test_an_old_figure_does_not_outlive_its_results(tmp_path: Path, filler: Filler) -> None:
     (tmp_path / "memory.png").write_bytes(b"from before")
     write_report(filler.store, filler.name, tmp_path)
     assert not (tmp_path / "memory.png").exists()
@@ -216,7 +219,7 @@ def test_the_page_names_what_made_the_results(report: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_variants_are_reported(tmp_path: Path, finished: Any) -> None:
+def test_a_thousand_variants_are_reported(tmp_path: Path, finished: Filler) -> None:
     labels = [f"MLKV-3 uptrain.seed={seed}" for seed in range(1000)]
     crowd = type(finished)(tmp_path / "store", dict.fromkeys(labels, finished.figures["MLKV-3"]))
     for label in labels[:3]:
@@ -231,7 +234,7 @@ def test_published_figures_make_the_same_files(tmp_path: Path) -> None:
     assert {"pareto.pdf", "pareto_loss.pdf", "results.tex"} <= {path.name for path in files}
 
 
-def test_an_unknown_sweep_is_refused_and_nothing_written(finished: Any, tmp_path: Path) -> None:
+def test_an_unknown_sweep_is_refused_and_nothing_written(finished: Filler, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="typo: not in"):
         write_report(finished.store, "typo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -264,7 +267,7 @@ def test_a_size_is_said_in_its_unit(count: float, text: str) -> None:
     assert size(count) == text
 
 
-def test_unchanged_figures_keep_their_files_and_changed_ones_do_not(tmp_path: Path, filler: Any) -> None:
+def test_unchanged_figures_keep_their_files_and_changed_ones_do_not(tmp_path: Path, filler: Filler) -> None:
     write_report(filler.store, filler.name, tmp_path)
     (tmp_path / "layouts.pdf").write_bytes(b"%PDF kept")
     write_report(filler.store, filler.name, tmp_path)
@@ -339,7 +342,7 @@ class Imagined(Steps):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary")
 @pytest.mark.parametrize("count", [450, pytest.param(5000, marks=pytest.mark.long)])
-def test_thousands_of_rows_are_shown_a_page_at_a_time(filler: Any, tmp_path: Path, count: int) -> None:
+def test_thousands_of_rows_are_shown_a_page_at_a_time(filler: Filler, tmp_path: Path, count: int) -> None:
     layouts = [label for label in filler.figures if label != "untouched"]
     labels = [f"{layouts[i % 8]} uptrain.lr={i:04d}" for i in range(count)]
     crowd = type(filler)(tmp_path / "crowd", {label: filler.figures[label.split()[0]] for label in labels})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,18 +15,19 @@ from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import load
 from analysis.tables import results_table
 from tests.support.figures import main_data
+from tests.support.filler import Filler
 from tests.support.seeded import answered, seeded, with_seeds
 
 THREE = ["MQA-6", "MLKV-1", "MHA-36"]
 
 
 @pytest.fixture
-def nine(finished: Any) -> Results:
+def nine(finished: Filler) -> Results:
     return load(finished.store, finished.name).results
 
 
 @pytest.fixture
-def crowd(filler: Any, tmp_path: Path) -> Results:
+def crowd(filler: Filler, tmp_path: Path) -> Results:
     """Three seeds of three layouts, with samples; of the last one seed is not finished."""
     crowd = with_seeds(filler, tmp_path / "crowd", ("MHA-36", "MLKV-6", "MQA-6"))
     random = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def assert_equal(one: Results, other: Results) -> None:
     assert results_table.markdown(one) == results_table.markdown(other)
 
 
-def test_a_selection_is_judged_as_if_nothing_else_were_there(finished: Any, nine: Results) -> None:
+def test_a_selection_is_judged_as_if_nothing_else_were_there(finished: Filler, nine: Results) -> None:
     table = gather(finished.store, finished.name)
     alone = by_layout(table[table["variant"].isin(THREE)])
     three = nine.select(THREE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,6 +14,7 @@ from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import Source, load
 from analysis.tables.paper import make_tables
 from tests.support.figures import source_of
+from tests.support.filler import Few
 from tests.support.read_back import present
 from tests.support.records import save_sweep
 from tests.support.seeded import TASK, keep
@@ -32,7 +31,7 @@ def answers() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def source(few: Any, answers: dict[str, np.ndarray]) -> Source:
+def source(few: Few, answers: dict[str, np.ndarray]) -> Source:
     """The accuracy of one task is the axis; bits per byte are a loss beside it, of the same samples."""
     filler = few(answers)
     save_sweep(filler.store, filler.name, {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}, filler.variants)

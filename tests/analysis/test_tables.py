@@ -22,10 +22,11 @@ from analysis.tables.paper import make_tables
 from analysis.tables.table import Table
 from analysis.tables.terminal import CellsTable
 from mlkv.registry import extensions
+from tests.support.filler import Filler
 
 
 @pytest.fixture
-def pivot(finished: Any) -> Results:
+def pivot(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
@@ -79,7 +80,7 @@ def test_both_baselines_and_the_differences_from_them_are_shown(pivot: Results) 
     assert "| MHA-36 (baseline) | 6 | 6 | 4,608 | 4,608 | 2.206 ± 0.004 | +0.005 ≈ | +0.000 |" in mha
 
 
-def test_a_cell_without_a_number_says_why(filler: Any) -> None:
+def test_a_cell_without_a_number_says_why(filler: Filler) -> None:
     filler.shared()
     filler.fail(filler.variant("MLKV-6")["steps"]["convert"], "heads | do not <b>divide</b>")
     text = tables.markdown(results(gather(filler.store, filler.name)))
@@ -106,7 +107,7 @@ def test_csv_holds_the_pivot_at_full_precision(pivot: Results) -> None:
     assert list(read["variant"]) == list(pivot.frame["variant"])
 
 
-def test_the_terminal_shows_every_row_and_reason(filler: Any) -> None:
+def test_the_terminal_shows_every_row_and_reason(filler: Filler) -> None:
     filler.shared()
     filler.fail(filler.variant("MQA-6")["steps"]["uptrain"], "loss [red]exploded")
     console = Console(width=200, record=True, file=io.StringIO())
@@ -165,7 +166,7 @@ def drawn(console: Console) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_the_long_table_for_a_person_keeps_names_and_values_whole(filler: Any, width: int) -> None:
+def test_the_long_table_for_a_person_keeps_names_and_values_whole(filler: Filler, width: int) -> None:
     filler.shared()
     filler.train("MQA-6")
     filler.evaluate("MQA-6", "cloze")
@@ -181,7 +182,7 @@ def test_the_long_table_for_a_person_keeps_names_and_values_whole(filler: Any, w
 
 
 @pytest.fixture(scope="module")
-def source(finished: Any) -> Source:
+def source(finished: Filler) -> Source:
     return load(finished.store, finished.name)
 
 
@@ -202,7 +203,7 @@ def test_configurations_name_the_owners_and_what_they_save(source: Source) -> No
     assert column(made, "KV heads")[:3] == ["36", "36", "12"]
 
 
-def test_losses_say_what_is_still_to_come(filler: Any) -> None:
+def test_losses_say_what_is_still_to_come(filler: Filler) -> None:
     filler.shared()
     for label in ("MHA-36", "MQA-6"):
         filler.train(label)
@@ -214,7 +215,7 @@ def test_losses_say_what_is_still_to_come(filler: Any) -> None:
     assert any("waits for convert (pending)" in reason for reason in made.missing_values)
 
 
-def test_memory_has_the_columns_of_the_paper_and_says_where_it_ran_out(filler: Any) -> None:
+def test_memory_has_the_columns_of_the_paper_and_says_where_it_ran_out(filler: Filler) -> None:
     filler.measure("MQA-6", batches=(1, 8, 64), failed=(128,))
     filler.measure("MHA-36", batches=(1, 8), failed=(64, 128))
     made = make_tables(load(filler.store, filler.name), ["memory"])["memory"]
@@ -247,7 +248,7 @@ def test_every_table_is_made_beside_every_published_set(source: Source, name: st
     assert all(rendering.markdown(one) for one in made.values())
 
 
-def test_tables_are_made_before_anything_is_measured(filler: Any) -> None:
+def test_tables_are_made_before_anything_is_measured(filler: Filler) -> None:
     made = make_tables(load(filler.store, filler.name), [])
     assert list(made) == list(TABLES)
     assert made["memory"].headers[2:4] == ["cache MiB", "memory MiB"]
@@ -277,7 +278,7 @@ def test_a_published_score_of_other_tasks_is_not_put_under_ours(source: Source) 
     assert "43.94 ± 1.02" in column(made, "ARC-e ↑")
 
 
-def test_csv_has_numbers_errors_and_reasons_in_columns_of_their_own(filler: Any) -> None:
+def test_csv_has_numbers_errors_and_reasons_in_columns_of_their_own(filler: Filler) -> None:
     filler.shared()
     filler.train("MQA-6")
     filler.evaluate("MQA-6", "bits_per_byte")
@@ -351,7 +352,7 @@ METRICS["bits_per_owner"] = Metric("bits per KV layer", higher_is_better=False, 
 """
 
 
-def test_an_extension_computes_a_metric_of_each_variants_results(filler: Any, tmp_path: Path) -> None:
+def test_an_extension_computes_a_metric_of_each_variants_results(filler: Filler, tmp_path: Path) -> None:
     filler.shared()
     for label in ("MHA-36", "GQA-12", "MQA-6"):
         filler.train(label)

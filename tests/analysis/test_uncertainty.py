@@ -14,6 +14,7 @@ from analysis.data.replicates import groups
 from analysis.statistics.results import by_layout, results
 from analysis.statistics.sources import load
 from sweeps.store.schema import VariantRow
+from tests.support.filler import Few, Filler
 from tests.support.read_back import number, present
 from tests.support.records import save_sweep, some_variant
 from tests.support.seeded import TASK, answered, seeded
@@ -21,7 +22,7 @@ from tests.support.seeded import TASK, answered, seeded
 UNITS = 400
 
 
-def sampled(few: Any, right: dict[str, NDArray[np.float64]], units: dict[str, NDArray[np.int64]] | None = None) -> Any:
+def sampled(few: Few, right: dict[str, NDArray[np.float64]], units: dict[str, NDArray[np.int64]] | None = None) -> Any:
     """A store whose variants answered the samples of one task as given; the axis is that task alone."""
     filler = few(right)
     plan = {**filler.plan, "accuracy": [[TASK, "acc"]], "axis": None}
@@ -31,7 +32,7 @@ def sampled(few: Any, right: dict[str, NDArray[np.float64]], units: dict[str, ND
     return filler
 
 
-def pivot_of(filler: Any) -> pd.DataFrame:
+def pivot_of(filler: Filler) -> pd.DataFrame:
     return load(filler.store, filler.name).results.frame.set_index("variant")
 
 
@@ -44,7 +45,7 @@ def answers() -> dict[str, NDArray[np.float64]]:
     }
 
 
-def test_on_the_same_samples_small_differences_show(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
+def test_on_the_same_samples_small_differences_show(few: Few, answers: dict[str, NDArray[np.float64]]) -> None:
     filler = sampled(few, answers)
     paired, apart = pivot_of(filler), results(gather(filler.store, filler.name)).frame.set_index("variant")
     assert number(paired, "MQA-6", "accuracy_vs_mha_p") < 0.01
@@ -54,13 +55,13 @@ def test_on_the_same_samples_small_differences_show(few: Any, answers: dict[str,
     assert load(filler.store, filler.name).results.statistics.paired
 
 
-def test_other_samples_are_not_paired(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
+def test_other_samples_are_not_paired(few: Few, answers: dict[str, NDArray[np.float64]]) -> None:
     other = {"MHA-36": np.arange(UNITS) + 10_000}
     pivot = pivot_of(sampled(few, answers, other))
     assert number(pivot, "MQA-6", "accuracy_vs_mha_p") > 0.3
 
 
-def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(finished: Any) -> None:
+def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(finished: Filler) -> None:
     pivot = load(finished.store, finished.name).results.frame.set_index("variant")
     assert (pivot["quality_low"] < pivot["quality"]).all()
     assert (pivot["quality_high"] > pivot["quality"]).all()
@@ -72,13 +73,13 @@ def test_intervals_hold_the_value_and_the_front_is_sure_of_what_is_far_apart(fin
     assert number(pivot, "MQA-6", "front_probability") > 0.99
 
 
-def test_the_hypervolume_lies_in_its_interval(finished: Any) -> None:
+def test_the_hypervolume_lies_in_its_interval(finished: Filler) -> None:
     value, low, high = present(load(finished.store, finished.name).results.statistics.hypervolume)
     assert low < value < high
     assert high - low < 0.25 * value
 
 
-def test_what_all_share_is_no_noise_of_the_hypervolume(few: Any, answers: dict[str, NDArray[np.float64]]) -> None:
+def test_what_all_share_is_no_noise_of_the_hypervolume(few: Few, answers: dict[str, NDArray[np.float64]]) -> None:
     filler = sampled(few, answers)
     apart = present(results(gather(filler.store, filler.name)).statistics.hypervolume)
     value, low, high = present(load(filler.store, filler.name).results.statistics.hypervolume)
@@ -86,7 +87,7 @@ def test_what_all_share_is_no_noise_of_the_hypervolume(few: Any, answers: dict[s
     assert high - low < (apart[2] - apart[1]) / 2
 
 
-def test_the_order_of_the_variants_changes_no_judgement(finished: Any) -> None:
+def test_the_order_of_the_variants_changes_no_judgement(finished: Filler) -> None:
     table = gather(finished.store, finished.name)
     backwards = pd.concat([rows for _, rows in sorted(table.groupby("variant"), reverse=True)], ignore_index=True)
     ours, theirs = (results(one).frame.set_index("variant").sort_index() for one in (table, backwards))
@@ -94,7 +95,7 @@ def test_the_order_of_the_variants_changes_no_judgement(finished: Any) -> None:
         pd.testing.assert_series_equal(ours[column], theirs[column])
 
 
-def test_a_tie_is_never_a_lone_win(finished: Any) -> None:
+def test_a_tie_is_never_a_lone_win(finished: Filler) -> None:
     pivot = results(gather(finished.store, finished.name)).frame.set_index("variant")
     assert pivot["quality_tied"].dropna().sum() == 1  # bits per byte has small errors
     assert pivot["cloze.acc_tied"].dropna().all()  # 8.5 ± 1.8 everywhere

@@ -24,6 +24,7 @@ from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
 from sweeps.tracking.read.runs import LoggedRun, planned
+from tests.support.filler import Filler
 from tests.support.mirrored import Mirrored
 from tests.support.records import save_sweep
 from tests.support.shell import exit_status
@@ -188,7 +189,7 @@ def test_the_commands_three_sources_write_the_same_files(
 
 
 def test_the_sweeps_own_project_is_read_unless_another_is_named(
-    server: WandbServer, finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: WandbServer, finished: Filler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = {**finished.plan, "tracking": {"mode": "online", "project": "elsewhere", "entity": ENTITY}}
     store = Store.open(tmp_path / "store")

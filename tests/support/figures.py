@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from analysis.figures.pareto import pareto_figure
 from analysis.figures.pareto_data import ParetoData, main_pareto_data
 from analysis.statistics.results import Results
 from analysis.statistics.sources import Source, load
+from tests.support.filler import Filler
 from tests.support.read_back import points, present
 
 
@@ -35,7 +35,7 @@ def main_figure(results: Results) -> Figure:
     return pareto_figure(main_data(results))
 
 
-def crowd(finished: Any) -> Source:
+def crowd(finished: Filler) -> Source:
     """The finished table with a hundred variants: one in seven has no score, every other one ran out of memory."""
     cells = frame.records(load(finished.store, finished.name).table)
     own = {label: [cell for cell in cells if cell["variant"] == label] for label in finished.figures}
@@ -54,7 +54,7 @@ def crowd(finished: Any) -> Source:
     return Source("crowd", frame.make(rows))
 
 
-def in_progress(filler: Any) -> Source:
+def in_progress(filler: Filler) -> Source:
     """Some done, one failed, one running."""
     filler.shared()
     for label in ("MHA-36", "MLKV-3", "MLKV-1"):
@@ -68,14 +68,14 @@ def in_progress(filler: Any) -> Source:
     return load(filler.store, filler.name)
 
 
-def log_losses(filler: Any, label: str, losses: list[float], step: int = 10) -> None:
+def log_losses(filler: Filler, label: str, losses: list[float], step: int = 10) -> None:
     """Let a variant's uptraining run and log losses, one every `step` steps."""
-    claim = filler.store.step(filler.variant(label)["steps"]["uptrain"]).claim()
+    claim = present(filler.store.step(filler.variant(label)["steps"]["uptrain"]).claim())
     rows = [{"step": (i + 1) * step, "steps": 100, "loss": loss} for i, loss in enumerate(losses)]
     claim.attempt.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def single(tmp_path: Path, filler: Any) -> Source:
+def single(tmp_path: Path, filler: Filler) -> Source:
     one = type(filler)(tmp_path / "one", {"MLKV-3": filler.figures["MLKV-3"]})
     one.everything()
     return load(one.store, one.name)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
 from sweeps.tracking.sync import sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
+from tests.support.filler import Filler
+from tests.support.read_back import present
 from tests.support.records import record_of
 from tests.support.wandb_server import WandbServer
 
@@ -25,7 +28,7 @@ class Mirrored:
     """The training step that was requeued twice."""
 
 
-def play(filler: Any) -> str:
+def play(filler: Filler) -> str:
     """One step resumed (the one returned), one failed, some never begun; numbers whole, missing and not numbers."""
     filler.shared()
     odd = filler.variant("MLKV-3")["steps"]
@@ -33,7 +36,7 @@ def play(filler: Any) -> str:
     interrupt(filler, odd["uptrain"], rows(11, 30))
     filler.train("MHA-36")
     filler.done(odd["convert"], [])
-    claim = filler.store.step(odd["uptrain"]).claim()
+    claim = present(filler.store.step(odd["uptrain"]).claim())
     claim.attempt.metrics_file.write_text(rows(25, 40))
     whole = [{"metric": "loss", "value": 4.0, "stderr": None, "n": 50}, {"metric": "tokens", "value": 1e15, "n": None}]
     publish(claim, whole)
@@ -46,7 +49,7 @@ def play(filler: Any) -> str:
     return str(odd["uptrain"])
 
 
-def publish(claim: Any, metrics: list[dict[str, Any]]) -> None:
+def publish(claim: Claim, metrics: list[dict[str, Any]]) -> None:
     times = {"started": "2025-01-01T00:00:00Z", "finished": "2025-01-01T00:00:30Z", "wall_seconds": 30.0}
     costs = {"device_seconds": 30, "peak_memory_bytes": 2**40, "code": "c0de" * 4, "inputs": {}}
     record = {**times, **costs, "metrics": metrics, "facts": {"deep": {"er": [1, 2.0, None, {"est": True}]}}}
@@ -55,8 +58,8 @@ def publish(claim: Any, metrics: list[dict[str, Any]]) -> None:
     claim.release()
 
 
-def interrupt(filler: Any, step: str, text: str) -> None:
-    claim = filler.store.step(step).claim()
+def interrupt(filler: Filler, step: str, text: str) -> None:
+    claim = present(filler.store.step(step).claim())
     claim.attempt.metrics_file.write_text(text)
     claim.attempt.finish("interrupted", "asked to stop", 0)
     claim.release()
@@ -73,7 +76,7 @@ def rows(first: int, last: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mirror(filler: Any, server: WandbServer) -> Mirrored:
+def mirror(filler: Filler, server: WandbServer) -> Mirrored:
     resumed = play(filler)
     with patch.dict(os.environ, server.environment()):
         for mode in ("offline", "online"):

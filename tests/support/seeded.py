@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analysis.data import frame
 from mlkv.evaluate.outcomes import Outcomes, save
+from tests.support.filler import Filler
 from tests.support.records import save_sweep
 
 TASK = "four_way"
@@ -55,7 +56,7 @@ def keep(answers: NDArray[np.float64], units: NDArray[np.int64] | None = None, m
     return leave
 
 
-def with_seeds(filler: Any, root: Path, layouts: tuple[str, ...] = ("MHA-36", "MLKV-6"), seeds: int = 3) -> Any:
+def with_seeds(filler: Filler, root: Path, layouts: tuple[str, ...] = ("MHA-36", "MLKV-6"), seeds: int = 3) -> Any:
     """A store like the filler's, planned with these layouts and so many seeds of each; nothing has run."""
     named = {f"{layout} uptrain.seed={seed}": layout for layout in layouts for seed in range(1, seeds + 1)}
     crowd = type(filler)(root, {name: filler.figures[layout] for name, layout in named.items()})
@@ -70,7 +71,7 @@ def with_seeds(filler: Any, root: Path, layouts: tuple[str, ...] = ("MHA-36", "M
     return crowd
 
 
-def answered(crowd: Any, answers: Mapping[str, NDArray[np.float64]], units: NDArray[np.int64] | None = None) -> None:
+def answered(crowd: Filler, answers: Mapping[str, NDArray[np.float64]], units: NDArray[np.int64] | None = None) -> None:
     """Finishes the task's evaluation of variants that answered its samples so."""
     for name, own in answers.items():
         value, count = float(own.mean()), len(own)
