@@ -1,6 +1,6 @@
 """The groups of a result file of lm-eval: what is in them, and the mean that stands for one without a score.
 
-`results` has groups and their members alike; `group_subtasks` names the members. In early 0.4 only aliases tell: a
+`results` has both groups and their members; `group_subtasks` names the members. In early 0.4 only aliases tell: a
 member's is indented deeper than its group's.
 """
 

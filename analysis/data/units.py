@@ -1,4 +1,4 @@
-"""How times and sizes are printed, in the terminal, on the page and in figures alike. Imports nothing."""
+"""How times and sizes are printed, in the terminal, on the page and in figures. Imports nothing."""
 
 from __future__ import annotations
 

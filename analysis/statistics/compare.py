@@ -141,7 +141,7 @@ def _hypervolume(costs: list[float], scores: list[Estimate], metric: Metric) -> 
     """In the printed unit, with the ends of its interval.
 
     The reference is the worst row's score at the largest cost. In each repetition it is that row's own draw: the error
-    that all rows share then moves front and reference alike, and the interval is that of the area between them.
+    that all rows share then moves both front and reference, and the interval is that of the area between them.
     """
     sign = 1.0 if metric.higher_is_better else -1.0
     worst = min(range(len(scores)), key=lambda i: (sign * scores[i].value, costs[i], str(scores[i].content)))

@@ -19,7 +19,7 @@ from analysis.statistics.variant_rows import ACCURACY, scored_cells, variant_row
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What every table and figure is drawn from.
+    """The rows that every table and figure shows, with the scores and samples that compare them.
 
     `frame` has a row per variant in plan order, with the columns of statistics/columns.py. `quality` is the sweep's
     main axis (`quality_score` names its column), `accuracy` the mean over `accuracy_parts` with the standard error
@@ -33,7 +33,7 @@ class Results:
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame) -> Results:
-        """Results from a frame alone: one that was read from a file (results.csv, Parquet), or several put together.
+        """Results from a frame alone: one that was read from a file (results.csv, Parquet), or several concatenated.
 
         A frame holds no samples and no single seeds, so that rows are compared by their standard errors, anew and with
         one another. Raises ValueError for a missing column, for a variant that has two rows, and for rows whose main
