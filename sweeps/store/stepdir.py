@@ -153,7 +153,12 @@ class StepDir:
 
     # Running it
     def claim(self) -> Claim | None:
-        """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done."""
+        """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done.
+
+        A claim whose holder seems dead is removed, and then all who want the step compete for a new one as for the
+        first. Should the holder live after all, it finds another's claim at its next beat and stops: the cost of an
+        error is one attempt that was made twice, and publishing lets only one of them win.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         if held := self.claims.read():
             if not self._is_stale(held) or self._is_heard(held):
