@@ -252,7 +252,11 @@ def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
     own = {key: value for key, value in values.items() if key in _KEYS or key not in KINDS}
     _check_values(Config, own, "")
-    config: Config = _validated(Config, own).with_resources()
+    config: Config = _validated(Config, own)
+    try:
+        config = config.with_resources()
+    except ValueError as error:  # of the cluster or the batch sizes, which are checked again with these resources
+        raise UserError(str(error)) from None
     added = {key: _recipe(key, value) for key, value in values.items() if key not in own and value is not None}
     return replace(config, added=added) if added else config
 
