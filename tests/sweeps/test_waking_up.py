@@ -20,6 +20,7 @@ from sweeps.worker import heartbeat, rank_worker, supervisor
 from sweeps.worker.job_context import JobContext
 from sweeps.worker.messages import Answer, Request
 from sweeps.worker.supervisor import DONE, INTERRUPTED
+from tests.support.processes import eventually
 from tests.support.read_back import present
 from tests.support.records import record_of
 from tests.support.rows import replace_row
@@ -51,7 +52,12 @@ class Next:
             patched.setattr("socket.gethostname", lambda: "elsewhere")
             patched.setattr(stepdir, "STALE_SECONDS", -1.0)
             patched.setattr(stepdir, "LISTEN_SECONDS", 0.0)
-            self.claim = self.step.claim()
+            assert eventually(self._claims)
+
+    def _claims(self) -> bool:
+        """False where a beat of the first worker came while this one listened: then it tries again."""
+        self.claim = self.step.claim()
+        return self.claim is not None
 
     def ends(self) -> None:
         assert self.claim
