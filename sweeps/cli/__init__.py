@@ -13,31 +13,41 @@ from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import gather, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import extension_files
-from sweeps.store.errors import NOT_DONE, UserError
+from sweeps.store.errors import NOT_DONE, UserError, choices
 from sweeps.store.outside import describe_error
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses. The subcommands have two more: 0, all is done; 1, something is not."""
 COMMANDS: tuple[Command[Any], ...] = (
-    Command("sweep", run.sweep, PlanOptions, "plan a sweep, run what is missing, draw its results"),
-    Command("plan", run.plan, PlanOptions, "show what a sweep consists of and what is missing; touch nothing"),
-    Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs would need the internet for"),
+    Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
+    Command("plan", run.plan, PlanOptions, "show the steps of a sweep and which are missing; change nothing"),
+    Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs need from the internet"),
     Command("run", run.run, run.RunOptions, "run one step in the foreground"),
-    Command("status", status.status, status.StatusOptions, "where the steps of a sweep stand"),
-    Command("why", status.why, status.WhyOptions, "what a variant waits for, or why it failed"),
-    Command("logs", status.logs, status.LogsOptions, "what a step printed"),
-    Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep and what descends from them"),
-    Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; what runs saves its state first"),
-    Command("prune", run.prune, run.PruneOptions, "drop outputs that no sweep needs; logs and records stay"),
-    Command("gather", gather.gather, gather.GatherOptions, "every planned cell of a sweep as one long table"),
-    Command("table", results.table, results.TableOptions, "the tables of a paper, finished or not"),
-    Command("figure", results.figure, results.FigureOptions, "the figures of a paper, finished or not"),
+    Command("status", status.status, status.StatusOptions, "show the state of each step of a sweep"),
+    Command("why", status.why, status.WhyOptions, "show what a variant waits for, or why it failed"),
+    Command("logs", status.logs, status.LogsOptions, "print the output of a step"),
+    Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
+    Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),
+    Command("prune", run.prune, run.PruneOptions, "delete outputs that no sweep needs; logs and records stay"),
     Command(
-        "report", results.report, results.ReportOptions, "tables, figures and the page of a sweep, finished or not"
+        "gather", gather.gather, gather.GatherOptions, "print or save every planned cell of a sweep as one long table"
     ),
+    Command(
+        "table",
+        results.table,
+        results.TableOptions,
+        "print or save the results as a paper's tables, also while the sweep runs",
+    ),
+    Command(
+        "figure",
+        results.figure,
+        results.FigureOptions,
+        "draw the results as a paper's figures, also while the sweep runs",
+    ),
+    Command("report", results.report, results.ReportOptions, "write tables, figures and the page of a sweep"),
     Command("import-results", results.import_results, results.ImportOptions, "import results measured elsewhere"),
     Command("sync", wandb.sync, wandb.SyncOptions, "upload missing runs to W&B"),
-    Command("dashboard", wandb.dashboard, wandb.DashboardOptions, "a sweep in W&B's dashboard in this terminal"),
+    Command("dashboard", wandb.dashboard, wandb.DashboardOptions, "show a sweep in W&B's terminal dashboard"),
 )
 
 
@@ -47,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from sweeps.cli.completion import enable
 
         enable(parser)
-    run_command = parse(parser, arguments)
     try:
+        run_command = parse(parser, sys.argv[1:] if arguments is None else arguments)
         with extensions(partial(extension_files, *run_command.args)):
             status_code = run_command()
         sys.exit(status_code)
@@ -59,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"mlkv: {' '.join(describe_error(error).split())}", file=sys.stderr)
         sys.exit(NOT_DONE)
     except KeyboardInterrupt:
-        print("mlkv: interrupted; the same command goes on from here", file=sys.stderr)
+        print("mlkv: interrupted; the same command continues from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> partial[int]:
-    """The subcommand that a command line names, with its options. Options may stand between overrides, or between
-    settings, which argparse's own parse_args refuses."""
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> partial[int]:
+    """The subcommand that a command line names, with its options. Options may come between overrides, or between
+    settings, which argparse's own parse_args refuses. Raises UserError without a valid subcommand."""
+    _check_command(arguments)
     parsed, rest = parser.parse_known_args(arguments)
     words = next((getattr(parsed, name) for name in ("overrides", "settings") if hasattr(parsed, name)), None)
     if rest and (words is None or any(word.startswith("-") for word in rest)):
@@ -76,6 +87,14 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> p
     return partial(command.run, read_options(command.options, parsed))
 
 
+def _check_command(arguments: Sequence[str]) -> None:
+    names = [command.name for command in COMMANDS]
+    if not arguments:
+        raise UserError(f"no command given; valid: {', '.join(names)}; `mlkv --help` describes them")
+    if not arguments[0].startswith("-") and arguments[0] not in names:
+        raise UserError(f"{arguments[0]}: unknown command; {choices(arguments[0], names)}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mlkv",
@@ -83,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Overrides are Hydra's: experiment=quickstart layout.kv_layers=1,2,3 uptrain.lr=1e-3 name=mine",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    subparsers = parser.add_subparsers(title="commands", metavar="", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.name, help=command.help, description=command.help)
         subparser.set_defaults(command=command)

@@ -34,11 +34,13 @@ class GatherOptions(SweepOptions):
         metavar="KEY=VALUE",
     )
     out: Path | None = argument("write CSV here instead of printing a summary", "-o", "--out", type=Path)
-    curves: Path | None = argument("also write every number that was logged on the way, as CSV", "--curves", type=Path)
+    curves: Path | None = argument(
+        "also write every number that was logged during the steps, as CSV", "--curves", type=Path
+    )
     dir: Path | None = argument("source=offline: a directory that W&B wrote (default: the sweep's)", "--dir", type=Path)
     project: str | None = argument("source=api: PROJECT or ENTITY/PROJECT (default: the sweep's, or mlkv)", "--project")
     cache: Path | None = argument(
-        "source=api: where histories are kept (default: XDG_CACHE_HOME)", "--cache", type=Path
+        "source=api: the directory that caches histories (default: XDG_CACHE_HOME)", "--cache", type=Path
     )
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
-_PUBLISHED = "beside published figures: a set of published/, or the one that the experiment reproduces"
+_PUBLISHED = (
+    "add published results for comparison: a set of published/, or by default the one that the experiment reproduces"
+)
 
 
 @dataclass(frozen=True)

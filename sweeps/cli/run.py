@@ -12,7 +12,7 @@ from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
 from sweeps.cli.wandb import mirror_sweep, track
-from sweeps.store.errors import NOT_DONE, OK, UserError
+from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ class CancelOptions(SweepOptions):
 
 @dataclass(frozen=True)
 class PruneOptions(StoreOptions):
-    yes: bool = argument("do it; without, only show what would go", "--yes", action="store_true")
+    yes: bool = argument("delete them; without this option they are only listed", "--yes", action="store_true")
 
 
 def sweep(options: PlanOptions) -> int:
@@ -98,14 +98,24 @@ def run(options: RunOptions) -> int:
         track(store.planning(step))
         return Worker(store).run([step])
     planned, store = _plan(options)
-    missing = [id for id, step in planned.steps.items() if step.kind == options.target and not store.step(id).record()]
-    if len(missing) != 1:
-        known = ", ".join(dict.fromkeys(step.kind for step in planned.steps.values()))
-        raise UserError(
-            f"{options.target}: the plan misses {len(missing)} steps of this kind, run takes one (kinds: {known})"
-        )
+    step = _only_missing(options.target, planned, store)
     track(freeze(planned, store, list(options.overrides)))
-    return Worker(store).run(missing)
+    return Worker(store).run([step])
+
+
+def _only_missing(kind: str, planned: Plan, store: Store) -> str:
+    """The plan's only unfinished step of a kind. Raises UserError for an unknown kind, and where none or several are
+    unfinished."""
+    steps = [id for id, step in planned.steps.items() if step.kind == kind]
+    if not steps:
+        kinds = dict.fromkeys(step.kind for step in planned.steps.values())
+        raise UserError(f"{kind}: the plan has no steps of this kind; {choices(kind, kinds)}")
+    missing = [id for id in steps if not store.step(id).record()]
+    if not missing:
+        raise UserError(f"{kind}: all {len(steps)} steps of this kind are done")
+    if len(missing) > 1:
+        raise UserError(f"{kind}: {len(missing)} steps of this kind are not done, and run takes one; give a step id")
+    return missing[0]
 
 
 def retry(options: SweepOptions) -> int:
@@ -131,14 +141,35 @@ def cancel(options: CancelOptions) -> int:
         return _cancel_jobs(console, steps_to_cancel(store, saved, options.variants), store, saved)
     if options.variants:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
+    message = _cancel_message(store, saved)
     saved.request_cancel()
-    console.print(f"asked the launcher of {saved.name} to stop")
+    console.print(message, highlight=False)
     return OK
 
 
+def _cancel_message(store: Store, saved: SavedSweep) -> str:
+    """What the request does to a sweep on this machine. The store does not say whether the sweep's command still runs,
+    but where every step is done, failed or blocked, nothing is left to stop."""
+    from sweeps.cli.view import counts, summary
+    from sweeps.planning.reconcile import read_states, saved_graph, to_run
+    from sweeps.store.states import StepState
+
+    stops = f"sweep {saved.name} stops now; its running steps save their state first"
+    try:
+        graph = saved_graph(store, saved)
+        states = read_states(graph, store)
+    except (StoreError, OSError):  # a sweep with a damaged file can be cancelled too
+        return stops
+    if not to_run(graph, states):
+        return f"sweep {saved.name} has ended ({summary(counts(graph, states))}): nothing to cancel"
+    if all(state.name is not StepState.RUNNING for state in states.values()):
+        return f"no step of sweep {saved.name} is running; if its command still runs, it stops now"
+    return stops
+
+
 def steps_to_cancel(store: Store, saved: SavedSweep, wanted: Sequence[str]) -> list[str]:
-    """Steps of the wanted variants. Jobs of a variant that a later plan dropped go on, so all plans count; but a step
-    that only an earlier one has may since run for another sweep, whose business it is then."""
+    """Steps of the wanted variants. Jobs of a variant that a later plan dropped still run, so all plans count. But a
+    step that only an earlier plan has may now run for another sweep, and is then left to that sweep."""
     submitted_for = {step: row.sweep for row in store.noted_jobs() for step in row.steps or ()}
     steps = selected(store.plans(saved.name), wanted, alone=True)
     return [id for id in steps if id in saved.plan.steps or submitted_for.get(id) == saved.name]
@@ -153,11 +184,11 @@ def prune(options: PruneOptions) -> int:
     store, console = existing(options.store), make_console()
     found = list(prunable(store))
     if not found:
-        console.print("nothing to drop: some sweep needs every output")
+        console.print("nothing to delete: every output is needed by a sweep")
         return OK
     console.print(prune_table(found))
     if not options.yes:
-        console.print("nothing was dropped; --yes does it")
+        console.print("nothing was deleted; --yes deletes them")
         return OK
     for each in track(found, "dropping", console=console, transient=True):
         each.drop()
@@ -171,7 +202,8 @@ def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedS
         count = queue_status.cancel(steps, store)
     if lost := store.unreadable_jobs():
         console.print(f"{lost}; `scancel` ends what they named", style="yellow", highlight=False, markup=False)
-    console.print(f"cancelled {count} jobs of {saved.name}", highlight=False)
+    done = f"cancelled {count} jobs of {saved.name}" if count else f"no job of {saved.name} is queued or running"
+    console.print(done, highlight=False)
     return OK
 
 
@@ -195,7 +227,7 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
     console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
     if stale := replaced(planned.steps, store):
         reasons = "; ".join(dict.fromkeys(stale.values()))
-        console.print(f"{len(stale)} finished steps are stale and are made anew ({reasons})", highlight=False)
+        console.print(f"{len(stale)} finished steps are stale and run again ({reasons})", highlight=False)
     if foreign := other_code(planned.steps, store):
         note = f"{len(foreign)} finished steps were made by code that may give other results than the code here"
         console.print(note, style="dim", highlight=False)

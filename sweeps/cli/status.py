@@ -31,8 +31,8 @@ JOB_LINES = 5
 @dataclass(frozen=True)
 class StatusOptions(ExtensionOptions):
     name: str | None = argument("the sweep's name", nargs="?", metavar="NAME")
-    verify: bool = argument("read every output and set aside what is corrupt", "--verify", action="store_true")
-    watch: bool = argument("look again until nothing runs or waits", "-w", "--watch", action="store_true")
+    verify: bool = argument("read every output, and set corrupt ones aside", "--verify", action="store_true")
+    watch: bool = argument("update the table until no step runs or waits", "-w", "--watch", action="store_true")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WhyOptions(SweepOptions):
 @dataclass(frozen=True)
 class LogsOptions(StoreOptions):
     step: str = argument("a step id or the beginning of one")
-    follow: bool = argument("go on until the step ends", "-f", "--follow", action="store_true")
+    follow: bool = argument("print new output until the step ends", "-f", "--follow", action="store_true")
 
 
 def status(options: StatusOptions) -> int:

@@ -157,15 +157,15 @@ def status_table(graph: Graph, states: States) -> Table:
 
 
 def reason_of(id: str, graph: Graph, states: States) -> str:
-    """What a step's files and its job say, and which parents it waits for: the queue says nothing of them before it has
-    looked at the job."""
+    """The reason from a step's files and its job, and the parents that it waits for: the queue names no parents before
+    it has examined the job."""
     missing = [parent for parent in graph[id].parents.values() if states[parent].name is not StepState.DONE]
     waits = missing and states[id].name not in (StepState.DONE, StepState.RUNNING)
     return "; ".join(filter(None, [states[id].reason, f"waits for {', '.join(missing)}" if waits else ""]))
 
 
 def prune_table(found: Iterable[Prunable]) -> Table:
-    """What a store could do without, by kind of step."""
+    """The outputs that can be deleted from a store, by kind of step."""
     table = Table(box=None, pad_edge=False)
     for name in ("kind", "steps in no sweep", "with leftovers", "MB"):
         table.add_column(name, justify="left" if name == "kind" else "right")
@@ -192,4 +192,4 @@ def advice(counted: Mapping[StepState, int], sweep: str) -> str:
     """How to run failed steps again, which `mlkv sweep` leaves alone; empty where there are none."""
     if not (failed := counted.get(StepState.FAILED)):
         return ""
-    return f"{failed} failed: `mlkv retry {sweep}` runs them again, and what waits for them"
+    return f"{failed} failed: `mlkv retry {sweep}` runs them again, and the steps that wait for them"

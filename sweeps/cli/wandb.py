@@ -45,11 +45,11 @@ def sync(options: SyncOptions) -> int:
     from sweeps.tracking.sync import sync_sweep
     from sweeps.tracking.target import saved_target
 
-    if os.path.isdir(options.what):  # false for what is no path at all
-        return _show(make_console(), _sync_files(Path(options.what), options), "sent")
+    if os.path.isdir(options.what):  # false where the text cannot be a path
+        return _show(make_console(), _sync_files(Path(options.what), options))
     store = existing(options.store)
     target = _online(saved_target(store.sweep(options.what)), options)
-    return _show(make_console(), sync_sweep(store, target), "sent")
+    return _show(make_console(), sync_sweep(store, target))
 
 
 def _online(target: Target, options: SyncOptions) -> Target:
@@ -97,15 +97,15 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
     console.print(f"W&B ({target.config.mode}): {outcomes}{advice}", highlight=False)
 
 
-def _show(console: Console, results: Iterable[SyncResult], verb: str) -> int:
-    """A line per run; what was there already only in the count."""
+def _show(console: Console, results: Iterable[SyncResult]) -> int:
+    """A line per run; runs that were already there are only counted."""
     counted: Counter[str] = Counter()
     for each in results:
         counted[each.outcome] += 1
         if each.outcome != "already there":
             line = f"{each.outcome}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
             console.print(line, style="red" if each.outcome == "failed" else None, highlight=False, markup=False)
-    console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or f"nothing to be {verb}")
+    console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or "nothing to upload")
     return NOT_DONE if counted["failed"] else OK
 
 

@@ -40,7 +40,11 @@ def _parse_override(line: str) -> Override:
     try:
         return OverridesParser.create().parse_override(line)
     except HydraException as error:
-        raise UserError(f"{line}: not an override ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{line}: not an override KEY=VALUE ({reason}); quote a value that holds brackets, commas, colons or "
+            """quotes: 'KEY="VALUE"'"""
+        ) from None
 
 
 class Composer:

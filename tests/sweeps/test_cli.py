@@ -45,6 +45,29 @@ def test_bad_overrides(
     assert not (tmp_path / "store" / "steps").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no command given", "sweep, plan", "mlkv --help"]),
+        (["statsu"], ["statsu: unknown command", "did you mean status?", "why"]),
+        (["plan", "arc_easy"], ["arc_easy: not an override KEY=VALUE", """'KEY="VALUE"'"""]),
+        (["run", "corpsu", "layout=mqa"], ["corpsu", "did you mean corpus?", "uptrain"]),
+    ],
+)
+def test_a_slip_of_the_fingers(
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLKV_STORE", str(tmp_path / "store"))
+    error = refused(arguments, capsys)
+    assert error.startswith("mlkv: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
 def test_a_store_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
     assert "cannot be written" in refused(["sweep", "--store", str(tmp_path / "store")], capsys)

@@ -195,7 +195,7 @@ def test_cancel_stops_the_launcher_and_the_same_line_goes_on(mlkv: Shell, tiny: 
     line = ["sweep", *tiny, *SMALL, "base.steps=4000"]
     process = mlkv.start(*line)
     wait_for("cancel", mlkv.store, "base", 3)
-    mlkv("cancel", "tiny")
+    assert "sweep tiny stops now" in mlkv("cancel", "tiny")
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, out + err
     base = next(step for step in mlkv.store.steps() if step.kind == "base")
@@ -208,7 +208,8 @@ def test_one_step_in_the_foreground(mlkv: Shell, tiny: list[str]) -> None:
     assert corpus.kind == "corpus"
     assert f"{corpus.id} done" in mlkv("run", corpus.id)
     assert len(corpus.attempts()) == 1
-    assert "misses 16 steps of this kind" in mlkv("run", "evaluate", *tiny, status=2)
+    assert "16 steps of this kind are not done" in mlkv("run", "evaluate", *tiny, status=2)
+    assert "all 1 steps of this kind are done" in mlkv("run", "corpus", *tiny, status=2)
 
 
 def test_plain_hydra_multirun_goes_through_the_planner(copy: Shell, tiny: list[str]) -> None:

@@ -240,6 +240,13 @@ def test_one_damaged_sweep_leaves_the_others_their_status(mlkv: Run, store: Stor
     assert mlkv("gather", "measured")[0] == 0
 
 
+def test_cancel_of_what_does_not_run_says_so(mlkv: Run) -> None:
+    ended = "sweep old has ended (16 done, 1 failed, 2 blocked): nothing to cancel\n"
+    assert mlkv("cancel", "old") == (0, ended)
+    stopped = "no step of sweep stopped is running; if its command still runs, it stops now\n"
+    assert mlkv("cancel", "stopped") == (0, stopped)
+
+
 def test_its_line_mends_a_damaged_sweep(plan_of: Callable[[list[str]], Plan], store: Store) -> None:
     (store.root / "sweeps" / "stopped" / "1" / "plan.json").unlink()
     (store.step(INTERRUPTED_UPTRAIN).path / "spec.json").unlink()

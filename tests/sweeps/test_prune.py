@@ -127,7 +127,7 @@ def test_the_command_shows_first_and_drops_when_told(mlkv: Shell, store: Store) 
     assert mlkv.store.step(STRAY).record()
     mlkv("prune", "--yes")
     assert mlkv.store.step(STRAY).record() is None
-    assert "nothing to drop" in mlkv("prune")
+    assert "nothing to delete" in mlkv("prune")
 
 
 @pytest.mark.parametrize("step_id", [NEEDED, STRAY])

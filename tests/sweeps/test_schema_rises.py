@@ -61,7 +61,7 @@ def test_the_line_of_a_plan_says_so(risen: Store, tiny: list[str], capsys: pytes
     # All but the evaluations of the base, which is not uptrained.
     untouched = len(outdated(saved_graph(risen, risen.sweep("tiny"))))
     assert untouched < count
-    assert f"{untouched} finished steps are stale and are made anew ({REASON})" in printed
+    assert f"{untouched} finished steps are stale and run again ({REASON})" in printed
 
 
 def test_before_it_rises_nothing_is_stale(

@@ -234,7 +234,7 @@ def test_a_process_that_crashes_is_not_taken_for_nothing_to_send(tmp_path: Path)
         )
         return run.returncode, run.stdout + run.stderr
 
-    assert sync() == (0, "nothing to be sent\n"), "the working directory is not on the path of the process"
+    assert sync() == (0, "nothing to upload\n"), "the working directory is not on the path of the process"
     status, printed = sync(tmp_path / "on_the_path")
     assert status == 1
     assert printed.splitlines() == [

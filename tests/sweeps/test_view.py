@@ -150,5 +150,6 @@ def test_a_summary_names_what_there_is() -> None:
 def test_what_failed_is_said_with_what_runs_it_again() -> None:
     assert advice({StepState.DONE: 3, StepState.INTERRUPTED: 1}, "tiny") == ""
     assert (
-        advice({StepState.FAILED: 2}, "tiny") == "2 failed: `mlkv retry tiny` runs them again, and what waits for them"
+        advice({StepState.FAILED: 2}, "tiny")
+        == "2 failed: `mlkv retry tiny` runs them again, and the steps that wait for them"
     )
