@@ -51,3 +51,22 @@ def test_every_documented_command_is_understood(line: str, capsys: pytest.Captur
         from sweeps.planning.grammar import points
 
         next(iter(points(Composer(), [word for word in overrides if "=" in word])))
+
+
+PAGES = [
+    path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if path.name != "LOG.md"
+]
+ROOMS = "mlkv|sweeps|analysis|slurm|conf|tests|benchmarks|hydra_plugins|docs"
+FILE = re.compile(rf"(?<![\w/.$-])(?:{ROOMS})/[\w/.-]*\w")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    """An option may lack its suffix (`conf/layout/mqa`); a word in capitals is a placeholder (`steps/KIND.py`)."""
+    text = page.read_text()
+    named = [ROOT / name for name in FILE.findall(text) if not re.search("[A-Z]{4}", Path(name).stem)]
+    linked = [page.parent / name for name in LINK.findall(text)]
+    assert [str(path) for path in named + linked if not (path.exists() or path.with_suffix(".yaml").exists())] == []
