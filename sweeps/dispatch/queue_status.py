@@ -80,8 +80,8 @@ def _with_job(state: State, job: JobStatus, store: Store, step: str) -> State:
     if state.name == StepState.RUNNING:
         return replace(state, reason=f"{state.reason}, job {job.id}")
     if job.live:
-        # A failure that this very job met stays one, whatever other steps the job goes on with. The failure of an
-        # earlier job is what this one was submitted to try again.
+        # A step that failed in this job stays failed while the job runs other steps. A step that failed in an earlier
+        # job is waiting: this job was submitted to run it again.
         last = store.step(step).attempt()
         environment = last.environment() if last else None
         if state.name == StepState.FAILED and environment and environment.job == job.id:

@@ -136,8 +136,8 @@ _QUIET = {
 
 
 def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
-    """Jobs import a snapshot of the code as it is now, wherever they start and whatever is edited meanwhile: a queued
-    job may start, or start again, days later. Raises UserError where the store cannot be written."""
+    """The variables of jobs. Jobs import a snapshot of the code as it is now, so that later edits do not change them: a
+    queued job may start, or start again, days later. Raises UserError where the store cannot be written."""
     try:
         snapshot = store.snapshot_code()
     except OSError as error:

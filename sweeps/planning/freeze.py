@@ -1,4 +1,4 @@
-"""Freezes a plan: jobs do what is written to the store here, whatever is edited later."""
+"""Freezes a plan: writes it to the store, so that later edits of the configuration do not change its jobs."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _without_replaced(arguments: Sequence[str]) -> list[str]:
 
 
 def swept(composer: Composer, override: Override) -> Line:
-    """One swept override as the plain lines it stands for."""
+    """The plain override lines that one swept override expands to."""
     value = override.value()
     if isinstance(value, Glob):
         options = composer.options(override.key_or_group)

@@ -16,7 +16,8 @@ _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
 
 
 def labelled(variants: Sequence[Variant]) -> Iterator[Variant]:
-    """The variants with their names: no two alike; a swept value in which some differ stands in all that have one."""
+    """The variants with their unique labels. A swept key whose values differ is in the label of every variant that has
+    the key."""
     wide = len({variant.shape.head_dim for variant in variants}) > 1
     of_one_name: dict[str, list[Variant]] = defaultdict(list)
     for variant in variants:
@@ -35,7 +36,7 @@ def key_of(line: str) -> str:
 
 
 def _differing(variants: Sequence[Variant], wide: bool) -> set[str]:
-    """Swept keys whose values tell variants apart, but for those that a label says in its own words.
+    """Swept keys whose values differ between variants, without the keys that the layout's label already shows.
 
     A layout's keys are its family, budget and shape. With `wide`, the head width is `H64`, and so is the number of
     heads where it goes with the width.
@@ -65,7 +66,7 @@ def _shape(variant: Variant, others: Sequence[Variant]) -> list[str]:
 
 
 def _values(variant: Variant, others: Sequence[Variant], differing: Collection[str]) -> Iterator[str]:
-    """The swept values to name, a layout's own where its name and M×G do not tell it from `others`."""
+    """The swept values to show; a layout's own only where its name and M×G are the same in one of `others`."""
     unclear = len({other.layout for other in others}) > len({_shape_label(other.layout) for other in others})
     for line in variant.varying:
         if _of_layout(key_of(line)):

@@ -93,7 +93,7 @@ class Costs:
         return None if rate is None else rate * step.how["work"]
 
     def _rate(self, kind: str) -> float | None:
-        """That of the kind, or else of one whose steps take the same time per unit of work."""
+        """The rate of the kind, or else of another kind whose steps take the same time per unit of work."""
         rate, cost = self.seconds_per_work.get(kind), kind_of(kind).cost
         if rate or not cost:
             return rate
@@ -109,8 +109,8 @@ def other_code(graph: Graph, store: Store) -> list[str]:
     """Finished steps whose code might have given another result than the code here.
 
     They are not run again: an id stays the same as long as the schema version of its kind does. The code changes more
-    often, with every mended fault, and who reads a table should know that its numbers come from several versions.
-    Records of before that hash name only the code as a whole, which says nothing about the result.
+    often, with every corrected fault, and a reader of a table should know that its numbers come from several versions.
+    Older records have only the hash of the whole code, which does not show whether the result would differ.
     """
     codes = {id: record.result_code for id in graph if (record := store.step(id).record())}
     return [id for id, code in codes.items() if code is not None and code != store.result_code]
@@ -149,6 +149,6 @@ def _meanings(steps: Mapping[str, Step]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for id, step in steps.items():
         parents = {role: meanings.get(parent, parent) for role, parent in step.parents.items()}
-        said = canonical([step.kind, step.slice, step.pinned, parents])
-        meanings[id] = hashlib.sha256(said.encode()).hexdigest()
+        identity = canonical([step.kind, step.slice, step.pinned, parents])
+        meanings[id] = hashlib.sha256(identity.encode()).hexdigest()
     return meanings

@@ -77,7 +77,8 @@ def may_have_tokenizer(source: dict[str, str]) -> bool:
 
 
 def _other_tokens(base: Path, recipe: CorpusRecipe, published: Path | None) -> str | None:
-    """What tells the tokenizer in `published`, or one made of the corpus's text, from that in `base`; None: nothing.
+    """How the tokenizer in `published`, or one made of the corpus's text, differs from that in `base`; None if it does
+    not.
 
     Raises StepFailed for a tokenizer that cannot be loaded.
     """

@@ -152,7 +152,7 @@ def _layouts(config: Config, model: Model) -> list[KVLayout]:
 
 
 def _filter_names(variant: Variant) -> Values:
-    """What `sweep.filter` can speak of: the configuration, and what follows from it for the layout."""
+    """The names that `sweep.filter` can use: the configuration, and the properties of the layout that it gives."""
     layout, shape = variant.layout, variant.shape
     return {
         **variant.values,

@@ -1,4 +1,4 @@
-"""What the rest of the code asks of a kind of step: one row of the table in sweeps/steps/registry.py."""
+"""The type of a step kind's row in the table of sweeps/steps/registry.py: all that other code needs of the kind."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Whether a finished step's record still says what was recorded: by its seal or, where earlier code gave it none, by
-what else holds its numbers."""
+"""Checks that a finished step's record was not edited: by its seal or, where earlier code wrote none, by other files
+that hold the same numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cannot_be_checked(step: StepDir) -> bool:
 
 
 def _elsewhere(step: StepDir) -> list[Json]:
-    """The record's metrics as they are written down beside it; none where they are not."""
+    """The record's metrics as another file of the step has them; none where there is no such file."""
     numbers = kind_of(step.kind).numbers
     try:
         return numbers(step.out, [row.fields for row in step.metrics()]) if numbers else []

@@ -40,7 +40,8 @@ class Attempt:
         write_json(self.path / "exit.json", as_json(ended))
 
     def write_record(self, record: Record) -> None:
-        """What the step's record will be: from here on the output is whole, and whoever comes can publish it."""
+        """Write the future record of the step: from now on the output is complete, and any later attempt can publish
+        it."""
         write_json(self.record_file, as_json(record))
 
     def record(self) -> Record | None:
@@ -48,12 +49,12 @@ class Attempt:
 
     def drop_unfinished(self) -> None:
         """Remove an output that never became whole: the disk may be full of it."""
-        with suppress(OSError, DamagedFileError):  # whatever may have to be published stays
+        with suppress(OSError, DamagedFileError):  # an output that may still be published stays
             if not self.record():
                 discard(self.out)
 
     def log_of_rank(self, rank: int) -> Path:
-        """What a process beside the first printed."""
+        """The log of a process other than the first."""
         return self.path / f"rank-{rank}.log"
 
     def exit(self) -> Exit | None:

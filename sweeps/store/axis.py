@@ -14,8 +14,8 @@ Rows = list[tuple[int, Json]]
 
 @dataclass
 class Axis:
-    """A resumed attempt repeats what came after its checkpoint; the first word on a position stands, as W&B's history
-    cannot be rewritten."""
+    """A resumed attempt repeats the rows after its checkpoint. The first row at a position is used, because W&B's
+    history cannot be rewritten."""
 
     prefix: str
     """In front of the names of what is logged."""

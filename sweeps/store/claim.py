@@ -36,8 +36,8 @@ class ClaimFile:
         return modified(self.path)
 
     def is_running(self, claim: ClaimHolder) -> bool | None:
-        """Whether its holder lives; None where only the heartbeat tells. One of this very process that is not held any
-        more could not be removed when it was released."""
+        """Whether its holder is alive; None where only the heartbeat can show it. A claim of this process that it has
+        already released is not running: only its file could not be removed."""
         return claim.token in _held if is_this_process(claim) else is_running(claim)
 
     def take(self) -> ClaimHolder | None:

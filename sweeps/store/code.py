@@ -3,7 +3,7 @@
 The first hash names the copy, so it covers every byte in it. The second is for people: `mlkv plan` tells them which
 finished steps were made by code that might have given something else. It covers the science, the kinds of steps and
 the process that runs them, and of these only what Python does, not comments, docstrings and line breaks: a warning
-after each edited sentence would soon be read by nobody. Extensions are in neither, as the digest of one stands in the
+after each edited sentence would soon be ignored. Extensions are in neither, as the digest of one is part of the
 id of every step that uses it.
 """
 
@@ -61,7 +61,7 @@ def _structure(node: object) -> str:
 
 
 def _is_docstring(node: object) -> bool:
-    """Any string that stands alone: those behind a field do no more than the one at the top."""
+    """Any statement that is only a string: one after a field does nothing, as one at the top does nothing."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

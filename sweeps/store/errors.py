@@ -1,4 +1,4 @@
-"""Mistakes a user can make, told in one line."""
+"""The errors that the command line prints as one line, and the text that lists valid choices."""
 
 from __future__ import annotations
 

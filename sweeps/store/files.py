@@ -30,7 +30,8 @@ def write_once(path: Path, text: str) -> bool:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            # A file server that did it, and was asked again because its answer got lost, says so too.
+            # A file server also reports this when it made the link, its answer was lost, and the client repeated the
+            # request.
             return temporary.stat().st_nlink > 1
     return True
 
@@ -75,8 +76,8 @@ def write_folder_once(path: Path, files: Mapping[str, str]) -> bool:
 
 
 def rename_once(source: Path, target: Path) -> bool:
-    """Rename a folder unless there is one of that name with something in it; false where there is, be it that a file
-    server did what it was asked and its answer got lost. Whatever else makes a rename fail raises OSError."""
+    """Rename a folder; false where a folder of that name with files in it exists. That can be this very folder, where a
+    file server renamed it and its answer was lost. Raises OSError for any other failure."""
     try:
         source.rename(target)
         return True
@@ -87,7 +88,7 @@ def rename_once(source: Path, target: Path) -> bool:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder outlive a crash of the machine, where its file system can."""
+    """Make the names in a folder survive a crash of the machine, where its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

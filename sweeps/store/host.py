@@ -29,7 +29,7 @@ def this_process() -> Process:
 
 
 def is_this_process(process: Process) -> bool:
-    """Whether `process` describes the one that asks, as far as this system tells processes apart."""
+    """Whether `process` is the current process, as far as this system can identify processes."""
     ours = this_process()
     return ours.ticks is not None and _identity(process) == _identity(ours)
 
@@ -60,7 +60,7 @@ def _is_running_by_clock(pid: int, started: float | None) -> bool | None:
 
 @cache
 def _boot() -> tuple[str | None, str | None]:
-    """The boot of the kernel and the namespace of process ids that this process lives in; None: it does not tell."""
+    """The ids of the kernel's boot and of this process's pid namespace; None where the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot, os.readlink("/proc/self/ns/pid")

@@ -1,4 +1,4 @@
-"""Files that grow by a JSON object per line, and outlive a writer that dies in the middle of one."""
+"""Files of JSON lines that only grow. They stay readable when a writer dies in the middle of a line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lines(Generic[T]):
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line per row, all of them in one write. A torn line before them spoils none."""
+    """Add a line per row, all in one write. An incomplete line at the end of the file does not damage them."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if not text:
         return
@@ -43,7 +43,7 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def _new_line(path: Path) -> str:
-    """What ends a line that an earlier writer did not live to end."""
+    """A line break where the last writer died in the middle of a line, else nothing."""
     try:
         with path.open("rb") as file:
             if file.seek(0, os.SEEK_END) == 0:
@@ -55,8 +55,8 @@ def _new_line(path: Path) -> str:
 
 
 def read_rows(kind: type[T], path: Path, *, ended: bool = False) -> Lines[T]:
-    """Every complete line of a file; none where there is no file. `ended`: nobody adds to it any more, and what has no
-    end is a line too. Raises OSError."""
+    """Every complete line of a file; none where there is no file. `ended`: no process adds to it any more, so that a
+    last line without a line break counts too. Raises OSError."""
     try:
         return parse_rows(kind, path.read_bytes() + (b"\n" if ended else b""))
     except (FileNotFoundError, NotADirectoryError):

@@ -26,7 +26,7 @@ def check_name(field: str, name: str) -> None:
 
 
 def same_place(path: Path) -> Path | None:
-    """The entry of the folder that the file system takes `path` for, where it does not tell upper from lower case."""
+    """The entry that `path` means on a file system that ignores upper and lower case, if it is spelled differently."""
     with suppress(OSError):
         for other in path.parent.iterdir():
             differs_in_case = other.name != path.name and other.name.casefold() == path.name.casefold()

@@ -1,6 +1,6 @@
-"""Causes outside a step: what its machine or the file system did to it, which the next attempt may well be spared.
+"""Errors that come from the machine or the file system, not from the step itself. The next attempt may not meet them.
 
-A step that ends so is interrupted, not failed: the same line runs it again.
+A step that ends with such an error is interrupted, not failed: the same command line runs it again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OUTSIDE_ERRNOS = frozenset(
         errno.ENOSPC,
         errno.EDQUOT,
         errno.EFBIG,
-        # A disk or a file server that fails, goes away, comes back another, or is taken from us.
+        # A disk or a file server fails, disappears, is replaced, or refuses access.
         errno.EIO,
         errno.EREMOTEIO,
         errno.ESTALE,
@@ -31,9 +31,9 @@ OUTSIDE_ERRNOS = frozenset(
         errno.ECONNABORTED,
         errno.EUCLEAN,
         errno.EBADMSG,
-        # Two places in one folder that are not on one disk, or under one quota, any more.
+        # Two places in one folder are now on different disks, or under different quotas.
         errno.EXDEV,
-        # Others are at the same files.
+        # Other processes use the same files.
         errno.EBUSY,
         errno.ETXTBSY,
         errno.ENOTEMPTY,
@@ -46,14 +46,14 @@ OUTSIDE_ERRNOS = frozenset(
     }
 )
 
-# Libraries that write files without Python's help tell of it in words: safetensors and tokenizers (Rust), torch.save,
-# numpy's tofile.
+# Some libraries write files without Python and report the error as text only: safetensors and tokenizers (Rust),
+# torch.save, numpy's tofile.
 _NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)")
 _WRITE_FAILED = re.compile(r"iostream error|file write failed|unexpected pos \d+ vs \d+|\d+ requested and \d+ written")
 
 
 def outside_cause(error: BaseException) -> str | None:
-    """What was done to the step, in one line, where this error, or one that led to it, came from outside; else None."""
+    """The outside cause in one line, where this error, or one that led to it, came from outside the step; else None."""
     cause = next((cause for each in _chain(error) if (cause := _cause(each))), None)
     words = "" if isinstance(error, OSError) else str(error)
     return f"{words}: {cause}" if cause and words not in cause else cause

@@ -232,7 +232,7 @@ ExitState = Literal["done", "failed", "interrupted"]
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """exit.json: how an attempt ended. `own`: it ended by itself, and was not asked to."""
+    """exit.json: how an attempt ended. `own`: it ended by itself, not after a signal."""
 
     REMEDY: ClassVar[str] = "delete it and run the sweep's line again: the attempt counts as lost"
     state: ExitState
@@ -258,9 +258,9 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """What tells a process from every other: `ticks`, its start since `boot`, does not change with the clock as
-    `started` does (seconds since the epoch, all that older code wrote), and two containers may share a host name and
-    even a boot but not the `namespace` of their process ids. None: its system does not tell."""
+    """What identifies a process. `ticks`, its start since `boot`, does not change with the clock, as `started` does
+    (seconds since the epoch; older code wrote only this). Two containers may share a host name and even a boot, but not
+    the `namespace` of their process ids. None: the system does not provide the value."""
 
     host: str
     pid: int
@@ -272,7 +272,7 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimHolder(Process):
-    """claim.json: the process that may run a step. `token` tells its claims apart; older code wrote none."""
+    """claim.json: the process that may run a step. `token` differs between its claims; older code wrote none."""
 
     REMEDY: ClassVar[str] = "delete it if no job runs this step"
     token: str | None = None
@@ -420,6 +420,6 @@ class JobRow:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenMark:
-    """wandb/written/RUN.json: the fingerprint of the run that lies whole beside it."""
+    """wandb/written/RUN.json: the fingerprint of the complete run in the same folder."""
 
     fingerprint: str

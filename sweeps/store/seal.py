@@ -1,6 +1,7 @@
 """The seal on a record: a hash of the rest of it, so that a number edited later is seen.
 
-It is over the JSON, not over the type: a record keeps its seal whatever keys earlier or later code gives it.
+It is computed from the JSON, not from the type: a record that has other keys, from earlier or later code, can be
+checked too.
 """
 
 from __future__ import annotations

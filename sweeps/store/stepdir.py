@@ -24,9 +24,9 @@ from sweeps.store.states import StepState
 
 SetAside = Literal["corrupt", "pruned"]
 STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
-"""A claim whose process cannot be seen from here, and whose heartbeat is older than this, belongs to nobody."""
+"""A claim whose process this host cannot see is stale when its heartbeat is older than this."""
 LISTEN_SECONDS = 3.0
-"""How long such a claim is listened to before it is taken over: some beats of a living holder."""
+"""How long to wait for a new heartbeat before such a claim is taken over: some heartbeats of a living holder."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class Claim:
         self.step, self.attempt, self._holder = step, attempt, holder
 
     def holds(self) -> bool:
-        """Whether it still is ours: a process that slept may find that another one took the step over. A claim that is
-        gone is taken again; one that cannot be read is believed in, as work is worth more than a doubt."""
+        """Whether this process still has the claim: while a process was suspended, another one may have taken the step
+        over. A claim file that is missing is created again. One that cannot be read counts as ours: to stop would lose
+        work, and a second attempt at a step does no harm."""
         try:
             found = self.step.claims.read()
             if found is None:
@@ -87,7 +88,7 @@ class StepDir:
 
     # What it is
     def write_spec(self, spec: Spec, how: Runtime) -> None:
-        """`spec` is the identity and is written once; `how` is where and how fast, as the last plan says."""
+        """`spec` is the identity and is written once; `how` is where and how fast, and each new plan replaces it."""
         write_once(self.path / "spec.json", json.dumps(as_json(spec), indent=1, allow_nan=False) + "\n")
         with suppress(DamagedFileError):  # it is written anew
             if as_json(self.how()) == as_json(how):
@@ -145,7 +146,7 @@ class StepDir:
             return State(StepState.DONE, attempt=record.attempt)
         ended = last.exit()
         if ended is None:
-            return State(StepState.LOST, "its process vanished without a word", last.number, last.progress())
+            return State(StepState.LOST, "its process ended and left no exit status", last.number, last.progress())
         if ended.state == "done":  # its record was withdrawn
             return State(StepState.PENDING, self._set_aside_reason(), last.number)
         name = StepState.FAILED if ended.state == "failed" else StepState.INTERRUPTED
@@ -153,7 +154,7 @@ class StepDir:
 
     # Running it
     def claim(self) -> Claim | None:
-        """A new attempt and the sole right to run it, or None while somebody else is at it or the step is done.
+        """A new attempt with the exclusive right to run it; None where another process runs the step or it is done.
 
         A claim whose holder seems dead is removed, and then all who want the step compete for a new one as for the
         first. Should the holder live after all, it finds another's claim at its next beat and stops: the cost of an
@@ -185,7 +186,7 @@ class StepDir:
         return attempt
 
     def _is_stale(self, claim: ClaimHolder) -> bool:
-        """Whether its holder is gone: by its process, or from elsewhere by the newest sign of life."""
+        """Whether its holder is gone: on the holder's machine by its process, elsewhere by the newest heartbeat."""
         running = self.claims.is_running(claim)
         if running is not None:
             return not running
@@ -195,8 +196,8 @@ class StepDir:
         return max([self.claims.modified(), *(attempt.last_beat() for attempt in self.attempts())])
 
     def _is_heard(self, claim: ClaimHolder) -> bool:
-        """Whether a holder that cannot be seen from here beats once more. Where a clock was just set forward, and where
-        hosts stamp files by clocks of their own, the last beat of a living one looks old."""
+        """Whether a holder on another machine writes one more heartbeat. The last heartbeat of a living holder can look
+        old: where a clock was just set forward, or where hosts stamp files by their own clocks."""
         if self.claims.is_running(claim) is not None:
             return False
         before = self._last_sign_of_life()
@@ -246,7 +247,7 @@ class StepDir:
         return False
 
     def _publish_record(self, attempt: Attempt) -> None:
-        """The attempt's record as it stands: one of later code may have keys that this code does not know."""
+        """The attempt's record, byte for byte: a record of later code may have keys that this code does not know."""
         write_once(self._record_file, attempt.record_file.read_text(encoding="utf-8"))
         discard(self.work)
 
@@ -257,7 +258,7 @@ class StepDir:
         return record is not None and record.attempt == attempt.number
 
     def tidy(self, attempt: Attempt) -> None:
-        """Drop what an attempt has, and nobody needs once the step is done."""
+        """Delete the files of an attempt that are not needed once the step is done."""
         with suppress(OSError):
             if record := self.record():
                 discard(self.work)
@@ -279,7 +280,7 @@ class StepDir:
     def set_aside(self, reason: str, label: SetAside = "corrupt") -> None:
         """Withdraw the record and drop the output, so that the step is run when it is wanted again; the record stays
         for reading."""
-        record = read_object(self._record_file)  # as it stands, with keys of later code too
+        record = read_object(self._record_file)  # unparsed, so that keys of later code are preserved
         if record is None:
             return
         number = len(self._aside()) + 1

@@ -108,8 +108,8 @@ class Store:
         return sorted(path.name for path in (self.root / "sweeps").glob("*") if self._sweep(path.name).has_plan())
 
     def sweep_problem(self, name: str) -> str | None:
-        """Why a sweep's latest plan is not there to be read, or is not the last that was begun; in one line. None for
-        a name that nothing has."""
+        """Why a sweep's latest plan cannot be read, or is older than an unfinished one; in one line. None for a name
+        that is not there."""
         found = (folder.problem() or folder.misnamed() for folder in self.sweep_folders() if folder.name == name)
         return next(found, None)
 
@@ -168,7 +168,7 @@ class Store:
             raise StoreError(f"name = {name}: this file system takes it for {other}; choose another, or that spelling")
 
     def save_import(self, name: str, table: str) -> None:
-        """Keep a table under a name, in place of one that is there. Raises StoreError for a name not to be had."""
+        """Save a table under a name; it replaces an older one. Raises StoreError for a name that is not allowed."""
         self.check_import_name(name)
         write_atomic(self.imported(name), table)
 
@@ -178,7 +178,7 @@ class Store:
         return max(plans, key=lambda saved: saved.plan.created, default=None)
 
     def _readable_sweeps(self) -> Iterator[SavedSweep]:
-        """The latest plan of every sweep; a damaged one is none of its neighbours' business."""
+        """The latest plan of every sweep, without damaged ones."""
         for name in self.sweep_names():
             with suppress(StoreError):
                 yield self.sweep(name)
@@ -201,7 +201,7 @@ class Store:
         return read_rows(JobRow, self._jobs_file).rows
 
     def unreadable_jobs(self) -> str | None:
-        """That some of what was noted of jobs is lost, in one line; None where all of it is there."""
+        """One line that says which notes on jobs cannot be read; None where all can."""
         skipped = read_rows(JobRow, self._jobs_file).skipped
         return f"{self._jobs_file}: {skipped} lines are no JSON and were skipped" if skipped else None
 

@@ -1,6 +1,6 @@
 """Writes runs to W&B, in a process that mirrors and does nothing else.
 
-Nothing here remembers what has arrived. Online, W&B tells the next step of a run that is resumed, and rows before it
+Nothing here records what has arrived. Online, W&B gives the next step of a run that is resumed, and rows before it
 are not sent again. Offline, W&B ignores `resume` and starts a new directory (a fragment) whose steps begin at 0, so
 every fragment is written from the run's first row.
 """

@@ -70,7 +70,7 @@ class Run:
 
 
 def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
-    """The run of a step, as the store has it now. `sweep`: whose plan gives the run its label."""
+    """The run of a step, as the store has it now. `sweep`: the sweep whose plan has the run's label."""
     planned = sweep.plan.steps.get(step.id) if sweep else None
     axis, spec, record = axis_of(step.kind), step.spec(), step.record()
     state, reason = step_state(step)
@@ -176,9 +176,9 @@ def variant_id(sweep: str, variant: str) -> str:
 
 
 def _variant_config(sweep: SavedSweep, index: int, row: VariantRow) -> Json:
-    """The resolved configuration, and the cost columns to filter and plot by. Under `mlkv` stands the variant's part of
-    the plan, so that the table of results can be made from W&B alone. It is JSON text, because W&B drops empty mappings
-    and the order of keys."""
+    """The resolved configuration, and the cost columns to filter and plot by. The key `mlkv` holds the variant's part
+    of the plan, so that the table of results can be made from W&B alone. It is JSON text, because W&B drops empty
+    mappings and the order of keys."""
     costs = ("baseline", "pattern", "family", "kv_layers", "kv_heads", "budget", "kv_bytes_per_token", "parameters")
     variant = as_json(row)
     config = variant.pop("config")

@@ -72,7 +72,7 @@ def _answer(store: Store, request: Request) -> Answer:
     """Run one attempt. Failure is an answer like any other."""
     try:
         return _logged_answer(store, request)
-    except OSError as error:  # its logs cannot be opened: whatever the error, that is none of the step's doing
+    except OSError as error:  # its logs cannot be opened: the step itself did not cause that
         return interrupted_from_outside(describe_error(error))
     except Exception as error:
         return _failure(error)
@@ -88,7 +88,7 @@ def _logged_answer(store: Store, request: Request) -> Answer:
         try:
             return Answer(state="done", outcome=_run(store, request.step, attempt, rows))
         except Interrupted as error:
-            return Answer(state="interrupted", reason=str(error) or "asked to stop")
+            return Answer(state="interrupted", reason=str(error) or "stopped on request")
         except Exception as error:
             if not isinstance(error, StepFailed):
                 with suppress(OSError):  # the log may lie on the full disk that the traceback is about

@@ -16,10 +16,10 @@ _WHAT = {"source": "model", "tokenizer_source": "tokenizer"}
 
 
 def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> bool:
-    """Fetch for every step that is not done; whether all of it is here.
+    """Download the inputs of every step that is not done. Returns whether all of them are here.
 
-    Models and task data go to the Hugging Face cache (HF_HOME, which nodes must see). A hub dataset is streamed, not
-    kept, so its corpus is made here, as the step it is.
+    Models and task data go to the Hugging Face cache (HF_HOME, which nodes must see). A hub dataset is streamed and not
+    stored, so its corpus step runs here.
     """
     missing = [step for step in steps.values() if not store.step(step.id).record()]
     for what, files in (("source", WEIGHTS), ("tokenizer_source", TOKENIZER)):

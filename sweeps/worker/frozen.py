@@ -15,7 +15,7 @@ from sweeps.store.schema import Runtime
 from sweeps.store.store import Store
 
 CODE = "MLKV_CODE"
-"""Set by whoever starts jobs: the hash of the code they must run."""
+"""Set by the process that starts jobs: the hash of the code they must run."""
 
 
 def check(store: Store, step_id: str) -> None:

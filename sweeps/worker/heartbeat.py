@@ -1,4 +1,4 @@
-"""Keeps a claim alive beside whatever its holder does: waits for the child, reads a large output, hangs on a disk."""
+"""Keeps a claim alive from a thread, also while its holder waits for the child, a large output or a slow disk."""
 
 from __future__ import annotations
 

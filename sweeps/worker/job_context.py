@@ -12,14 +12,14 @@ from pathlib import Path
 from sweeps.store.schema import Environment
 
 QUEUED = "MLKV_QUEUED"
-"""Set in jobs that SLURM runs: elsewhere its variables belong to somebody else's job."""
+"""Set in jobs that SLURM runs. Elsewhere SLURM's variables are those of another job."""
 
 TOGETHER = ("MLKV_LOCAL_JOB", "MLKV_LOCAL_RANK", "MLKV_LOCAL_RANKS")
 """Set in jobs of this machine (slurm/local.py, slurm/guard.py): which, which of its processes, how many there are."""
 
 SIGNALS = {
     signal.SIGUSR2: "warned by SIGUSR2 (time limit or preemption)",
-    signal.SIGTERM: "asked to end by SIGTERM (cancelled, preempted, or its launcher closed)",
+    signal.SIGTERM: "ended by SIGTERM (cancelled, preempted, or its launcher closed)",
     signal.SIGINT: "interrupted from the keyboard",
 }
 
@@ -56,7 +56,7 @@ class JobContext:
 
     @classmethod
     def _of_this_machine(cls, environment: Mapping[str, str]) -> JobContext:
-        """A process on its own has no job to tell apart."""
+        """A process outside a job has no job id."""
         job, rank, ranks = (environment.get(name, "") for name in TOGETHER)
         if ranks in ("", "1"):
             return cls()
@@ -91,8 +91,8 @@ def free_port() -> int:
 
 
 def out_of_memory_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """How often the kernel has killed a process of this job's control group for want of memory; 0 where it does not
-    tell."""
+    """How many processes of this job's control group the kernel has killed because memory ran out; 0 where the kernel
+    does not report it."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:

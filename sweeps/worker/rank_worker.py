@@ -1,8 +1,8 @@
-"""A process beside the first in a job of several: it joins every training that the first one begins, and no more.
+"""Every process but the first in a job of several: it joins each training that the first one begins, and does no more.
 
-The first process claims steps and writes records as ever. The attempt's env.json, which it writes, tells the others
-where to meet. A rank worker's exit status is 0 unless its own process dies, so that the first process's status is the
-job's.
+The first process claims steps and writes records as usual. It writes the attempt's env.json, in which the others read
+the address of the process group. A rank worker's exit status is 0 unless its own process dies, so that the first
+process's status is the job's.
 """
 
 from __future__ import annotations

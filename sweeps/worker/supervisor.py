@@ -1,8 +1,8 @@
-"""Runs steps in order, around a process that computes.
+"""The supervisor of a job: runs steps in order, each in a child process that computes (child_main.py).
 
-A supervisor, light and hard to kill, around a child that computes (child_main.py). It claims a step, keeps the claim
-alive, passes on signals, and alone writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted,
-5 interrupted again and again from outside: the same line runs it once more, but the queue had better not.
+The supervisor imports little and survives a crash of its child. It claims a step, keeps the claim alive and passes on
+signals; only it writes records. Exit status: 0 all done, 1 a step failed, 3 blocked, 4 interrupted, 5 interrupted
+several times from outside: the same command line runs it again, but the queue should not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ OWN_SIGNALS = frozenset(
 """What a process brings upon itself. Any other signal comes from outside, SIGBUS too: what a file mapped into memory
 holds could not be read."""
 GRACE_SECONDS = 60.0
-"""How long a child may take to save its state once it was asked to stop."""
+"""How long a child may take to save its state after the signal to stop."""
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 
 
@@ -100,13 +100,14 @@ class Worker:
         except OSError as error:
             say(f"{step_id}: the store: {describe_error(error)}", sys.stderr)
             return DONE if _is_done(step) else INTERRUPTED
-        except StoreError as error:  # a file that somebody has to look at: no other attempt would fare better
+        except StoreError as error:  # a person has to repair a file: another attempt would fail too
             say(f"{step_id}: {error}", sys.stderr)
             return BLOCKED
 
     def _until_ended(self, step: StepDir) -> int:
-        """Run the step until it is done, whoever does it, or it is clear that this job will not have it done. Raises
-        OSError where the store cannot be read or written."""
+        """Run the step until this or another process has finished it, or until this job cannot finish it.
+
+        Raises OSError where the store cannot be read or written."""
         while not step.record():
             if self._stopping_since:
                 return INTERRUPTED
