@@ -59,7 +59,7 @@ class Phase(StrEnum):
     PREEMPTED = "PREEMPTED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     UNKNOWN = "UNKNOWN"
-    """The queue does not know the job, or has forgotten it: only the store can tell what it did."""
+    """The queue does not know the job, or has forgotten it: only the store shows what it did."""
 
 
 @dataclass(frozen=True)

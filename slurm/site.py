@@ -34,7 +34,7 @@ def max_array_size() -> int:
     shown = command("scontrol", "show", "config")
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
     if match is None:
-        raise QueueError("scontrol show config does not tell MaxArraySize")
+        raise QueueError("`scontrol show config` does not print MaxArraySize")
     return int(match.group(1))
 
 
@@ -80,7 +80,7 @@ def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list
         "nodes": (resources.nodes, _node_count(usable), "nodes"),
     }
     return [
-        f"resources.{name}: {requested} {unit} asked for, partition {usable_names} has {most}"
+        f"resources.{name}: {requested} {unit} requested, partition {usable_names} has {most}"
         for name, (requested, most, unit) in limits.items()
         if requested > most
     ]

@@ -40,8 +40,8 @@ INTERRUPTED = 4
 KILLED = 137
 """Exit status that the batch shell sees of a command that was ended by SIGKILL: 128 + 9."""
 MAX_KILL_REQUEUES = 3
-"""How often a task whose command was killed is queued again. Few: it could not say whether it had made progress, and a
-command that always runs out of memory would be killed for ever."""
+"""How often a task whose command was killed is queued again. A small number: a killed command cannot report whether it
+made progress, and one that always runs out of memory would be requeued for ever."""
 
 
 class SubmissionRefusedError(RuntimeError):

@@ -241,9 +241,9 @@ def test_the_throttle_can_be_changed_while_it_runs(cluster: LocalCluster, folder
 def test_what_can_never_run_is_refused_before_the_queue(cluster: LocalCluster, folder: Path) -> None:
     for profile, resources, message in (
         (Profile(partition="gpu"), Resources(), "job good: cluster.partition = gpu: this site has preemptible, urgent"),
-        (Profile(), Resources(gpus=5), "5 GPUs per node asked for, partition preemptible has 4"),
+        (Profile(), Resources(gpus=5), "5 GPUs per node requested, partition preemptible has 4"),
         (Profile(constraint="nowhere"), Resources(), "Invalid feature specification"),
-        (Profile(partition="urgent"), Resources(minutes=61), "61 minutes asked for, partition urgent has 60"),
+        (Profile(partition="urgent"), Resources(minutes=61), "61 minutes requested, partition urgent has 60"),
     ):
         with pytest.raises(ValueError, match=message):
             SlurmExecutor(folder, profile).submit([Job("good", ("true",), resources)])

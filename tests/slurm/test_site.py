@@ -85,18 +85,18 @@ def test_nodes() -> None:
         (Profile(partition="cpu"), Resources(minutes=10**6), []),
         (Profile(partition="cpu,gpu"), Resources(gpus=8, cpus=128), []),
         (Profile(partition="gqu"), Resources(), ["cluster.partition = gqu: this site has cpu, gpu"]),
-        (Profile(), Resources(gpus=9), ["resources.gpus: 9 GPUs per node asked for, partition gpu has 8"]),
-        (Profile(time=3000), Resources(), ["resources.minutes: 3000 minutes asked for, partition gpu has 2880"]),
-        (Profile(), Resources(nodes=7), ["resources.nodes: 7 nodes asked for, partition gpu has 6"]),
+        (Profile(), Resources(gpus=9), ["resources.gpus: 9 GPUs per node requested, partition gpu has 8"]),
+        (Profile(time=3000), Resources(), ["resources.minutes: 3000 minutes requested, partition gpu has 2880"]),
+        (Profile(), Resources(nodes=7), ["resources.nodes: 7 nodes requested, partition gpu has 6"]),
         (
             Profile(memory_gb=501),
             Resources(),
-            ["resources.memory_gb: 513024 MB per node asked for, partition gpu has 512000"],
+            ["resources.memory_gb: 513024 MB per node requested, partition gpu has 512000"],
         ),
         (
             Profile(),
             Resources(cpus=9, tasks_per_node=8),
-            ["resources.cpus: 72 CPUs per node asked for, partition gpu has 64"],
+            ["resources.cpus: 72 CPUs per node requested, partition gpu has 64"],
         ),
     ],
 )
