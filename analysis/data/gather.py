@@ -242,8 +242,8 @@ def _metric_cell(metric: MetricRow, task: str | None) -> Row:
 
 
 def _not_recorded(measured: Sequence[MetricRow], name: str) -> Row:
-    """What stands for a score that a record does not have: of a task group without an aggregate of its own the mean of
-    its members, each counted once, as for imported results (lm_eval_groups.py)."""
+    """The replacement for a score that a record does not have. For a task group without an aggregate this is the mean
+    of its members, each counted once, as for imported results (lm_eval_groups.py)."""
     # A group inside the group has a score but no samples of its own: its tasks are counted already.
     tasks = dict.fromkeys(metric.subtask for metric in measured if metric.subtask and metric.n is not None)
     members = [metric for metric in measured if metric.subtask in tasks and metric.metric == name]

@@ -75,7 +75,7 @@ def _objects(value: object) -> dict[str, Object]:
 
 
 def _check(file: ResultFile) -> None:
-    """Raises NotRead that says whose file it is instead."""
+    """Raises NotRead for a file of another tool, and names the tool."""
     if any(key in file.other for key in _OTHER_TOOLS) or any("|" in task for task in file.results):
         raise NotRead("is a result file of lighteval or of the leaderboard, which are not read")
     if summaries := [task for task in file.results if task.lower() in _SUMMARIES]:

@@ -1,7 +1,7 @@
-"""The groups of a result file of lm-eval: what is in them, and the mean that stands for one without a score.
+"""The task groups of a result file of lm-eval: their members, and the mean that replaces a missing group score.
 
-`results` has both groups and their members; `group_subtasks` names the members. In early 0.4 only aliases tell: a
-member's is indented deeper than its group's.
+`results` has both groups and their members; `group_subtasks` names the members. In early 0.4
+only the aliases show it: a member's is indented deeper than its group's.
 """
 
 from __future__ import annotations

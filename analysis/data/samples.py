@@ -1,4 +1,4 @@
-"""The scores of single samples among the outputs of a store's evaluations: the ground of paired comparisons."""
+"""Reads the scores of single samples from the outputs of a store's evaluations, for paired comparisons."""
 
 from __future__ import annotations
 

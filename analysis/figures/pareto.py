@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NAMES = 32
-LEGEND = f"filled: on the front (p ≥ {CONFIDENCE:g})   hollow: undecided   faint: dominated"
+LEGEND = f"filled: on the front (P ≥ {CONFIDENCE:g})   hollow: undecided   faint: dominated"
 PAIRED = "bars: one standard error; variants are compared on the same samples"
 WITHOUT_ERRORS = "some errors are unknown: the front is that of the numbers alone"
 MACHINES = "measured on different machines: each has a front of its own"

@@ -80,7 +80,7 @@ class ParetoPoint:
 class ParetoData:
     """Every variant that has the score. The untouched base is a reference and no contender, as it was trained for
     fewer steps: it is never on the front and never dominates. `missing` has the reason for each variant without a
-    score. `paired` tells that chances come from the same samples, which is sharper than the standard errors are.
+    score. `paired`: probabilities come from the same samples, which is sharper than the standard errors are.
     `machines` has a letter for each machine that speeds were measured on, where there are several.
     """
 

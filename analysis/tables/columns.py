@@ -169,10 +169,10 @@ def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[
     notes = []
     if any(cell.stderr is not None for cell in best):
         comparison = f"compared {_comparison(results, scores)}, corrected for all rows (Holm)"
-        notes.append(f"bold: the best and all within noise of it, at 95 %, {comparison}")
-        notes.append("a column without bold: all are within noise of the best")
+        notes.append(f"bold: the best row and all rows within noise of it at 95 %, {comparison}")
+        notes.append("a column without bold: all rows are within noise of the best one")
     if any(cell.stderr is None for cell in best):
-        notes.append("where no standard error is known, only the best value is bold, whatever its noise")
+        notes.append("where no standard error is known, only the best value is bold, and noise is not considered")
     return notes
 
 
