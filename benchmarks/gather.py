@@ -170,7 +170,7 @@ def main() -> None:
         naive = cost(NAIVE, str(root), str(out))
         print(f"records through pandas.json_normalize: {naive}")
         sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    told = {
+    result = {
         "benchmark": "gather",
         "finished_steps": count,
         "ours": ours,
@@ -182,7 +182,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, "
         f"pandas {version('pandas')}, numpy {version('numpy')}",
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

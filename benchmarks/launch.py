@@ -1,4 +1,4 @@
-"""Seconds until N variants are queued on SLURM: ours beside hydra-submitit-launcher, each from its process's start.
+"""Seconds until N variants are queued on SLURM: ours and hydra-submitit-launcher, each from its process's start.
 
     eval "$(python -m slurm.local_cluster up)"
     python benchmarks/launch.py [--variants 200] [--other PYTHON]
@@ -84,16 +84,16 @@ def sweep(count: int, folder: Path) -> dict[str, Any]:
     argv = [sys.executable, "-m", "sweeps.cli", *line]
     before, env = queued(), os.environ | {"PYTHONPATH": str(ROOT), "MLKV_STORE": str(folder / "store")}
     try:
-        took, said = [], []
+        took, submitted = [], []
         for _ in range(2):
             start = time.perf_counter()
             done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=True)
             took.append(round(time.perf_counter() - start, 2))
-            said.append(done.stdout.splitlines()[-1].split(" jobs submitted")[0])
+            submitted.append(done.stdout.splitlines()[-1].split(" jobs submitted")[0])
         steps = len(list((folder / "store" / "steps").glob("*/*")))
     finally:
         subprocess.run(["scancel", "--quiet", *set(queued()) - set(before)], check=False)
-    jobs = dict(zip(("sweep_jobs", "again_jobs"), map(int, said), strict=True))
+    jobs = dict(zip(("sweep_jobs", "again_jobs"), map(int, submitted), strict=True))
     return {"steps": steps, **dict(zip(("sweep_seconds", "again_seconds"), took, strict=True)), **jobs}
 
 

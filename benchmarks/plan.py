@@ -1,4 +1,4 @@
-"""How long planning and reconciling take as sweeps grow, beside composing every variant through Hydra alone.
+"""How long planning and reconciling take as sweeps grow, compared with composing every variant through Hydra alone.
 
     python benchmarks/plan.py
 

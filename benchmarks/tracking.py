@@ -52,8 +52,8 @@ def arrive(folder: Path, server: WandbServer) -> dict[str, Any]:
     live = sum(len(server.runs[step].history) == ROWS for step in steps if step in server.runs)
     failed, _ = stage.sync()
     whole = sum(len(server.runs[step].history) == ROWS for step in steps if step in server.runs)
-    told = {"runs": RUNS, "at_once": AT_ONCE, "seconds": round(seconds, 1), "refused_429": refused.done}
-    return {**told, "whole_when_the_sweep_ended": live, "whole_after_sync": whole, "sync_failed": failed}
+    counts = {"runs": RUNS, "at_once": AT_ONCE, "seconds": round(seconds, 1), "refused_429": refused.done}
+    return {**counts, "whole_when_the_sweep_ended": live, "whole_after_sync": whole, "sync_failed": failed}
 
 
 def ratio(folder: Path, server: WandbServer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one name for JSON objects, and deleting files without failing the work that it follows."""
+"""The type of JSON objects, and a function that deletes files and never raises an error."""
 
 from __future__ import annotations
 

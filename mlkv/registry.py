@@ -207,7 +207,7 @@ def load(path: Path, digest: str | None = None) -> Extension:
 
 
 def _run(extension: Extension) -> None:
-    """The bytes that were hashed are the ones that run, whatever happens to the file meanwhile."""
+    """Run the bytes that were hashed, even if the file has changed since."""
     before, outer = len(_state.added), _state.running
     module = ModuleType(f"mlkv_extension_{extension.digest[:16]}")
     module.__file__ = str(extension.path)

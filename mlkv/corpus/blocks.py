@@ -28,7 +28,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def padding(dtype: np.dtype[Any]) -> int:
-    """The value that stands for "no token" in a row."""
+    """The value that means "no token" in a row."""
     return int(np.iinfo(dtype).max)
 
 
@@ -96,7 +96,7 @@ PACKERS = {"stream": StreamPacker, "whole_documents": DocumentPacker}
 class BlockWriter:
     """Packs documents into rows of `length` tokens in `path`, pads short rows, and counts rows, tokens and documents.
 
-    bytes: of the documents' text; whoever adds the documents counts them.
+    bytes: of the documents' text; the caller that adds the documents counts them.
     """
 
     def __init__(self, path: Path, packer: Packer, length: int, dtype: np.dtype[Any]) -> None:
