@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,13 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = [ROOT / name for name in FILE.findall(text) if not re.search("[A-Z]{4}", Path(name).stem)]
     linked = [page.parent / name for name in LINK.findall(text)]
     assert [str(path) for path in named + linked if not (path.exists() or path.with_suffix(".yaml").exists())] == []
+
+
+IMPORT = re.compile(r"^ *from ((?:mlkv|sweeps|analysis|slurm)[\w.]*) import ([\w, ]+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_that_a_page_shows_works(page: Path) -> None:
+    for module, names in IMPORT.findall(page.read_text()):
+        found = import_module(module)
+        assert [name for name in names.split(", ") if not hasattr(found, name)] == [], module
