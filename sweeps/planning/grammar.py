@@ -39,7 +39,7 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
     for axis in typed:
         if axis.key in ONE_AT_A_TIME:
-            raise UserError(f"{axis.key}: one at a time; each of {', '.join(axis.lines)} is a sweep of its own")
+            raise UserError(f"{axis.key}: cannot be swept; run one sweep for each of {', '.join(axis.lines)}")
     # `sweep` can only be read from a whole configuration. A key that must be set (corpus.files) and is swept has values
     # in the points alone, so it gets its first one here.
     first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]
@@ -117,7 +117,7 @@ def _check_zip(sweep: SweepConfig, swept_keys: set[str]) -> None:
                 f"sweep.zip: {key} is not swept; {choices(key, swept_keys) if swept_keys else 'nothing is'}"
             )
         if keys.count(key) > 1:
-            raise UserError(f"sweep.zip: {key} is listed {keys.count(key)} times; once is what advances it")
+            raise UserError(f"sweep.zip: {key} is listed {keys.count(key)} times; list it once")
 
 
 def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:

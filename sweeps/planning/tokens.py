@@ -48,7 +48,7 @@ class Tokens:
             given = f" ({recipe.tokenizer_from})" if recipe.tokenizer == "published" else ""
             raise UserError(
                 f"corpus.tokenizer = {recipe.tokenizer}{given}: not the tokenizer of model {model.name} "
-                f"({model.path or model.hub}), whose weights know no other: {why}; leave corpus.tokenizer unset"
+                f"({model.path or model.hub}), which its weights need: {why}; leave corpus.tokenizer unset"
             )
 
     def _difference(self, recipe: CorpusRecipe, config: ModelConfig) -> str | None:

@@ -74,7 +74,7 @@ class Store:
             file_clock(store.root)
         except OSError as error:
             raise StoreError(
-                f"store = {store.root}: cannot be written ({error.strerror}); set store= or MLKV_STORE"
+                f"store = {store.root}: cannot be written ({error.strerror}); set --store or MLKV_STORE"
             ) from None
         return store
 

@@ -203,5 +203,5 @@ def test_a_label_says_the_rule_that_was_asked_for_and_head_widths_that_differ(pl
 
 
 def test_a_sweep_has_one_scale(planner: Planner) -> None:
-    with pytest.raises(UserError, match="scale: one at a time"):
+    with pytest.raises(UserError, match="scale: cannot be swept"):
         planner(["experiment=mlkv_table", "scale=full,small"])

@@ -160,7 +160,7 @@ def test_reading_by_a_name_stays_in_the_store(
 
 @pytest.mark.parametrize("key", ["name", "reports"])
 def test_the_name_of_a_sweep_is_not_swept(key: str) -> None:
-    with pytest.raises(UserError, match=f"{key}: one at a time; each of {key}=a, {key}=b is a sweep of its own"):
+    with pytest.raises(UserError, match=f"{key}: cannot be swept; run one sweep for each of {key}=a, {key}=b"):
         next(points(Composer(), [f"{key}=a,b"]))
 
 
