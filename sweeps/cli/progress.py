@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +17,7 @@ from sweeps.cli.position import Position
 from sweeps.cli.view import counts, summary
 from sweeps.planning.reconcile import Costs, Graph, States, read_states
 from sweeps.steps.step import Step
+from sweeps.store.errors import StoreError
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -24,7 +26,8 @@ REDRAW_SECONDS = 0.5
 
 
 class Progress:
-    """The live view of a running sweep; on a pipe, a line whenever a step changes state."""
+    """The live view of a running sweep; on a pipe, a line whenever a step changes state. Whatever goes wrong in it is
+    printed once, and the sweep goes on."""
 
     def __init__(self, console: Console, graph: Graph, store: Store, slots: int) -> None:
         self._console, self._graph, self._store, self._slots = console, graph, store, slots
@@ -32,6 +35,7 @@ class Progress:
         self._costs = Costs.of_store(store)
         self._started = time.monotonic()
         self._drawn = 0.0
+        self._errors: set[str] = set()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -40,27 +44,47 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._update()
+        with self._guard():
+            self._update()
         if self._live:
-            self._live.stop()
+            with self._guard():
+                self._live.stop()
 
     def __call__(self) -> None:
         """Read the store again, at most every REDRAW_SECONDS."""
         if time.monotonic() - self._drawn < REDRAW_SECONDS:
             return
-        self._update()
-        if self._live:
-            self._live.update(self._render(), refresh=True)
+        with self._guard():
+            self._update()
+            if self._live:
+                self._live.update(self._render(), refresh=True)
         self._drawn = time.monotonic()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Print an error in one line, the first time that it comes up. The jobs run whether they are watched or not:
+        hours of training may not end because a line cannot be drawn, or a file that only the view reads is damaged."""
+        try:
+            yield
+        except Exception as error:
+            known = isinstance(error, StoreError | OSError)  # their messages say what is wrong by themselves
+            words = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
+            if words not in self._errors:
+                self._errors.add(words)
+                with suppress(Exception):  # it may be the terminal that is gone
+                    self._console.print(f"the live view: {words}", style="yellow", highlight=False)
 
     def _update(self) -> None:
         for id, step in self._graph.items():
-            before = self._states[id]
-            if before.name is StepState.DONE:
-                continue
-            self._states[id] = after = self._store.step(id).state()
-            if after.name != before.name and after.name is not StepState.PENDING:
-                self._print_change(step, after)
+            if self._states[id].name is not StepState.DONE:
+                with self._guard():
+                    self._update_step(step)
+
+    def _update_step(self, step: Step) -> None:
+        before, after = self._states[step.id], self._store.step(step.id).state()
+        self._states[step.id] = after
+        if after.name != before.name and after.name is not StepState.PENDING:
+            self._print_change(step, after)
 
     def _print_change(self, step: Step, state: State) -> None:
         if state.name is StepState.DONE:

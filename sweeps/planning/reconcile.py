@@ -82,15 +82,15 @@ class Costs:
     def of_store(cls, store: Store) -> Costs:
         rates: dict[str, list[float]] = defaultdict(list)
         for step in store.steps():
-            with suppress(DamagedFileError):  # the command that needs this very step names the file
+            with suppress(DamagedFileError, OSError):  # the command that needs this very step names the file
                 if (record := step.record()) and record.work:
                     rates[step.kind].append(record.wall_seconds / record.work)
         return cls({kind: median(values) for kind, values in rates.items()})
 
     def seconds(self, step: Step) -> float | None:
         """Expected wall seconds of a step; None where no step like it has ever finished here."""
-        rate = self._rate(step.kind)
-        return None if rate is None else rate * step.how["work"]
+        rate, work = self._rate(step.kind), step.how.get("work")  # which a how.json of earlier code lacks
+        return None if rate is None or work is None else rate * work
 
     def _rate(self, kind: str) -> float | None:
         """The rate of the kind, or else of another kind whose steps take the same time per unit of work."""

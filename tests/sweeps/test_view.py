@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sweeps.cli import progress
 from sweeps.cli.console import make_console
 from sweeps.cli.position import Position
 from sweeps.cli.progress import Progress, expected_left
@@ -153,3 +154,21 @@ def test_what_failed_is_said_with_what_runs_it_again() -> None:
         advice({StepState.FAILED: 2}, "tiny")
         == "2 failed: `mlkv retry tiny` runs them again, and the steps that wait for them"
     )
+
+
+def test_the_live_view_says_once_what_is_damaged_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
+    damaged, other = step("base", 10), step("uptrain", 10)
+    console = Console(width=200, record=True, file=StringIO(), force_terminal=True)
+    store = Store(tmp_path)
+    with Progress(console, {each.id: each for each in (damaged, other)}, store, slots=1) as live:
+        path = store.step(damaged.id).path / "done.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+        live()
+        live()
+        monkeypatch.setattr(live, "_render", lambda: 1 / 0)
+        live()
+    lines = [line.strip() for line in console.export_text().splitlines() if "the live view:" in line]
+    assert lines[0].startswith(f"the live view: {path}: is no JSON")
+    assert lines[1:] == ["the live view: ZeroDivisionError: division by zero"]
