@@ -6,6 +6,7 @@ Each score `x` has four columns: `x` (the value as recorded), `x_stderr`, `x_mis
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from analysis.data import frame
@@ -48,6 +49,15 @@ _TRAILING = {
     "device_seconds": "Float64",
     "peak_memory_bytes": "Int64",
 }
+
+
+def join_parts(parts: Iterable[str]) -> str | None:
+    """The names of scores as one text: a task's name may have a space in it, and stands in quotes then."""
+    return shlex.join(parts) or None
+
+
+def split_parts(joined: str | None) -> list[str]:
+    return shlex.split(joined or "")
 
 
 def columns(scores: Iterable[str], parts: Sequence[str], shots: Iterable[str]) -> list[str]:

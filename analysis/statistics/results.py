@@ -11,7 +11,7 @@ from analysis.data import frame, replicates
 from analysis.data.computed import with_computed
 from analysis.data.frame import Row
 from analysis.data.samples import Samples
-from analysis.statistics.columns import BASELINES, COMPARED, N_SHOT, columns, dtype
+from analysis.statistics.columns import BASELINES, COMPARED, N_SHOT, columns, dtype, split_parts
 from analysis.statistics.compare import TableStatistics, compare
 from analysis.statistics.estimates import Estimates, Scored
 from analysis.statistics.variant_rows import ACCURACY, scored_cells, variant_rows
@@ -100,7 +100,7 @@ def _compared(rows: list[Row], names: Sequence[str], estimates: Estimates) -> Re
 
 def _axis(rows: Sequence[Row]) -> tuple[str, list[str]]:
     """The column of the main axis, and those of the accuracy's parts: the same in all rows."""
-    return (rows[0]["quality_score"], (rows[0]["accuracy_parts"] or "").split()) if rows else (ACCURACY, [])
+    return (rows[0]["quality_score"], split_parts(rows[0]["accuracy_parts"])) if rows else (ACCURACY, [])
 
 
 def _check(table: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from analysis.data.means import mean
 from analysis.data.measured import CACHE_PER_TOKEN, OUT_OF_MEMORY, SPEED
 from analysis.data.metrics import COMPUTED
 from analysis.data.states import TRUSTED, UNPLANNED, severity
-from analysis.statistics.columns import N_SHOT
+from analysis.statistics.columns import N_SHOT, join_parts
 from analysis.statistics.estimates import Scored
 from sweeps.steps.registry import scored_kinds
 
@@ -97,7 +97,7 @@ def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
 
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
-    row["accuracy_parts"] = " ".join(planned.parts) or None
+    row["accuracy_parts"] = join_parts(planned.parts)
     accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
     printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]
     accuracy = _printed(printed[0], accuracy) if printed else accuracy

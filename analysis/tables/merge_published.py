@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from analysis.data.frame import Row
+from analysis.statistics.columns import split_parts
 from analysis.statistics.results import Results
 
 IS_PUBLISHED = "is_published"
@@ -79,7 +80,7 @@ def _translated(row: Row, ours: Sequence[Row]) -> Row:
 
 def _parts(row: Row) -> set[str]:
     """The scores that a row's mean accuracy averages; their order does not matter."""
-    return set((row["accuracy_parts"] or "").split())
+    return set(split_parts(row["accuracy_parts"]))
 
 
 def _no_differences(name: str) -> Row:

@@ -10,6 +10,7 @@ import pytest
 
 from analysis.data.gather import gather
 from analysis.figures.tasks import panels
+from analysis.statistics.columns import join_parts, split_parts
 from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.scores import other_scores, shown_scores
 from analysis.statistics.sources import load
@@ -144,3 +145,10 @@ def gather_columns() -> dict[str, pd.Series]:
     from analysis.data.frame import COLUMNS
 
     return {name: pd.Series([], dtype=dtype) for name, dtype in COLUMNS.items()}
+
+
+def test_names_of_scores_are_joined_and_split_whatever_is_in_them() -> None:
+    parts = ["arc_easy.acc", "my own task.acc,none", "it's.f1"]
+    assert split_parts(join_parts(parts)) == parts
+    assert (join_parts([]), split_parts(None)) == (None, [])
+    assert join_parts(["x.acc", "y.acc"]) == "x.acc y.acc", "as in tables that exist"
