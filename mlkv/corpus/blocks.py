@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..context import StepFailed
 from .manifest import Split, SplitCounts, read_manifest
 
 Tokens = NDArray[np.integer[Any]]
@@ -145,10 +146,11 @@ class Blocks:
 
 
 def open_blocks(corpus: Path, split: Split) -> Blocks:
-    """The rows of one split of a corpus directory. Raises ValueError where file and manifest disagree."""
+    """The rows of one split of a corpus directory. Raises StepFailed where the manifest is damaged, or the
+    file is not as it says."""
     manifest = read_manifest(corpus)
     path, counts, length = corpus / f"{split}.bin", manifest.counts(split), manifest.sequence_length
     dtype = np.dtype(manifest.dtype)
-    if path.stat().st_size != counts.rows * length * dtype.itemsize:
-        raise ValueError(f"corpus = {corpus}: {path.name} is not {counts.rows} rows of {length} tokens")
+    if not path.is_file() or path.stat().st_size != counts.rows * length * dtype.itemsize:
+        raise StepFailed(f"corpus = {corpus}: {path.name} is not {counts.rows} rows of {length} tokens")
     return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts.tokens)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..context import StepFailed
 from ..files import Json
 
 NAME = "manifest.json"
@@ -56,13 +57,13 @@ class Manifest:
 
 
 def read_manifest(corpus: Path) -> Manifest:
-    """Raises ValueError where `corpus` is no corpus directory, or its manifest lacks a field or has a wrong type."""
+    """Raises StepFailed where `corpus` is no corpus directory, or its manifest lacks a field or has a wrong type."""
     path = corpus / NAME
     if not path.is_file():
-        raise ValueError(f"corpus = {corpus}: no {NAME} there")
+        raise StepFailed(f"corpus = {corpus}: no {NAME} there")
     try:
         return TypeAdapter(Manifest).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
-        raise ValueError(f"corpus = {corpus}: {NAME}: {reason}") from error
+        raise StepFailed(f"corpus = {corpus}: {NAME}: {reason}") from error

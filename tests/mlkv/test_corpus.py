@@ -208,8 +208,13 @@ def test_the_manifest_counts_what_is_there(made: Path) -> None:
 def test_a_damaged_manifest_is_named(made: Path, tmp_path: Path, text: str | None, reason: str) -> None:
     whole = json.loads((made / NAME).read_text("utf-8"))
     (tmp_path / NAME).write_text(text or json.dumps({**whole, "vocab_size": "many"}), "utf-8")
-    with pytest.raises(ValueError, match=rf"^corpus = {tmp_path}: manifest.json: ?{reason}.*$"):
+    with pytest.raises(StepFailed, match=rf"^corpus = {tmp_path}: manifest.json: ?{reason}.*$"):
         read_manifest(tmp_path)
+
+
+def test_a_directory_without_a_manifest_fails_the_step(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=rf"^corpus = {tmp_path}: no manifest.json there$"):
+        open_blocks(tmp_path, "train")
 
 
 def test_a_manifest_is_written_with_the_digest_of_its_facts(made: Path) -> None:
@@ -222,7 +227,7 @@ def test_a_manifest_is_written_with_the_digest_of_its_facts(made: Path) -> None:
 def test_a_cut_off_file_is_noticed(made: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(made, tmp_path / "broken")
     (broken / "train.bin").write_bytes(b"\0" * 96)
-    with pytest.raises(ValueError, match=r"train\.bin is not"):
+    with pytest.raises(StepFailed, match=r"train\.bin is not"):
         open_blocks(broken, "train")
 
 
