@@ -119,12 +119,12 @@ def _only_missing(kind: str, planned: Plan, store: Store) -> str:
 
 
 def retry(options: SweepOptions) -> int:
-    from sweeps.planning.config import parse_cluster
+    from sweeps.planning.config import saved_cluster
     from sweeps.planning.reconcile import saved_graph
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    cluster, graph = parse_cluster(saved.plan.cluster), saved_graph(store, saved)
+    cluster, graph = saved_cluster(saved), saved_graph(store, saved)
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)
@@ -133,11 +133,11 @@ def retry(options: SweepOptions) -> int:
 
 
 def cancel(options: CancelOptions) -> int:
-    from sweeps.planning.config import parse_cluster
+    from sweeps.planning.config import saved_cluster
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
-    if parse_cluster(saved.plan.cluster).name == "slurm":
+    if saved_cluster(saved).name == "slurm":
         return _cancel_jobs(console, steps_to_cancel(store, saved, options.variants), store, saved)
     if options.variants:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")

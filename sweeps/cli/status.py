@@ -119,11 +119,11 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
 
 def _states_and_jobs(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[States, JobStatuses]:
     """The states of steps by the store and, on SLURM, by the queue; by the store alone if the queue does not answer."""
-    from sweeps.planning.config import parse_cluster
+    from sweeps.planning.config import saved_cluster
     from sweeps.planning.reconcile import read_states
 
     states = read_states(graph, store)
-    if parse_cluster(saved.plan.cluster).name != "slurm":
+    if saved_cluster(saved).name != "slurm":
         return states, {}
     from sweeps.dispatch.queue_status import QueueError, with_queue
 

@@ -26,6 +26,7 @@ from slurm.resources import Resources
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices
 from sweeps.store.names import check_name
+from sweeps.store.plans import SavedSweep
 from sweeps.tracking.target import TrackingConfig
 
 PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
@@ -351,6 +352,9 @@ def _line(error: ErrorDetails, *place: str) -> str:
     return f"{where} = {error['input']}: must be {message}"
 
 
-def parse_cluster(values: Mapping[str, Any]) -> ClusterConfig:
-    """The cluster part of a frozen plan."""
-    return TypeAdapter(ClusterConfig).validate_python(values)
+def saved_cluster(saved: SavedSweep) -> ClusterConfig:
+    """The cluster part of a frozen plan. Raises StoreError where it is damaged."""
+    try:
+        return TypeAdapter(ClusterConfig).validate_python(saved.plan.cluster)
+    except ValidationError as error:
+        raise saved.damaged("cluster", _line(error.errors()[0])) from None

@@ -32,6 +32,11 @@ class SavedSweep:
     plan: PlanFile
     variants: list[VariantRow]
 
+    def damaged(self, field: str, reason: object) -> StoreError:
+        """The error of a field of the plan that cannot be used, in one line."""
+        words = " ".join(str(reason).split())
+        return StoreError(_advice(self.name, self.path, f"{self.path / 'plan.json'}: {field}: {words}"))
+
     @property
     def submissions(self) -> Path:
         """Where executors keep logs and job records of this plan."""
@@ -97,8 +102,7 @@ class SweepFolder:
         return f"no sweep can be called {self.name}: move {self.path} to {better}"
 
     def _advice(self, number: int, fault: str) -> str:
-        folder = self.path / str(number)
-        return f"sweep {self.name}: {fault}: run the sweep's line again, which makes a new plan, or delete {folder}"
+        return _advice(self.name, self.path / str(number), fault)
 
     def read(self, number: int | None = None) -> SavedSweep:
         """The latest plan, or the given one, which must be among `numbers`. Raises StoreError for a damaged one."""
@@ -160,6 +164,10 @@ def sweep_folders(sweeps: Path) -> Iterator[SweepFolder]:
         for error in closed:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 yield SweepFolder(sweeps, Path(error.filename).relative_to(sweeps).as_posix())
+
+
+def _advice(name: str, folder: Path, fault: str) -> str:
+    return f"sweep {name}: {fault}: run the sweep's line again, which makes a new plan, or delete {folder}"
 
 
 def _is_number(name: str) -> bool:

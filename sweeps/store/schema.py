@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +72,8 @@ def parsed(kind: type[T], content: bytes) -> T:
     """What some JSON text says. Raises ValueError that names the field."""
     from pydantic import ValidationError
 
+    if _UNUSUAL_NUMBER.search(content):
+        _check_numbers(content, diverged=kind is LoggedRow)
     if issubclass(kind, Runtime | LoggedRow):
         return kind(fields=_object(content))
     try:
@@ -81,11 +85,39 @@ def parsed(kind: type[T], content: bytes) -> T:
             raise ValueError(_first_fault(error)) from None
     # Python writes half a surrogate pair, as in a file name that is no text and that a reason quotes; pydantic does not
     # read it.
-    respelled = json.dumps(_object(content), ensure_ascii=False).encode(errors="replace")
     try:
+        respelled = json.dumps(_object(content), ensure_ascii=False).encode(errors="replace")
         return cast("T", _adapter(kind).validate_json(respelled, strict=True))
+    except RecursionError:
+        raise ValueError("is no JSON (it is nested too deeply)") from None
     except ValidationError as error:
         raise ValueError(_first_fault(error)) from None
+
+
+_UNUSUAL_NUMBER = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}|\d{19}")
+"""What a number looks like that no table can hold. A text may look so too: only the parser tells."""
+
+
+def _check_numbers(content: bytes, *, diverged: bool) -> None:
+    """Raises ValueError for an integer of more than 64 bits, and for what is not finite unless training that `diverged`
+    may have logged it."""
+    number = float if diverged else _finite
+    try:
+        json.loads(content, parse_float=number, parse_int=_of_64_bits, parse_constant=number)
+    except RecursionError as error:
+        raise ValueError(f"is no JSON ({error})") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]}: is no finite number")
+    return value
+
+
+def _of_64_bits(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{text[:40]}: is too large")
+    return int(text)
 
 
 def _object(content: bytes) -> Json:

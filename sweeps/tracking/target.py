@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
+from sweeps.store.schema import from_json
 from sweeps.store.store import SavedSweep
 
 VARIABLE = "MLKV_TRACKING"
@@ -66,5 +67,9 @@ class Target:
 
 
 def saved_target(saved: SavedSweep) -> Target:
-    """The target of a frozen plan; plans from before tracking existed have none."""
-    return Target(TrackingConfig(**saved.plan.tracking or {"mode": "off"}), saved.name)
+    """The target of a frozen plan; plans from before tracking existed have none. Raises StoreError where it is
+    damaged."""
+    try:
+        return Target(from_json(TrackingConfig, saved.plan.tracking or {"mode": "off"}), saved.name)
+    except ValueError as error:
+        raise saved.damaged("tracking", error) from None

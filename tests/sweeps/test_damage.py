@@ -1,0 +1,267 @@
+"""A store with a damaged file, of every kind and in every way, before every command: no traceback, one line that names
+the file, and what does not need it is shown."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from sweeps.dispatch import submit
+from sweeps.planning import resolve, variants
+from sweeps.store.errors import UserError
+from sweeps.store.store import Store
+from sweeps.tracking import sync
+from sweeps.tracking.sync import SyncResult, sweep_runs
+from sweeps.worker import supervisor
+from sweeps.worker.job_context import SIGNALS
+from sweeps.worker.messages import Answer
+from tests.support.shell import exit_status
+from tests.support.workers_here import ChildHere
+
+FOLDER = Path(__file__).with_name("old_store")
+VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
+FAILED = "steps/uptrain/uptrain-426fc9a7f690d7d8"
+SCORED = "steps/evaluate/evaluate-c61c7b370095f245"
+CORPUS = "steps/corpus/corpus-4c8bd4c9072feb1b"
+MEASURED = "steps/measure/measure-24a0a4ec90a324da"
+PLAN = "sweeps/old/2"
+
+FILES = {
+    "spec": f"{SCORED}/spec.json",
+    "how": f"{FAILED}/how.json",
+    "done": f"{SCORED}/done.json",
+    "done of a measurement": f"{MEASURED}/done.json",
+    "done of a corpus": f"{CORPUS}/done.json",
+    "withdrawn": f"{FAILED}/done.corrupt-1.json",
+    "record": f"{FAILED}/attempts/1/record.json",
+    "exit": f"{FAILED}/attempts/1/exit.json",
+    "environment": f"{FAILED}/attempts/1/env.json",
+    "metrics": f"{FAILED}/attempts/1/metrics.jsonl",
+    "claim": f"{FAILED}/claim.json",
+    "heartbeat": f"{FAILED}/attempts/1/heartbeat",
+    "log": f"{FAILED}/attempts/1/err.log",
+    "results": f"{SCORED}/out/results.json",
+    "samples": f"{SCORED}/out/scores/bits_per_byte.samples",
+    "manifest": f"{CORPUS}/out/manifest.json",
+    "plan": f"{PLAN}/plan.json",
+    "variants": f"{PLAN}/variants.jsonl",
+    "overrides": f"{PLAN}/overrides.txt",
+    "plan of another sweep": "sweeps/stopped/1/plan.json",
+    "jobs": "queue/jobs.jsonl",
+    "digests": "cache/digests.json",
+    "mark": "sweeps/old/wandb/written/uptrain-426fc9a7f690d7d8.json",
+    "import": "imports/theirs.csv",
+}
+CACHES = ("digests", "mark")
+"""Thrown away without a word."""
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x15]) + content[at + 1 :]
+
+
+def _with_numbers(content: bytes, wrong: str) -> bytes:
+    """Another number in place of each."""
+    return re.sub(rb"(?<=[ :,])-?\d+(\.\d+)?(?=[,\n}\]\r])", wrong.encode(), content)
+
+
+Damage = Callable[[bytes], bytes]
+CONTENTS: dict[str, Damage] = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "end": lambda content: content[:-3],
+    "flip early": lambda content: _flipped(content, len(content) // 5) if content else b"\x15",
+    "flip late": lambda content: _flipped(content, 4 * len(content) // 5) if content else b"\x15",
+    "zeros": lambda content: bytes(len(content) or 9),
+    "not utf-8": lambda content: content.replace(b"e", b"\xff\xfe") or b"\xff",
+    "list": lambda content: b"[]\n",
+    "text": lambda content: b'"x"\n',
+    "null": lambda content: b"null\n",
+    "number": lambda content: b"1\n",
+    "object": lambda content: b"{}\n",
+    "deep": lambda content: b'{"a": ' + b"[" * 100_000 + b"\n",
+    "nan": lambda content: _with_numbers(content, "NaN"),
+    "infinite": lambda content: _with_numbers(content, "-Infinity"),
+    "huge": lambda content: _with_numbers(content, "1" + "0" * 400),
+    "large": lambda content: _with_numbers(content, "1" + "0" * 25),
+    "nested": lambda content: _with_numbers(content, "[" * 5000 + "]" * 5000),
+    "negative": lambda content: _with_numbers(content, "-7"),
+    "words": lambda content: _with_numbers(content, '"seven"'),
+}
+DAMAGES = (*CONTENTS, "gone", "folder")
+COMMANDS = {
+    "status": ["status"],
+    "status of one": ["status", "old"],
+    "verify": ["status", "old", "--verify"],
+    "verify all": ["status", "--verify"],
+    "why": ["why", "old", "MHA-4"],
+    "logs": ["logs", "uptrain-426fc9a7f690d7d8"],
+    "gather": ["gather", "old", "-o", "cells.csv", "--curves", "curves.csv"],
+    "table": ["table", "old"],
+    "table of an import": ["table", "theirs"],
+    "figure": ["figure", "old", "-o", "figures"],
+    "report": ["report", "old", "-o", "page"],
+    "plan": ["plan", "--config-dir", str(FOLDER / "conf"), "experiment=old"],
+    "prune": ["prune"],
+    "prune --yes": ["prune", "--yes"],
+    "cancel": ["cancel", "old"],
+    "retry": ["retry", "old"],
+    "run": ["run", "uptrain-426fc9a7f690d7d8"],
+    "sync": ["sync", "old"],
+}
+SLOW = ("figure", "report")
+
+
+class NoJobs:
+    """As if every job had ended at once."""
+
+    idle = True
+
+    def poll(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class FailingChild(ChildHere):
+    def send(self, request: object) -> None:
+        self._answer = Answer(state="failed", reason="no computing in this test")
+
+
+def _sync_here(arguments: list[str], target: object, timeout: float | None) -> Iterator[SyncResult]:
+    """The runs of a sweep, made in this process and sent nowhere."""
+    store = Store(Path(arguments[1]))
+    directory = store.tracking("old")
+    try:
+        for run in sweep_runs(store, store.sweep("old")):
+            yield SyncResult(
+                run.id, run.name, "already there" if directory.written(run.id) else "sent", run.fingerprint
+            )
+    except UserError as error:
+        yield SyncResult("", "the other runs", "failed", str(error))
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A copy of the fixture store to damage and to work on, in a folder that is the working directory."""
+
+    root: Path
+    whole: Path
+
+    def renew(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self.whole, self.root)
+
+    def damage(self, file: str, how: str) -> Path:
+        path = self.root / FILES[file]
+        content = path.read_bytes()
+        if how in CONTENTS:
+            path.write_bytes(CONTENTS[how](content))
+        else:
+            path.unlink()
+            if how == "folder":
+                path.mkdir()
+        return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture store, with every kind of file."""
+    root = tmp_path_factory.mktemp("whole") / "store"
+    shutil.copytree(FOLDER / "store", root)
+    done = json.loads((root / FILES["done"]).read_text())
+    attempt = root / FAILED / "attempts/1"
+    (root / FILES["withdrawn"]).write_text(json.dumps({**done, "set_aside": "it was damaged"}))
+    (root / FILES["record"]).write_text(json.dumps(done))
+    (attempt / "out").mkdir()
+    claim = {
+        "host": "elsewhere",
+        "pid": 1,
+        "started": 1.5,
+        "boot": None,
+        "namespace": None,
+        "ticks": None,
+        "token": "x",
+    }
+    (root / FILES["claim"]).write_text(json.dumps(claim))
+    for name in ("heartbeat", "jobs", "digests", "mark"):
+        (root / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
+    (root / FILES["heartbeat"]).touch()
+    (root / FILES["log"]).write_text("it diverged\n")
+    (root / FILES["jobs"]).write_text(json.dumps({"name": "a", "steps": [FAILED[-24:]], "sweep": "old"}) + "\n")
+    (root / FILES["digests"]).write_text(json.dumps({"/x": [1, 2, "ab"]}))
+    (root / FILES["mark"]).write_text(json.dumps({"fingerprint": "ab"}))
+    return root
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Damaged]:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FOLDER / "text", tmp_path / "text")
+    monkeypatch.setenv("COLUMNS", "200")
+    for module in (variants, resolve):
+        monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
+    monkeypatch.setattr(submit, "start_local", lambda *_: NoJobs())
+    monkeypatch.setattr(sync, "_process", _sync_here)
+    monkeypatch.setattr(supervisor, "Child", FailingChild)
+    monkeypatch.setattr("sweeps.store.stepdir.STALE_SECONDS", -1e9)
+    monkeypatch.setattr("sweeps.store.stepdir.LISTEN_SECONDS", 0.0)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield Damaged(tmp_path / "store", whole)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+Case = tuple[str, str, str]
+ALL: list[Case] = [*product(FILES, DAMAGES, COMMANDS)]
+
+
+def fault_of(damaged: Damaged, case: Case, capsys: pytest.CaptureFixture[str]) -> str | None:
+    """What is wrong with a command's word on a damaged file, or None."""
+    file, how, command = case
+    damaged.renew()
+    path = damaged.damage(file, how)
+    capsys.readouterr()
+    try:
+        status = exit_status(*COMMANDS[command], "--store", str(damaged.root))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    printed = capsys.readouterr()
+    words = printed.out + printed.err
+    if "Traceback" in words:
+        return words
+    if status == 2 and (printed.err.count("\n") != 1 or (path.name not in words and path.parent.name not in words)):
+        return f"{status}: {words}"
+    if file in CACHES and (status == 2 or path.name in words):
+        return f"not thrown away: {words}"
+    return None
+
+
+def sample(commands: Sequence[str], size: int) -> list[Case]:
+    """Some of all cases, always the same."""
+    return random.Random(size).sample([case for case in ALL if case[2] in commands], size)
+
+
+QUICK = [name for name in COMMANDS if name not in SLOW]
+
+
+def test_a_command_names_a_damaged_file_in_one_line(damaged: Damaged, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = {case: fault_of(damaged, case, capsys) for case in sample(QUICK, 12)}
+    assert not {case: fault for case, fault in faults.items() if fault}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_every_damaged_file_in_one_line(
+    damaged: Damaged, capsys: pytest.CaptureFixture[str], command: str, file: str
+) -> None:
+    faults = {how: fault_of(damaged, (file, how, command), capsys) for how in DAMAGES}
+    assert not {how: fault for how, fault in faults.items() if fault}
