@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -79,6 +80,18 @@ class MLKVConfig(PreTrainedConfig):
         """One entry per layer. transformers ≥ 5.23 allocates no cache for layers that say "reuse"; without it, a static
         cache would be allocated for all layers and sharing would save nothing."""
         return [None if source == i else "reuse" for i, source in enumerate(self.kv_source_layers)]
+
+
+class StoredGenerationConfig(GenerationConfig):
+    """The defaults of generate() that a checkpoint came with, such as end tokens: written as they were read.
+
+    A value that generate() ignores, such as a temperature without do_sample, is warned about when it is read. Several
+    published checkpoints have one, and transformers 5.17 refuses to save it again; 5.23 refuses it only where it was
+    changed.
+    """
+
+    def validate(self, strict: bool = False, **kwargs: Any) -> None:
+        super().validate(strict=False, **kwargs)
 
 
 class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
@@ -191,8 +204,10 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
-    """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's, or not all finite. Raises
-    ValueError."""
+    """`from_pretrained` that refuses a checkpoint whose weights are not exactly the model's, or not all finite.
+
+    Raises ValueError, also where its generation config cannot be read.
+    """
     # transformers only logs missing weights and continues with random ones: a resumed training once continued with a
     # new head. Mismatched sizes are accepted here to be listed below.
     loaded: Any = MLKVForCausalLM.from_pretrained(
@@ -205,7 +220,22 @@ def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:
         raise ValueError(f"{path} does not hold this model's weights: {listed}")
     if reason := non_finite(model.state_dict()):
         raise ValueError(f"{path}: {reason}")
+    model.generation_config = read_generation_config(Path(path))
     return model
+
+
+def read_generation_config(checkpoint: Path) -> StoredGenerationConfig:
+    """The defaults of generate() from generation_config.json, or from config.json where there is none, as transformers
+    reads them. Raises ValueError where that fails."""
+    path = checkpoint / "generation_config.json"
+    try:
+        if path.exists():
+            return StoredGenerationConfig.from_pretrained(checkpoint)
+        return StoredGenerationConfig.from_pretrained(
+            checkpoint, config_file_name="config.json", _from_model_config=True
+        )
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> str | None:

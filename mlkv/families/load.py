@@ -14,7 +14,6 @@ from .weights import from_family, remove_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GenerationConfig
 
     from ..hf import MLKVForCausalLM
 
@@ -52,7 +51,7 @@ def import_pretrained(source: Path, out: Path, ctx: Context) -> Outcome:
 
 def load_pretrained(source: Path) -> MLKVForCausalLM:
     """The model in a local Hugging Face directory as ours, in float32. Raises ValueError like `import_pretrained`."""
-    from ..hf import MLKVForCausalLM, load_checked, non_finite
+    from ..hf import MLKVForCausalLM, load_checked, non_finite, read_generation_config
 
     config = read_config(source)
     if (source / "adapter_config.json").exists():
@@ -69,7 +68,7 @@ def load_pretrained(source: Path) -> MLKVForCausalLM:
     model.model.load_state_dict(from_family(theirs, family, model))
     if reason := non_finite(model.state_dict()):  # float64 values that are infinite in float32
         raise ValueError(f"{source}: {reason}")
-    model.generation_config = _generation_config(source)
+    model.generation_config = read_generation_config(source)
     return model
 
 
@@ -89,20 +88,6 @@ def _name_tokenizer(source: Path, out: Path) -> None:
     if "tokenizer_class" not in config and any((out / name).is_file() for name in COMPANIONS):
         config["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
         path.write_text(json.dumps(config, indent=2))
-
-
-def _generation_config(source: Path) -> GenerationConfig:
-    """The defaults of generate(), such as stop tokens: from generation_config.json, or from config.json where there is
-    none, as in transformers. Raises ValueError where it cannot be read."""
-    from transformers import GenerationConfig
-
-    path = source / "generation_config.json"
-    try:
-        if path.exists():
-            return GenerationConfig.from_pretrained(source)
-        return GenerationConfig.from_pretrained(source, config_file_name="config.json", _from_model_config=True)
-    except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _read_weights(source: Path) -> State:

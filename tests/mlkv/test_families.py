@@ -81,7 +81,8 @@ STOPS = [3, *range(20, 40)]
 def test_it_stops_where_its_generation_config_says_and_so_does_all_that_is_made_of_it(
     config: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
-    said = {"eos_token_id": STOPS, "pad_token_id": 1, "temperature": 0.7, "repetition_penalty": 1.5}
+    ignored = {"temperature": 0.7, "length_penalty": 0.5}  # without sampling and beams; published ones have such
+    said = {"eos_token_id": STOPS, "pad_token_id": 1, "repetition_penalty": 1.5, **ignored}
     (source / "generation_config.json").write_text(json.dumps(said))
     expected = AutoModelForCausalLM.from_pretrained(source).eval()
     ours = imported(source, tmp_path)
@@ -100,10 +101,11 @@ def test_without_a_generation_config_the_end_tokens_are_those_of_its_config(tmp_
     source = tmp_path / "theirs"
     theirs(FAMILY_CONFIGS["llama"]).save_pretrained(source)
     (source / "generation_config.json").unlink()
-    said = {**read_config(source), "eos_token_id": STOPS, "pad_token_id": 1}
+    said = {**read_config(source), "eos_token_id": STOPS, "pad_token_id": 1, "temperature": 0.7}
     (source / "config.json").write_text(json.dumps(said))
     expected, ours = AutoModelForCausalLM.from_pretrained(source).eval(), imported(source, tmp_path)
-    assert ours.generation_config.eos_token_id == expected.generation_config.eos_token_id == STOPS
+    for name in ("eos_token_id", "temperature"):
+        assert getattr(ours.generation_config, name) == getattr(expected.generation_config, name) == said[name]
     assert torch.equal(*(m.generate(IDS, max_new_tokens=12) for m in (expected, ours)))
 
 
@@ -112,6 +114,15 @@ def test_a_generation_config_that_cannot_be_read_is_named(tmp_path: Path) -> Non
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2,')
     with pytest.raises(StepFailed, match=r"generation_config.json cannot be read: [^\n]*$"):
         imported(tmp_path, tmp_path)
+
+
+def test_a_damaged_generation_config_of_a_checkpoint_of_ours_is_named(tmp_path: Path) -> None:
+    """transformers takes config.json in its place, which has none of our checkpoints' end tokens."""
+    theirs(FAMILY_CONFIGS["llama"]).save_pretrained(tmp_path)
+    imported(tmp_path, tmp_path)
+    (tmp_path / "ours" / "generation_config.json").write_text('{"eos_token_id": [2,')
+    with pytest.raises(ValueError, match=r"generation_config.json cannot be read: [^\n]*$"):
+        load_checked(tmp_path / "ours")
 
 
 @EVERY_FAMILY

@@ -143,6 +143,22 @@ def test_uptraining_starts_from_the_checkpoint(corpus: Path, undisturbed: Path, 
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
 
 
+def test_uptraining_keeps_the_generation_config_in_all_that_it_saves(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    start, work = tmp_path / "start", tmp_path / "work"
+    shutil.copytree(undisturbed / "out", start)
+    said = {"eos_token_id": [3, 5], "temperature": 0.7}  # without do_sample the temperature is ignored, and kept
+    (start / "generation_config.json").write_text(json.dumps(said))
+    (tmp_path / "out").mkdir()
+    train.run(RECIPE, tmp_path / "out", context(work), corpus=corpus, start=start)
+    saved = [tmp_path / "out", *work.glob("checkpoint-*")]
+    assert len(saved) == 2
+    for folder in saved:
+        written = json.loads((folder / "generation_config.json").read_text())
+        assert {name: written.get(name) for name in said} == said
+
+
 def test_the_same_run_gives_the_same_bits_and_another_seed_does_not(
     corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
