@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.data.metrics import score_label
+from analysis.data.metrics import METRICS, score_label
 from analysis.statistics.results import Results
 from analysis.statistics.variant_rows import ACCURACY
+from sweeps.steps.registry import kind_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,15 @@ def other_scores(results: Results) -> list[ScoreColumn]:
     missing = [str(name) for name in results.frame if str(name).endswith("_missing")]
     names = [name for column in missing if "." in (name := column.removesuffix("_missing"))]
     shown = {score.label for score in shown_scores(results)}
-    return [score for score in map(_score_column, names) if score.label not in shown]
+    scores = map(_score_column, filter(_is_score, names))
+    return [score for score in scores if score.label not in shown]
+
+
+def _is_score(name: str) -> bool:
+    """Whatever an evaluation records is a score. Training also records how many tokens it read and how fast: of its
+    numbers, those in METRICS are scores."""
+    source, metric = name.rsplit(".", 1)
+    return metric in METRICS or not kind_of(source).trains
 
 
 def _score_column(name: str, column: str | None = None) -> ScoreColumn:

@@ -86,6 +86,23 @@ def test_what_stands_behind_a_number_is_the_same_wherever_it_is_printed(crowd: F
     assert entries["MLKV-6"]["uptrain loss"] == f"3.100 ± {half:.3f}"
 
 
+def test_what_a_training_read_and_how_fast_is_no_score(crowd: Filler, tmp_path: Path) -> None:
+    values = {"train_loss": 3.0, "tokens": 1e6, "tokens_per_second": 5e3}
+    metrics = [{"metric": name, "value": value, "stderr": None, "n": None} for name, value in values.items()]
+    for variant in crowd.variants:
+        crowd.done(variant["steps"]["uptrain"], metrics)
+    for entry in shown(crowd, tmp_path).data.variants:
+        assert [score.name for score in entry.scores if "uptrain" in score.name] == ["uptrain training loss"]
+
+
+def test_an_evaluation_in_an_unknown_metric_is_a_score(crowd: Filler, tmp_path: Path) -> None:
+    for variant in crowd.variants:
+        rows = [{"metric": "tokens", "value": 7.0, "stderr": None, "n": 1}]
+        crowd.done(variant["steps"]["evaluate"]["cloze"], rows)
+    for entry in shown(crowd, tmp_path).data.variants:
+        assert {score.name: score.value for score in entry.scores}["cloze tokens"] == "7"
+
+
 def test_what_is_told_of_a_layout_is_of_all_its_seeds(crowd: Filler, tmp_path: Path) -> None:
     entry = shown(crowd, tmp_path).data.variants[1]
     assert [(seed.name, seed.value) for seed in entry.seeds] == [
