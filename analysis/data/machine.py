@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from analysis.data.frame import Row
 from sweeps.store.schema import Record
 
+Machine = str | None
+"""As `machine_of` writes it; None where it was not recorded."""
 UNKNOWN = "not recorded"
 _JOIN = ", "
 _LIBRARIES = ("torch", "transformers", "python")
 """Libraries whose versions change a speed."""
 
 
-def machine_of(record: Record) -> str | None:
+def machine_of(record: Record) -> Machine:
     """`node-1, NVIDIA H100, torch 2.13.0, …`: host, GPU or processor, and versions, as far as a record has them."""
     device = record.facts.get("processor") or record.facts.get("device") or record.device
     versions = [f"{name} {record.versions[name]}" for name in _LIBRARIES if record.versions.get(name)]
     return _JOIN.join(map(str, filter(None, [record.host, device, *versions]))) or None
 
 
-def marks(rows: Iterable[Row]) -> dict[str | None, str]:
-    """A letter for each machine that rows were measured on, in the order of the rows; empty where it is one."""
-    machines = list(dict.fromkeys(row["machine"] for row in rows))
+def marks(measured_on: Iterable[Machine]) -> dict[Machine, str]:
+    """A letter for each of the machines, in their order; empty where all measurements were made on one."""
+    machines = list(dict.fromkeys(measured_on))
     return {} if len(machines) < 2 else {machine: _letters(i) for i, machine in enumerate(machines)}
 
 
-def key(letters: Mapping[str | None, str]) -> list[str]:
+def key(letters: Mapping[Machine, str]) -> list[str]:
     """The meaning of the letters, as far as the machines differ: `a: node-1, NVIDIA H100`."""
     parts = {machine: (machine or UNKNOWN).split(_JOIN) for machine in letters}
     shared = set.intersection(*map(set, parts.values())) if parts else set()

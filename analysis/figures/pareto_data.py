@@ -92,7 +92,7 @@ class ParetoData:
     metric_name: str = ""
     cost: Cost = MEMORY
     paired: bool = False
-    machines: dict[str | None, str] = field(default_factory=dict)
+    machines: dict[machine.Machine, str] = field(default_factory=dict)
 
     @property
     def front(self) -> list[ParetoPoint]:
@@ -196,7 +196,7 @@ def pareto_data(results: Results, score: ScoreColumn, cost: Cost = MEMORY) -> Pa
         metric_name=score.metric,
         cost=cost,
         paired=estimates.is_paired(rows, column),
-        machines=machine.marks([{"machine": cost.machine(row)} for row in drawn]),
+        machines=machine.marks(map(cost.machine, drawn)),
     )
 
 

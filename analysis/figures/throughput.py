@@ -65,8 +65,8 @@ def _speed_lines(measurements: Measurements) -> list[SpeedLine]:
     return sorted((line for line in drawn if line.cells), key=lambda line: -line.budget)
 
 
-def _machine_letters(measurements: Measurements) -> dict[str | None, str]:
-    return machine.marks({"machine": cell.machine} for cell in measurements.cells if cell.metric == SPEED)
+def _machine_letters(measurements: Measurements) -> dict[machine.Machine, str]:
+    return machine.marks(cell.machine for cell in measurements.cells if cell.metric == SPEED)
 
 
 def _layout_name(cell: Measurement) -> str:

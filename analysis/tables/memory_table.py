@@ -24,7 +24,7 @@ MEMORY = (PEAK, PUBLISHED_MEMORY)
 
 Grid = dict[int, dict[str, float]]
 """Batch size → metric → value."""
-Setting = tuple[int | None, str | None]
+Setting = tuple[int | None, machine.Machine]
 """Context and machine."""
 Measured = dict[str, dict[Setting, Grid]]
 """Variant → setting → grid."""
@@ -52,7 +52,7 @@ def memory_table(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Ta
         return Column(header, role, cells)
 
     contexts = [Cell("" if context is None else f"{context:,}", context) for _, (context, _), _ in entries]
-    marks = machine.marks({"machine": name} for row, (_, name), grid in entries if grid and not row[IS_PUBLISHED])
+    marks = machine.marks(name for row, (_, name), grid in entries if grid and not row[IS_PUBLISHED])
     columns = [
         *(column for column in shape_columns(own_rows) if column.role != "shape"),
         *([Column("context", "shape", contexts)] if len({cell.number for cell in contexts} - {None}) > 1 else []),
@@ -79,7 +79,7 @@ def memory_table(rows: Sequence[Row], tables: Mapping[bool, pd.DataFrame]) -> Ta
 _APART = "machine: where it was measured; speeds and memory of different machines are not comparable"
 
 
-def _mark(entry: Entry, marks: Mapping[str | None, str]) -> Cell:
+def _mark(entry: Entry, marks: Mapping[machine.Machine, str]) -> Cell:
     row, (_, name), grid = entry
     return Cell(marks[name] if grid and not row[IS_PUBLISHED] else "")
 

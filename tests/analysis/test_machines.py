@@ -74,7 +74,7 @@ def test_a_machine_is_its_host_device_and_versions() -> None:
     assert machine_name(ONE) == "node-1, NVIDIA H100, torch 2.13.0"
     assert machine_name({}) is None
     assert len({machine_name(record) for record in (ONE, *OTHERS.values())}) == 6
-    assert machine.marks([{"machine": machine_name(ONE)}] * 3) == {}
+    assert machine.marks([machine_name(ONE)] * 3) == {}
 
 
 def test_records_without_repeats_claim_nothing_of_speeds(scored: Any) -> None:
@@ -166,12 +166,12 @@ def test_an_import_before_machines_were_recorded_is_read(finished: Filler, tmp_p
 
 @given(st.lists(st.sampled_from("uvwxyz"), min_size=1, max_size=9))
 def test_every_machine_has_a_letter_of_its_own(names: list[str]) -> None:
-    found = machine.marks({"machine": name} for name in names)
+    found = machine.marks(names)
     assert len(set(found.values())) == (len(set(names)) if len(set(names)) > 1 else 0)
     assert len(machine.key(found)) == len(found)
 
 
 def test_many_machines_run_out_of_letters_but_not_of_marks() -> None:
-    found = machine.marks({"machine": str(i)} for i in range(800))
+    found = machine.marks(map(str, range(800)))
     assert len(set(found.values())) == 800
     assert [found[str(i)] for i in (0, 25, 26, 27)] == ["a", "z", "aa", "ab"]
