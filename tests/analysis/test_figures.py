@@ -153,7 +153,7 @@ def test_a_row_is_all_that_a_new_figure_needs(
         axes.set_title("$")
         return figure
 
-    monkeypatch.setitem(FIGURES._rows, "scores", FigureKind("scores", scores, "a score"))
+    monkeypatch.setitem(FIGURES, "scores", FigureKind("scores", scores, "a score"))
     source = load(finished.store, finished.name)
     assert "scores" in draw_all(source)
     assert {path.name for path in write_figures(source, ["scores"], tmp_path)} == {

@@ -75,10 +75,9 @@ def test_what_is_no_merge_or_widening_computes_nothing() -> None:
 
 
 def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(merges.MERGES._rows, "last", lambda layers, fresh: layers[-1][:, -1])
-    monkeypatch.setitem(
-        merges.WIDENINGS._rows, "double", replace(merges.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
-    )
+    monkeypatch.setitem(merges.MERGES, "last", lambda layers, fresh: layers[-1][:, -1])
+    double = replace(merges.WIDENINGS["split"], width=lambda s, *_: 2 * s.mlp_width)
+    monkeypatch.setitem(merges.WIDENINGS, "double", double)
     base, layout = base_model(), LAYOUTS["mqa"]
     state = base.model.state_dict()
     merged = merge_kv(state, state, base.layout, layout, "last")
