@@ -120,11 +120,12 @@ def _only_missing(kind: str, planned: Plan, store: Store) -> str:
 
 def retry(options: SweepOptions) -> int:
     from sweeps.planning.config import saved_cluster
-    from sweeps.planning.reconcile import saved_graph
+    from sweeps.planning.reconcile import refuse_outdated, saved_graph
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
     cluster, graph = saved_cluster(saved), saved_graph(store, saved)
+    refuse_outdated(graph, store)
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)

@@ -11,7 +11,7 @@ from statistics import median
 
 from sweeps.steps.registry import kind_of, outdated
 from sweeps.steps.step import Step, canonical, described_by
-from sweeps.store.errors import DamagedFileError
+from sweeps.store.errors import DamagedFileError, UserError
 from sweeps.store.schema import Runtime
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
@@ -67,6 +67,18 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     blocked = blockers(graph, states)
     finished = (StepState.DONE, StepState.FAILED)
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
+
+
+def refuse_outdated(graph: Graph, store: Store) -> None:
+    """Raises UserError where steps of a frozen plan that are not done mean something else today: their jobs would fail
+    one by one."""
+    reasons = outdated(graph)
+    if missing := [id for id in reasons if not store.step(id).record()]:
+        listed = "; ".join(dict.fromkeys(reasons[id] for id in missing))
+        raise UserError(
+            f"{len(missing)} steps that are not done were planned under an earlier schema ({listed}); "
+            "run the sweep's line again, which plans them anew"
+        )
 
 
 @dataclass(frozen=True)

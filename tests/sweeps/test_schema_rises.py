@@ -85,6 +85,18 @@ def test_a_sweep_of_before_is_read_and_marked(risen: Store, capsys: pytest.Captu
     assert REASON in printed.err
 
 
+def test_a_retry_of_steps_of_before_is_refused_in_one_line(risen: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    step = next(id for id, step in saved_graph(risen, risen.sweep("tiny")).items() if step.kind == "uptrain")
+    (risen.step(step).path / "done.json").unlink()
+    assert exit_status("retry", "tiny", "--store", str(risen.root)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mlkv: 1 steps that are not done were planned under an earlier schema")
+    assert REASON in error
+    assert "run the sweep's line again" in error
+    assert error.count("\n") == 1
+    assert len(risen.step(step).attempts()) == 1, "that of before"
+
+
 def test_a_step_of_before_is_not_run_by_code_that_means_something_else(risen: Store) -> None:
     step = next(step for step in saved_graph(risen, risen.sweep("tiny")).values() if step.kind == "uptrain")
     with pytest.raises(StepFailed, match="was planned under an earlier schema"):
