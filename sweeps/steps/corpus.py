@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Outcome
-from mlkv.files import Json
+from mlkv.context import MetricRow, Outcome
 from mlkv.recipes import CorpusRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
+from sweeps.store.schema import LoggedRow
 
 
 def corpus_step(recipe: CorpusRecipe, pins: dict[str, str], tokenizer: dict[str, str]) -> Step:
@@ -29,11 +29,11 @@ def run(execution: Execution) -> Outcome:
     return make_corpus(execution.recipe(CorpusRecipe), execution.out, execution.ctx, tokenizer=tokenizer)
 
 
-def numbers(out: Path, rows: list[Json]) -> list[Json]:
+def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:
     """As records without a seal have them."""
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     return [
-        {"metric": f"{split}_{unit}", "value": manifest[split][unit]}
+        MetricRow(f"{split}_{unit}", manifest[split][unit])
         for split in ("train", "heldout")
         for unit in ("documents", "tokens", "bytes")
     ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlkv.context import Outcome
-from mlkv.files import Json
+from mlkv.context import MetricRow, Outcome
 from mlkv.recipes import EvaluateRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
+from sweeps.store.schema import LoggedRow
 
 
 def evaluate_step(
@@ -31,10 +31,10 @@ def run(execution: Execution) -> Outcome:
     return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus)
 
 
-def numbers(out: Path, rows: list[Json]) -> list[Json]:
+def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:
     """As records without a seal have them."""
-    found: list[Json] = json.loads((out / "results.json").read_text(encoding="utf-8"))["metrics"]
-    return found
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return [MetricRow.from_json(row) for row in results["metrics"]]
 
 
 def work(step: Step, millions: float, sequence_length: int) -> float:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlkv.context import Context, Outcome
-from mlkv.files import Json
+from mlkv.context import Context, MetricRow, Outcome
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from sweeps.steps.step import Inputs, R, Step, recipe_of
+from sweeps.store.schema import LoggedRow
 
 JobRule = Literal["own", "with_child", "with_parent", "together"]
 """Which job a step of a kind runs in. `own`: in one of its own. `with_child`: in that of the step which starts from its
@@ -87,7 +87,7 @@ class StepKind:
     cost: str = ""
     online: Callable[[Step], bool] = lambda _step: False
     task_data: Callable[[Step], str | None] = lambda _step: None
-    numbers: Callable[[Path, list[Json]], list[Json]] | None = None
+    numbers: Callable[[Path, list[LoggedRow]], list[MetricRow]] | None = None
 
     @property
     def schema(self) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlkv.context import Outcome
-from mlkv.files import Json
+from mlkv.context import MetricRow, Outcome
 from mlkv.layout import KVLayout
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
+from sweeps.store.schema import LoggedRow
 
 
 def measure_step(
@@ -28,12 +28,12 @@ def run(execution: Execution) -> Outcome:
     return measure(recipe, execution.out, execution.ctx, shape=shape, layout=layout)
 
 
-def numbers(out: Path, rows: list[Json]) -> list[Json]:
+def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:
     """As records without a seal have them."""
     return [
-        {"metric": name, "value": value, "batch": row["batch"], "context": row["context"]}
+        MetricRow(name, value, batch=row.fields["batch"], context=row.fields["context"])
         for row in rows
-        for name, value in row.items()
+        for name, value in row.fields.items()
         if name not in ("time", "step", "steps", "batch", "context")
     ]
 

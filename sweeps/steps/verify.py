@@ -3,7 +3,9 @@ that hold the same numbers."""
 
 from __future__ import annotations
 
-from mlkv.files import Json
+from dataclasses import replace
+
+from mlkv.context import MetricRow
 from sweeps.steps.registry import kind_of
 from sweeps.store.schema import Record
 from sweeps.store.stepdir import StepDir
@@ -26,20 +28,23 @@ def cannot_be_checked(step: StepDir) -> bool:
     return bool(record and record.metrics) and step.seal_holds() is None and not _elsewhere(step)
 
 
-def _elsewhere(step: StepDir) -> list[Json]:
+def _elsewhere(step: StepDir) -> list[MetricRow]:
     """The record's metrics as another file of the step has them; none where there is no such file."""
     numbers = kind_of(step.kind).numbers
     try:
-        return numbers(step.out, [row.fields for row in step.metrics()]) if numbers else []
+        return numbers(step.out, step.metrics()) if numbers else []
     except (OSError, ValueError, KeyError):
         return []
 
 
-def _has(record: Record, cell: Json) -> bool:
-    return any(cell.items() <= row.as_json().items() for row in record.metrics)
+def _has(record: Record, cell: MetricRow) -> bool:
+    if cell.stderr is None and cell.n is None:  # the rows that a step logs have neither
+        return cell in [replace(row, stderr=None, n=None) for row in record.metrics]
+    return cell in record.metrics
 
 
-def _words(cell: Json) -> str:
+def _words(cell: MetricRow) -> str:
     """`acc = 0.25`, `step_seconds = 0.5 (batch 1, context 32)`."""
-    place = ", ".join(f"{key} {cell[key]}" for key in ("subtask", "batch", "context") if cell.get(key) is not None)
-    return f"{cell['metric']} = {cell['value']}" + (f" ({place})" if place else "")
+    parts = {"subtask": cell.subtask, "batch": cell.batch, "context": cell.context}
+    place = ", ".join(f"{name} {part}" for name, part in parts.items() if part is not None)
+    return f"{cell.metric} = {cell.value}" + (f" ({place})" if place else "")
