@@ -28,8 +28,13 @@ def load_pinned(store: Store, pinned: Mapping[str, str]) -> None:
                 raise ExtensionError(f"{error}; delete that file and {AGAIN}") from None
 
 
-def is_training(store: Store, spec: Spec) -> bool:
-    """Whether several processes can share the step, also where an extension adds its kind."""
+def know_kind(store: Store, spec: Spec) -> None:
+    """Add the row of the step's kind where an extension has it, in a process that does not run the step."""
     with suppress(ExtensionError):  # the process that computes names the fault, in the step's own log
         load_pinned(store, spec.pinned)
+
+
+def is_training(store: Store, spec: Spec) -> bool:
+    """Whether several processes can share the step, also where an extension adds its kind."""
+    know_kind(store, spec)
     return trains(spec)

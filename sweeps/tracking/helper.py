@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from mlkv.files import Json
+from sweeps.steps.extensions import know_kind
 from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
 from sweeps.store.files import utc_now
@@ -46,6 +47,8 @@ class AttemptMirror:
         self._sweep = None
         if target.sweep:
             self._sweep = store.sweep(target.sweep)
+        if spec := step.spec():
+            know_kind(store, spec)
         self._axis, self._position = axis_of(step.kind), 0
         self._skip_earlier_attempts()
         self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
