@@ -131,9 +131,16 @@ def name_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
     return f"{family_of(layout, pattern)}-{layout.budget}"
 
 
+def sources_of(pattern: str, layers: int, kv_layers: int, factor: int | None = None) -> Sources:
+    """The source of each layer, by the factor where the pattern has one and it is given. Raises ValueError."""
+    row = PATTERNS.choose(pattern)
+    with PATTERNS.running(pattern, ValueError):
+        return tuple(row.by_factor(layers, factor) if factor and row.by_factor else row.rule(layers, kv_layers))
+
+
 def make(pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int) -> KVLayout:
     """A layout of `kv_layers` owners placed by `pattern`, each with `kv_heads` KV heads. Raises ValueError."""
-    return KVLayout(PATTERNS.choose(pattern).rule(layers, kv_layers), (kv_heads,) * kv_layers, heads)
+    return KVLayout(sources_of(pattern, layers, kv_layers), (kv_heads,) * kv_layers, heads)
 
 
 def of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -62,6 +62,10 @@ class Registry(Mapping[str, R]):
         return len(self._rows)
 
     def __setitem__(self, name: str, row: R) -> None:
+        if not isinstance(name, str):
+            raise ExtensionError(f"{self.noun} {name!r}: its name must be text")
+        if wrong := self._wrong_type(row):
+            raise ExtensionError(f"{self.noun} {name}: {wrong}")
         if name in self._rows:
             file = self.extension(name)
             raise ExtensionError(f"{self.noun} {name} exists already ({file.path if file else 'built in'})")
@@ -69,6 +73,13 @@ class Registry(Mapping[str, R]):
         if _state.running:
             self._extensions[name] = _state.running
             _state.added.append((self, name))
+
+    def _wrong_type(self, row: R) -> str | None:
+        """Why a row cannot be one of this table: it is not of the type of those that are built in."""
+        like = next(iter(self._rows.values()), row)
+        if isinstance(row, type(like)) or (callable(row) and callable(like)):
+            return None
+        return f"must be a {'function' if callable(like) else type(like).__name__}, not {type(row).__name__}"
 
     def __delitem__(self, name: str) -> None:
         del self._rows[name]
@@ -86,6 +97,18 @@ class Registry(Mapping[str, R]):
         if name not in self._rows:
             load_extensions()
         return self._extensions.get(name)
+
+    @contextmanager
+    def running(self, name: str, *expected: type[Exception]) -> Iterator[None]:
+        """While code of the row runs: where the row is an extension's, what its code raises is an ExtensionError that
+        names the file. `expected`: errors that have a meaning for the caller, which pass as they are."""
+        try:
+            yield
+        except Exception as error:
+            file = self.extension(name)
+            if file is None or isinstance(error, (ExtensionError, *expected)):
+                raise
+            raise ExtensionError(f"extension {file.path}: {self.noun} {name}: {_reason(error)}") from error
 
     def pins(self, name: str) -> dict[str, str]:
         """What identifies the row's code in a step: nothing for a built-in row, whose step kind has a schema version;
@@ -214,19 +237,25 @@ def _run(extension: Extension) -> None:
     sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
     _state.running = extension
     try:
-        exec(compile(extension.source, str(extension.path), "exec"), module.__dict__)
+        with redirect_stdout(sys.stderr):  # standard output may be a table that a program reads
+            exec(compile(extension.source, str(extension.path), "exec"), module.__dict__)
         if len(_state.added) == before:
             raise ExtensionError("adds no row to any table")
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
         _forget(before)
-        raise ExtensionError(f"extension {extension.path}: {_reason(error)}") from error
+        raise
+    except BaseException as error:  # SystemExit too
+        _forget(before)
+        beside = isinstance(error, ModuleNotFoundError) and extension.path.with_name(f"{error.name}.py").exists()
+        note = "; a file stands alone: it imports what is installed, not the file beside it" if beside else ""
+        raise ExtensionError(f"extension {extension.path}: {_reason(error)}{note}") from error
     finally:
         _state.running = outer
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
+        return f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
     text = " ".join(str(error).split())
     return text if isinstance(error, ExtensionError) else f"{type(error).__name__}: {text}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -31,12 +32,14 @@ def _row(rows: Sequence[Row], name: str, metric: Metric) -> Row:
     cells = [row for row in rows if row["state"] in TRUSTED and row["value"] is not None]
     assert metric.compute is not None
     try:
-        found = metric.compute(cells)
+        value, stderr = found = metric.compute(cells) or (None, None)
+        for number in filter(None, found):
+            if not math.isfinite(number):
+                raise ValueError(f"gives {number}, which is not finite")
     except Exception as error:  # an extension's function may raise anything
         fault = f"{type(error).__name__}: {error}"
         raise UserError(f"metric = {name}: variant {rows[0]['variant']}: {fault}") from error
-    value, stderr = found or (None, None)
     identity = {column: rows[0][column] for column in ("sweep", *frame.IDENTITY)}
-    reason = "cannot be computed from its results" if found is None else None
+    reason = "cannot be computed from its results" if value is None else None
     cell = {"kind": COMPUTED, "metric": name, "value": value, "stderr": stderr, "reason": reason}
     return {**identity, **cell, "in_axis": False, "in_accuracy": False, "state": StepState.DONE.value}

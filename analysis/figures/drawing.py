@@ -50,11 +50,15 @@ def draw_all(source: Source, published: Source | None = None) -> dict[str, Figur
 def draw(kind: str, source: Source, published: Source | None = None) -> Figure | None:
     """One figure in the paper's style, or None where there is nothing to draw. Raises KeyError for an unknown kind."""
     import matplotlib
+    from matplotlib.figure import Figure as MatplotlibFigure
 
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(RC), FIGURES.running(kind):
         figure: Figure | None = function_of(FIGURES[kind].draw)(source, published)
-        if figure:
-            _finish(figure)
+        if figure is None:
+            return None
+        if not isinstance(figure, MatplotlibFigure):
+            raise TypeError(f"must give a matplotlib figure or None, not {type(figure).__name__}")
+        _finish(figure)
         return figure
 
 

@@ -33,12 +33,21 @@ def make_tables(source: Source, kinds: Sequence[str], published: Source | None =
 
     Raises ValueError for an unknown kind, and for a kind that is named and has nothing to show.
     """
-    made = {kind: function_of(TABLES.choose(kind).make)(source, published) for kind in kinds or TABLES}
+    made = {kind: _make(kind, source, published) for kind in kinds or TABLES}
     for kind in kinds:
         if made[kind] is None:
             raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
     notes = source.notes
     return {kind: replace(table, notes=[*table.notes, *notes]) for kind, table in made.items() if table is not None}
+
+
+def _make(kind: str, source: Source, published: Source | None) -> Table | None:
+    row = TABLES.choose(kind)
+    with TABLES.running(kind):
+        made = function_of(row.make)(source, published)
+        if made is not None and not isinstance(made, Table):
+            raise TypeError(f"must give a Table or None, not {type(made).__name__}")
+        return made
 
 
 def configuration(source: Source, published: Source | None) -> Table | None:

@@ -109,6 +109,9 @@ def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge
             name = f"blocks.{owner}.attention.{kind}"
             if name in fresh:
                 merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, combine, fresh[name])
+                if merged[name].shape != fresh[name].shape:
+                    shapes = f"{[*merged[name].shape]}, not {[*fresh[name].shape]}"
+                    raise ValueError(f"merge = {merge}: gives {name} the shape {shapes}")
     return merged
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import gather, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
-from sweeps.cli.selection import extension_files
+from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.store.errors import NOT_DONE, UserError, choices
 from sweeps.store.outside import describe_error
 
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         enable(parser)
     try:
         run_command = parse(parser, sys.argv[1:] if arguments is None else arguments)
+        check_config_dir(*run_command.args)
         with extensions(partial(extension_files, *run_command.args)):
             status_code = run_command()
         sys.exit(status_code)

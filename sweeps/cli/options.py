@@ -47,6 +47,11 @@ class Command(Generic[T]):
     help: str
 
 
+def directory(path: str) -> Path:
+    """A shell leaves the `~` of `--config-dir=~/mine` as it is."""
+    return Path(os.path.expanduser(path))  # Path.expanduser would take the directory ./~mine for a user's home
+
+
 def default_store() -> Path:
     return Path(os.environ.get("MLKV_STORE", "store"))
 
@@ -65,7 +70,7 @@ class ExtensionOptions(StoreOptions):
     config_dir: Path | None = argument(
         "take extensions/*.py from this directory (default: those that the sweep was planned with)",
         "--config-dir",
-        type=Path,
+        type=directory,
     )
 
 
@@ -84,6 +89,6 @@ class PlanOptions:
     config_dir: Path | None = argument(
         "a directory of your own configurations, shaped like conf/, with extensions/*.py",
         "--config-dir",
-        type=Path,
+        type=directory,
     )
     store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)

@@ -57,6 +57,13 @@ def existing(root: Path) -> Store:
     return store
 
 
+def check_config_dir(options: object) -> None:
+    """Raises UserError for one that does not exist: Hydra would go on without it."""
+    config_dir: Path | None = getattr(options, "config_dir", None)
+    if config_dir and not config_dir.is_dir():
+        raise UserError(f"--config-dir = {config_dir}: no such directory")
+
+
 def extension_files(options: StoreOptions | PlanOptions) -> list[Path]:
     """The extension files that a subcommand works with: those of `--config-dir`, or else the copies of those that the
     sweep was planned with."""

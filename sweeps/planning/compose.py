@@ -89,7 +89,7 @@ class Composer:
         return copied
 
     def _compose(self, lines: tuple[str, ...]) -> DictConfig:
-        search = [f"hydra.searchpath=[file://{self._extra.absolute()}]"] if self._extra else []
+        search = [f"hydra.searchpath=[{_quoted(f'file://{self._extra.absolute()}')}]"] if self._extra else []
         try:
             with _hydra():
                 composed = compose("config", overrides=[*self._scaled(lines), *search])
@@ -124,6 +124,12 @@ class Composer:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
         group = group.lstrip("/")
         return f"{group} = {name}: {choices(name, self.options(group))}" if group else " ".join(str(error).split())
+
+
+def _quoted(value: str) -> str:
+    """A value in Hydra's grammar, whatever characters it has (https://hydra.cc/docs/advanced/override_grammar/basic/)."""
+    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mlkv.layout import KVLayout
-from mlkv.patterns import EXPLICIT, PATTERNS, of_budget
+from mlkv.patterns import EXPLICIT, PATTERNS, of_budget, sources_of
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
@@ -94,10 +94,7 @@ class LayoutConfig:
     def _sources(self, layers: int) -> tuple[int, ...]:
         if self.pattern == EXPLICIT:
             return self.kv_source_layers or ()
-        pattern = PATTERNS[self.pattern]
-        if self.factor and pattern.by_factor:
-            return pattern.by_factor(layers, self.factor)
-        return pattern.rule(layers, self.kv_layers or layers)
+        return sources_of(self.pattern, layers, self.kv_layers or layers, self.factor)
 
     def _admits(self, layout: KVLayout) -> bool:
         return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in (None, layout.kv_heads[0])

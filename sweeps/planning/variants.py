@@ -229,11 +229,10 @@ def _added_steps(variant: Variant, label: str) -> Iterator[tuple[str, Step]]:
     planned = Planned(variant.layout, variant.shape, variant.corpus, variant.checkpoint, label)
     for name, recipe in variant.config.added.items():
         kind = KINDS[name]
-        try:
+        with KINDS.running(name):
             step = kind.plan(recipe, planned) if kind.plan else None
             if step:
                 step = replace(step, kind=name, pinned={**step.pinned, **KINDS.pins(name)})
-                canonical(step.spec)
-                yield name, step
-        except (TypeError, ValueError) as error:  # of the extension, or as its slice is no JSON
-            raise UserError(f"step kind {name}: {error}") from None
+                canonical(step.spec)  # raises where its slice is no JSON
+        if step:
+            yield name, step

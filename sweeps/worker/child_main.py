@@ -89,14 +89,14 @@ def _logged_answer(store: Store, request: Request) -> Answer:
             return Answer(state="done", outcome=_run(store, request.step, attempt, rows))
         except Interrupted as error:
             return Answer(state="interrupted", reason=str(error) or "stopped on request")
-        except Exception as error:
+        except BaseException as error:  # SystemExit too, which only the code of a step raises here
             if not isinstance(error, StepFailed):
                 with suppress(OSError):  # the log may lie on the full disk that the traceback is about
                     traceback.print_exc()
             return _failure(error)
 
 
-def _failure(error: Exception) -> Answer:
+def _failure(error: BaseException) -> Answer:
     if cause := outside_cause(error):
         return interrupted_from_outside(_in_one_line(cause))
     if isinstance(error, StepFailed):
@@ -104,7 +104,8 @@ def _failure(error: Exception) -> Answer:
     from mlkv.device import is_out_of_memory
 
     name = "out of memory" if is_out_of_memory(error) else type(error).__name__
-    return Answer(state="failed", reason=f"{name}: {_in_one_line(str(error))}")
+    text = _in_one_line(str(error))
+    return Answer(state="failed", reason=f"{name}: {text}" if text else name)
 
 
 def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
@@ -116,16 +117,29 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     planned = Step.of_spec(spec, step.how())
     outcome = kind_of(planned.kind).run(Execution(planned, inputs, attempt.out, context))
-    _refuse_non_finite(outcome.metrics)
+    _check_outcome(outcome)
     return outcome
 
 
-def _refuse_non_finite(metrics: list[MetricRow]) -> None:
-    """A record is JSON, which has no such number, and no table or figure could use one."""
-    for row in metrics:
+def _check_outcome(outcome: object) -> None:
+    """A record is JSON, and a kind of step may be an extension's. Raises StepFailed for what a record cannot hold, or
+    no table could use: JSON has no number that is not finite."""
+    if not isinstance(outcome, Outcome):
+        raise StepFailed(f"a step must return an Outcome, not {type(outcome).__name__}")
+    for row in outcome.metrics:
+        if not isinstance(row, MetricRow):
+            raise StepFailed(f"the metrics of an Outcome must be MetricRows, not {type(row).__name__}")
         for name, value in (("value", row.value), ("stderr", row.stderr)):
-            if value is not None and not math.isfinite(value):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise StepFailed(f"metric {row.metric}: {name} must be a number, not {type(value).__name__}")
+            if not math.isfinite(value):
                 raise StepFailed(f"metric {row.metric}: {name} = {value} is not finite")
+    try:
+        json.dumps(schema.as_json(outcome), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StepFailed(f"what the step returned cannot be written as JSON ({error})") from None
 
 
 def _log(rows: TextIO, row: Row) -> None:

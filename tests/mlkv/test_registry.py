@@ -69,6 +69,14 @@ def test_a_table_that_is_listed_has_the_rows_of_extensions_last(config_dir: Path
         (ADDS.format(name="mean"), "merge mean exists already (built in)"),
         (ADDS.format(name="two") + "1 / 0", "ZeroDivisionError: division by zero"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("class Mine(BaseException): ...\nraise Mine('own')", "Mine: own"),
+        ("x = 1\0", "source code string cannot contain null bytes"),
+        ("from mlkv.merges import MERGES\nMERGES[3] = MERGES['mean']", "merge 3: its name must be text"),
+        ("from mlkv.merges import MERGES\nMERGES['b'] = 3", "merge b: must be a function, not int"),
+        (
+            "from mlkv.patterns import PATTERNS\nPATTERNS['b'] = lambda layers, kv_layers: (0,)",
+            "pattern b: must be a Pattern, not function",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(config_dir: Path, text: str, reason: str) -> None:
@@ -78,6 +86,43 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(config_dir: Path, t
             with pytest.raises(ExtensionError, match=f"^extension {re.escape(f'{path}: {reason}')}$"):
                 list(MERGES)
     assert [*MERGES] == ["mean", "pairwise", "first", "random"]
+
+
+def test_a_file_that_imports_the_file_beside_it_is_told_that_it_stands_alone(config_dir: Path) -> None:
+    write(config_dir, "_helper.py", "")
+    write(config_dir, "a.py", "import _helper")
+    with extensions(lambda: files_of(config_dir)), pytest.raises(ExtensionError, match="imports what is installed"):
+        load_extensions()
+
+
+def test_an_interrupt_while_a_file_runs_is_an_interrupt(config_dir: Path) -> None:
+    write(config_dir, "a.py", ADDS.format(name="mine") + "raise KeyboardInterrupt")
+    with extensions(lambda: files_of(config_dir)):
+        with pytest.raises(KeyboardInterrupt):
+            load_extensions()
+        write(config_dir, "a.py", ADDS.format(name="mine"))
+        assert [*MERGES][4:] == ["mine"], "which was not there already"
+
+
+def test_what_a_file_prints_does_not_go_where_tables_are_written(
+    config_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(config_dir, "a.py", "print('loaded')\n" + ADDS.format(name="mine"))
+    with extensions(lambda: files_of(config_dir)):
+        load_extensions()
+    assert capsys.readouterr() == ("", "loaded\n")
+
+
+def test_an_error_of_a_row_names_its_file_and_one_of_a_built_in_row_stays(config_dir: Path) -> None:
+    path = write(config_dir, "a.py", ADDS.format(name="mine"))
+    with extensions(lambda: files_of(config_dir)):
+        message = re.escape(f"extension {path}: merge mine: KeyError: 'x'")
+        with pytest.raises(ExtensionError, match=message), MERGES.running("mine"):
+            raise KeyError("x")
+        with pytest.raises(ValueError, match="expected"), MERGES.running("mine", ValueError):
+            raise ValueError("expected")
+        with pytest.raises(KeyError, match="x"), MERGES.running("mean"):
+            raise KeyError("x")
 
 
 def test_two_files_cannot_add_one_name(config_dir: Path) -> None:
@@ -122,6 +167,8 @@ def test_a_dataclass_of_an_extension_finds_its_module(config_dir: Path) -> None:
         "@dataclass(frozen=True)",
         "class Weighted:",
         "    power: float = 2.0",
+        "    def __call__(self, layers, fresh):",
+        "        return fresh",
         "MERGES['mine'] = Weighted()",
     )
     write(config_dir, "a.py", "\n".join(lines))

@@ -26,6 +26,8 @@ from sweeps.steps.extensions import is_training
 from sweeps.steps.registry import KINDS, trains
 from sweeps.steps.step import Step
 from sweeps.store.store import Store
+from sweeps.worker import child_main
+from sweeps.worker.messages import Request
 from sweeps.worker.supervisor import DONE, FAILED, Worker
 from tests.support.shell import ROOT, exit_status
 from tests.support.workers_here import workers_here
@@ -227,6 +229,124 @@ def test_what_an_extension_does_not_have_is_refused_like_anything_else(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "reason"),
+    [
+        ("similarity.py", "    if variant.checkpoint is None", "    variant.nothing\n    if variant.checkpoint is None",
+         "step kind similarity: AttributeError: 'Planned' object has no attribute 'nothing'"),
+        ("similarity.py", 'identity_fields(recipe), {"ch', '{"x": object()}, {"ch',
+         "step kind similarity: TypeError: Object of type object is not JSON serializable"),
+        ("patterns.py", "return from_owners(", "return 1 / 0 or from_owners(",
+         "pattern top: ZeroDivisionError: division by zero"),
+        ("patterns.py", "return from_owners(", "return None and from_owners(",
+         "pattern top: TypeError: 'NoneType' object is not iterable"),
+    ],
+)  # fmt: skip
+def test_code_of_an_extension_that_fails_while_planning_is_named_in_one_line(
+    file: str, before: str, after: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = mine / "extensions" / file
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    assert exit_status("sweep", "--config-dir", str(mine), "experiment=mine", texts) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"extension {path}: {reason}\n")
+    assert (error[:6], error.count("\n")) == ("mlkv: ", 1)
+    assert not Store(mine.parent / "store").sweep_names()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("1 / 0", "figure bytes: ZeroDivisionError: division by zero"),
+        ("return 'x'", "figure bytes: TypeError: must give a matplotlib figure or None, not str"),
+    ],
+)
+def test_a_figure_that_fails_is_named_in_one_line(
+    body: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with planned(mine, texts):
+        pass
+    path = mine / "extensions" / "figures.py"
+    path.write_text(path.read_text().replace("    rows =", f"    {body}\n    rows ="))
+    assert exit_status("figure", "mine", "bytes", "--config-dir", str(mine), "-o", "figures") == 2
+    assert capsys.readouterr().err == f"mlkv: extension {path}: {reason}\n"
+    assert not Path("figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("1 / 0", "table mine: ZeroDivisionError: division by zero"),
+        ("return 3", "table mine: TypeError: must give a Table or None, not int"),
+    ],
+)
+def test_a_table_that_fails_is_named_in_one_line(
+    body: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with planned(mine, texts):
+        pass
+    path = mine / "extensions" / "tables.py"
+    lines = f"def make(source, published):\n    {body}\n\nTABLES['mine'] = TableKind('mine', make)\n"
+    path.write_text(f"from analysis.tables.kinds import TABLES, TableKind\n{lines}")
+    assert exit_status("table", "mine", "--config-dir", str(mine)) == 2
+    assert capsys.readouterr().err == f"mlkv: extension {path}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "line", [("plan", "experiment=mine"), ("sweep", "corpus=text_files"), ("table", "mine"), ("retry", "mine")]
+)
+def test_a_directory_that_does_not_exist_is_refused(
+    line: tuple[str, ...], mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with planned(mine, texts):
+        pass
+    for wrong in ("nowhere", "mine/experiment/mine.yaml"):
+        assert exit_status(*line, "--config-dir", wrong) == 2
+        assert capsys.readouterr().err == f"mlkv: --config-dir = {wrong}: no such directory\n"
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", "it's", "~a", "a=[b]", "ü"])
+def test_a_directory_may_have_any_name(
+    name: str, mine: Path, texts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.rename(mine.parent / name)
+    monkeypatch.setenv("HOME", str(mine.parent))
+    for path in (f"./{name}", f"~/{name}"):
+        assert exit_status("plan", "--config-dir", path, "experiment=mine", texts) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ("None", "a step must return an Outcome, not NoneType"),
+        ("Outcome([('key_similarity', 1.0)])", "the metrics of an Outcome must be MetricRows, not tuple"),
+        ("Outcome([MetricRow('x', '1.0')])", "metric x: value must be a number, not str"),
+        ("Outcome([MetricRow('x', 1.0, stderr=True)])", "metric x: stderr must be a number, not bool"),
+        ("Outcome([MetricRow('x', float('nan'))])", "metric x: value = nan is not finite"),
+        ("Outcome(facts={'x': object()})",
+         "what the step returned cannot be written as JSON (Object of type object is not JSON serializable)"),
+        ("exec('raise SystemExit(0)')", "SystemExit: 0"),
+        ("exec('raise KeyboardInterrupt')", "KeyboardInterrupt"),
+    ],
+)  # fmt: skip
+def test_a_step_that_returns_what_no_record_holds_fails_in_one_line(
+    result: str, reason: str, mine: Path, texts: str
+) -> None:
+    path = mine / "extensions" / "similarity.py"
+    start, _, rest = path.read_text().partition("def run(execution: Execution) -> Outcome:\n")
+    rows = rest[rest.index("KINDS[") :]
+    path.write_text(f"{start}def run(execution: Execution) -> Outcome:\n    return {result}\n\n\n{rows}")
+    with planned(mine, texts) as plan:
+        step, _ = first_of(plan, "similarity")
+    store = Store(mine.parent / "store")
+    claim = store.step(step).claim()
+    assert claim
+    with extensions(list):
+        answer = child_main._answer(store, Request(step=step, attempt=claim.attempt.number))
+    assert (answer.state, answer.reason) == ("failed", reason)
 
 
 def test_without_its_directory_a_kind_is_an_unknown_key(
