@@ -6,6 +6,7 @@ Legend: `D` width, `F` MLP width, `G` KV heads of an owner, `K` head width, `R` 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,16 +103,13 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
 
 def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: str) -> State:
     """Key and value projections of `layout`'s owners from those of `source`'s. `fresh` has newly initialised ones."""
-    combine = MERGES.choose(merge)
+    combine = _checked(merge)
     merged: State = {}
     for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
         for kind in ("k.weight", "k.bias", "v.weight", "v.bias"):
             name = f"blocks.{owner}.attention.{kind}"
             if name in fresh:
                 merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, combine, fresh[name])
-                if merged[name].shape != fresh[name].shape:
-                    shapes = f"{[*merged[name].shape]}, not {[*fresh[name].shape]}"
-                    raise ValueError(f"merge = {merge}: gives {name} the shape {shapes}")
     return merged
 
 
@@ -125,6 +123,22 @@ def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayou
                 f"kv_heads = {kv_heads} at layer {owner}: must divide the {source.heads_of(layer)} of the base"
             )
     return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
+
+
+def _checked(merge: str) -> Merge:
+    """The merge's function. Raises ValueError for an unknown merge, and where the function, which may be an
+    extension's, gives heads of another shape."""
+    function = MERGES.choose(merge)
+
+    def combine(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
+        heads = function(layers, fresh)
+        expected, shape = layers[0][:, 0].shape, getattr(heads, "shape", None)
+        if shape != expected:
+            given = type(heads).__name__ if shape is None else f"the shape {[*shape]}"
+            raise ValueError(f"merge = {merge}: must give the shape {[*expected]}, not {given}")
+        return heads
+
+    return combine
 
 
 def _merge(inputs: list[Tensor], kv_heads: int, combine: Merge, fresh: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -83,6 +85,22 @@ def test_a_merge_and_a_widening_take_one_entry_each(monkeypatch: pytest.MonkeyPa
     merged = merge_kv(state, state, base.layout, layout, "last")
     assert torch.equal(merged["blocks.2.attention.k.weight"], heads(base, 2)[-1])
     assert converted_shape(base.shape, base.layout, layout, "double").mlp_width == 2 * base.shape.mlp_width
+
+
+@pytest.mark.parametrize(
+    ("merged", "reason"),
+    [
+        (lambda layers, fresh: layers[0], "must give the shape [1, 8, 32], not the shape [1, 4, 8, 32]"),
+        (lambda layers, fresh: fresh[..., :1], "must give the shape [1, 8, 32], not the shape [1, 8, 1]"),
+        (lambda layers, fresh: None, "must give the shape [1, 8, 32], not NoneType"),
+    ],
+)
+def test_a_merge_of_another_shape_is_named(
+    merged: Callable[..., object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(merges.MERGES, "wrong", merged)
+    with pytest.raises(ValueError, match=re.escape(f"merge = wrong: {reason}")):
+        convert(base_model(), LAYOUTS["mqa"], ConvertRecipe(merge="wrong"))
 
 
 # --- the published models, arXiv 2406.09297 -----------------------------------------------------------------------
