@@ -108,11 +108,25 @@ _READ: dict[str, Callable[[str], Any]] = {"Float64": float, "Int64": int, "boole
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A long table that `write_csv` wrote, every value as it was."""
+    """A long table that `write_csv` wrote, every value as it was. Raises ValueError that names the line of what
+    `write_csv` does not write."""
     with path.open(encoding="utf-8", newline="") as file:
-        return make(
-            {name: _READ[COLUMNS[name]](text) for name, text in line.items() if text} for line in csv.DictReader(file)
-        )
+        lines = csv.DictReader(file)
+        try:
+            if not lines.fieldnames or not COLUMNS.keys() >= set(lines.fieldnames):
+                raise ValueError(f"has other columns than {', '.join(COLUMNS)}")
+            return make([_parsed(line) for line in lines])
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"line {max(lines.line_num, 1)}: {error}") from None
+
+
+def _parsed(line: Mapping[str | None, Any]) -> Row:
+    if None in line or None in line.values():  # as csv marks what is too much and what is missing
+        raise ValueError("has another number of cells than the first line")
+    row = {name: _READ[COLUMNS[name]](text) for name, text in line.items() if name is not None and text}
+    if too_large := [name for name, value in row.items() if isinstance(value, int) and abs(value) >= 2**63]:
+        raise ValueError(f"{too_large[0]}: is too large")
+    return row
 
 
 def write_csv(table: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from analysis.data.gather import Steps, of_sweep
 from analysis.data.published import SETS, published
 from analysis.data.samples import Samples, StoredSamples
 from analysis.statistics.results import Results, by_layout
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.store import SavedSweep, Store, StoreError
 
 PUBLISHED = "published/"
@@ -54,19 +56,28 @@ class Source:
 def load(store: Store, name: str, number: int | None = None) -> Source:
     """The results called `name`; `number` is a plan of a sweep (default: its latest). A published set needs no store.
 
-    Raises StoreError for an unknown name, listing the known ones, and for a name that a sweep and an import share.
+    Raises StoreError for an unknown name, listing the known ones, for a name that a sweep and an import share, and for
+    a damaged import.
     """
     if name.startswith(PUBLISHED):
         return published_source(name)
     if name in store.import_names():
         if name in store.sweep_names():
             raise StoreError(f"{name}: is a sweep and an import; give {store.imported(name)} another name")
-        return Source(name, frame.read_csv(store.imported(name)))
+        return Source(name, _read_import(store.imported(name)))
     if name not in store.sweep_names():
         raise StoreError(store.sweep_problem(name) or f"{name}: {_known(store)}")
     sweep = store.sweep(name, number)
     steps = Steps(store, sweep.plan)
     return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store))
+
+
+def _read_import(path: Path) -> pd.DataFrame:
+    """Raises DamagedFileError."""
+    try:
+        return frame.read_csv(path)
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: {error}; import the results again, or delete it") from None
 
 
 def published_source(name: str) -> Source:

@@ -257,6 +257,15 @@ def test_a_command_names_a_damaged_file_in_one_line(damaged: Damaged, capsys: py
     assert not {case: fault for case, fault in faults.items() if fault}
 
 
+@pytest.mark.parametrize("how", ["empty", "half", "flip late", "not utf-8", "object", "large", "words"])
+def test_a_damaged_import_is_named(damaged: Damaged, capsys: pytest.CaptureFixture[str], how: str) -> None:
+    damaged.renew()
+    path = damaged.damage("import", how)
+    assert exit_status("table", "theirs", "--store", str(damaged.root)) == 2
+    words = capsys.readouterr().err
+    assert re.fullmatch(rf"mlkv: {path}: line \d+: .*; import the results again, or delete it\n", words)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("command", COMMANDS)
