@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from .files import Json
 
@@ -27,7 +29,7 @@ class MetricRow:
 
     metric: str
     value: float | None
-    stderr: float | None = None
+    stderr: Annotated[float, Ge(0)] | None = None
     n: int | None = None
     subtask: str | None = None
     batch: int | None = None

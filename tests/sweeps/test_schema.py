@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -222,6 +222,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     arguments, origin = get_args(hint), get_origin(hint)
     if origin in (Union, UnionType):
         return st.one_of([values_of(each) for each in arguments])
+    if origin is Annotated:  # the one bound there is: a standard error is at least 0
+        return values_of(arguments[0]).map(abs)
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is dict:
@@ -246,14 +248,15 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def fields_of(kind: Any) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def flat(kind: type) -> st.SearchStrategy[Any]:
     typed: dict[str, st.SearchStrategy[Any]] = {"work": st.floats(0, 1e9), "source": st.just({"path": "a"})}
     if kind is LoggedRow:
-        typed = {"time": st.floats(0, 1e9), "step": st.integers(0), "steps": st.none() | st.integers(0)}
+        steps = st.integers(0, 2**63 - 1)
+        typed = {"time": st.floats(0, 1e9), "step": steps, "steps": st.none() | steps}
     rest = values_of(dict[str, Any])
     return st.builds(lambda rest, typed: kind(fields=rest | typed), rest, st.fixed_dictionaries({}, optional=typed))
 
