@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlkv.files import Json
-from sweeps.store.schema import Runtime, Spec, as_json
+from sweeps.store.schema import Runtime, Spec
+from sweeps.store.typed_json import as_json
 
 Inputs = Mapping[str, Path]
 

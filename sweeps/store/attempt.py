@@ -6,11 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlkv.files import discard
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import last_line, modified, utc_now, write_json
 from sweeps.store.lines import Lines, parse_rows, read_rows
-from sweeps.store.schema import Environment, Exit, ExitState, LoggedRow, Record, as_json
+from sweeps.store.schema import Environment, Exit, ExitState, LoggedRow, Record
+from sweeps.store.typed_json import as_json
 
 
 class Attempt:
@@ -45,7 +46,7 @@ class Attempt:
         write_json(self.record_file, as_json(record))
 
     def record(self) -> Record | None:
-        return schema.load(Record, self.record_file)
+        return typed_json.load(Record, self.record_file)
 
     def drop_unfinished(self) -> None:
         """Remove an output that never became whole: the disk may be full of it."""
@@ -58,13 +59,13 @@ class Attempt:
         return self.path / f"rank-{rank}.log"
 
     def exit(self) -> Exit | None:
-        return schema.load(Exit, self.path / "exit.json")
+        return typed_json.load(Exit, self.path / "exit.json")
 
     def write_environment(self, environment: Environment) -> None:
         write_json(self.path / "env.json", as_json(environment))
 
     def environment(self) -> Environment | None:
-        return schema.load(Environment, self.path / "env.json")
+        return typed_json.load(Environment, self.path / "env.json")
 
     def metrics(self) -> list[LoggedRow]:
         """Complete rows logged so far; a torn last line is left out."""

@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlkv.files import discard
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import modified, write_once
 from sweeps.store.host import is_running, is_this_process, this_process
-from sweeps.store.schema import ClaimHolder, as_json
+from sweeps.store.schema import ClaimHolder
+from sweeps.store.typed_json import as_json
 
 _held: set[str | None] = set()
 """Tokens of the claims that this process holds."""
@@ -29,7 +30,7 @@ class ClaimFile:
         self.path = path
 
     def read(self) -> ClaimHolder | None:
-        return schema.load(ClaimHolder, self.path)
+        return typed_json.load(ClaimHolder, self.path)
 
     def modified(self) -> float:
         """When it was written, by the file server's clock; 0 where there is none."""
@@ -71,7 +72,7 @@ class ClaimFile:
         aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}")
         with suppress(FileNotFoundError):  # another one was faster
             self.path.rename(aside)
-            if schema.load(ClaimHolder, aside) != claim:
+            if typed_json.load(ClaimHolder, aside) != claim:
                 write_once(self.path, aside.read_text(encoding="utf-8"))
             discard(aside)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
 
-from sweeps.store import schema
+from sweeps.store import typed_json
 
 T = TypeVar("T")
 
@@ -72,6 +72,6 @@ def parse_rows(kind: type[T], content: bytes) -> Lines[T]:
 
 def _row(kind: type[T], line: bytes) -> T | None:
     try:
-        return schema.parsed(kind, line)
+        return typed_json.parsed(kind, line)
     except ValueError:
         return None

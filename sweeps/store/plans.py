@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlkv.files import discard
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.errors import StoreError
 from sweeps.store.files import TEMPORARY_FOLDER, file_clock, write_folder_once
 from sweeps.store.lines import read_rows
-from sweeps.store.schema import PlanFile, VariantRow, as_json
+from sweeps.store.schema import PlanFile, VariantRow
+from sweeps.store.typed_json import as_json
 
 TRACKED, SUBMISSIONS = "wandb", "submissions"
 """Folders beside a sweep's plans and in each: W&B's files, and what executors keep."""
@@ -109,7 +110,7 @@ class SweepFolder:
         number = number or self.numbers()[-1]
         path = self.path / str(number)
         try:
-            plan = schema.load(PlanFile, path / "plan.json")
+            plan = typed_json.load(PlanFile, path / "plan.json")
             rows = read_rows(VariantRow, path / "variants.jsonl", ended=True)
         except StoreError as error:
             raise StoreError(self._advice(number, str(error))) from None

@@ -39,9 +39,9 @@ def needed(store: Store) -> set[str]:
 
 def prunable(store: Store) -> Iterator[Prunable]:
     """Steps with something to drop. One that is running is left alone. Raises StoreError as `needed` does."""
-    kept = needed(store)
+    planned = needed(store)
     for step in store.steps():
-        whole = step.id not in kept
+        whole = step.id not in planned
         if step.state().name == StepState.RUNNING:
             continue
         paths = step.leftovers() + (step.outputs() if whole else [])

@@ -1,164 +1,16 @@
-"""What the store keeps as JSON: a type for each file, and for each line of the files that grow by lines.
-
-Reading is strict about types and lenient about keys: a key of later code is ignored, and one that earlier code did not
-write yet has a default. What does not fit raises DamagedFileError, which names the file, the field and what to do.
-Writing gives the keys in the order of the fields, so that a file that is read and written again has the same bytes.
-"""
+"""What the store keeps as JSON: a type for each file, and for each line of the files that grow by lines."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal
 
 from mlkv.context import MetricRow
 from mlkv.files import Json
 from mlkv.layout import KVLayout
-from sweeps.store.errors import DamagedFileError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
-
-T = TypeVar("T")
-
-
-def later() -> Any:
-    """A field that earlier code did not write, and that is left out of a file where it has no value."""
-    return field(default=None, metadata={"later": True})
-
-
-# Reading and writing
-
-
-def load(kind: type[T], path: Path) -> T | None:
-    """What a file holds; None where there is no file. Raises DamagedFileError and OSError."""
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return parsed(kind, content)
-    except ValueError as error:
-        raise DamagedFileError(f"{path}: {error}; {getattr(kind, 'REMEDY', 'delete it')}") from None
-
-
-def from_json(kind: type[T], value: Json) -> T:
-    """The same of JSON that is parsed already. Raises ValueError that names the field."""
-    return parsed(kind, json.dumps(value).encode())
-
-
-def as_json(value: Any) -> Any:
-    """What JSON holds of a value: objects with the fields in their order, without those that have no value and that
-    earlier code did not write."""
-    if isinstance(value, MetricRow):
-        return value.as_json()
-    if isinstance(value, Runtime | LoggedRow):
-        return as_json(value.fields)
-    if dataclasses.is_dataclass(value):
-        fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {f.name: as_json(held) for f, held in fields if held is not None or "later" not in f.metadata}
-    if isinstance(value, Mapping):
-        return {key: as_json(held) for key, held in value.items()}
-    return [as_json(held) for held in value] if isinstance(value, list | tuple) else value
-
-
-def parsed(kind: type[T], content: bytes) -> T:
-    """What some JSON text says. Raises ValueError that names the field."""
-    from pydantic import ValidationError
-
-    if _UNUSUAL_NUMBER.search(content):
-        _check_numbers(content, diverged=kind is LoggedRow)
-    if issubclass(kind, Runtime | LoggedRow):
-        return kind(fields=_object(content))
-    try:
-        # Of JSON text, strict still means that a list can become a tuple, and an object a dataclass; of Python's values
-        # it would not (https://docs.pydantic.dev/latest/concepts/conversion_table/).
-        return cast("T", _adapter(kind).validate_json(content, strict=True))
-    except ValidationError as error:
-        if error.errors()[0]["type"] != "json_invalid":
-            raise ValueError(_first_fault(error)) from None
-    # Python writes half a surrogate pair, as in a file name that is no text and that a reason quotes; pydantic does not
-    # read it.
-    try:
-        respelled = json.dumps(_object(content), ensure_ascii=False).encode(errors="replace")
-        return cast("T", _adapter(kind).validate_json(respelled, strict=True))
-    except RecursionError:
-        raise ValueError("is no JSON (it is nested too deeply)") from None
-    except ValidationError as error:
-        raise ValueError(_first_fault(error)) from None
-
-
-_UNUSUAL_NUMBER = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}|\d{19}")
-"""What a number looks like that no table can hold. A text may look so too: only the parser tells."""
-
-
-def _check_numbers(content: bytes, *, diverged: bool) -> None:
-    """Raises ValueError for an integer of more than 64 bits, and for what is not finite unless training that `diverged`
-    may have logged it."""
-    number = float if diverged else _finite
-    try:
-        json.loads(content, parse_float=number, parse_int=_of_64_bits, parse_constant=number)
-    except RecursionError as error:
-        raise ValueError(f"is no JSON ({error})") from None
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:40]}: is no finite number")
-    return value
-
-
-def _of_64_bits(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise ValueError(f"{text[:40]}: is too large")
-    return int(text)
-
-
-def _object(content: bytes) -> Json:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError("is no JSON object")
-    return value
-
-
-_adapters: dict[Any, TypeAdapter[Any]] = {}
-"""Each is made once, as that takes a hundred times as long as reading a file."""
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
-
-
-def _first_fault(error: ValidationError) -> str:
-    """`metrics.0.value: should be a valid number, not 'x'`."""
-    fault = error.errors()[0]
-    place, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    if not place:
-        return "is no JSON object"
-    if fault["type"] == "missing":
-        return f"has no {place}"
-    return f"{place}: {message}, not {str(fault['input'])[:40]}"
-
-
-def _check(fields: Json, name: str, *types: type) -> None:
-    """Raises ValueError for a value of another type; True and False are no numbers."""
-    value = fields.get(name)
-    if name in fields and type(value) not in types:
-        raise ValueError(f"{name}: should be {types[0].__name__}, not {str(value)[:40]}")
-
+from sweeps.store.typed_json import Fields, check_type, later
 
 # A step
 
@@ -182,20 +34,19 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """how.json: where and how fast a step runs, as the last plan said. None of it changes the result."""
+class Runtime(Fields):
+    """how.json: where and how fast a step runs, by the last plan: the runtime fields of its kind's recipe, and what is
+    below. None of it changes the result."""
 
     REMEDY: ClassVar[str] = Spec.REMEDY
-    fields: Json = field(default_factory=dict)
-    """The runtime fields of the kind's recipe, and what is below."""
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field."""
-        _check(self.fields, "work", float, int, NoneType)
+        check_type(self.fields, "work", float, int, NoneType)
         for name in ("source", "tokenizer_source"):
-            _check(self.fields, name, dict, NoneType)
+            check_type(self.fields, name, dict, NoneType)
             for key in self.fields.get(name) or ():
-                _check(self.fields[name], key, str)
+                check_type(self.fields[name], key, str)
 
     @property
     def work(self) -> float | None:
@@ -311,16 +162,16 @@ class ClaimHolder(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedRow:
+class LoggedRow(Fields):
     """A line of metrics.jsonl: `fields` has all of it, under the names that the step logged it by."""
 
-    fields: Json
+    MAY_DIVERGE: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field."""
-        _check(self.fields, "time", float, int, NoneType)
+        check_type(self.fields, "time", float, int, NoneType)
         for name in ("step", "steps"):
-            _check(self.fields, name, int, NoneType)
+            check_type(self.fields, name, int, NoneType)
 
     @property
     def time(self) -> float | None:

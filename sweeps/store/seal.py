@@ -11,7 +11,8 @@ import json
 from dataclasses import replace
 
 from mlkv.files import Json
-from sweeps.store.schema import Record, as_json
+from sweeps.store.schema import Record
+from sweeps.store.typed_json import as_json
 
 
 def sealed(record: Record) -> Record:

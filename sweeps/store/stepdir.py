@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from mlkv.files import DISCARDED, discard
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
-from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec, as_json
+from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
+from sweeps.store.typed_json import as_json
 
 SetAside = Literal["corrupt", "pruned"]
 STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
@@ -96,14 +97,14 @@ class StepDir:
         write_json(self.path / "how.json", as_json(how))
 
     def spec(self) -> Spec | None:
-        return schema.load(Spec, self.path / "spec.json")
+        return typed_json.load(Spec, self.path / "spec.json")
 
     def how(self) -> Runtime:
-        return schema.load(Runtime, self.path / "how.json") or Runtime()
+        return typed_json.load(Runtime, self.path / "how.json") or Runtime()
 
     # How it went
     def record(self) -> Record | None:
-        return schema.load(Record, self._record_file)
+        return typed_json.load(Record, self._record_file)
 
     def attempts(self) -> list[Attempt]:
         try:
@@ -294,7 +295,7 @@ class StepDir:
 
     def _set_aside_reason(self) -> str:
         aside = self._aside()
-        record = schema.load(Record, aside[-1]) if aside else None
+        record = typed_json.load(Record, aside[-1]) if aside else None
         return f"set aside: {record.set_aside}" if record else ""
 
     # Making room
@@ -305,8 +306,10 @@ class StepDir:
     def leftovers(self) -> list[Path]:
         """Outputs of attempts that did not win, except for one that only has to be published, and what could not be
         removed whole before. While the step runs, an output is being written."""
-        kept = [] if self.record() else [attempt.out for attempt in self.attempts() if attempt.record()]
-        outputs = [attempt.out for attempt in self.attempts() if attempt.out.exists() and attempt.out not in kept]
+        publishable = [] if self.record() else [attempt.out for attempt in self.attempts() if attempt.record()]
+        outputs = [
+            attempt.out for attempt in self.attempts() if attempt.out.exists() and attempt.out not in publishable
+        ]
         return outputs + [path for depth in ("", "attempts/*/") for path in self.path.glob(f"{depth}{DISCARDED}*")]
 
     def drop_leftovers(self) -> None:

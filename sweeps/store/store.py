@@ -17,16 +17,17 @@ from pathlib import Path
 
 from mlkv.files import discard
 from mlkv.registry import FOLDER, Extension
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.errors import DamagedFileError, StoreError
 from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json, write_once
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
-from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark, as_json
+from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, State, StepDir
+from sweeps.store.typed_json import as_json
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StepDir", "StepState", "Store", "StoreError", "TrackingDir"]
 
@@ -44,7 +45,7 @@ class TrackingDir:
     def written(self, run: str) -> str:
         """What the newest whole copy of a run in here was made from; empty where there is none."""
         with suppress(DamagedFileError, OSError):
-            if mark := schema.load(WrittenMark, self._mark(run)):
+            if mark := typed_json.load(WrittenMark, self._mark(run)):
                 return mark.fingerprint
         return ""
 

@@ -17,10 +17,11 @@ from mlkv.context import MetricRow
 from mlkv.files import Json
 from sweeps.steps.registry import axis_of, kind_of
 from sweeps.store.axis import Rows
-from sweeps.store.schema import PlanFile, Record, Spec, VariantRow, VariantSteps, as_json
+from sweeps.store.schema import PlanFile, Record, Spec, VariantRow, VariantSteps
 from sweeps.store.states import StepState, worst
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
+from sweeps.store.typed_json import as_json
 
 FINGERPRINT_KEY = "mlkv_fingerprint"
 """Key of the summary that holds a run's fingerprint: where it equals ours, the server has the whole run."""

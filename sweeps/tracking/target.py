@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
-from sweeps.store.schema import from_json
 from sweeps.store.store import SavedSweep
+from sweeps.store.typed_json import from_json
 
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")

@@ -23,7 +23,7 @@ from mlkv.context import Context, Interrupted, MetricRow, Outcome, Row, StepFail
 from sweeps.steps.kind import Execution
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.lines import open_to_append
 from sweeps.store.outside import describe_error, outside_cause
@@ -44,7 +44,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:
-        request = schema.parsed(Request, line.encode())
+        request = typed_json.parsed(Request, line.encode())
         with _in_group(request.group or {}):
             answer = _answer(store, request)
         answers.write(line_of(answer))
@@ -137,7 +137,7 @@ def _check_outcome(outcome: object) -> None:
             if not math.isfinite(value):
                 raise StepFailed(f"metric {row.metric}: {name} = {value} is not finite")
     try:
-        json.dumps(schema.as_json(outcome), allow_nan=False)
+        json.dumps(typed_json.as_json(outcome), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StepFailed(f"what the step returned cannot be written as JSON ({error})") from None
 

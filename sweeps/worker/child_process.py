@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.store import Store
 from sweeps.worker.messages import Answer, Request, line_of
 
@@ -52,7 +52,7 @@ class Child:
         except queue.Empty:
             return None
         if line:
-            return schema.parsed(Answer, line.encode())
+            return typed_json.parsed(Answer, line.encode())
         code = self._process.wait()
         how = f"killed by {_name_of(-code)}" if code < 0 else f"exited with {code}"
         return Answer(state="vanished", reason=f"its process was {how}", returncode=code)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlkv.context import Outcome
-from sweeps.store import schema
+from sweeps.store import typed_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Answer:
 
 def line_of(message: Request | Answer) -> str:
     """Raises ValueError for NaN, which JSON does not hold."""
-    return json.dumps(schema.as_json(message), allow_nan=False) + "\n"
+    return json.dumps(typed_json.as_json(message), allow_nan=False) + "\n"
 
 
 def interrupted_from_outside(cause: str) -> Answer:

@@ -18,8 +18,8 @@ from analysis.data.foreign import MappingError, foreign_table
 from analysis.data.gather import gather
 from analysis.data.logged import table
 from sweeps.cli.gather import SOURCES
-from sweeps.store.schema import as_json
 from sweeps.store.store import Store
+from sweeps.store.typed_json import as_json
 from sweeps.tracking.read.api import RUNS_PER_PAGE, Project, WandbReadError
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.files import read_directory
@@ -83,15 +83,15 @@ def test_nested_configuration_and_odd_numbers_come_back(mirrored: Mirrored, monk
 @pytest.mark.long
 def test_many_runs_cost_a_page_for_hundreds_and_a_few_requests_each(server: WandbServer, tmp_path: Path) -> None:
     fill(server, RUNS_PER_PAGE + 20, 50)
-    told: list[tuple[str, int, int]] = []
-    runs = Project(PATH, cache=tmp_path, report=lambda *state: told.append(state)).runs()
-    asked = operations(server)
+    reports: list[tuple[str, int, int]] = []
+    runs = Project(PATH, cache=tmp_path, report=lambda *state: reports.append(state)).runs()
+    counts = operations(server)
     assert [run.id for run in runs] == [f"theirs-{i}" for i in range(RUNS_PER_PAGE + 20)]
     assert all(len(run.rows) == 50 for run in runs)
-    assert asked["Runs"] == 2
-    assert sum(asked.values()) <= 3 * len(runs) + 10
-    assert told[-1] == ("histories", len(runs), len(runs))
-    assert ("runs", len(runs), len(runs)) in told
+    assert counts["Runs"] == 2
+    assert sum(counts.values()) <= 3 * len(runs) + 10
+    assert reports[-1] == ("histories", len(runs), len(runs))
+    assert ("runs", len(runs), len(runs)) in reports
 
 
 def test_only_what_has_changed_is_fetched_again(server: WandbServer, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_what_cannot_be_read_is_one_line(
         Project(f"{ENTITY}/nothing").runs()
     line = ["gather", "demo", "source=api", "--project", f"{ENTITY}/nothing", "--store", str(tmp_path)]
     assert exit_status(*line) == 2
-    told = capsys.readouterr().err
-    assert f"mlkv: W&B project {ENTITY}/nothing" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert f"mlkv: W&B project {ENTITY}/nothing" in printed
+    assert "Traceback" not in printed
 
 
 # The command
@@ -194,9 +194,9 @@ def test_the_sweeps_own_project_is_read_unless_another_is_named(
     plan = {**finished.plan, "tracking": {"mode": "online", "project": "elsewhere", "entity": ENTITY}}
     store = Store.open(tmp_path / "store")
     save_sweep(store, "demo", plan, finished.variants)
-    for named, asked in (([], f"{ENTITY}/elsewhere"), (["--project", "other"], "other")):
+    for named, project in (([], f"{ENTITY}/elsewhere"), (["--project", "other"], "other")):
         assert exit_status("gather", "demo", "source=api", "--store", str(store.root), *named) == 2
-        assert f"W&B project {asked}" in capsys.readouterr().err
+        assert f"W&B project {project}" in capsys.readouterr().err
 
 
 # Somebody else's runs
@@ -232,7 +232,7 @@ THEIRS = [LoggedRun("r1", config={"arch": {"kvheads": [2, 2, 1], "note": "x"}}, 
 
 
 @pytest.mark.parametrize(
-    ("mapping", "told"),
+    ("mapping", "message"),
     [
         ({"kv_head": "config.arch.kvheads"}, "no column kv_head .did you mean kv_heads"),
         ({"kv_heads": "arch.kvheads"}, "must be config.KEY, summary.KEY or one of id, name"),
@@ -242,8 +242,8 @@ THEIRS = [LoggedRun("r1", config={"arch": {"kvheads": [2, 2, 1], "note": "x"}}, 
         ({".loss": "summary.loss"}, "no column"),
     ],
 )
-def test_a_mapping_that_does_not_fit_says_what_would(mapping: dict[str, str], told: str) -> None:
-    with pytest.raises(MappingError, match=told):
+def test_a_mapping_that_does_not_fit_says_what_would(mapping: dict[str, str], message: str) -> None:
+    with pytest.raises(MappingError, match=message):
         foreign_table(THEIRS, mapping)
 
 

@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sweeps.store.schema import PlanFile, Record, VariantRow, from_json
+from sweeps.store.schema import PlanFile, Record, VariantRow
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import SavedSweep, Store
+from sweeps.store.typed_json import from_json
+
+MEASURED = {
+    "started": "2025-01-01T00:00:00Z",
+    "finished": "2025-01-01T00:00:10Z",
+    "wall_seconds": 10.0,
+    "device_seconds": 10.0,
+    "peak_memory_bytes": 2**29,
+    "host": "node-1",
+    "device": "cpu",
+    "versions": {"torch": "2.13.0", "python": "3.11"},
+    "code": "c0de" * 4,
+    "inputs": {},
+}
+"""What a record says of a run of ten seconds on some machine."""
 
 
 def record_of(claim: Claim, values: Mapping[str, Any] | None = None) -> Record:

@@ -18,9 +18,9 @@ import pytest
 from sweeps.store import claim as claims
 from sweeps.store import files, host, stepdir
 from sweeps.store.attempt import Attempt
-from sweeps.store.schema import as_json
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
+from sweeps.store.typed_json import as_json
 from sweeps.worker import heartbeat
 from sweeps.worker.heartbeat import Heartbeat
 from tests.support.processes import eventually

@@ -20,8 +20,8 @@ from sweeps.planning.reconcile import read_states, saved_graph, to_run
 from sweeps.planning.resolve import Resolver
 from sweeps.steps.verify import edited
 from sweeps.store.prune import prunable
-from sweeps.store.schema import as_json
 from sweeps.store.store import Store
+from sweeps.store.typed_json import as_json
 from sweeps.tracking.sync import sweep_runs
 from sweeps.worker import supervisor
 from tests.support.shell import exit_status
@@ -234,9 +234,9 @@ def test_one_damaged_sweep_leaves_the_others_their_status(mlkv: Run, store: Stor
     assert "exit.json: is no JSON" in printed
     assert "; delete it and run the sweep's line again: the attempt counts as lost" in printed
     assert "nested/one: 10 done" in printed
-    told = f"mlkv: sweep stopped: {variants} is not whole: {ADVICE.format(variants.parent)}\n"
+    message = f"mlkv: sweep stopped: {variants} is not whole: {ADVICE.format(variants.parent)}\n"
     for command in ("status", "gather", "report", "sync", "retry", "cancel"):
-        assert mlkv(command, "stopped") == (2, told)
+        assert mlkv(command, "stopped") == (2, message)
     assert mlkv("gather", "measured")[0] == 0
 
 

@@ -23,8 +23,8 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import saved_graph
 from sweeps.store.errors import UserError
 from sweeps.store.plans import ABANDONED_SECONDS
-from sweeps.store.schema import as_json
 from sweeps.store.store import SavedSweep, Store, StoreError
+from sweeps.store.typed_json import as_json
 from tests.support.records import save_sweep, some_record
 
 STEPS = {"base-1": {"kind": "base", "label": "b", "parents": {}, "variants": ["MHA-4", "MQA-2"]}}
@@ -101,8 +101,8 @@ def test_a_fault_at_any_moment_leaves_a_whole_plan_or_none(tmp_path: Path, opera
             error = attempt(store)
         assert is_clean(store)
         assert store.sweep("a").number in ((1, 2) if error else (2,))
-        said = str(error or f"sweep a: {os.strerror(code)}")
-        assert (said.startswith("sweep a: "), os.strerror(code) in said, "\n" in said) == (True, True, False)
+        message = str(error or f"sweep a: {os.strerror(code)}")
+        assert (message.startswith("sweep a: "), os.strerror(code) in message, "\n" in message) == (True, True, False)
         assert (save(store).number, labels(store)) == (2, ["MHA-4", "MQA-2"])
         if len(calls) <= number:
             assert number > 0, "the fault was never met"

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from sweeps.store.prune import prunable
-from sweeps.store.schema import ExitState, as_json
+from sweeps.store.schema import ExitState
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
+from sweeps.store.typed_json import as_json
 from tests.support.failing_files import failing
 from tests.support.records import record_of, save_sweep, some_plan
 from tests.support.shell import Shell

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlkv.layout import KVLayout
-from sweeps.store import schema
+from sweeps.store import typed_json
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.schema import (
     Environment,
@@ -28,10 +28,9 @@ from sweeps.store.schema import (
     Spec,
     VariantRow,
     WrittenMark,
-    as_json,
-    from_json,
 )
 from sweeps.store.store import Store
+from sweeps.store.typed_json import as_json, from_json
 
 HERE = Path(__file__).parent
 STORES = (HERE / "golden_files" / "store", HERE / "old_store" / "store")
@@ -65,19 +64,19 @@ def golden(kinds: dict[str, type]) -> list[Any]:
 
 @pytest.mark.parametrize(("kind", "path"), golden(FILES))
 def test_a_file_that_is_read_and_written_has_the_same_bytes(kind: type, path: Path) -> None:
-    value = schema.load(kind, path)
+    value = typed_json.load(kind, path)
     assert json.dumps(as_json(value), indent=1, allow_nan=False) + "\n" == path.read_text()
 
 
 @pytest.mark.parametrize(("kind", "path"), golden(LINES))
 def test_a_line_that_is_read_and_written_has_the_same_bytes(kind: type, path: Path) -> None:
     for line in path.read_bytes().splitlines():
-        assert json.dumps(as_json(schema.parsed(kind, line))).encode() == line
+        assert json.dumps(as_json(typed_json.parsed(kind, line))).encode() == line
 
 
 def test_a_file_that_is_not_there_is_none(tmp_path: Path) -> None:
-    assert schema.load(Record, tmp_path / "done.json") is None
-    assert schema.load(Record, tmp_path / "done.json" / "x") is None
+    assert typed_json.load(Record, tmp_path / "done.json") is None
+    assert typed_json.load(Record, tmp_path / "done.json" / "x") is None
 
 
 # Damage
@@ -127,7 +126,7 @@ def test_a_value_of_another_type_is_named_with_its_file_and_field(kind: type, tm
             held = held[key]
         path.write_text(json.dumps(changed(whole, place, WRONG[type(held)])))
         with pytest.raises(DamagedFileError) as caught:
-            schema.load(kind, path)
+            typed_json.load(kind, path)
         assert str(caught.value).startswith(f"{path}: {'.'.join(map(str, place))}")
         assert "; delete it" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -140,14 +139,14 @@ def test_a_key_that_is_missing_is_named_with_its_file(kind: type, tmp_path: Path
     for missing in whole.keys() - later:
         path.write_text(json.dumps({key: value for key, value in whole.items() if key != missing}))
         with pytest.raises(DamagedFileError, match=rf"^{path}: has no {missing}; delete it"):
-            schema.load(kind, path)
+            typed_json.load(kind, path)
 
 
 @pytest.mark.parametrize("wrong", ['{"work": "3"}', '{"source": "x"}', '{"source": {"hub": 3}}', '{"work": true}'])
 def test_a_wrong_runtime_field_is_named(wrong: str, tmp_path: Path) -> None:
     (tmp_path / "how.json").write_text(wrong)
     with pytest.raises(DamagedFileError, match=r"/how\.json: (work|source|hub): should be .*; delete it"):
-        schema.load(Runtime, tmp_path / "how.json")
+        typed_json.load(Runtime, tmp_path / "how.json")
 
 
 @pytest.mark.parametrize("content", ["", "3", "[]", "null", '"x"', "{", '{"a": 1}{', "\0", "[" * 100_000])
@@ -156,20 +155,20 @@ def test_what_is_no_json_object_is_named(kind: type, content: str, tmp_path: Pat
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(DamagedFileError, match=rf"^{path}: is no JSON.*; delete it"):
-        schema.load(kind, path)
+        typed_json.load(kind, path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" + "0" * 400, str(2**63)])
 def test_a_number_that_no_table_holds_is_named(number: str, tmp_path: Path) -> None:
     (tmp_path / "how.json").write_text(f'{{"work": {number}}}')
     with pytest.raises(DamagedFileError, match=r"/how\.json: .*(is no finite number|is too large); delete it"):
-        schema.load(Runtime, tmp_path / "how.json")
+        typed_json.load(Runtime, tmp_path / "how.json")
     (tmp_path / "how.json").write_text(f'{{"title": "{number}"}}')
-    assert schema.load(Runtime, tmp_path / "how.json")
+    assert typed_json.load(Runtime, tmp_path / "how.json")
 
 
 def test_a_loss_that_diverged_is_read() -> None:
-    assert schema.parsed(LoggedRow, b'{"loss": NaN, "gradient": Infinity}').fields["gradient"] == float("inf")
+    assert typed_json.parsed(LoggedRow, b'{"loss": NaN, "gradient": Infinity}').fields["gradient"] == float("inf")
 
 
 @pytest.mark.parametrize(("kind", "path"), golden(LINES))
@@ -200,8 +199,8 @@ def test_a_withdrawn_record_keeps_the_keys_of_later_code(tmp_path: Path) -> None
     whole = {**json.loads(ONE_OF_EACH[Record].read_text()), "of_later_code": [1]}
     (step.path / "done.json").write_text(json.dumps(whole))
     step.set_aside("it is damaged")
-    kept = json.loads((step.path / "done.corrupt-1.json").read_text())
-    assert kept == {**whole, "set_aside": "it is damaged"}
+    withdrawn = json.loads((step.path / "done.corrupt-1.json").read_text())
+    assert withdrawn == {**whole, "set_aside": "it is damaged"}
     assert step.state().reason == "set aside: it is damaged"
 
 
@@ -209,7 +208,7 @@ def test_a_file_name_that_is_no_text_can_be_quoted(tmp_path: Path) -> None:
     path = tmp_path / "exit.json"
     ended = {"state": "failed", "reason": "no such file: \udcff.txt", "returncode": 1, "own": True, "finished": ""}
     path.write_text(json.dumps(ended))
-    value = schema.load(Exit, path)
+    value = typed_json.load(Exit, path)
     assert value
     assert value.reason.startswith("no such file: ")
 

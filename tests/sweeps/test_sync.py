@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.steps.registry import axis_of
-from sweeps.store.schema import as_json
+from sweeps.store.typed_json import as_json
 from sweeps.tracking.runs import variant_id
 from sweeps.tracking.sync import SyncResult, sync_files, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
@@ -31,8 +31,8 @@ def done_stage(planner: Planner, text_files: Path, folder: Path) -> Stage:
     """A small sweep that was run without tracking, all its steps done."""
     line = ["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", *SMALL, "sweep.baselines=[mha]"]
     stage = make_stage(planner, line, folder)
-    for step, told in stage.saved.plan.steps.items():
-        finish(stage, step, told.kind)
+    for step, planned in stage.saved.plan.steps.items():
+        finish(stage, step, planned.kind)
     return stage
 
 

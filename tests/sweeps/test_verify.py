@@ -13,10 +13,10 @@ import pytest
 from sweeps.steps.registry import KINDS
 from sweeps.steps.verify import cannot_be_checked, edited
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.schema import as_json
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from sweeps.store.typed_json import as_json
 from tests.support.records import record_of
 from tests.support.tracked import record
 
