@@ -14,10 +14,11 @@ import pandas as pd
 
 from analysis.data.frame import Row
 from analysis.data.gather import PlannedSteps, of_sweep
-from sweeps.store.schema import LoggedRow, PlanFile, Record, VariantRow, from_json
+from sweeps.store.schema import LoggedRow, PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, StoreError
+from sweeps.store.typed_json import from_json
 from sweeps.tracking.read.runs import LoggedRun, planned
 
 T = TypeVar("T")

@@ -164,8 +164,8 @@ def command(*words: str) -> str:
 def test_the_commands_tables_of_the_raw_files_are_the_published_ones(tmp_path: Path) -> None:
     """But for what follows from figures that are not rounded, and KV layers, which results do not tell."""
     store = ["--store", str(tmp_path / "store")]
-    told = command("import-results", str(RAW), "--name", "theirs", *store)
-    assert "438 results of 10 variants" in told
+    printed = command("import-results", str(RAW), "--name", "theirs", *store)
+    assert "438 results of 10 variants" in printed
     for name, folder in (("theirs", "ours"), ("published/mlkv", "printed")):
         command("table", name, "configuration", "benchmarks", "memory", "-o", str(tmp_path / folder), *store)
     for kind in ("configuration", "benchmarks", "memory"):
@@ -182,8 +182,8 @@ def read_markdown(text: str) -> list[tuple[str, ...]]:
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
     ]
-    kept = [i for i, header in enumerate(lines[0]) if header not in LEFT_OUT]
-    return [tuple(re.sub(r" ± [\d.]+", "", line[i]) for i in kept) for line in lines]
+    columns = [i for i, header in enumerate(lines[0]) if header not in LEFT_OUT]
+    return [tuple(re.sub(r" ± [\d.]+", "", line[i]) for i in columns) for line in lines]
 
 
 def test_taking_in_again_replaces_the_whole(tmp_path: Path) -> None:
@@ -196,11 +196,13 @@ def test_taking_in_again_replaces_the_whole(tmp_path: Path) -> None:
     assert {str(dtype) for dtype in table.dtypes} == set(frame.COLUMNS.values())
 
 
-@pytest.mark.parametrize(("name", "told"), [("a/b", "make a name"), (".x", "make a name"), ("sweep", "is a sweep's")])
-def test_an_import_has_a_name_of_its_own(name: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("a/b", "make a name"), (".x", "make a name"), ("sweep", "is a sweep's")]
+)
+def test_an_import_has_a_name_of_its_own(name: str, message: str, tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     save_sweep(store, "sweep", {"steps": {}})
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         store.save_import(name, "")
 
 
@@ -252,7 +254,7 @@ def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("results.json", "{not json", "results.json: is not JSON"),
         ("speed.csv", "variant,batch,metric,value\nx,eight,loss,1\n", "speed.csv, line 2: batch = eight: is no number"),
@@ -260,7 +262,7 @@ def test_anybodys_results_are_taken_in_and_told_apart_by_their_models(tmp_path: 
         ("layouts.csv", "a\n1\n", "has neither"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(name: str, text: str, told: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         import_results(tmp_path)

@@ -271,10 +271,10 @@ def test_published_rows_stand_beside_those_of_the_same_layout() -> None:
 
 def test_a_published_score_of_other_tasks_is_not_put_under_ours(source: Source) -> None:
     made = make_tables(source, ["benchmarks"], published_source("mlkv"))["benchmarks"]
-    told = [row for row, others in zip(made.rows, made.published, strict=True) if others]
+    matched = [row for row, others in zip(made.rows, made.published, strict=True) if others]
     at = [made.headers.index(header) for header in ("bits per byte ↓", "mean of 3 ↑")]
-    assert {row[i].text for row in told for i in at} == {"–"}
-    assert {row[made.headers.index("P(front)")].text for row in told} == {""}
+    assert {row[i].text for row in matched for i in at} == {"–"}
+    assert {row[made.headers.index("P(front)")].text for row in matched} == {""}
     assert "43.94 ± 1.02" in column(made, "ARC-e ↑")
 
 

@@ -313,9 +313,9 @@ def test_take_is_a_seeded_shuffles_beginning(dataset: Path) -> None:
 
 
 def test_fraction_keeps_a_share_chosen_by_content(dataset: Path) -> None:
-    kept = [d.text for d in documents.documents(hub(dataset, fraction=0.3))]
-    assert 0.2 < len(kept) / 600 < 0.4
-    assert set(kept) < {d.text for d in documents.documents(hub(dataset, fraction=0.6))}
+    chosen = [d.text for d in documents.documents(hub(dataset, fraction=0.3))]
+    assert 0.2 < len(chosen) / 600 < 0.4
+    assert set(chosen) < {d.text for d in documents.documents(hub(dataset, fraction=0.6))}
 
 
 def test_a_missing_text_column_is_named_with_those_there_are(dataset: Path) -> None:

@@ -82,8 +82,8 @@ def test_it_stops_where_its_generation_config_says_and_so_does_all_that_is_made_
     config: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     ignored = {"temperature": 0.7, "length_penalty": 0.5}  # without sampling and beams; published ones have such
-    said = {"eos_token_id": STOPS, "pad_token_id": 1, "repetition_penalty": 1.5, **ignored}
-    (source / "generation_config.json").write_text(json.dumps(said))
+    settings = {"eos_token_id": STOPS, "pad_token_id": 1, "repetition_penalty": 1.5, **ignored}
+    (source / "generation_config.json").write_text(json.dumps(settings))
     expected = AutoModelForCausalLM.from_pretrained(source).eval()
     ours = imported(source, tmp_path)
     converted = convert(ours, ours.layout, ConvertRecipe()).eval()
@@ -94,18 +94,18 @@ def test_it_stops_where_its_generation_config_says_and_so_does_all_that_is_made_
     assert all(torch.equal(each, sequences[0]) for each in sequences)
     assert sequences[0].shape[1] < IDS.shape[1] + 12
     for model in (ours, converted, load_checked(tmp_path / "converted"), again):
-        assert {name: getattr(model.generation_config, name) for name in said} == said
+        assert {name: getattr(model.generation_config, name) for name in settings} == settings
 
 
 def test_without_a_generation_config_the_end_tokens_are_those_of_its_config(tmp_path: Path) -> None:
     source = tmp_path / "theirs"
     theirs(FAMILY_CONFIGS["llama"]).save_pretrained(source)
     (source / "generation_config.json").unlink()
-    said = {**read_config(source), "eos_token_id": STOPS, "pad_token_id": 1, "temperature": 0.7}
-    (source / "config.json").write_text(json.dumps(said))
+    settings = {**read_config(source), "eos_token_id": STOPS, "pad_token_id": 1, "temperature": 0.7}
+    (source / "config.json").write_text(json.dumps(settings))
     expected, ours = AutoModelForCausalLM.from_pretrained(source).eval(), imported(source, tmp_path)
     for name in ("eos_token_id", "temperature"):
-        assert getattr(ours.generation_config, name) == getattr(expected.generation_config, name) == said[name]
+        assert getattr(ours.generation_config, name) == getattr(expected.generation_config, name) == settings[name]
     assert torch.equal(*(m.generate(IDS, max_new_tokens=12) for m in (expected, ours)))
 
 
@@ -139,8 +139,8 @@ def test_a_round_trip_is_bit_equal(config: dict[str, Any], source: Path, tmp_pat
 @EVERY_FAMILY
 def test_shape_and_layout_follow_from_the_config_alone(config: dict[str, Any], source: Path, tmp_path: Path) -> None:
     ours = imported(source, tmp_path)
-    for said in (config, read_config(source), read_config(tmp_path / "ours")):
-        assert (shape_of(said), layout_of(said)) == (ours.shape, ours.layout)
+    for config_read in (config, read_config(source), read_config(tmp_path / "ours")):
+        assert (shape_of(config_read), layout_of(config_read)) == (ours.shape, ours.layout)
     count = sum(parameter.numel() for parameter in theirs(config).parameters())
     assert ours.shape.parameters(ours.layout) == count == ours.num_parameters()
 
@@ -160,14 +160,14 @@ def test_importing_reports_the_model_and_keeps_its_tokenizer(tmp_path: Path) -> 
     assert not (tmp_path / "ours" / "training_args.bin").exists()
 
 
-@pytest.mark.parametrize("said", ['{"model_max_length": 1024}', '{"tokenizer_class": "GPT2Tokenizer"}', None])
-def test_a_tokenizer_is_still_that_of_its_family(said: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ['{"model_max_length": 1024}', '{"tokenizer_class": "GPT2Tokenizer"}', None])
+def test_a_tokenizer_is_still_that_of_its_family(config: str | None, tmp_path: Path) -> None:
     source = tmp_path / "theirs"
     theirs(GPT2).save_pretrained(source)
     train(["some text"], vocab_size=260).save_pretrained(source)
     (source / "tokenizer_config.json").unlink()
-    if said:
-        (source / "tokenizer_config.json").write_text(said)
+    if config:
+        (source / "tokenizer_config.json").write_text(config)
     imported(source, tmp_path)
     before, after = AutoTokenizer.from_pretrained(source), load(tmp_path / "ours")
     assert type(after) is type(before)

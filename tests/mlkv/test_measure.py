@@ -88,8 +88,8 @@ def test_the_authors_protocol_keeps_as_many_bytes_as_they_logged() -> None:
     shape = DecoderShape(vocab_size=61, width=24, layers=12, heads=12, head_dim=64, mlp_width=8, context=64)
     published = {"protocol": "filled", "batch_sizes": (8,), "contexts": (2000,), "new_tokens": 47, "repeats": 1}
     result = go(make("even", 12, 12, 1, 1), shape, **published)
-    [kept] = [row.value for row in result.metrics if row.metric == "cache_bytes"]
-    assert kept == 7.99609375 * 2**20
+    [cache_bytes] = [row.value for row in result.metrics if row.metric == "cache_bytes"]
+    assert cache_bytes == 7.99609375 * 2**20
 
 
 @pytest.mark.parametrize("protocol", ["prefill", "filled"])

@@ -44,17 +44,17 @@ def reference(model: Decoder, ids: Tensor, keys: Keys) -> Tensor:
     x = model.embed(ids)
     if shape.positions == "learned":
         x = x + model.positions(positions + shape.position_offset)
-    kept = []
+    inputs = []
     for layer, block in enumerate(blocks_of(model)):
-        kept.append(block.kv_norm(x) if hasattr(block, "kv_norm") else block.attention_norm(x))
+        inputs.append(block.kv_norm(x) if hasattr(block, "kv_norm") else block.attention_norm(x))
         owner = layout.kv_source_layers[layer]
         source, repeats = blocks_of(model)[owner].attention, shape.heads // layout.heads_of(layer)
         heads = [
             projection(hidden).view(batch, length, -1, shape.head_dim).transpose(1, 2)
             for projection, hidden in (
                 (block.attention.q, block.attention_norm(x)),
-                (source.k, kept[owner]),
-                (source.v, kept[owner]),
+                (source.k, inputs[owner]),
+                (source.v, inputs[owner]),
             )
         ]
         q, k, v = rotate(heads[0], angles), *(t.repeat_interleave(repeats, dim=1) for t in heads[1:])

@@ -31,10 +31,10 @@ def write(config_dir: Path, name: str, text: str) -> Path:
 
 def test_a_file_is_read_where_a_name_is_unknown_and_not_before(config_dir: Path) -> None:
     path = write(config_dir, "mine.py", ADDS.format(name="mine"))
-    asked: list[Path] = []
-    with extensions(lambda: asked.append(config_dir) or files_of(config_dir)):  # type: ignore[func-returns-value]
+    calls: list[Path] = []
+    with extensions(lambda: calls.append(config_dir) or files_of(config_dir)):  # type: ignore[func-returns-value]
         assert callable(MERGES["mean"])
-        assert asked == []
+        assert calls == []
         assert MERGES["mine"] is MERGES["mean"]
         assert ConvertRecipe(merge="mine").merge == "mine"
         file = MERGES.extension("mine")
@@ -43,7 +43,7 @@ def test_a_file_is_read_where_a_name_is_unknown_and_not_before(config_dir: Path)
         assert MERGES.pins("mine") == {"extension merge": file.digest}
         assert MERGES.pins("mean") == {}
         assert "nonsense" not in MERGES
-        assert asked == [config_dir]
+        assert calls == [config_dir]
     assert "mine" not in MERGES
 
 

@@ -148,15 +148,15 @@ def test_uptraining_keeps_the_generation_config_in_all_that_it_saves(
 ) -> None:
     start, work = tmp_path / "start", tmp_path / "work"
     shutil.copytree(undisturbed / "out", start)
-    said = {"eos_token_id": [3, 5], "temperature": 0.7}  # without do_sample the temperature is ignored, and kept
-    (start / "generation_config.json").write_text(json.dumps(said))
+    settings = {"eos_token_id": [3, 5], "temperature": 0.7}  # without do_sample the temperature is ignored, and kept
+    (start / "generation_config.json").write_text(json.dumps(settings))
     (tmp_path / "out").mkdir()
     train.run(RECIPE, tmp_path / "out", context(work), corpus=corpus, start=start)
     saved = [tmp_path / "out", *work.glob("checkpoint-*")]
     assert len(saved) == 2
     for folder in saved:
         written = json.loads((folder / "generation_config.json").read_text())
-        assert {name: written.get(name) for name in said} == said
+        assert {name: written.get(name) for name in settings} == settings
 
 
 def test_the_same_run_gives_the_same_bits_and_another_seed_does_not(
@@ -274,9 +274,9 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(corpus: Path, tmp_path: Pat
     with pytest.raises(Interrupted):
         go(tmp_path, corpus, rows=logged, stop=stop_at(logged, 4))
     (path,) = (tmp_path / "work").glob("checkpoint-*/model.safetensors")
-    kept = load_file(path)
-    del kept["model.head.weight"]
-    save_file(kept, path, metadata={"format": "pt"})
+    weights = load_file(path)
+    del weights["model.head.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing keys: model\.head\.weight"):
         go(tmp_path, corpus)
 

@@ -181,12 +181,12 @@ SHOW = "echo $MLKV_LOCAL_JOB $MLKV_LOCAL_RANK of $MLKV_LOCAL_RANKS with $OMP_NUM
 def test_processes_of_one_job_know_which_they_are(executor: LocalExecutor) -> None:
     ids = executor.submit([sh("pair", SHOW, tasks_per_node=2), sh("alone", SHOW), sh("many", SHOW, tasks_per_node=3)])
     assert executor.wait(PATIENCE)
-    told = {name: sorted(executor.output(id).read_text().splitlines()) for name, id in ids.items()}
-    assert [line.split(" ", 1)[1] for line in told["pair"]] == ["0 of 2 with 3", "1 of 2 with 3"]
-    assert [line.split(" ", 1)[1] for line in told["alone"]] == ["0 of 1 with 3"]
-    assert [line.split(" ", 1)[1] for line in told["many"]] == [f"{i} of 3 with 2" for i in range(3)]
-    assert [len({line.split()[0] for line in lines}) for lines in told.values()] == [1, 1, 1]
-    assert len({lines[0].split()[0] for lines in told.values()}) == 3, "no two jobs have one name"
+    printed = {name: sorted(executor.output(id).read_text().splitlines()) for name, id in ids.items()}
+    assert [line.split(" ", 1)[1] for line in printed["pair"]] == ["0 of 2 with 3", "1 of 2 with 3"]
+    assert [line.split(" ", 1)[1] for line in printed["alone"]] == ["0 of 1 with 3"]
+    assert [line.split(" ", 1)[1] for line in printed["many"]] == [f"{i} of 3 with 2" for i in range(3)]
+    assert [len({line.split()[0] for line in lines}) for lines in printed.values()] == [1, 1, 1]
+    assert len({lines[0].split()[0] for lines in printed.values()}) == 3, "no two jobs have one name"
 
 
 def test_a_process_that_fails_ends_the_others_of_its_job(executor: LocalExecutor, tmp_path: Path) -> None:

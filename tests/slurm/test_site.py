@@ -136,8 +136,8 @@ def test_resources_that_make_no_sense_are_refused(fields: dict[str, int], messag
 
 def test_the_profile_wins_over_the_time_and_the_resources_over_the_memory() -> None:
     profile = Profile(time=30, memory_gb=8, gres="gpu:h100:{gpus}")
-    asked = profile.parameters(Resources(gpus=2, minutes=600, memory_gb=1.5))
-    assert (asked["time"], asked["mem"], asked["gres"]) == (30, "1536M", "gpu:h100:2")
+    parameters = profile.parameters(Resources(gpus=2, minutes=600, memory_gb=1.5))
+    assert (parameters["time"], parameters["mem"], parameters["gres"]) == (30, "1536M", "gpu:h100:2")
     assert Profile(memory_gb=8).parameters(Resources())["mem"] == "8192M"
     assert "gres" not in profile.parameters(Resources())
     assert "mem" not in Profile().parameters(Resources())

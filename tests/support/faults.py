@@ -180,8 +180,8 @@ def on(node: str) -> str:
 
 
 def wait(condition: Callable[[], object], *faults: Fault, seconds: float = PATIENCE) -> None:
-    told = {f.name: f.step.state() for f in faults}
-    assert eventually(lambda: bool(condition()), seconds, every=0.1), f"before: {told}; now: " + "; ".join(
+    before = {f.name: f.step.state() for f in faults}
+    assert eventually(lambda: bool(condition()), seconds, every=0.1), f"before: {before}; now: " + "; ".join(
         f"{f.name}: {f.step.state()}" for f in faults
     )
 

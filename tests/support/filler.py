@@ -9,7 +9,7 @@ from typing import Any
 from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, make
 from sweeps.store.store import Store
-from tests.support.records import record_of, save_sweep
+from tests.support.records import MEASURED, record_of, save_sweep
 
 HEADS, LAYERS, HEAD_DIM = 6, 6, 32
 ACCURACY = [["cloze", "acc"], ["four_way", "acc"], ["two_way", "acc"]]
@@ -121,20 +121,7 @@ class Filler:
         claim = self.store.step(step).claim()
         assert claim is not None
         leave(claim.attempt.out)
-        record = {
-            "started": "2025-01-01T00:00:00Z",
-            "finished": "2025-01-01T00:00:10Z",
-            "wall_seconds": seconds,
-            "device_seconds": seconds,
-            "peak_memory_bytes": 2**29,
-            "host": "node-1",
-            "device": "cpu",
-            "versions": {"torch": "2.13.0", "python": "3.11"},
-            "code": "c0de" * 4,
-            "inputs": {},
-            "metrics": metrics,
-            "facts": {},
-        }
+        record = {**MEASURED, "wall_seconds": seconds, "device_seconds": seconds, "metrics": metrics}
         assert self.store.step(step).publish(claim, record_of(claim, record))
         claim.attempt.finish("done", "", 0)
         claim.release()

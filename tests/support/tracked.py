@@ -20,7 +20,7 @@ from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
 from tests.support.processes import PATIENCE, eventually
-from tests.support.records import record_of, save_sweep
+from tests.support.records import MEASURED, record_of, save_sweep
 from tests.support.wandb_server import WandbServer
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -28,20 +28,7 @@ Planner = Callable[[Sequence[str]], Plan]
 
 def record(metrics: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     metrics = metrics or [{"metric": "loss", "value": 4.0, "stderr": None, "n": 50}]
-    return {
-        "started": "2025-01-01T00:00:00Z",
-        "finished": "2025-01-01T00:00:10Z",
-        "wall_seconds": 10.0,
-        "device_seconds": 10.0,
-        "peak_memory_bytes": 2**29,
-        "host": "node-1",
-        "device": "cpu",
-        "versions": {"torch": "2.13.0", "python": "3.11"},
-        "code": "c0de" * 4,
-        "inputs": {},
-        "metrics": metrics,
-        "facts": {"nested": {"list": [1, 2.0, None]}},
-    }
+    return {**MEASURED, "metrics": metrics, "facts": {"nested": {"list": [1, 2.0, None]}}}
 
 
 def training(first: int, last: int) -> list[str]:
@@ -83,7 +70,7 @@ class Stage:
     config: TrackingConfig
 
     def id(self, kind: str) -> str:
-        return next(id for id, told in self.saved.plan.steps.items() if told.kind == kind)
+        return next(id for id, planned in self.saved.plan.steps.items() if planned.kind == kind)
 
     def mirror(self) -> Mirror:
         """The supervisor's end, told as a launcher tells it."""
@@ -127,10 +114,10 @@ def make_stage(planner: Planner, arguments: list[str], folder: Path, **config: A
 def independent_steps(folder: Path, steps: int, **config: Any) -> Stage:
     """A sweep of `steps` training steps that depend on nothing."""
     store = Store.open(folder)
-    told = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
-    for id in told:
+    planned = {f"uptrain-{i:016x}": {"kind": "uptrain", "label": f"step {i}", "parents": {}} for i in range(steps)}
+    for id in planned:
         store.step(id).write_spec(Spec(kind="uptrain", schema=1, slice={}, parents={}, pinned={}), Runtime())
-    return Stage(store, save_sweep(store, "many", {"steps": told}), TrackingConfig(**config))
+    return Stage(store, save_sweep(store, "many", {"steps": planned}), TrackingConfig(**config))
 
 
 def positions(server: WandbServer, run: str) -> list[int]:

@@ -299,20 +299,20 @@ class Backend:
 
     # Artifacts: created, given their files and manifest, committed
     def _CreateArtifact(self, variables: Json) -> Json:
-        told = variables["input"]
+        artifact = variables["input"]
         id = f"artifact-{len(self.artifacts)}"
         self.artifacts[id] = {
-            "name": told["artifactCollectionName"],
-            "digest": told["digest"],
+            "name": artifact["artifactCollectionName"],
+            "digest": artifact["digest"],
             "files": {},
             "state": "PENDING",
         }
-        if run := self.runs.get((told["entityName"], told["projectName"], told.get("runName") or "")):
+        if run := self.runs.get((artifact["entityName"], artifact["projectName"], artifact.get("runName") or "")):
             run.artifacts.append(id)
         sequence = {"id": f"sequence-{id}", "latestArtifact": None}
         return {
             "createArtifact": {
-                "artifact": {"id": id, "digest": told["digest"], "state": "PENDING", "artifactSequence": sequence}
+                "artifact": {"id": id, "digest": artifact["digest"], "state": "PENDING", "artifactSequence": sequence}
             }
         }
 
@@ -326,19 +326,19 @@ class Backend:
         return {"project": {"artifactType": None}}
 
     def _CreateArtifactFiles(self, variables: Json) -> Json:
-        def node(told: Json) -> Json:
-            url = self._artifact_url(told["artifactID"], told["name"])
+        def node(file: Json) -> Json:
+            url = self._artifact_url(file["artifactID"], file["name"])
             return {
                 "node": {
-                    "storagePath": told["name"],
+                    "storagePath": file["name"],
                     "uploadUrl": url,
                     "uploadHeaders": [],
                     "uploadMultipartUrls": None,
-                    "artifact": {"id": told["artifactID"]},
+                    "artifact": {"id": file["artifactID"]},
                 }
             }
 
-        edges = [node(told) for told in variables["input"]["artifactFiles"]]
+        edges = [node(file) for file in variables["input"]["artifactFiles"]]
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
     def _artifact_url(self, id: str, name: str) -> str:

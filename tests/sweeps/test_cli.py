@@ -114,8 +114,8 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         "sys.argv = ['mlkv']; import sweeps.cli; sweeps.cli.main()"
     )
     line = "mlkv plan convert=pu"
-    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
-    environment = {**Shell(tmp_path).environment(), **asked, "_ARGCOMPLETE_COMP_WORDBREAKS": ""}
+    completion = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**Shell(tmp_path).environment(), **completion, "_ARGCOMPLETE_COMP_WORDBREAKS": ""}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False, timeout=PATIENCE)
     assert (tmp_path / "answers").read_text().split() == ["convert=published"]
     assert ROOT.is_dir()

@@ -181,9 +181,9 @@ def test_a_failed_step_stops_its_descendants_alone(copy: Shell, tiny: list[str])
     assert "1 failed" in printed
     assert "4 blocked" in printed
     assert "MQA-2 uptrain.lr=0.001" in printed
-    told = copy("why", "wild", "MQA-2 uptrain.lr=1e+30")
-    assert "FAILED" in told
-    assert "BLOCKED" in told or "which failed" in told
+    printed = copy("why", "wild", "MQA-2 uptrain.lr=1e+30")
+    assert "FAILED" in printed
+    assert "BLOCKED" in printed or "which failed" in printed
     before = attempts(copy.store)
     assert "1 failed: `mlkv retry wild` runs them again" in copy(*line, status=1)
     assert attempts(copy.store) == before, "a failed step waits for retry"

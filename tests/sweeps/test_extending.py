@@ -257,42 +257,46 @@ def test_code_of_an_extension_that_fails_while_planning_is_named_in_one_line(
     assert not Store(mine.parent / "store").sweep_names()
 
 
+DRAWN = """
+from analysis.figures.kinds import FIGURES, FigureKind
+from analysis.tables.kinds import TABLES, TableKind
+
+def shown(source, published):
+    {body}
+
+FIGURES["own"] = FigureKind("own", shown, needs="a layout")
+TABLES["own"] = TableKind("own", shown)
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
+    [("1 / 0", "ZeroDivisionError: division by zero"), ("return 'x'", "TypeError: must give a {} or None, not str")],
+)
+@pytest.mark.parametrize(
+    ("command", "row", "kind"),
     [
-        ("1 / 0", "figure bytes: ZeroDivisionError: division by zero"),
-        ("return 'x'", "figure bytes: TypeError: must give a matplotlib figure or None, not str"),
+        (["figure", "mine", "own", "-o", "figures"], "figure own", "matplotlib figure"),
+        (["table", "mine"], "table own", "Table"),
     ],
 )
-def test_a_figure_that_fails_is_named_in_one_line(
-    body: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
+def test_a_figure_or_table_that_fails_is_named_in_one_line(
+    command: list[str],
+    row: str,
+    kind: str,
+    body: str,
+    reason: str,
+    mine: Path,
+    texts: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with planned(mine, texts):
         pass
-    path = mine / "extensions" / "figures.py"
-    path.write_text(path.read_text().replace("    rows =", f"    {body}\n    rows ="))
-    assert exit_status("figure", "mine", "bytes", "--config-dir", str(mine), "-o", "figures") == 2
-    assert capsys.readouterr().err == f"mlkv: extension {path}: {reason}\n"
+    path = mine / "extensions" / "own.py"
+    path.write_text(DRAWN.format(body=body))
+    assert exit_status(*command, "--config-dir", str(mine)) == 2
+    assert capsys.readouterr().err == f"mlkv: extension {path}: {row}: {reason.format(kind)}\n"
     assert not Path("figures").exists()
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("1 / 0", "table mine: ZeroDivisionError: division by zero"),
-        ("return 3", "table mine: TypeError: must give a Table or None, not int"),
-    ],
-)
-def test_a_table_that_fails_is_named_in_one_line(
-    body: str, reason: str, mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with planned(mine, texts):
-        pass
-    path = mine / "extensions" / "tables.py"
-    lines = f"def make(source, published):\n    {body}\n\nTABLES['mine'] = TableKind('mine', make)\n"
-    path.write_text(f"from analysis.tables.kinds import TABLES, TableKind\n{lines}")
-    assert exit_status("table", "mine", "--config-dir", str(mine)) == 2
-    assert capsys.readouterr().err == f"mlkv: extension {path}: {reason}\n"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def etag(content: bytes) -> str:
 
 
 class Hub(BaseHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -57,11 +57,11 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         files = [{"type": "file", "path": n, "size": len(c), "oid": etag(c)} for n, c in FILES.items()]
-        told = {"id": "acme/pocket", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+        info = {"id": "acme/pocket", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
         served = {f"/acme/pocket/resolve/{COMMIT}/{name}": content for name, content in FILES.items()}
-        served[f"/api/models/acme/pocket/revision/{COMMIT}"] = json.dumps(told).encode()
+        served[f"/api/models/acme/pocket/revision/{COMMIT}"] = json.dumps(info).encode()
         served[f"/api/models/acme/pocket/tree/{COMMIT}"] = json.dumps(files).encode()
         content = served.get(self.path.split("?")[0])
         self.send_response(404 if content is None else 200)
@@ -79,7 +79,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    Hub.asked.clear()
+    Hub.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -99,16 +99,16 @@ def python(code: str, *arguments: object, **environment: str) -> str:
 def test_a_model_is_fetched_once_and_there_when_the_hub_is_not(hub: str, tmp_path: Path) -> None:
     here = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
     assert "acme/pocket at 0123456789ab" in python(FETCH, COMMIT, tmp_path / "store", "model", **here)
-    assert any("model.safetensors" in path for path in Hub.asked)
-    assert not any("README" in path for path in Hub.asked), "only what a checkpoint consists of"
-    Hub.asked.clear()
+    assert any("model.safetensors" in path for path in Hub.requests)
+    assert not any("README" in path for path in Hub.requests), "only what a checkpoint consists of"
+    Hub.requests.clear()
     found = Path(python(USE, COMMIT, **{**here, "HF_HUB_OFFLINE": "1"}).strip())
     assert {path.name for path in found.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
-    assert Hub.asked == []
+    assert Hub.requests == []
 
 
 def test_of_a_model_whose_tokenizer_is_all_that_is_wanted_the_weights_stay_away(hub: str, tmp_path: Path) -> None:
     here = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
     assert "tokenizer acme/pocket" in python(FETCH, COMMIT, tmp_path / "store", "tokenizer", **here)
-    assert any("tokenizer.json" in path for path in Hub.asked)
-    assert not any("safetensors" in path for path in Hub.asked)
+    assert any("tokenizer.json" in path for path in Hub.requests)
+    assert not any("safetensors" in path for path in Hub.requests)

@@ -64,7 +64,7 @@ def test_a_group_whose_tasks_differ_says_each_of_them(planner: Planner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("value", "message"),
     [
         ("{gsm8: 5}", r"few_shot\.gsm8: not among tasks; did you mean gsm8k\? valid: gsm8k, winogender_all"),
         ("5", r"few_shot = 5: task \S+ takes none; set evaluate\.few_shot=\{TASK: N\}"),
@@ -73,12 +73,12 @@ def test_a_group_whose_tasks_differ_says_each_of_them(planner: Planner) -> None:
         ("{gsm8k: many}", r"few_shot\.gsm8k = many: must be a valid integer"),
     ],
 )
-def test_what_cannot_be_asked_for_is_one_line(planner: Planner, asked: str, message: str) -> None:
+def test_what_cannot_be_asked_for_is_one_line(planner: Planner, value: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         counts(
             planner,
-            "gsm8k,gsm8k_cot_zeroshot" if asked == "5" else "gsm8k,winogender_all",
-            f"evaluate.few_shot={asked}",
+            "gsm8k,gsm8k_cot_zeroshot" if value == "5" else "gsm8k,winogender_all",
+            f"evaluate.few_shot={value}",
         )
     assert "\n" not in str(raised.value)
 

@@ -100,8 +100,8 @@ def test_a_budget_is_every_layout_that_has_it(planner: Planner) -> None:
 
 def test_filters_see_the_configuration_and_the_layout(planner: Planner) -> None:
     swept = [*BARE, "layout.budget=2,6", "uptrain.lr=1e-3,1e-4"]
-    kept = planner([*swept, 'sweep.filter="kv_layers > 1 and uptrain.lr < 5e-4 and budget == 6"'])
-    assert labels(kept) == ["MQA-6", "MLKV-6 3×2", "MLKV-6 2×3"]
+    filtered = planner([*swept, 'sweep.filter="kv_layers > 1 and uptrain.lr < 5e-4 and budget == 6"'])
+    assert labels(filtered) == ["MQA-6", "MLKV-6 3×2", "MLKV-6 2×3"]
     with pytest.raises(UserError, match=r"'kv_layer' is not defined .* names: .*kv_layers"):
         planner([*swept, 'sweep.filter="kv_layer > 1"'])
     with pytest.raises(UserError, match="no variant is left"):

@@ -22,12 +22,12 @@ def test_one_line_says_what_training_asks_for_and_no_step_becomes_another(planne
     line = ["experiment=quickstart", "cluster=slurm"]
     plain, wide = planner(line), planner([*line, *WIDE])
     assert list(wide.steps) == list(plain.steps)
-    asked = wide.config.cluster.resources
-    assert {kind: (need.gpus, need.nodes) for kind, need in asked.items() if need.nodes > 1} == {
+    resources = wide.config.cluster.resources
+    assert {kind: (need.gpus, need.nodes) for kind, need in resources.items() if need.nodes > 1} == {
         "base": (2, 2),
         "uptrain": (2, 2),
     }
-    assert {kind: need for kind, need in asked.items() if need.nodes == 1}.items() <= (
+    assert {kind: need for kind, need in resources.items() if need.nodes == 1}.items() <= (
         plain.config.cluster.resources.items()
     )
     processes = {job.kind: job.resources.tasks for job in job_specs(wide.steps.values(), wide.config.cluster)}
@@ -54,9 +54,9 @@ def test_what_cannot_be_is_refused_with_the_plan(line: list[str], message: str, 
 
 
 def test_more_gpus_than_this_machine_has_are_refused_in_one_line(mlkv: Shell, tiny: list[str]) -> None:
-    told = mlkv("sweep", *tiny, "resources.gpus=4", status=2)
-    assert "resources.gpus = 4, but this machine has" in told
-    assert "Traceback" not in told
+    printed = mlkv("sweep", *tiny, "resources.gpus=4", status=2)
+    assert "resources.gpus = 4, but this machine has" in printed
+    assert "Traceback" not in printed
 
 
 def trained(mlkv: Shell) -> tuple[StepDir, list[float]]:

@@ -28,15 +28,15 @@ def test_a_sweep_with_accounts_tells_what_became_of_forgotten_jobs(
     assert "2 jobs submitted" in disturbed("sweep", *line, HELD, "name=ended", "uptrain.lr=2e-3,3e-3")
     accounted.run("scancel", "--state=PENDING", "--user=root")
     disturbed("sweep", *line, "name=wild", "uptrain.lr=1e30")
-    told = disturbed("status", "wild", "--watch", status=1)
-    assert "training diverged" in told
+    printed = disturbed("status", "wild", "--watch", status=1)
+    assert "training diverged" in printed
     step = newest(disturbed.store, "uptrain")
     job = present(present(step.attempts()[0].environment()).job)
     assert eventually(lambda: not accounted.run("squeue", "-h", "-t", "all", "-o", "%i").strip(), every=1.0)
     assert "FAILED" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "State")
     assert "1:0" in accounted.run("sacct", "-n", "-X", "-j", job, "-o", "ExitCode")
-    told = disturbed("status", "ended")
-    assert told.count("CANCELLED") >= 2, "without accounts they would be LOST"
+    printed = disturbed("status", "ended")
+    assert printed.count("CANCELLED") >= 2, "without accounts they would be LOST"
     assert "CANCELLED job" in disturbed("why", "ended", "MQA-2 uptrain.lr=0.002")
     assert "0 jobs submitted" in disturbed("sweep", *line, "name=good")
     assert "2 jobs submitted" in disturbed("sweep", *line, HELD, "name=ended", "uptrain.lr=2e-3,3e-3")

@@ -102,8 +102,8 @@ def test_a_failed_parent_blocks_its_descendants_alone_and_is_failed_in_the_queue
     line = [*tiny, *SMALL, *SLURM, "name=wild", "uptrain.steps=4", "uptrain.lr=1e-3,1e30"]
     before = attempts(disturbed.store)
     disturbed("sweep", *line)
-    told = disturbed("status", "wild", "--watch", status=1)
-    assert told.rstrip().endswith("1 failed, 1 blocked")
+    printed = disturbed("status", "wild", "--watch", status=1)
+    assert printed.rstrip().endswith("1 failed, 1 blocked")
     assert "training diverged" in disturbed("why", "wild", "MQA-2 uptrain.lr=1e+30")
     failed = next(step for step in disturbed.store.steps() if step.state().name == "FAILED")
     job = present(present(failed.attempts()[0].environment()).job)

@@ -68,9 +68,9 @@ def test_memory_that_runs_out_is_named_and_the_step_goes_on_with_more(
     group.limit(160 * MIB)  # the supervisor fits, torch does not
     starved = faulty("starved", tmp_path, undisturbed, tiny, cluster, f"cluster.python={python}")
     wait(lambda: starved.step.state().name == "FAILED", starved)
-    told = starved.shell("why", "tiny", "MQA-2")
-    assert "out of memory: the kernel killed it at" in told
-    assert "cluster.resources.KIND.memory_gb" in told
+    printed = starved.shell("why", "tiny", "MQA-2")
+    assert "out of memory: the kernel killed it at" in printed
+    assert "cluster.resources.KIND.memory_gb" in printed
     assert len(starved.step.attempts()) == 1, "more of the same would not help"
     job = starved.job()
     assert eventually(lambda: "JobState=FAILED" in cluster.run("scontrol", "show", "job", job), every=0.2)

@@ -31,7 +31,7 @@ QUICK += ["measure.contexts=[32]", "measure.new_tokens=4", "tracking.system_seco
 
 def base_of(store: Store) -> StepDir:
     saved = store.sweep("quickstart")
-    return store.step(next(id for id, told in saved.plan.steps.items() if told.kind == "base"))
+    return store.step(next(id for id, planned in saved.plan.steps.items() if planned.kind == "base"))
 
 
 def reaches(shell: Shell, number: int) -> StepDir:
