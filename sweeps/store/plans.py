@@ -125,8 +125,13 @@ class SweepFolder:
     def save(self, plan: PlanFile, variants: list[VariantRow], overrides: list[str], created: str) -> SavedSweep:
         """A new plan, or the latest one where nothing in it changed but its name, number and time, which are given
         here; others may be saving theirs at the same time. Raises OSError, and then has left nothing half-written."""
-        while not (latest := self._latest()) or not _is_same(latest, plan, variants):
+        while True:
+            # The number comes before the comparison: a plan that another launcher writes between the two takes this
+            # number, and the next round compares with it.
             number = max(self._begun(), default=0) + 1
+            latest = self._latest()
+            if latest and _is_same(latest, plan, variants):
+                return latest
             dated = replace(plan, name=self.name, number=number, created=created)
             files = {
                 "overrides.txt": "".join(f"{line}\n" for line in overrides),
@@ -136,7 +141,6 @@ class SweepFolder:
             if write_folder_once(self.path / str(number), files):
                 self._drop_abandoned()
                 return self.read(number)
-        return latest
 
     def _latest(self) -> SavedSweep | None:
         """The latest plan; one that is damaged, or behind one that is, is like no other."""

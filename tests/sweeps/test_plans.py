@@ -22,7 +22,7 @@ from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import saved_graph
 from sweeps.store.errors import UserError
-from sweeps.store.plans import ABANDONED_SECONDS
+from sweeps.store.plans import ABANDONED_SECONDS, SweepFolder
 from sweeps.store.store import SavedSweep, Store, StoreError
 from sweeps.store.typed_json import as_json
 from tests.support.records import save_sweep, some_record
@@ -171,6 +171,22 @@ def together(count: int, do: Callable[[int], SavedSweep]) -> list[int]:
 @pytest.mark.parametrize("round", range(3))
 def test_launchers_of_the_same_sweep_share_a_plan(store: Store, round: int) -> None:
     assert together(8, lambda _: save(store)) == [1] * 8
+    assert is_clean(store)
+
+
+def test_a_plan_that_another_launcher_writes_after_the_comparison_is_shared(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SweepFolder._latest
+
+    def latest(folder: SweepFolder) -> SavedSweep | None:
+        found = real(folder)
+        monkeypatch.undo()
+        save(store)  # the other launcher
+        return found
+
+    monkeypatch.setattr(SweepFolder, "_latest", latest)
+    assert save(store).number == 1
     assert is_clean(store)
 
 
