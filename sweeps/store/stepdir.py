@@ -284,14 +284,15 @@ class StepDir:
         record = read_object(self._record_file)  # unparsed, so that keys of later code are preserved
         if record is None:
             return
-        number = len(self._aside()) + 1
+        number = max(map(_number_aside, self._aside()), default=0) + 1
         write_json(self.path / f"done.{label}-{number}.json", {**record, "set_aside": reason})
         self._record_file.unlink(missing_ok=True)
         discard(self.out)
 
     def _aside(self) -> list[Path]:
         """Withdrawn records, oldest first."""
-        return sorted(self.path.glob("done.*-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+        named = self.path.glob("done.*-*.json")
+        return sorted((path for path in named if path.stem.rsplit("-", 1)[1].isdecimal()), key=_number_aside)
 
     def _set_aside_reason(self) -> str:
         aside = self._aside()
@@ -335,3 +336,8 @@ def difference(folder: Path, outputs: Files) -> str | None:
         if path.stat().st_size != expected.bytes or sha256(path) != expected.sha256:
             return f"{name} does not have the content that was recorded"
     return None
+
+
+def _number_aside(path: Path) -> int:
+    """N of `done.corrupt-N.json`."""
+    return int(path.stem.rsplit("-", 1)[1])

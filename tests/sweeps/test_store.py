@@ -134,6 +134,18 @@ def test_one_flipped_bit_is_seen_and_the_record_withdrawn(
     assert step.corrupted() is None
 
 
+def test_a_withdrawn_record_overwrites_none_of_the_others(tmp_path: Path) -> None:
+    """Although one in between was deleted by hand."""
+    step = Store.open(tmp_path).step(ID)
+    for reason in ("first", "second"):
+        assert finish(begin(Store(tmp_path)), {"a": b"1"})
+        step.set_aside(reason)
+    (step.path / "done.corrupt-1.json").unlink()
+    assert finish(begin(Store(tmp_path)), {"a": b"1"})
+    step.set_aside("third")
+    assert sorted(path.name for path in step.path.glob("done.*.json")) == ["done.corrupt-2.json", "done.corrupt-3.json"]
+
+
 def test_a_missing_output_is_corruption(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     assert finish(begin(store), {"a": b"1", "b": b"2"})
