@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.data.numbers import LARGEST
+
 COLUMNS = {
     "sweep": "string",
     "variant": "string",
@@ -78,16 +80,21 @@ Row = dict[str, Any]
 
 
 def make(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
-    """The table of `rows` with these columns and dtypes. Absent cells and numbers that are not finite become NA."""
+    """The table of `rows` with these columns and dtypes. NA are absent cells, numbers that are not finite or too large
+    to be compared, and negative standard errors."""
     rows = list(rows)
-    return pd.DataFrame({name: _column([row.get(name) for row in rows], dtype) for name, dtype in columns.items()})
+    return pd.DataFrame(
+        {
+            name: _column([row.get(name) for row in rows], dtype, 0.0 if name.endswith("stderr") else -LARGEST)
+            for name, dtype in columns.items()
+        }
+    )
 
 
-def _column(values: list[Any], dtype: str) -> pd.Series:
-    """None, and numbers that are not finite, become NA."""
+def _column(values: list[Any], dtype: str, least: float) -> pd.Series:
     if dtype == "Float64":
         numbers = np.array([math.nan if value is None or value is pd.NA else value for value in values], float)
-        numbers[~np.isfinite(numbers)] = math.nan
+        numbers[~((least <= numbers) & (numbers <= LARGEST))] = math.nan
         return pd.Series(pd.arrays.FloatingArray(numbers, np.isnan(numbers)))
     cleaned = [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
     return pd.Series(cleaned, dtype=dtype)

@@ -12,6 +12,7 @@ from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.machine import machine_of
 from analysis.data.means import mean
+from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
 from mlkv.context import MetricRow
 from sweeps.steps.registry import axis_of, kind_of, outdated_note
@@ -237,8 +238,14 @@ def _metric_cell(metric: MetricRow, task: str | None) -> Row:
         "n": metric.n,
         "batch": metric.batch,
         "context": metric.context,
-        "reason": "its step recorded no value" if metric.value is None else None,
+        "reason": _why_unusable(metric.value),
     }
+
+
+def _why_unusable(value: float | None) -> str | None:
+    if value is None:
+        return "its step recorded no value"
+    return None if on_axis(value) else f"{value:.3g}, too large to be compared"
 
 
 def _not_recorded(measured: Sequence[MetricRow], name: str) -> Row:

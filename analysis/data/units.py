@@ -13,7 +13,9 @@ def duration(seconds: float | None, unknown: str = "—") -> str:
 
 
 def size(count: float) -> str:
-    """Bytes: `96 B`, `512 KiB`, `1.5 GiB`."""
+    """Bytes: `96 B`, `512 KiB`, `1.5 GiB`; `1e+50 B` for what no computer has."""
+    if count and not 0.1 <= abs(count) < 1e18:
+        return f"{count:.2g} B"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000:
             return f"{_short(count)} {unit}"

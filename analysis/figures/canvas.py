@@ -109,17 +109,18 @@ def draw_points(
     size: float,
     colour: str,
     y_errors: Sequence[float] | None = None,
-    x_errors: Sequence[float] | None = None,
+    x_errors: Sequence[XY] | None = None,
     hollow: bool = False,
     opacity: float = 1.0,
 ) -> None:
-    """Points that look the same, with their standard errors. A "+" has no area and is drawn in its own colour alone."""
+    """Points that look the same, with their standard errors; those along x have a part on the left and one on the
+    right, as a bar ends where a logarithmic axis does. A "+" has no area and is drawn in its own colour alone."""
     outlined = hollow or marker == "+"
     markers, caps, bars = axes.errorbar(
         [x for x, _ in points],
         [y for _, y in points],
         yerr=y_errors,
-        xerr=x_errors,
+        xerr=list(zip(*x_errors, strict=True)) if x_errors else None,
         fmt=marker,
         markersize=size,
         color=colour,

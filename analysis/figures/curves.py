@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis.data import frame
+from analysis.data.numbers import on_axis, on_log_axis
 from analysis.figures.canvas import footer, new_figure, set_axes
-from analysis.figures.geometry import count_scale, evenly, linear_scale, log_scale, round_ticks
+from analysis.figures.geometry import (
+    count_scale,
+    evenly,
+    linear_scale,
+    log_scale,
+    not_drawn,
+    round_ticks,
+)
 from analysis.figures.names import EndName, name_ends
 from analysis.figures.pareto_data import main_pareto_data
 from analysis.figures.style import MUTED, family_style, shades_by_name
@@ -27,12 +36,14 @@ SETTLED = 0.08
 """The vertical axis leaves out what came before this share of the steps: the first losses would squeeze all others."""
 _FEW = 8
 """Losses: a curve of fewer has a marker at each."""
+_LAST_STEP = 2**53
 _PUBLISHED_LOSS = re.compile(r"loss_at_step_(\d+)")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses (nats per token) by optimizer step. `ended` is false while the step still runs or stopped early."""
+    """Losses (nats per token) by optimizer step. `ended` is false while the step still runs or stopped early;
+    `without_place` has the losses that the axis has no place for, None for those that are not finite."""
 
     variant: str
     family: str | None
@@ -40,6 +51,7 @@ class Curve:
     steps: list[int]
     losses: list[float]
     ended: bool = True
+    without_place: tuple[float | None, ...] = ()
 
     def smoothed(self) -> list[float]:
         """The mean over a window around each step, a sixth of the curve wide and cut off at its ends."""
@@ -51,6 +63,14 @@ class Curve:
     def is_sparse(self) -> bool:
         """Whether it has only the few losses that a paper prints: those of the first steps, and the last."""
         return len(self.steps) < _FEW and self.steps[-1] > 1000
+
+    def on_log_axes(self) -> Curve:
+        """What logarithmic axes have a place for."""
+        points = list(zip(self.steps, self.losses, strict=True))
+        drawn = [point for point in points if all(map(on_log_axis, point))]
+        left_out = [loss for step, loss in points if on_log_axis(step) and not on_log_axis(loss)]
+        steps, losses = [step for step, _ in drawn], [loss for _, loss in drawn]
+        return replace(self, steps=steps, losses=losses, without_place=(*self.without_place, *left_out))
 
 
 def curves_of(source: Source) -> list[Curve]:
@@ -78,8 +98,10 @@ def _chosen(source: Source, by_variant: dict[str, list[Row]]) -> list[list[Row]]
 
 
 def _curve(row: Row, points: list[tuple[int, float]], ended: bool) -> Curve:
-    steps, losses = [step for step, _ in points], [loss for _, loss in points]
-    return Curve(row["variant"], row["family"], row["budget"] or 0, steps, losses, ended)
+    drawn = [(step, loss) for step, loss in points if 0 <= step <= _LAST_STEP and on_axis(loss)]
+    left_out = [loss if math.isfinite(loss) else None for _, loss in points if not on_axis(loss)]
+    steps, losses = [step for step, _ in drawn], [loss for _, loss in drawn]
+    return Curve(row["variant"], row["family"], row["budget"] or 0, steps, losses, ended, tuple(left_out))
 
 
 def _published_curve(rows: list[Row]) -> Curve:
@@ -91,23 +113,32 @@ def _published_curve(rows: list[Row]) -> Curve:
 def _logged_curve(source: Source, row: Row) -> Curve:
     history = source.steps.history(row["step"]) if source.steps else []
     losses = [(at, logged.get(LOSS)) for at, logged in history]
-    points = [(at, float(loss)) for at, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
+    points = [
+        (at, math.inf if loss > sys.float_info.max else float(loss))
+        for at, loss in losses
+        if isinstance(loss, int | float)
+    ]
     return _curve(row, points, row["state"] == "DONE")
 
 
 def curves_figure(source: Source, published: Source | None = None) -> Figure | None:
     """Loss against optimizer steps, or None where nothing was trained. Published runs are grey and dashed."""
     own, others = curves_of(source), curves_of(published) if published else []
+    sparse = any(curve.is_sparse for curve in own + others)
+    if sparse:
+        own, others = ([curve.on_log_axes() for curve in curves] for curves in (own, others))
+    left_out = [loss for curve in own for loss in curve.without_place]
+    own, others = ([curve for curve in curves if curve.steps] for curves in (own, others))
     if not own:
         return None
     figure, axes = new_figure()
-    _set_axes(axes, own + others)
+    _set_axes(axes, own + others, sparse)
     colours = shades_by_name([(curve.variant, curve.family) for curve in own])
     for curve in own:
         _draw(axes, curve, colours[curve.variant], "-")
     for curve in others:
         _draw(axes, curve, MUTED, "--")
-    footer(figure, _remarks(source, own, others))
+    footer(figure, [*_remarks(source, own, others), *not_drawn(("loss", loss) for loss in left_out)])
     names = [_end_name(curve, family_style(curve.family).colour) for curve in own]
     name_ends(figure, axes, names + [_end_name(curve, MUTED) for curve in others])
     return figure
@@ -124,9 +155,8 @@ def _end_name(curve: Curve, colour: str) -> EndName:
     return EndName(text, curve.smoothed()[-1], colour)
 
 
-def _set_axes(axes: Axes, drawn: list[Curve]) -> None:
+def _set_axes(axes: Axes, drawn: list[Curve], sparse: bool) -> None:
     """Linear axes; logarithmic ones beside published losses, which are the first and the last ones."""
-    sparse = any(curve.is_sparse for curve in drawn)
     losses = [loss for curve in drawn for loss in _after(curve, 0.0 if sparse else SETTLED)]
     if sparse:
         steps = log_scale([step for curve in drawn for step in curve.steps], round_ticks)

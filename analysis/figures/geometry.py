@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+from analysis.data.numbers import LARGEST, on_axis, on_log_axis
 
 T = TypeVar("T")
 
@@ -15,6 +18,13 @@ MARKER_ROOM, NAME_ROOM = 1.25, 1.5
 """Factors of a logarithmic axis beyond its values: where markers have to fit, and where names do too."""
 _LOG_MARGIN = 0.05
 """The same as a share of the octaves: over many octaves a factor is narrower than a marker."""
+_LEAST_OCTAVE = -1070.0
+"""Of the least float that is above zero, with some digits."""
+_LONGEST_NUMBER = 16
+"""Letters."""
+_MOST_REMARKS = 4
+_LEAST_WIDTH = 1e-9
+"""Of a linear axis, as a share of its values: closer numbers have no different places on a screen."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class Scale:
     def value(self, share: float) -> float:
         """The inverse of `share`."""
         if self.log:
-            return float(self.low * (self.high / self.low) ** share)
+            low, high = math.log2(self.low), math.log2(self.high)
+            return float(2.0 ** (low + (high - low) * share))
         return self.low + (self.high - self.low) * share
 
 
@@ -50,20 +61,27 @@ ChooseTicks = Callable[[float, float, int], Sequence[float]]
 
 
 def linear_scale(values: Iterable[float], most: int = 7, margin: float = LINEAR_MARGIN) -> Scale:
-    """A linear axis around the values. Of equal values the margin is a share of them, so that the axis has a width."""
-    low, high = _ends(values)
-    room = margin * (high - low) or 0.05 * abs(high) or 1.0
+    """A linear axis around the values that have a place on it. Of equal values the margin is a share of them, so that
+    the axis has a width."""
+    low, high = _ends(filter(on_axis, values), 0.0)
+    size = max(abs(low), abs(high))
+    room = max(margin * (high - low), _LEAST_WIDTH * size) if high > low else 0.05 * size
+    room = max(room, 1 / LARGEST) if size else 1.0
     ticks, digits = nice_ticks(low - room, high + room, most - 1)
     return Scale(low - room, high + room, [Tick(tick, number_text(tick, digits)) for tick in ticks])
 
 
 def score_scale(scores: Iterable[tuple[float, float | None]]) -> Scale:
     """A linear axis around scores and their error bars; an unknown error has no bar."""
-    return linear_scale(end for score, error in scores for end in (score - (error or 0.0), score + (error or 0.0)))
+    return linear_scale(
+        end for score, error in scores for end in (score - (error or 0.0), score, score + (error or 0.0))
+    )
 
 
 def count_scale(last: float, most: int = 5) -> Scale:
-    """A linear axis from 0 to `last`, with whole numbers as ticks. The margin holds the marker of an unfinished run."""
+    """A linear axis from 0 to `last` (at least 1), with whole numbers as ticks. The margin holds the marker of an
+    unfinished run."""
+    last = max(last, 1.0)
     ticks = [tick for tick in nice_ticks(0, last, most - 1)[0] if abs(tick - round(tick)) < 1e-6]
     return Scale(0.0, last * 1.02, [Tick(tick, number_text(tick)) for tick in ticks])
 
@@ -75,22 +93,43 @@ def log_scale(
     room: float = MARKER_ROOM,
     text: Callable[[float], str] | None = None,
 ) -> Scale:
-    """A logarithmic axis around values above 0; `room` is the least factor beyond them."""
-    low, high = _ends(values)
-    factor = max(room, (high / low) ** _LOG_MARGIN)
-    ticks = choose(low / factor, high * factor, most)
-    return Scale(low / factor, high * factor, [Tick(tick, (text or number_text)(tick)) for tick in ticks], log=True)
+    """A logarithmic axis around the values that have a place on it, or around 1 without one; `room` is the least factor
+    beyond them."""
+    low, high = _ends(filter(on_log_axis, values), 1.0)
+    margin = max(math.log2(room), _LOG_MARGIN * (math.log2(high) - math.log2(low)))
+    # In octaves, as the ratio of two floats may be none.
+    low, high = 2.0 ** max(math.log2(low) - margin, _LEAST_OCTAVE), 2.0 ** (math.log2(high) + margin)
+    ticks = [Tick(tick, (text or number_text)(tick)) for tick in choose(low, high, most)]
+    return Scale(low, high, ticks, log=True)
 
 
-def _ends(values: Iterable[float]) -> tuple[float, float]:
-    known = list(values)
+def _ends(values: Iterable[float], otherwise: float) -> tuple[float, float]:
+    known = list(values) or [otherwise]
     return min(known), max(known)
 
 
+def not_drawn(values: Iterable[tuple[str, float | None]]) -> list[str]:
+    """A remark on values, each with its noun, that an axis has no place for: `not drawn: 2 peaks of 0`. Empty without
+    any."""
+    found = Counter((noun, None if value is None else f"{value:.4g}") for noun, value in values)
+    parts = [
+        f"{times:,} {noun if times == 1 else _plural(noun)} {'without a number' if text is None else f'of {text}'}"
+        for (noun, text), times in found.most_common(_MOST_REMARKS)
+    ]
+    more = ["…"] if len(found) > _MOST_REMARKS else []
+    return [f"not drawn: {', '.join([*parts, *more])}"] if parts else []
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
 def number_text(value: float, digits: int | None = None) -> str:
-    """`4,096`, `0.5`, `−2.0`: with `digits` decimals, or as many as the number has. The minus sign is as wide as a
-    digit."""
+    """`4,096`, `0.5`, `−2.0`: with `digits` decimals, or as many as the number has; `1e+50` where that is too long for
+    a tick. The minus sign is as wide as a digit."""
     text = f"{value:,.12g}" if digits is None else f"{value:,.{digits}f}"
+    if len(text) > _LONGEST_NUMBER:
+        text = f"{value:.3g}"
     return text.replace("-", "−") if value < 0 else text
 
 

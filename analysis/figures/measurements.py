@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,10 +11,12 @@ import pandas as pd
 
 from analysis.data import frame
 from analysis.data.frame import Row
-from analysis.data.measured import SAME_CONTEXT
-from analysis.figures.geometry import MARKER_ROOM, Scale, byte_ticks, evenly, log_scale
+from analysis.data.measured import CACHE, CACHE_PER_TOKEN, OUT_OF_MEMORY, PEAK, SAME_CONTEXT, SPEED
+from analysis.data.numbers import on_log_axis
+from analysis.figures.geometry import MARKER_ROOM, Scale, byte_ticks, evenly, log_scale, not_drawn
 
 Axis = Literal["batch", "context"]
+_NOUNS = {CACHE: "cache", CACHE_PER_TOKEN: "size per token", PEAK: "peak", SPEED: "speed"}
 AXIS_LABELS: dict[Axis, str] = {"batch": "batch size", "context": "context, tokens"}
 
 
@@ -38,15 +41,19 @@ class Measurement:
 @dataclass(frozen=True)
 class Measurements:
     """The measurements of a table that share an axis. `others` counts the variants that have none of them, as they
-    were measured at shorter contexts alone."""
+    were measured at shorter contexts alone. `without_place` has the values that a logarithmic axis has no place for,
+    by metric; None is a value that is missing or not finite."""
 
     axis: Axis
     cells: list[Measurement]
     others: int
+    without_place: list[tuple[str, float | None]]
 
-    @property
-    def remarks(self) -> list[str]:
-        return [f"{self.others} measured at other contexts: not drawn"] if self.others else []
+    def remarks(self, metrics: Sequence[str]) -> list[str]:
+        """What a figure of these metrics leaves out."""
+        found = [(_NOUNS[metric], value) for metric, value in self.without_place if metric in metrics]
+        others = [f"{self.others} measured at other contexts: not drawn"] if self.others else []
+        return [*others, *not_drawn(found)]
 
     def scale(self, values: list[int], room: float = MARKER_ROOM) -> Scale:
         """The horizontal axis over these batch sizes or contexts."""
@@ -62,16 +69,22 @@ def _size_ticks(values: list[int], low: float, high: float, most: int) -> list[f
 def drawn_measurements(table: pd.DataFrame) -> Measurements:
     """What is drawn of a long table: by batch size at the longest context; where all have one batch size, by context.
     Numbers at an unknown context are taken where there are no others."""
-    every = [r for r in frame.records(table) if r["kind"] == "measure" and r["batch"] and r["value"] is not None]
-    rows = [row for row in every if row["context"]] or every
+    tried = [r for r in frame.records(table) if r["kind"] == "measure" and on_log_axis(r["batch"]) and r["metric"]]
+    every = [row for row in tried if _has_place(row)]
+    without_place = [(row["metric"], row["value"]) for row in tried if not _has_place(row)]
+    rows = [row for row in every if on_log_axis(row["context"])] or every
     axis: Axis = "batch"
     if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
-        axis, rows = "context", [row for row in rows if row["context"]]
+        axis, rows = "context", [row for row in rows if on_log_axis(row["context"])]
     else:
         longest = max((row["context"] or 0 for row in rows), default=0)
         rows = [row for row in rows if (row["context"] or 0) >= SAME_CONTEXT * longest]
     others = {row["variant"] for row in every} - {row["variant"] for row in rows}
-    return Measurements(axis, [_measurement(row, axis) for row in rows], len(others))
+    return Measurements(axis, [_measurement(row, axis) for row in rows], len(others), without_place)
+
+
+def _has_place(row: Row) -> bool:
+    return row["metric"] == OUT_OF_MEMORY or on_log_axis(row["value"])
 
 
 def _measurement(row: Row, axis: Axis) -> Measurement:

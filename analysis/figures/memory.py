@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.data.measured import CACHE, CACHE_PER_TOKEN, OUT_OF_MEMORY, PEAK
+from analysis.data.numbers import on_log_axis
 from analysis.data.units import size as size_text
 from analysis.figures.canvas import footer, new_figure, set_axes
 from analysis.figures.geometry import NAME_ROOM, byte_ticks, log_scale
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MOST_TOKENS = 2**40
+"""Of a cache; more are not tokens but a wrong measurement."""
 Bytes = dict[int, float]
 """By what is on the axis: batch size or context."""
 
@@ -76,7 +79,7 @@ def lines(table: pd.DataFrame) -> list[Line]:
 def _lines(measurements: Measurements) -> list[Line]:
     by_variant: dict[str, list[Measurement]] = {}
     for cell in measurements.cells:
-        if cell.kv_bytes_per_token:
+        if on_log_axis(cell.kv_bytes_per_token):
             by_variant.setdefault(cell.variant, []).append(cell)
     by_size: dict[tuple[float, int, float], list[Measurement]] = {}
     for own in by_variant.values():
@@ -89,12 +92,14 @@ def _lines(measurements: Measurements) -> list[Line]:
 
 def _tokens(cells: list[Measurement]) -> int:
     """Tokens that a variant's cache held at the context of its first cell: the context and, where the step recorded the
-    bytes per token, what was decoded after it. 0 at an unknown context."""
+    bytes per token, what was decoded after it (also fewer than the context, where a window bounds the cache). 0 at an
+    unknown context."""
     caches = {(cell.batch, cell.context): cell.value for cell in cells if cell.metric == CACHE}
     first = cells[0].context
     for cell in cells:
         if cell.metric == CACHE_PER_TOKEN and (cache := caches.get((cell.batch, cell.context))):
-            return round(cache / (cell.value * cell.batch)) - cell.context + first
+            tokens = cache / (cell.value * cell.batch) - cell.context + first
+            return round(tokens) if 0.5 < tokens < _MOST_TOKENS else first
     return first
 
 
@@ -128,7 +133,7 @@ def _line(axis: Axis, size: float, tokens: int, factor: float, cells: list[Measu
         fixed=tokens if of_batch else cells[0].batch,
         layouts=tuple(dict.fromkeys(f"{cell.family}-{cell.budget}{width}" for cell in cells)),
         unit=size * (tokens if of_batch else cells[0].batch),
-        extra=0 if of_batch else tokens - cells[0].context,
+        extra=0 if of_batch else max(0, tokens - cells[0].context),
         caches=caches,
         peaks={family: sorted(cells_of) for family, cells_of in peaks.items()},
         failed={cell.x for cell in cells if cell.metric == OUT_OF_MEMORY},
@@ -146,7 +151,7 @@ def memory_figure(source: Source, published: Source | None = None) -> Figure | N
     _set_axes(axes, measurements, drawn, sizes)
     for line in drawn:
         _draw_line(axes, line, (sizes[0], sizes[-1]))
-    footer(figure, [_legend(drawn), *measurements.remarks])
+    footer(figure, [_legend(drawn), *measurements.remarks([CACHE, CACHE_PER_TOKEN, PEAK])])
     several = len({line.fixed for line in drawn}) > 1
     names = [f"{line.label} @{line.fixed:,}" if several else line.label for line in drawn]
     ends = [EndName(name, line.formula(sizes[-1]), line.colour) for name, line in zip(names, drawn, strict=True)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from analysis.data import machine
 from analysis.figures.canvas import SMALLEST, draw_level, draw_points, first_parts, footer, new_figure, set_axes
+from analysis.figures.geometry import Scale
 from analysis.figures.names import PointName, name_points
 from analysis.figures.pareto_data import (
     CONFIDENCE,
@@ -81,7 +82,7 @@ def pareto_figure(data: ParetoData, published: ParetoData | None = None) -> Figu
     layout = pareto_layout(data, others, most_ticks=6, most_names=MOST_NAMES)
     set_axes(axes, layout.x, data.cost.label, layout.y, data.axis_label)
     for points in _by_appearance(data.points):
-        _draw_points(axes, points)
+        _draw_points(axes, points, layout.x)
     if published:
         _draw_published(axes, published)
     _draw_lines(axes, layout)
@@ -119,7 +120,7 @@ def _by_appearance(points: list[ParetoPoint]) -> list[list[ParetoPoint]]:
     return list(groups.values())
 
 
-def _draw_points(axes: Axes, points: list[ParetoPoint]) -> None:
+def _draw_points(axes: Axes, points: list[ParetoPoint], x: Scale) -> None:
     """Points that look the same."""
     first, style = points[0], family_style(points[0].family)
     reference, hollow = first.baseline == "untouched", first.pareto_status == "undecided"
@@ -128,13 +129,18 @@ def _draw_points(axes: Axes, points: list[ParetoPoint]) -> None:
         axes,
         [(point.x, point.y) for point in points],
         y_errors=None if first.stderr is None else [point.stderr or 0.0 for point in points],
-        x_errors=None if first.x_stderr is None else [point.x_stderr or 0.0 for point in points],
+        x_errors=None if first.x_stderr is None else [_inside(point.x, point.x_stderr or 0.0, x) for point in points],
         marker="+" if reference else style.marker,
         size=5.5 if reference else 4.4,
         colour=style.colour,
         hollow=hollow,
         opacity=_FAINT if faint else 1.0,
     )
+
+
+def _inside(value: float, error: float, scale: Scale) -> tuple[float, float]:
+    """An error bar's length on both sides, inside the axis."""
+    return min(error, value - scale.low), min(error, scale.high - value)
 
 
 def _draw_published(axes: Axes, published: ParetoData) -> None:

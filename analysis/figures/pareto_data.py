@@ -10,6 +10,7 @@ from typing import Literal
 from analysis.data import machine
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric, metric
+from analysis.data.numbers import on_axis, on_log_axis
 from analysis.statistics import pareto
 from analysis.statistics.compare import front_probabilities
 from analysis.statistics.estimate import Estimate
@@ -179,25 +180,37 @@ def pareto_data(results: Results, score: ScoreColumn, cost: Cost = MEMORY) -> Pa
     """The points of one score. Raises ValueError for a metric whose better direction is unknown."""
     rows, estimates = results.rows(), results.estimates
     scored, column = metric(score.metric), score.column
-    drawn = [row for row in rows if row[column] is not None and row[cost.column]]
+    reasons = {row["variant"]: _reason_not_drawn(row, column, scored, cost) for row in rows}
+    drawn = [row for row in rows if reasons[row["variant"]] is None]
     contenders = [row for row in drawn if row["baseline"] != "untouched"]
     compared: dict[str, _Comparison] = {}
     for machine_name in dict.fromkeys(map(cost.machine, contenders)):
         same_machine = [row for row in contenders if cost.machine(row) == machine_name]
         compared |= _compare(same_machine, column, scored, cost, estimates)
     points = [_point(row, column, scored, cost, compared.get(row["variant"], _Comparison())) for row in drawn]
-    names = {row["variant"] for row in drawn}
     return ParetoData(
         score=column,
         label=score.label,
         metric=scored,
         points=points,
-        missing={r["variant"]: r[f"{column}_missing"] or cost.missing for r in rows if r["variant"] not in names},
+        missing={variant: reason for variant, reason in reasons.items() if reason is not None},
         metric_name=score.metric,
         cost=cost,
         paired=estimates.is_paired(rows, column),
         machines=machine.marks(map(cost.machine, drawn)),
     )
+
+
+def _reason_not_drawn(row: Row, column: str, scored: Metric, cost: Cost) -> str | None:
+    """Why there is no point, or None where there is one."""
+    score, x = row[column], row[cost.column]
+    if score is None:
+        return row[f"{column}_missing"] or "no value"
+    if not on_axis(score * scored.scale):
+        return f"{score:.4g}, too large to be drawn"
+    if x is not None and not on_log_axis(x):
+        return f"{cost.column} = {x:.4g}: has no place on a logarithmic axis"
+    return cost.missing if x is None else None
 
 
 @dataclass(frozen=True)
@@ -223,17 +236,17 @@ def _compare(rows: list[Row], column: str, scored: Metric, cost: Cost, estimates
 
 
 def _point(row: Row, score: str, scored: Metric, cost: Cost, comparison: _Comparison) -> ParetoPoint:
-    stderr = row[f"{score}_stderr"]
+    stderr, x_stderr = row[f"{score}_stderr"], row["tokens_per_second_stderr"] if cost is SPEED else None
     return ParetoPoint(
         variant=row["variant"],
         family=row["family"],
         baseline=row["baseline"],
         x=row[cost.column],
         y=row[score] * scored.scale,
-        stderr=None if stderr is None else stderr * scored.scale,
+        stderr=stderr * scored.scale if on_axis(stderr) else None,
         on_front=comparison.on_front,
         dominated_by=comparison.dominated_by,
         chance=comparison.chance,
         machine=cost.machine(row),
-        x_stderr=row["tokens_per_second_stderr"] if cost is SPEED else None,
+        x_stderr=x_stderr if on_axis(x_stderr) else None,
     )

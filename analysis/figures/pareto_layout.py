@@ -70,7 +70,7 @@ def pareto_layout(data: ParetoData, published: list[ParetoPoint], *, most_ticks:
         obstacles=[
             *(((line.start.x, line.start.y), (line.end.x, line.end.y)) for line in front),
             *(((p.x, p.y - p.stderr), (p.x, p.y + p.stderr)) for p in data.points if p.stderr),
-            *(((p.x - p.x_stderr, p.y), (p.x + p.x_stderr, p.y)) for p in data.points if p.x_stderr),
+            *(((max(p.x - p.x_stderr, x.low), p.y), (p.x + p.x_stderr, p.y)) for p in data.points if p.x_stderr),
             *(((x.low, p.y), (x.high, p.y)) for p in levels),
         ],
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from analysis.data.numbers import on_log_axis
 from analysis.figures.canvas import draw_level, draw_points, new_figure, set_axes
 from analysis.figures.geometry import distinct, log_scale, score_scale
 from analysis.figures.names import EndName, name_ends
@@ -46,9 +47,11 @@ def series(results: Results) -> list[Series]:
     lines: dict[Fixed, dict[int, list[ParetoPoint]]] = {}
     for row in results.rows():
         heads = row["kv_heads"]
-        if row["variant"] in points and row["pattern"] and heads and heads.isdigit():
-            fixed = Fixed(int(heads), row["kv_bytes_per_token"] // row["budget"], row["pattern"])
-            lines.setdefault(fixed, {}).setdefault(row["kv_layers"], []).append(points[row["variant"]])
+        layers, budget = row["kv_layers"], row["budget"]
+        counted = on_log_axis(layers) and on_log_axis(budget) and heads and heads.isdigit()
+        if counted and row["variant"] in points and row["pattern"]:
+            fixed = Fixed(int(heads), row["kv_bytes_per_token"] // budget, row["pattern"])
+            lines.setdefault(fixed, {}).setdefault(layers, []).append(points[row["variant"]])
     _share_full_layouts(lines)
     longest = sorted((key for key in lines if len(lines[key]) > 1), key=lambda key: -len(lines[key]))
     drawn = sorted(longest[: len(SERIES_COLOURS)], reverse=True)

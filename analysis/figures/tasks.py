@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
+from analysis.data.numbers import on_axis
 from analysis.figures.canvas import POINTS, SMALLEST, WIDTH, footer, new_panels, shorten, wrap
 from analysis.figures.geometry import evenly, zero_and_one
 from analysis.figures.style import MUTED, family_style
@@ -113,9 +114,9 @@ def _p_values(rows: list[Row], column: str, differences: list[Difference | None]
 
 
 def _bar(row: Row, of_row: Difference | None, p: float | None, scale: float) -> Bar:
-    if of_row is None:
+    if of_row is None or not on_axis(of_row.value * scale):
         return Bar(row["variant"], row["family"], None, None)
-    error = None if of_row.error is None else of_row.error * scale
+    error = of_row.error * scale if on_axis(of_row.error) else None
     return Bar(row["variant"], row["family"], of_row.value * scale, error, p)
 
 

@@ -99,7 +99,7 @@ def throughput_figure(source: Source, published: Source | None = None) -> Figure
     remarks = ["×: out of memory"] if any(line.failed for line in drawn) else []
     if letters := _machine_letters(measurements):
         remarks += [MACHINES, *first_parts(machine.key(letters))]
-    footer(figure, [*remarks, *measurements.remarks])
+    footer(figure, [*remarks, *measurements.remarks([SPEED])])
     _write_names(figure, axes, drawn)
     return figure
 

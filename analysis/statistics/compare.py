@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.data.frame import Row
 from analysis.data.metrics import Metric
+from analysis.data.numbers import on_log_axis
 from analysis.statistics import bootstrap
 from analysis.statistics.columns import BASELINES, COMPARED
 from analysis.statistics.estimate import ALPHA, Estimate, difference, holm, t_quantile
@@ -126,7 +127,8 @@ def _add_front(rows: list[Row], estimates: Estimates) -> tuple[float, float, flo
     for row in rows:
         row["front_probability"] = None
     metric, found = estimates.metric("quality"), _estimates(rows, "quality", estimates)
-    contenders = [r for r in rows if r["baseline"] != "untouched" and r["variant"] in found and r["kv_bytes_per_token"]]
+    trained = [row for row in rows if row["baseline"] != "untouched" and row["variant"] in found]
+    contenders = [row for row in trained if on_log_axis(row["kv_bytes_per_token"])]
     if metric is None or not contenders:
         return None
     costs = [math.log2(row["kv_bytes_per_token"]) for row in contenders]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
+from analysis.data.numbers import on_axis
 from analysis.data.replicates import differ, mean_of
 from analysis.data.samples import Samples
 from analysis.statistics import estimate
@@ -145,5 +146,6 @@ def of_speed(row: Row) -> Estimate:
     """The decode speed in octaves, lower being faster, with the spread of the repeats of its measurement."""
     speed, error, repeats = row["tokens_per_second"], row["tokens_per_second_stderr"], row["tokens_per_second_n"]
     relative = None if error is None else error / speed / math.log(2)
-    freedom = repeats - 1.0 if error is not None and repeats and repeats > 1 else math.inf
+    relative = relative if on_axis(relative) else None
+    freedom = repeats - 1.0 if relative is not None and repeats and repeats > 1 else math.inf
     return Estimate(-math.log2(speed), relative, freedom)
