@@ -239,7 +239,7 @@ def _run_graph(
 ) -> bool:
     """Run what is missing with a live view; true if something is not done in the end."""
     from sweeps.cli.progress import Progress
-    from sweeps.cli.view import advice, counts, summary
+    from sweeps.cli.view import advice, counts, endings, summary
     from sweeps.dispatch import local_loop, submit
     from sweeps.planning.reconcile import read_states
     from sweeps.store.states import StepState
@@ -248,7 +248,10 @@ def _run_graph(
         local_loop.run(
             graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
         )
-    counted = counts(graph, read_states(graph, store))
+    states = read_states(graph, store)
+    for line in endings(graph, states):
+        console.print(line, style="red", highlight=False, markup=False)
+    counted = counts(graph, states)
     console.print(summary(counted), highlight=False)
     if line := advice(counted, saved.name):
         console.print(line, highlight=False)

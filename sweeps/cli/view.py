@@ -33,6 +33,9 @@ STYLES = {
     StepState.CANCELLED: "yellow",
 }
 
+MAX_ENDINGS = 10
+"""Lines on steps that ended badly."""
+
 
 def millions(count: int) -> str:
     return f"{count / 1e6:.1f} M"
@@ -186,6 +189,20 @@ def counts(graph: Graph, states: States) -> Counter[StepState]:
 
 def summary(counted: Mapping[StepState, int]) -> str:
     return ", ".join(f"{counted[name]} {name.lower()}" for name in STYLES if counted.get(name))
+
+
+def endings(graph: Graph, states: States) -> list[str]:
+    """A line for each reason why steps ended badly, with the steps that it ended."""
+    ended: dict[tuple[StepState, str], list[str]] = defaultdict(list)
+    for id, state in states.items():
+        if state.name in (StepState.FAILED, StepState.LOST, StepState.INTERRUPTED):
+            ended[state.name, state.reason].append(f"{graph[id].kind} {graph[id].label}")
+    lines = [f"{name.lower()}: {_listed(steps)}: {reason}" for (name, reason), steps in ended.items()]
+    return lines[:MAX_ENDINGS] + ([f"and {rest} more reasons"] if (rest := len(lines) - MAX_ENDINGS) > 0 else [])
+
+
+def _listed(steps: list[str]) -> str:
+    return steps[0] if len(steps) == 1 else f"{steps[0]} and {len(steps) - 1} more"
 
 
 def advice(counted: Mapping[StepState, int], sweep: str) -> str:

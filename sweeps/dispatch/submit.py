@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from slurm import site
-from slurm.jobs import Job, JobId
+from slurm.jobs import Job, JobId, Phase
 from slurm.local import LocalExecutor
 from slurm.queue import QueueError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
@@ -18,7 +19,8 @@ from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.dispatch.queue_status import JobStatus, latest_jobs, throttle
 from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
-from sweeps.store.errors import UserError
+from sweeps.store.code import import_variables
+from sweeps.store.errors import StoreError, UserError
 from sweeps.store.schema import JobRow
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.target import saved_target
@@ -29,14 +31,61 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFL
 """For nodes without internet: else Hugging Face's libraries ask the hub about every file that they already have."""
 
 
-def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalExecutor:
+class LocalJobs:
+    """Jobs on this machine. A step that its job could not begin at all (its process did not start, or died before the
+    first step) is left with a note that says so."""
+
+    def __init__(self, executor: LocalExecutor, jobs: Sequence[JobSpec], store: Store) -> None:
+        """Raises ValueError for a job that this machine cannot run."""
+        self._executor, self._jobs, self._store = executor, jobs, store
+        self._attempts = {id: self._count(id) for job in jobs for id in job.steps}
+        self._ids = executor.submit([_job(store, job) for job in jobs])
+
+    @property
+    def idle(self) -> bool:
+        return self._executor.idle
+
+    def poll(self) -> None:
+        self._executor.poll()
+
+    def close(self) -> None:
+        """End what runs, and wait until it has ended."""
+        self._executor.close()
+        states = self._executor.states(self._ids.values())
+        for job in self._jobs:
+            if (state := states[self._ids[job.name]]).phase is Phase.FAILED:
+                with suppress(OSError, StoreError):  # the store cannot be read, which the next reader of it says
+                    self._note(job, state.reason)
+
+    def _note(self, job: JobSpec, ended: str) -> None:
+        """The first step that could have begun and did not has the reason; those after it wait for it, or for what
+        failed before."""
+        output = self._executor.output(self._ids[job.name])
+        log = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.is_file() else []
+        last = next((" ".join(line.split()) for line in reversed(log) if line.strip()), "it printed nothing")
+        for id in job.steps:
+            step = self._store.step(id)
+            if step.record() or self._count(id) > self._attempts[id]:
+                continue
+            spec = step.spec()
+            if spec and all(self._store.step(parent).record() for parent in spec.parents.values()):
+                step.note_not_begun("interrupted", f"its job could not begin ({ended}): {last}", "\n".join(log[-20:]))
+            return
+
+    def _count(self, id: str) -> int:
+        try:
+            return len(self._store.step(id).attempts())
+        except OSError:
+            return 0
+
+
+def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalJobs:
     """Start jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
     executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store, saved)})
     try:
-        executor.submit([_job(store, job) for job in jobs])
+        return LocalJobs(executor, jobs, store)
     except ValueError as error:
         raise UserError(f"cluster: {error}") from None
-    return executor
 
 
 def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
@@ -142,7 +191,5 @@ def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
         snapshot = store.snapshot_code()
     except OSError as error:
         raise UserError(f"store = {store.root}: the code cannot be copied there ({error.strerror})") from None
-    paths = [str(snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]
     tracking = saved_target(saved).environment() if saved else {}
-    code = {CODE: snapshot.name, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    return {**_QUIET, **code, **tracking}
+    return {**_QUIET, CODE: snapshot.name, **import_variables(snapshot), **tracking}

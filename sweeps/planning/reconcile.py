@@ -14,7 +14,7 @@ from sweeps.steps.step import Step, canonical, described_by
 from sweeps.store.errors import DamagedFileError, UserError
 from sweeps.store.schema import Runtime
 from sweeps.store.states import StepState
-from sweeps.store.stepdir import State
+from sweeps.store.stepdir import State, StepDir
 from sweeps.store.store import SavedSweep, Store, StoreError
 
 AGAIN = "run the sweep's line again, which writes it anew"
@@ -39,7 +39,16 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
 
 
 def read_states(graph: Graph, store: Store) -> States:
-    return {id: store.step(id).state() for id in graph}
+    """The state of each step. One whose files are damaged has failed, with what to do as the reason: the others are
+    still to be run and shown."""
+    return {id: _state(store.step(id)) for id in graph}
+
+
+def _state(step: StepDir) -> State:
+    try:
+        return step.state()
+    except DamagedFileError as error:
+        return State(StepState.FAILED, str(error))
 
 
 def blockers(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:

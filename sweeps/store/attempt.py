@@ -36,9 +36,16 @@ class Attempt:
         return modified(self._heartbeat)
 
     def finish(self, state: ExitState, reason: str, returncode: int | None, own: bool = True) -> None:
-        """Write down how it ended."""
+        """Write down how it ended; where it did not end well, its log says so too."""
         ended = Exit(state=state, reason=reason, returncode=returncode, own=own, finished=utc_now())
         write_json(self.path / "exit.json", as_json(ended))
+        if state != "done" and reason:
+            self.log(_last_words(ended))
+
+    def log(self, line: str) -> None:
+        """Add a line to what it wrote to stderr; the exit status says the same where the log cannot be written."""
+        with suppress(OSError), self.stderr.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
 
     def write_record(self, record: Record) -> None:
         """Write the future record of the step: from now on the output is complete, and any later attempt can publish
@@ -94,10 +101,21 @@ class Attempt:
         return rows[-1] if rows else None
 
     def log_tail(self, lines: int = 5) -> list[str]:
-        """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty."""
+        """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty; without the line
+        that repeats its exit status."""
+        ended = None
+        with suppress(DamagedFileError, OSError):
+            ended = self.exit()
         for path in (self.stderr, self.stdout):
             if path.exists():
                 text = path.read_text(encoding="utf-8", errors="replace")
-                if found := [line for line in text.splitlines() if line.strip()]:
+                found = [line for line in text.splitlines() if line.strip()]
+                if ended and found[-1:] == _last_words(ended).splitlines():
+                    found.pop()
+                if found:
                     return found[-lines:]
         return []
+
+
+def _last_words(ended: Exit) -> str:
+    return f"{ended.state}: {ended.reason}"

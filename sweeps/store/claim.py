@@ -44,10 +44,14 @@ class ClaimFile:
     def take(self) -> ClaimHolder | None:
         """A claim of this process, or None where there is one."""
         mine = ClaimHolder(**vars(this_process()), token=secrets.token_hex(8))
-        if not write_once(self.path, _text(mine)):
-            return None
-        _held.add(mine.token)
-        return mine
+        _held.add(mine.token)  # first: another thread may read the file as soon as it is there
+        taken = False
+        try:
+            taken = write_once(self.path, _text(mine))
+        finally:
+            if not taken:
+                _held.discard(mine.token)
+        return mine if taken else None
 
     def retake(self, claim: ClaimHolder) -> bool:
         """Put a claim that this process holds in its place again, where nobody else's is."""

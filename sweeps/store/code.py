@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,17 @@ from sweeps.store.files import sha256
 ROOT = Path(__file__).resolve().parents[2]
 """Where the packages and conf/ lie side by side: a checkout, or site-packages."""
 CONF = ROOT / "conf"
+
 _IMPORTED = ("mlkv", "sweeps", "slurm", "conf/tasks")
 _OF_RESULTS = ("mlkv/", "sweeps/steps/", "sweeps/worker/child_main.py", "conf/tasks/")
+
+
+def import_variables(root: Path = ROOT) -> dict[str, str]:
+    """The variables with which another Python imports this code: it comes first, and the working directory is not on
+    the path, as a `sweeps/`, a `torch.py` or a `wandb.py` may lie there."""
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(dict.fromkeys(filter(None, [str(root), *others])))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _sources(root: Path = ROOT) -> Iterator[tuple[str, Path]]:

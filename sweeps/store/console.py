@@ -12,7 +12,10 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line and go on where that fails: the log may lie on a full disk, and the exit status says how it went."""
     stream = stream or sys.stdout
     try:
-        print(line, file=stream, flush=True)
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:  # a reason may quote any text, and the log's encoding may be ASCII
+            print(line.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
     except OSError:
         # What could not be written stays in the stream's buffer, and the interpreter, failing to write it at the end,
         # would exit with a status of its own.

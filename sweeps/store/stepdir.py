@@ -174,17 +174,37 @@ class StepDir:
                 return None
             discard(self.out)  # published without a record, and no record to be found that fits
             self.work.mkdir(exist_ok=True)
-            return Claim(self, self._new_attempt(), mine)
+            attempt = self._new_attempt()
+            attempt.out.mkdir()
+            attempt.beat()
+            return Claim(self, attempt, mine)
         except OSError:
             self.claims.release(mine)
             raise
 
     def _new_attempt(self) -> Attempt:
-        number = max((attempt.number for attempt in self.attempts()), default=0) + 1
-        attempt = Attempt(self.path / "attempts" / str(number))
-        attempt.out.mkdir(parents=True)
-        attempt.beat()
-        return attempt
+        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        while True:
+            number = max((attempt.number for attempt in self.attempts()), default=0) + 1
+            attempt = Attempt(self.path / "attempts" / str(number))
+            with suppress(FileExistsError):  # `note_not_begun` of another process took the number
+                attempt.path.mkdir()
+                return attempt
+
+    def note_not_begun(self, state: Literal["failed", "interrupted"], reason: str, log: str = "") -> None:
+        """Write down why a job could not even begin an attempt: as one that ended at once, so that every reader shows
+        it as it shows others. Nothing where the step is done, unknown here, or in another process's hands. Raises
+        OSError."""
+        with suppress(DamagedFileError):  # what a damaged file says does not count
+            if self.record() or not self.path.is_dir():
+                return
+        with suppress(DamagedFileError):
+            if (claim := self.claims.read()) and not self._is_stale(claim):
+                return
+        attempt = self._new_attempt()
+        if log:
+            attempt.log(log.rstrip())
+        attempt.finish(state, reason, None, own=False)
 
     def _is_stale(self, claim: ClaimHolder) -> bool:
         """Whether its holder is gone: on the holder's machine by its process, elsewhere by the newest heartbeat."""

@@ -25,11 +25,12 @@ from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
+from sweeps.store.errors import StoreError
 from sweeps.store.lines import open_to_append
-from sweeps.store.outside import describe_error, outside_cause
+from sweeps.store.outside import outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
-from sweeps.worker.messages import Answer, Request, interrupted_from_outside, line_of
+from sweeps.worker.messages import Answer, Request, answer_to, interrupted_from_outside, line_of
 
 _stop = False
 
@@ -72,10 +73,8 @@ def _answer(store: Store, request: Request) -> Answer:
     """Run one attempt. Failure is an answer like any other."""
     try:
         return _logged_answer(store, request)
-    except OSError as error:  # its logs cannot be opened: the step itself did not cause that
-        return interrupted_from_outside(describe_error(error))
-    except Exception as error:
-        return _failure(error)
+    except Exception as error:  # its logs cannot be opened, say: the step itself did not cause that
+        return answer_to(error)
 
 
 def _logged_answer(store: Store, request: Request) -> Answer:
@@ -99,6 +98,8 @@ def _logged_answer(store: Store, request: Request) -> Answer:
 def _failure(error: BaseException) -> Answer:
     if cause := outside_cause(error):
         return interrupted_from_outside(_in_one_line(cause))
+    if isinstance(error, StoreError):
+        return answer_to(error)
     if isinstance(error, StepFailed):
         return Answer(state="failed", reason=_in_one_line(str(error)))
     from mlkv.device import is_out_of_memory

@@ -9,6 +9,8 @@ from typing import Literal
 
 from mlkv.context import Outcome
 from sweeps.store import typed_json
+from sweeps.store.errors import StoreError, describe_fault
+from sweeps.store.outside import describe_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Answer:
     reason: one line.
     own: false where it was ended by others.
     outside: the machine or its files ended it: another attempt at once would fare no better.
+    needs_repair: a file of the store is damaged: no attempt fares better until a person has repaired it.
     outcome: what the step returned, where it is done.
     """
 
@@ -36,6 +39,7 @@ class Answer:
     returncode: int | None = None
     own: bool = True
     outside: bool = False
+    needs_repair: bool = False
     outcome: Outcome = field(default_factory=Outcome)
 
 
@@ -46,6 +50,15 @@ def line_of(message: Request | Answer) -> str:
 
 def interrupted_from_outside(cause: str) -> Answer:
     return Answer(state="interrupted", reason=cause, own=False, outside=True)
+
+
+def answer_to(error: Exception) -> Answer:
+    """What an error of the store, or of a worker itself, means for the attempt: the step did not cause it."""
+    if isinstance(error, OSError):
+        return interrupted_from_outside(describe_error(error))
+    if isinstance(error, StoreError):
+        return Answer(state="interrupted", reason=describe_fault(error), own=False, needs_repair=True)
+    return Answer(state="failed", reason=describe_fault(error))
 
 
 TAKEN_OVER = Answer(state="interrupted", reason="another worker took the step over", own=False)

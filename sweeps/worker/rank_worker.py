@@ -10,18 +10,19 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 
 from sweeps.steps.extensions import is_training
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
-from sweeps.store.outside import describe_error
+from sweeps.store.errors import StoreError
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from sweeps.worker.child_process import Child
 from sweeps.worker.job_context import SIGNALS, JobContext
-from sweeps.worker.messages import Request
+from sweeps.worker.messages import Request, answer_to
 
 POLL_SECONDS = 0.5
 EXIT_PEER_DIED = 4
@@ -40,8 +41,10 @@ class RankWorker:
             signal.signal(number, self._on_stop)
         try:
             status = next((status for id in steps if (status := self._join_all_attempts(self._store.step(id)))), 0)
-        except OSError as error:
-            say(f"rank {self._job.rank}: the store: {describe_error(error)}", sys.stderr)
+        except Exception as error:  # of this process or of the store: the child's own end is an answer
+            if not isinstance(error, OSError | StoreError):
+                say(traceback.format_exc().rstrip(), sys.stderr)
+            say(f"rank {self._job.rank}: {answer_to(error).reason}", sys.stderr)
             self._child.kill()
             status = EXIT_PEER_DIED
         self._child.close()

@@ -13,12 +13,13 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from sweeps.steps.extensions import is_training
 from sweeps.store.attempt import Attempt
@@ -34,7 +35,7 @@ from sweeps.tracking.supervisor import Mirror
 from sweeps.worker.child_process import Child
 from sweeps.worker.heartbeat import BEAT_SECONDS, Heartbeat
 from sweeps.worker.job_context import SIGNALS, JobContext, free_port, out_of_memory_kills
-from sweeps.worker.messages import TAKEN_OVER, Answer, Request, interrupted_from_outside
+from sweeps.worker.messages import TAKEN_OVER, Answer, Request, answer_to
 
 DONE, FAILED, BLOCKED, INTERRUPTED, STUCK = 0, 1, 3, 4, 5
 _SEVERITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
@@ -65,6 +66,13 @@ GRACE_SECONDS = 60.0
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 
 
+class StepEnd(NamedTuple):
+    """How a job left a step: an exit status, and the reason where it is not DONE."""
+
+    status: int
+    reason: str = ""
+
+
 class Worker:
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -75,13 +83,16 @@ class Worker:
         self._stopped_by = ""
 
     def run(self, steps: Sequence[str]) -> int:
-        """Run what is not done; go on past failures to steps that do not depend on them."""
+        """Run what is not done; go on past failures to steps that do not depend on them. Each step's end is printed,
+        with its reason where it is not a good one."""
         for number in SIGNALS:
             signal.signal(number, self._on_stop)
         worst = DONE
         for step in steps:
-            status = INTERRUPTED if self._stopping_since else self._step(step)
+            status, reason = (INTERRUPTED, self._stopped_by) if self._stopping_since else self._step(step)
             worst = max(worst, status, key=_SEVERITY.index)
+            if reason:
+                say(f"{step}: {reason}", sys.stderr)
             say(f"{utc_now()} {step} {_STATUS_NAMES[status]}")
         self._child.close()
         self._mirror.close()
@@ -93,74 +104,84 @@ class Worker:
         self._stopped_by = SIGNALS[signal.Signals(number)]
         self._child.stop()
 
-    def _step(self, step_id: str) -> int:
+    def _step(self, step_id: str) -> StepEnd:
+        """Run one step. Whatever goes wrong with it is written down at the step, and the steps after it are run."""
         step = self._store.step(step_id)
         try:
             return self._until_ended(step)
-        except OSError as error:
-            say(f"{step_id}: the store: {describe_error(error)}", sys.stderr)
-            return DONE if _is_done(step) else INTERRUPTED
-        except StoreError as error:  # a person has to repair a file: another attempt would fail too
-            say(f"{step_id}: {error}", sys.stderr)
-            return BLOCKED
+        except Exception as error:
+            self._child.kill()
+            if _is_done(step):
+                return StepEnd(DONE)
+            return self._not_begun(step, answer_to(error), traceback.format_exc())
 
-    def _until_ended(self, step: StepDir) -> int:
+    def _not_begun(self, step: StepDir, answer: Answer, log: str = "") -> StepEnd:
+        """The end of a step for which no attempt could begin. As there is no attempt to say so, a note does."""
+        state: Literal["failed", "interrupted"] = "failed" if answer.state == "failed" else "interrupted"
+        try:
+            step.note_not_begun(state, answer.reason, log)
+            status = self._status_after(answer, step)
+        except (OSError, StoreError):  # the store that cannot be read cannot be written either
+            status = None
+        return StepEnd(INTERRUPTED if status is None else status, answer.reason)
+
+    def _until_ended(self, step: StepDir) -> StepEnd:
         """Run the step until this or another process has finished it, or until this job cannot finish it.
 
-        Raises OSError where the store cannot be read or written."""
+        Raises OSError where the store cannot be read or written, StoreError where a file in it is damaged."""
         while not step.record():
             if self._stopping_since:
-                return INTERRUPTED
-            if self._failed_before(step):
-                return FAILED
-            if not self._inputs_are_sound(step.id):
-                return BLOCKED
+                return StepEnd(INTERRUPTED, self._stopped_by)
+            if (failed := self._failed_before(step)) is not None:
+                return StepEnd(FAILED, failed)
+            if missing := self._missing_input(step.id):
+                return StepEnd(BLOCKED, missing)
             if claim := step.claim():
                 try:
-                    status = self._attempt(claim)
+                    end = self._attempt(claim)
                 finally:
                     claim.release()
-                if status is not None:
-                    return status
+                if end is not None:
+                    return end
             elif not step.record():
                 time.sleep(BEAT_SECONDS)  # another worker is at it
-        return DONE
+        return StepEnd(DONE)
 
-    def _failed_before(self, step: StepDir) -> bool:
-        """Whether an earlier run of this very job has found that the step fails. A job is started again for what was
-        interrupted in it, and a step that failed would fail again: its job may run it anew only on `mlkv retry`."""
+    def _failed_before(self, step: StepDir) -> str | None:
+        """Why an earlier run of this very job has found that the step fails, if it has. A job is started again for what
+        was interrupted in it, and a step that failed would fail again: its job may run it anew only on `mlkv retry`."""
         if not self._job.run or not (last := step.attempt()):
-            return False
+            return None
         environment, ended = last.environment(), last.exit()
         same_job = environment is not None and environment.job == self._job.id
-        return same_job and ended is not None and ended.state == "failed"
+        return ended.reason if same_job and ended is not None and ended.state == "failed" else None
 
-    def _inputs_are_sound(self, step_id: str) -> bool:
-        """Every parent done, with the bytes its record names. A parent that is not is set aside to be run again."""
+    def _missing_input(self, step_id: str) -> str | None:
+        """Why the step cannot begin yet: every parent must be done, with the bytes its record names. A parent that is
+        corrupt is set aside to be run again."""
         spec = self._store.step(step_id).spec()
         if spec is None:
-            say(f"{step_id}: no such step in {self._store.root}", sys.stderr)
-            return False
+            return f"no such step in {self._store.root}"
         for parent in map(self._store.step, spec.parents.values()):
             if parent.record() is None:
-                say(f"{step_id}: waits for {parent.id}, which is not done", sys.stderr)
-                return False
+                return f"waits for {parent.id}, which is not done"
             if wrong := parent.corrupted():
                 parent.set_aside(wrong)
-                say(f"{step_id}: input {parent.id} is corrupt ({wrong}); set aside to be run again", sys.stderr)
-                return False
-        return True
+                return f"input {parent.id} is corrupt ({wrong}); set aside to be run again"
+        return None
 
-    def _attempt(self, claim: Claim) -> int | None:
-        """Run the step once; its status, or None where the next look at the step shows it: the child died, or another
+    def _attempt(self, claim: Claim) -> StepEnd | None:
+        """Run the step once; its end, or None where the next look at the step shows it: the child died, or another
         worker took the step over."""
         attempt = claim.attempt
         with Heartbeat(claim) as heartbeat:
             try:
                 answer = self._run_and_publish(claim, heartbeat)
-            except OSError as error:
+            except Exception as error:  # of this process or of the store: the child had no part in it
                 self._child.kill()
-                answer = interrupted_from_outside(describe_error(error))
+                answer = answer_to(error)
+                if answer.state == "failed":
+                    attempt.log(traceback.format_exc().rstrip())
         if _is_done(claim.step):
             answer = replace(answer, state="done")  # by this attempt or another one
             claim.step.tidy(attempt)
@@ -172,9 +193,10 @@ class Worker:
         try:
             attempt.finish(answer.state, answer.reason, answer.returncode, answer.own)
         except OSError as error:
-            say(f"{claim.step.id}: {answer.reason}; and {describe_error(error)}", sys.stderr)
+            answer = replace(answer, reason=f"{answer.reason}; and {describe_error(error)}")
         self._mirror.ended(claim)
-        return self._status_after(answer, claim.step)
+        status = self._status_after(answer, claim.step)
+        return None if status is None else StepEnd(status, "" if status == DONE else answer.reason)
 
     def _status_after(self, answer: Answer, step: StepDir) -> int | None:
         """What an attempt's end means for the job.
@@ -187,6 +209,8 @@ class Worker:
             return DONE
         if answer.state == "failed":
             return FAILED
+        if answer.needs_repair:
+            return BLOCKED
         if self._stopping_since:
             return INTERRUPTED
         if answer.outside:
@@ -204,6 +228,8 @@ class Worker:
         self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(heartbeat)
         if answer.state == "vanished":
+            if (answer.returncode or 0) > 0 and (last := attempt.log_tail(1)):
+                answer = replace(answer, reason=f"{answer.reason}: {' '.join(last[0].split())}")
             answer = self._answer_of_dead_child(answer, peak, out_of_memory_kills() > killed_before)
         if answer.state == "interrupted" and not answer.outside:
             answer = self._interruption(claim, answer)
@@ -291,7 +317,7 @@ def _is_done(step: StepDir) -> bool:
     """Whether it has a record, as far as the store can be read."""
     try:
         return step.record() is not None
-    except OSError:
+    except (OSError, StoreError):
         return False
 
 
