@@ -7,26 +7,44 @@ import os
 import subprocess
 import sys
 
-from sweeps.store.code import ROOT
+from sweeps.store.code import import_variables
 from sweeps.store.console import say
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
 from sweeps.tracking.target import Target
 
+OF_THE_SERVER = frozenset(
+    {
+        "WANDB_API_KEY",
+        "WANDB_APP_URL",
+        "WANDB_BASE_URL",
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "WANDB_CREDENTIALS_FILE",
+        "WANDB_DATA_DIR",
+        "WANDB_ENTITY",
+        "WANDB_ERROR_REPORTING",
+        "WANDB_HTTP_TIMEOUT",
+        "WANDB_IDENTITY_TOKEN_FILE",
+        "WANDB_INSECURE_DISABLE_SSL",
+        "WANDB_USERNAME",
+        "WANDB_USER_EMAIL",
+        "WANDB__EXTRA_HTTP_HEADERS",
+    }
+)
+
 
 def environment(target: Target) -> dict[str, str]:
-    """The environment of a process that writes to W&B. Without WANDB_SERVICE: it names another program's wandb process,
-    which this one would share, and would end with. Without W&B's variables that are empty, which its client refuses.
-    This code is first on the path, and the working directory is not on it: a `wandb.py` or a `sweeps/` may lie there.
+    """The environment of a process that writes to W&B. Of W&B's own variables it has those that say where the server is
+    and who asks. The others are about a run of the shell's own (WANDB_MODE, WANDB_RUN_ID, WANDB_SWEEP_ID, WANDB_TAGS,
+    WANDB_SERVICE …): its client would prefer some of them to what we say, and refuses what it does not understand.
     """
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name != "WANDB_SERVICE" and (value or not name.startswith("WANDB_"))
+        if not name.startswith("WANDB_") or (value and name in OF_THE_SERVER)
     }
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"WANDB_SILENT": "true", "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-    return {**inherited, **own, **target.environment()}
+    return {**inherited, "WANDB_SILENT": "true", **import_variables(), **target.environment()}
 
 
 class Mirror:

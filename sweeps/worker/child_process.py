@@ -15,7 +15,9 @@ from typing import IO
 import psutil
 
 from sweeps.store import typed_json
+from sweeps.store.attempt import Attempt
 from sweeps.store.store import Store
+from sweeps.worker.environment import computing
 from sweeps.worker.messages import Answer, Request, line_of
 
 
@@ -28,18 +30,29 @@ class Child:
         self._answers: queue.Queue[str] = queue.Queue()
 
     def send(self, request: Request) -> None:
-        """Have it run an attempt; it is started where it is not running."""
+        """Have it run an attempt; it is started where it is not running. What it prints at its start goes to this
+        attempt's logs: it may die there."""
         if self._process is None or self._process.poll() is not None:
-            self._start()
+            self._start(next(a for a in self._store.step(request.step).attempts() if a.number == request.attempt))
         assert self._process
         assert self._process.stdin
-        self._process.stdin.write(line_of(request))
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died already, and `answer` says how
+            self._process.stdin.write(line_of(request))
+            self._process.stdin.flush()
 
-    def _start(self) -> None:
-        ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "sweeps.worker.child_main", str(self._store.root), str(theirs)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
+    def _start(self, attempt: Attempt) -> None:
+        with attempt.stdout.open("ab") as out, attempt.stderr.open("ab") as err:
+            ours, theirs = os.pipe()
+            command = [sys.executable, "-m", "sweeps.worker.child_main", str(self._store.root), str(theirs)]
+            self._process = subprocess.Popen(
+                command,
+                env=computing(),
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                text=True,
+                pass_fds=[theirs],
+            )
         os.close(theirs)
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(os.fdopen(ours), self._answers), daemon=True).start()
@@ -54,8 +67,8 @@ class Child:
         if line:
             return typed_json.parsed(Answer, line.encode())
         code = self._process.wait()
-        how = f"killed by {_name_of(-code)}" if code < 0 else f"exited with {code}"
-        return Answer(state="vanished", reason=f"its process was {how}", returncode=code)
+        how = f"was killed by {_name_of(-code)}" if code < 0 else f"exited with {code}"
+        return Answer(state="vanished", reason=f"its process {how}", returncode=code)
 
     @property
     def pid(self) -> int | None:
@@ -64,7 +77,7 @@ class Child:
     def resident_bytes(self) -> int:
         try:
             return psutil.Process(self._process.pid).memory_info().rss if self._process else 0
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             return 0
 
     def stop(self) -> None:

@@ -1,0 +1,97 @@
+"""The environment of a process that computes: the shell's, without what would make a step wait, crash or give other
+numbers. What a step needs of this kind it is given on purpose (the process group by its request, child_main.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from sweeps.store.code import import_variables
+
+_PROCESS_GROUP = (
+    # torch.distributed and torchrun (torch/distributed/elastic/agent/server/local_elastic_agent.py).
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "ROLE_NAME",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_",
+    "TORCH_ELASTIC_",
+    "TORCHCOMM_",
+    # accelerate (accelerate/utils/environment.py, state.py) reads MPI's too; transformers reads SageMaker's.
+    "ACCELERATE_",
+    "PARALLELISM_CONFIG_",
+    "MEGATRON_LM_",
+    "FSDP_",
+    "DEEPSPEED_",
+    "FORK_LAUNCHED",
+    "NPROC",
+    "PMI_",
+    "PMIX_",
+    "OMPI_",
+    "MV2_COMM_WORLD_",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
+    "I_MPI_",
+    "SM_",
+    "SMDATAPARALLEL_",
+    # SLURM's of a task; those of the job stay.
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_",
+    "SLURM_NPROCS",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_TASK_PID",
+    "SLURM_GTIDS",
+    "SLURM_STEPID",
+    "SLURM_STEP_",
+    "SLURM_SRUN_COMM_",
+    "SLURM_LAUNCH_NODE_IPADDR",
+)
+_NUMBERS = (
+    # Other arithmetic than the recipe says.
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "XLA_USE_BF16",
+    "XLA_DOWNCAST_BF16",
+)
+_LIBRARIES = (
+    # Switch off a library that a step needs (datasets/config.py, transformers/utils/import_utils.py).
+    "USE_TORCH",
+    "USE_TF",
+    "USE_JAX",
+    # Trackers that a library may report to by itself; runs are mirrored by another process, which has the key.
+    "WANDB_",
+    "MLFLOW_",
+    "COMET_",
+    "CLEARML_",
+    "NEPTUNE_",
+    # Make a library's warning an error, or keep the process when its work is over.
+    "PYTHONWARNINGS",
+    "PYTHONINSPECT",
+    "PYTHONBREAKPOINT",
+)
+_ALL = (*_PROCESS_GROUP, *_NUMBERS, *_LIBRARIES)
+_OWN = {"PYTHONIOENCODING": "utf-8"}
+"""A library that prints "±" into its log must not fail."""
+
+
+def computing(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a process that computes."""
+    return {**{k: value for k, value in inherited.items() if not _left_out(k)}, **import_variables(), **_OWN}
+
+
+def _left_out(name: str) -> bool:
+    """By its name, or by a beginning that ends with `_`."""
+    return any(name == each or (each.endswith("_") and name.startswith(each)) for each in _ALL)
