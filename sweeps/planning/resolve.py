@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +33,7 @@ from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, sha256, write_json
 from sweeps.store.store import Store
+from sweeps.store.user_cache import user_cache
 
 Pins = dict[str, str]
 LM_EVAL = "lm_eval"
@@ -56,15 +59,19 @@ class FileDigest:
     sha256: str
 
 
+DIGESTS, MAX_DIGESTS = "digests.json", 100_000
+
+
 class Resolver:
     """Resolves each distinct reference once."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
-        self._digests = _read_digests(store)
+        # The store has those of earlier code.
+        self._digests = {**_read_digests(store.cache(DIGESTS)), **_read_digests(user_cache(DIGESTS))}
+        self._new_digests: dict[str, FileDigest] = {}
 
     def model(self, config: ModelConfig) -> Model:
         if config not in self._models:
@@ -154,23 +161,31 @@ class Resolver:
         return whole.hexdigest()
 
     def _file_digest(self, path: Path) -> str:
-        facts = path.stat()
-        known = self._digests.get(str(path))
+        facts, name = path.stat(), os.path.abspath(path)
+        known = self._digests.get(name)
         if known is None or (known.bytes, known.modified_ns) != (facts.st_size, facts.st_mtime_ns):
             known = FileDigest(facts.st_size, facts.st_mtime_ns, sha256(path))
-            self._digests[str(path)] = known
+            self._digests[name] = self._new_digests[name] = known
         return known.sha256
 
     def save(self) -> None:
-        """Write the digests to the store's cache, for the next plan."""
-        rows = {path: astuple(digest) for path, digest in self._digests.items()}
-        write_json(self._store.cache("digests.json"), rows)
+        """Keep the digests in the user's cache, for the next plan; where that cannot be written it takes longer."""
+        if not self._new_digests:
+            return
+        digests = {**_read_digests(user_cache(DIGESTS)), **self._new_digests}  # another plan may have written since
+        latest = list(digests.items())[-MAX_DIGESTS:]
+        with suppress(OSError):
+            write_json(user_cache(DIGESTS), {path: astuple(digest) for path, digest in latest})
 
 
-def _read_digests(store: Store) -> dict[str, FileDigest]:
+def _read_digests(file: Path) -> dict[str, FileDigest]:
     """The cached digests by path; a row of another shape is computed anew."""
-    rows = read_cache(store.cache("digests.json"))
-    return {path: FileDigest(*row) for path, row in rows.items() if isinstance(row, list) and len(row) == 3}
+    rows = read_cache(file)
+    return {path: FileDigest(*row) for path, row in rows.items() if _is_digest(row)}
+
+
+def _is_digest(row: object) -> bool:
+    return isinstance(row, list) and [type(value) for value in row] == [int, int, str]
 
 
 def _read_config(path: Path, where: str) -> dict[str, Any]:

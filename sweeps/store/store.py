@@ -28,6 +28,7 @@ from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, State, StepDir
 from sweeps.store.typed_json import as_json
+from sweeps.store.user_cache import user_cache
 
 __all__ = ["Attempt", "Claim", "SavedSweep", "State", "StepDir", "StepState", "Store", "StoreError", "TrackingDir"]
 
@@ -96,7 +97,7 @@ class Store:
         return found[0]
 
     def cache(self, name: str) -> Path:
-        """A file that can be thrown away at any time."""
+        """A file that earlier code left; it can be thrown away at any time."""
         return self.root / "cache" / name
 
     # Sweeps
@@ -229,7 +230,7 @@ class Store:
         and a sweep starts many workers."""
         from sweeps.store.code import result_hash
 
-        known = self.cache("result_code") / self.code_hash
+        known = user_cache("result_code") / self.code_hash
         with suppress(OSError, UnicodeDecodeError):
             if len(text := known.read_text(encoding="ascii")) == len(self.code_hash):
                 return text

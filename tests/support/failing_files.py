@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -60,3 +61,33 @@ def failing(folder: Path, **how: Any) -> Iterator[Failing]:
         for module in (io, builtins):
             patched.setattr(module, "open", fault.wrapped("open", io.open))
         yield fault
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[list[str]]:
+    """Whatever would write below `folder` fails, as on a file system mounted so; root's rights make no difference."""
+    refused: list[str] = []
+
+    def wrapped(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            below = any(isinstance(a, str | os.PathLike) and Path(a).is_relative_to(folder) for a in arguments[:2])
+            if not below or (name == "open" and not _writes(*arguments, **named)):
+                return operation(*arguments, **named)
+            refused.append(f"{name} {arguments[0]}")
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in OPERATIONS:
+            if name not in ("fsync", "scandir"):
+                patched.setattr(os, name, wrapped(name, getattr(os, name)))
+        for module in (io, builtins):
+            patched.setattr(module, "open", wrapped("open", io.open))
+        yield refused
+
+
+def _writes(path: object, mode: str | int = "r", *_: Any, **__: Any) -> bool:
+    if isinstance(mode, int):  # of os.open
+        return bool(mode & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    return mode.strip("bt") != "r"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from mlkv.files import Json
+from sweeps.store.user_cache import user_cache
 
 
 def default_folder() -> Path:
     """`$XDG_CACHE_HOME/mlkv/wandb`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlkv" / "wandb"
+    return user_cache("wandb")
 
 
 class HistoryCache:
