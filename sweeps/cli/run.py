@@ -241,14 +241,14 @@ def _run_graph(
     from sweeps.cli.progress import Progress
     from sweeps.cli.view import advice, counts, endings, summary
     from sweeps.dispatch import local_loop, submit
-    from sweeps.planning.reconcile import read_states
+    from sweeps.planning.reconcile import read_states_while_running
     from sweeps.store.states import StepState
 
     with Progress(console, graph, store, cluster.slots or 1) as progress:
         local_loop.run(
             graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
         )
-    states = read_states(graph, store)
+    states = read_states_while_running(graph, store)
     for line in endings(graph, states):
         console.print(line, style="red", highlight=False, markup=False)
     counted = counts(graph, states)

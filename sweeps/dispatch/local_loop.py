@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.planning.config import ClusterConfig
-from sweeps.planning.reconcile import Graph, read_states, to_run
+from sweeps.planning.reconcile import Graph, read_states_while_running, to_run
 from sweeps.store.store import SavedSweep, Store
 
 MAX_ROUNDS = 3
@@ -48,7 +48,7 @@ def run(
     tried: set[str] = set()
     saved.clear_cancel()
     for _ in range(MAX_ROUNDS):
-        todo = to_run(graph, read_states(graph, store), retry=retry)
+        todo = to_run(graph, read_states_while_running(graph, store), retry=retry)
         if not todo:
             break
         retry = False

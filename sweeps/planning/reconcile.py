@@ -39,12 +39,17 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
 
 
 def read_states(graph: Graph, store: Store) -> States:
-    """The state of each step. One whose files are damaged has failed, with what to do as the reason: the others are
-    still to be run and shown."""
-    return {id: _state(store.step(id)) for id in graph}
+    """The state of each step. Raises DamagedFileError."""
+    return {id: store.step(id).state() for id in graph}
 
 
-def _state(step: StepDir) -> State:
+def read_states_while_running(graph: Graph, store: Store) -> States:
+    """The same for a sweep that runs. A step whose files were damaged meanwhile has failed, with what to do as the
+    reason, and the others go on."""
+    return {id: _state_or_damage(store.step(id)) for id in graph}
+
+
+def _state_or_damage(step: StepDir) -> State:
     try:
         return step.state()
     except DamagedFileError as error:

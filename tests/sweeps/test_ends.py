@@ -20,7 +20,7 @@ from sweeps.dispatch import local_loop, submit
 from sweeps.dispatch.grouping import JobSpec
 from sweeps.dispatch.submit import LocalJobs
 from sweeps.planning.config import ClusterConfig
-from sweeps.planning.reconcile import read_states
+from sweeps.planning.reconcile import read_states_while_running
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
@@ -190,7 +190,7 @@ def test_a_record_that_is_damaged_while_a_sweep_runs_does_not_end_it(tmp_path: P
 
     local_loop.run(graph, ClusterConfig(), store, saved, start, lambda: None)
     assert [len(ids) for ids in started] == [3, 2, 2]
-    state = read_states(graph, store)[steps[0].id]
+    state = read_states_while_running(graph, store)[steps[0].id]
     assert state.name == "FAILED"
     assert "done.json" in state.reason
 
