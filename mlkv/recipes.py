@@ -31,18 +31,20 @@ def runtime_field(default: Any) -> Any:
 class CorpusRecipe(Choices):
     """Text → tokenizer → packed token blocks, with documents held out by a hash of their name or content."""
 
-    source: Literal["python_stdlib", "text_files", "hf"] = "python_stdlib"
+    source: Literal["python_stdlib", "text_files", "files", "hf"] = "python_stdlib"
+    """`files`: a document for each text file and for each row of a file of rows, by suffix. `text_files`: each file is
+    a document. `hf`: a dataset of the hub, or a copy of one."""
     files: tuple[str, ...] = runtime_field(())
-    """Globs, for `text_files`; their content is what counts."""
+    """Paths and globs, and for `files` also folders; their content is what counts."""
     dataset: str | None = runtime_field(None)
     subset: str | None = None
     split: str = "train"
     revision: str | None = runtime_field(None)
     text_column: str = "text"
     take: Positive | None = None
-    """`hf`: the first so many documents after a seeded shuffle."""
+    """`hf`, `files`: the first so many documents after a seeded shuffle."""
     fraction: Annotated[float, Gt(0), Le(1)] | None = None
-    """`hf`: this share of the documents, chosen by a hash."""
+    """`hf`, `files`: this share of the documents, chosen by a hash."""
     shuffle_buffer: Positive = 10_000
     tokenizer: Literal["train", "model", "published"] | None = None
     """Trained on this text; the base model's; or that of `tokenizer_from`. Unset: the base model's if its weights are
@@ -62,8 +64,8 @@ class CorpusRecipe(Choices):
         super().__post_init__()
         if self.source == "hf" and not self.dataset:
             raise ValueError("dataset is empty: source hf needs the name of a hub dataset")
-        if self.source == "text_files" and not self.files:
-            raise ValueError("files is empty: source text_files needs at least one glob")
+        if self.source in ("text_files", "files") and not self.files:
+            raise ValueError(f"files is empty: source {self.source} needs at least one path or glob")
         if self.tokenizer is None and self.tokenizer_from:
             raise ValueError(f"tokenizer_from = {self.tokenizer_from}: set tokenizer = published to use it")
         if self.tokenizer == "published" and not self.tokenizer_from:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 HUB_TEXT = ["model=pythia-160m"]
 NEED = {
-    "corpus/text_files": ["corpus.files=[x]"],
+    **{f"corpus/{name}": ["corpus.files=[x]"] for name in ("text_files", "files")},
     **{f"corpus/{name}": HUB_TEXT for name in ("pile_dedup", "pile_neox")},
     **{f"corpus/slimpajama{size}": HUB_TEXT for size in ("", "_100b", "_llama")},
     "convert/none": ["evaluate=none"],

@@ -48,13 +48,18 @@ def cut_passages(
 ) -> list[Passage]:
     """The wanted passages of CONTEXT_TOKENS and CONTINUATION_TOKENS (fewer where `sequence_length` is short), in the
     documents' order, none overlapping, each cut where a single space separates two words."""
-    continuation = min(CONTINUATION_TOKENS, sequence_length // 5)
-    context = min(CONTEXT_TOKENS, sequence_length - continuation)
+    context, continuation = passage_tokens(sequence_length)
     cut = [p for text in documents for p in _cut(encoder.encode(text), context, continuation, wanted)]
     # Cut out of its text a continuation may have more tokens or fewer. All choices of an item must have equally many:
     # a sum of log-likelihoods favours short ones.
     lengths = [len(ids) for ids in encoder.ids([p.continuation for p in cut])]
     return [p for p, length in zip(cut, lengths, strict=True) if length == continuation]
+
+
+def passage_tokens(sequence_length: int) -> tuple[int, int]:
+    """Tokens of a context and of its continuation."""
+    continuation = min(CONTINUATION_TOKENS, sequence_length // 5)
+    return min(CONTEXT_TOKENS, sequence_length - continuation), continuation
 
 
 def _cut(document: Encoded, context: int, continuation: int, wanted: Callable[[Passage], bool]) -> Iterator[Passage]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,9 @@ from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..recipes import CorpusRecipe
 from . import tokenizer as tokenizers
 from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
-from .documents import Document, documents
+from .documents import Document, documents, identifying_files, place_of
+from .formats import Skipped
+from .found_files import content_digest, file_digest
 from .items import Item, make_items
 from .manifest import NAME, SPLITS, Manifest
 from .tokenizer import Encoder
@@ -35,23 +38,34 @@ BATCH_TEXT = 2_000_000
 """Characters tokenised at a time."""
 
 
-def run(recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None) -> Outcome:
-    """Make a corpus directory in `out`. `tokenizer` is a folder with one, needed unless the recipe trains its own.
+def run(
+    recipe: CorpusRecipe, out: Path, ctx: Context, *, tokenizer: Path | None = None, text: str | None = None
+) -> Outcome:
+    """Make a corpus directory in `out`. `tokenizer` is a folder with one, needed unless the recipe trains its own;
+    `text` the digest of the files that were planned, where they are on this machine.
 
     Memory holds one batch of documents, never the corpus. Raises StepFailed, naming the field, where the source cannot
-    be read or is too small.
+    be read, is too small, or has changed.
     """
     try:
+        _check_unchanged(recipe, text)
         return _run(recipe, out, Progress(ctx, recipe.take), tokenizer)
     except ValueError as error:
         raise StepFailed(str(error)) from error
+
+
+def _check_unchanged(recipe: CorpusRecipe, planned: str | None) -> None:
+    files = identifying_files(recipe) if planned else []
+    if files and content_digest(files, file_digest) != planned:
+        raise StepFailed(f"{place_of(recipe)}: its files have changed since the plan; run the sweep's line again")
 
 
 def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | None) -> Outcome:
     tokenizer = _tokenizer(recipe, progress, folder)
     tokenizer.save_pretrained(out / "tokenizer")
     encoder = tokenizers.Encoder(tokenizer)
-    train, held_out = _write_blocks(recipe, out, progress, encoder)
+    skipped = Skipped()
+    train, held_out = _write_blocks(recipe, out, progress, encoder, skipped)
     tasks = make_items(
         held_out.texts, encoder, sequence_length=recipe.sequence_length, items=recipe.task_items, seed=recipe.seed
     )
@@ -72,7 +86,11 @@ def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | Non
         tokenizer_sha256=_sha256(out / "tokenizer" / "tokenizer.json"),
     )
     (out / NAME).write_text(json.dumps(manifest.as_json(), indent=2) + "\n", "utf-8")
-    return Outcome(_metrics(manifest), manifest.as_json())
+    facts = manifest.as_json()
+    if note := skipped.note():
+        print(note, file=sys.stderr)
+        facts |= {"skipped_rows": skipped.count, "first_skipped": skipped.first}
+    return Outcome(_metrics(manifest), facts)
 
 
 def _metrics(manifest: Manifest) -> list[MetricRow]:
@@ -135,7 +153,7 @@ def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _write_blocks(
-    recipe: CorpusRecipe, out: Path, progress: Progress, encoder: Encoder
+    recipe: CorpusRecipe, out: Path, progress: Progress, encoder: Encoder, skipped: Skipped
 ) -> tuple[TrainWriter, HeldOutWriter]:
     """Write both splits. Returns the closed writers, which hold the counts and the texts for task items."""
     length = recipe.sequence_length
@@ -143,16 +161,21 @@ def _write_blocks(
         TrainWriter(out, PACKERS[recipe.packing](length), length, encoder) as train,
         HeldOutWriter(out, length, encoder) as held_out,
     ):
-        for batch in _batches(progress.count("tokens", documents(recipe))):
+        for batch in _batches(progress.count("tokens", documents(recipe, skipped))):
             train.add_texts([d.text for d in batch if not d.held_out])
             held_out.add_texts([d.text for d in batch if d.held_out])
-    for split, tokens in (("train", train.tokens), ("heldout", held_out.tokens)):
-        if tokens < length:
-            raise StepFailed(
-                f"{split} text has {tokens} tokens, less than one sequence_length ({length}): "
-                f"give more text, or change held_out = {recipe.held_out}"
-            )
+    check_tokens(recipe, "train", train.tokens)
+    check_tokens(recipe, "heldout", held_out.tokens)
     return train, held_out
+
+
+def check_tokens(recipe: CorpusRecipe, split: str, tokens: int) -> None:
+    """Raises StepFailed for a split of less than one row."""
+    if tokens < recipe.sequence_length:
+        raise StepFailed(
+            f"{split} text has {tokens} tokens, less than one sequence_length ({recipe.sequence_length}): "
+            f"give more text, or change held_out = {recipe.held_out}"
+        )
 
 
 def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:

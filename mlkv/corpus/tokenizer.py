@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..context import StepFailed
 
+BYTES = 256
+"""Tokens that every byte-level tokenizer has, besides the end of text."""
 END_OF_TEXT = "<|endoftext|>"
 FILES = (
     "tokenizer.json",

@@ -85,7 +85,8 @@ def _corpus(variant: Variant) -> str:
     if variant.corpus is None:
         return ""
     where = recipe.dataset if recipe.source == "hf" else ", ".join(recipe.files)
-    return f"{recipe.source}{f' ({where})' if where else ''} in rows of {recipe.sequence_length:,} tokens"
+    rows = f"{recipe.source}{f' ({where})' if where else ''} in rows of {recipe.sequence_length:,} tokens"
+    return "; ".join(filter(None, [rows, variant.corpus_note]))
 
 
 def _tokenizer(variant: Variant) -> str:

@@ -6,10 +6,22 @@ model, or several parts of the configuration together.
 
 from __future__ import annotations
 
+from mlkv.corpus.tokenizer import BYTES
+from mlkv.evaluate.task_names import ITEM_TASKS
 from mlkv.layout import KVLayout
 from sweeps.planning.config import Config
 from sweeps.planning.resolve import Model
 from sweeps.store.errors import UserError
+
+_READ_BY = {
+    "files": ("files", "text_files"),
+    "dataset": ("hf",),
+    "subset": ("hf",),
+    "revision": ("hf",),
+    "take": ("files", "hf"),
+    "fraction": ("files", "hf"),
+}
+"""Fields of a corpus → the sources that read them."""
 
 
 def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
@@ -35,11 +47,29 @@ def check_corpus(config: Config, model: Model) -> None:
         raise UserError(
             f"corpus.sequence_length = {corpus.sequence_length}: model {name} takes at most {shape.context}"
         )
+    if corpus.tokenizer == "train" and corpus.vocab_size <= BYTES:
+        raise UserError(f"corpus.vocab_size = {corpus.vocab_size}: a byte-level tokenizer needs at least {BYTES + 1}")
     if corpus.tokenizer == "train" and corpus.vocab_size > shape.vocab_size:
         raise UserError(f"corpus.vocab_size = {corpus.vocab_size}: model {name} has only {shape.vocab_size} embeddings")
 
 
+def check_read_fields(config: Config) -> None:
+    """A field of the corpus that its source does not read is a slip: the text would be another than the one named."""
+    corpus = config.corpus
+    for name, sources in _READ_BY.items():
+        if getattr(corpus, name) is not None and getattr(corpus, name) != () and corpus.source not in sources:
+            value = getattr(corpus, name)
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(
+                f"corpus.{name} = {shown}: source {corpus.source} does not read it; "
+                f"add {' or '.join(f'corpus.source={source}' for source in sources)}"
+            )
+
+
 def check_tasks(config: Config) -> None:
-    """Tasks need a checkpoint to score."""
+    """Tasks need a checkpoint to score, and items if they are made of them."""
     if config.convert.start == "none" and config.evaluate.tasks:
         raise UserError("convert = none: makes no checkpoint that evaluate.tasks could score; add evaluate=none")
+    items = next((task for task in config.evaluate.tasks if task in ITEM_TASKS), None)
+    if items and not config.corpus.task_items:
+        raise UserError(f"evaluate.tasks: {items} is made of the corpus's items, and corpus.task_items = 0 makes none")

@@ -6,7 +6,6 @@ it was read from is not. File digests are cached by path, size and time of chang
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlkv.corpus.documents import local_files
+from mlkv.corpus.documents import identifying_files, place_of, splits_duplicates
+from mlkv.corpus.formats import is_readable
+from mlkv.corpus.found_files import content_digest
 from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.task_names import check_task, own_tasks
 from mlkv.evaluate.tasks import TASKS
@@ -28,6 +29,7 @@ from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.config import EvaluateConfig, ModelConfig
+from sweeps.planning.texts import check_text
 from sweeps.planning.tokens import may_have_tokenizer
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
@@ -69,6 +71,7 @@ class Resolver:
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
+        self._notes: dict[tuple[CorpusRecipe, ModelConfig], str] = {}
         # The store has those of earlier code.
         self._digests = {**_read_digests(store.cache(DIGESTS)), **_read_digests(user_cache(DIGESTS))}
         self._new_digests: dict[str, FileDigest] = {}
@@ -110,7 +113,7 @@ class Resolver:
     def _corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
         if recipe not in self._texts:
             self._texts[recipe] = self._text(recipe)
-        pins = {"text": self._texts[recipe]}
+        pins = {"text": self._texts[recipe], **self._split(recipe)}
         if recipe.tokenizer == "train":
             return pins, {}
         if recipe.tokenizer == "published":
@@ -140,25 +143,44 @@ class Resolver:
             raise UserError(f"corpus.tokenizer_from = {given}: no tokenizer.json there")
         return self._digest_of(files), {"path": str(directory.absolute())}
 
+    def corpus_note(self, recipe: CorpusRecipe, model: ModelConfig) -> str:
+        """What the plan says about a corpus's text. Raises UserError for text that cannot become a corpus."""
+        if (recipe, model) not in self._notes:
+            _, source = self.corpus(recipe, model)
+            folder = Path(source["path"]) if "path" in source else None
+            self._notes[recipe, model] = check_text(recipe, folder)
+        return self._notes[recipe, model]
+
+    def _split(self, recipe: CorpusRecipe) -> Pins:
+        """Earlier code split these files by their names alone: where that put equal ones on both sides, the id is
+        new."""
+        if recipe.source != "text_files":
+            return {}
+        digests = {name: self._file_digest(path) for name, path in identifying_files(recipe)}
+        return {"split": "equal texts on one side"} if splits_duplicates(digests, recipe.held_out) else {}
+
     def _text(self, recipe: CorpusRecipe) -> str:
-        if recipe.source == "hf":
-            assert recipe.dataset
-            if Path(recipe.dataset).is_dir():
-                return self._digest_of(path for path in Path(recipe.dataset).rglob("*") if path.is_file())
-            return f"{recipe.dataset}@{hub.dataset_commit(recipe.dataset, recipe.revision)}"
         try:
-            return self._digest_of_named(local_files(recipe))
+            files = identifying_files(recipe)
         except ValueError as error:
             raise UserError(f"corpus.{error}") from None
+        if not files and recipe.source == "hf":
+            return self._hub_text(recipe)
+        try:
+            return content_digest(files, self._file_digest)
+        except OSError as error:
+            raise UserError(f"corpus.{place_of(recipe)}: {error.filename}: {error.strerror}") from None
+
+    def _hub_text(self, recipe: CorpusRecipe) -> str:
+        assert recipe.dataset
+        if Path(recipe.dataset).expanduser().exists():
+            raise UserError(f"corpus.dataset = {recipe.dataset}: no file in it")
+        if _looks_like_path(recipe.dataset):
+            raise UserError(f"corpus.dataset = {recipe.dataset}: no such file or directory")
+        return f"{recipe.dataset}@{hub.dataset_commit(recipe.dataset, recipe.revision)}"
 
     def _digest_of(self, paths: Iterable[Path]) -> str:
-        return self._digest_of_named([(path.name, path) for path in sorted(paths)])
-
-    def _digest_of_named(self, named: Iterable[tuple[str, Path]]) -> str:
-        whole = hashlib.sha256()
-        for name, path in named:
-            whole.update(f"{name} {self._file_digest(path)}\n".encode())
-        return whole.hexdigest()
+        return content_digest([(path.name, path) for path in sorted(paths)], self._file_digest)
 
     def _file_digest(self, path: Path) -> str:
         facts, name = path.stat(), os.path.abspath(path)
@@ -176,6 +198,11 @@ class Resolver:
         latest = list(digests.items())[-MAX_DIGESTS:]
         with suppress(OSError):
             write_json(user_cache(DIGESTS), {path: astuple(digest) for path, digest in latest})
+
+
+def _looks_like_path(dataset: str) -> bool:
+    """A name on the hub is NAME or OWNER/NAME, without a suffix of a file."""
+    return dataset.startswith(("/", ".", "~")) or dataset.count("/") > 1 or is_readable(Path(dataset))
 
 
 def _read_digests(file: Path) -> dict[str, FileDigest]:

@@ -63,9 +63,10 @@ class Tokens:
             published = hub.tokenizer_files(where)
         elif not may_have_tokenizer(model.source):
             return "that has none"
+        own = hub.tokenizer_files(model.source)
         try:
-            return _other_tokens(hub.tokenizer_files(model.source), recipe, published)
-        except StepFailed as error:
+            return _other_tokens(own, recipe, published)
+        except (StepFailed, ValueError) as error:
             raise UserError(f"corpus.{error}") from None
 
 

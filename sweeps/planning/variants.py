@@ -10,7 +10,7 @@ from mlkv.layout import KVLayout
 from mlkv.merges import converted_shape
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
-from sweeps.planning.checks import check_corpus, check_layout, check_tasks
+from sweeps.planning.checks import check_corpus, check_layout, check_read_fields, check_tasks
 from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
 from sweeps.planning.grammar import keeps
@@ -45,6 +45,8 @@ class Variant:
     varying: tuple[str, ...]
     label: str = ""
     corpus: Step | None = None
+    corpus_note: str = ""
+    """What the plan found out about the corpus's text."""
     base: Step | None = None
     convert: Step | None = None
     uptrain: Step | None = None
@@ -127,6 +129,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     Raises UserError for what could be known to fail.
     """
     model = resolver.model(config.model)
+    check_read_fields(config)
     check_corpus(config, model)
     check_tasks(config)
 
@@ -186,6 +189,7 @@ def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
 def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     config, model, layout = variant.config, variant.model, variant.layout
     corpus = corpus_step(config.corpus, *resolver.corpus(config.corpus, config.model))
+    variant = replace(variant, corpus_note=resolver.corpus_note(config.corpus, config.model))
     base = None if config.convert.start == "scratch" else _base_step(config, model, corpus)
     if variant.baseline == "untouched":
         return replace(variant, corpus=corpus, base=base)

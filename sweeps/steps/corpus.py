@@ -24,9 +24,11 @@ def run(execution: Execution) -> Outcome:
     from mlkv.corpus.step import run as make_corpus
     from sweeps.steps.model_files import TOKENIZER, local_copy
 
-    source = execution.step.how.get("tokenizer_source")
+    step = execution.step
+    source = step.how.get("tokenizer_source")
     tokenizer = local_copy(source, TOKENIZER) if source else None
-    return make_corpus(execution.recipe(CorpusRecipe), execution.out, execution.ctx, tokenizer=tokenizer)
+    recipe, text = execution.recipe(CorpusRecipe), step.pinned.get("text")
+    return make_corpus(recipe, execution.out, execution.ctx, tokenizer=tokenizer, text=text)
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:

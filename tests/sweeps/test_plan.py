@@ -165,10 +165,10 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for file in ("x.txt", "y.txt"):
-            (tmp_path / name / file).write_text("one")
+            (tmp_path / name / file).write_text(f"one {file} " * 200)
     line = ["corpus=text_files", f"corpus.files=[{tmp_path}/a/*.txt]"]
     assert added(planner, line, [line[0], f"corpus.files=[{tmp_path}/b/*.txt]"]) == {}
-    (tmp_path / "b" / "x.txt").write_text("two")
+    (tmp_path / "b" / "x.txt").write_text("two" * 900)
     assert added(planner, line, [line[0], f"corpus.files=[{tmp_path}/b/*.txt]"])["corpus"] == 1
 
 
@@ -240,6 +240,12 @@ class FixedFacts(Resolver):
 
     def _text(self, recipe: object) -> str:
         return "0" * 64
+
+    def _split(self, recipe: object) -> dict[str, str]:
+        return {}
+
+    def corpus_note(self, recipe: object, model: object) -> str:
+        return ""
 
 
 def byte_tokenizer(folder: Path) -> None:

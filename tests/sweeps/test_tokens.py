@@ -178,8 +178,10 @@ def test_a_model_without_a_tokenizer_needs_to_be_given_its_own(
     with pytest.raises(UserError, match=r"corpus\.tokenizer = train: not the tokenizer of model .* that has none"):
         planner([*line, "corpus.tokenizer=train"])
     assert word(planner([*line, *published(tokenizer)])) == "published"
-    (base / "vocab.json").touch()
-    (base / "merges.txt").touch()
+    content = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))["model"]
+    (base / "vocab.json").write_text(json.dumps(content["vocab"]))
+    (base / "merges.txt").write_text("".join(f"{first} {second}\n" for first, second in content["merges"]))
+    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     assert word(planner(line)) == "model", "GPT-2's older files are one too"
 
 
