@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import make_console
+from sweeps.cli.console import can_redraw, make_console
+from sweeps.cli.guard import Guard
 from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
@@ -99,15 +100,16 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
 
     from rich.live import Live
 
-    from sweeps.cli.view import counts, status_table, summary
+    from sweeps.cli.view import counts, summary, watch_view
 
-    before = ""
+    before, guard = "", Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
-            if console.is_terminal:
-                live.update(status_table(graph, states), refresh=True)
+            if can_redraw(console):
+                with guard():
+                    live.update(watch_view(graph, states, console.height), refresh=True)
             elif shown != before:
                 console.print(shown, highlight=False)
             before = shown
