@@ -21,6 +21,7 @@ from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.code import import_variables
 from sweeps.store.errors import StoreError, UserError
+from sweeps.store.outside import plain_reason
 from sweeps.store.schema import JobRow
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.target import saved_target
@@ -190,6 +191,6 @@ def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
     try:
         snapshot = store.snapshot_code()
     except OSError as error:
-        raise UserError(f"store = {store.root}: the code cannot be copied there ({error.strerror})") from None
+        raise UserError(f"store = {store.root}: the code cannot be copied there ({plain_reason(error)})") from None
     tracking = saved_target(saved).environment() if saved else {}
     return {**_QUIET, CODE: snapshot.name, **import_variables(snapshot), **tracking}

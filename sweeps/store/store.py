@@ -23,6 +23,7 @@ from sweeps.store.errors import DamagedFileError, StoreError
 from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json, write_once
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
+from sweeps.store.outside import plain_reason
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
 from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark
 from sweeps.store.states import StepState
@@ -76,7 +77,7 @@ class Store:
             file_clock(store.root)
         except OSError as error:
             raise StoreError(
-                f"store = {store.root}: cannot be written ({error.strerror}); set --store or MLKV_STORE"
+                f"store = {store.root}: cannot be written ({plain_reason(error)}); set --store or MLKV_STORE"
             ) from None
         return store
 
@@ -131,7 +132,9 @@ class Store:
         try:
             return self._sweep(name).save(plan, variants, overrides, created=utc_now())
         except OSError as error:
-            raise StoreError(f"sweep {name}: its plan cannot be written to {self.root} ({error.strerror})") from None
+            raise StoreError(
+                f"sweep {name}: its plan cannot be written to {self.root} ({plain_reason(error)})"
+            ) from None
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
         """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are, or for a

@@ -17,6 +17,7 @@ import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from mlkv.files import Json
+from sweeps.store.outside import plain_reason
 from sweeps.store.states import StepState
 from sweeps.store.store import TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
@@ -134,7 +135,7 @@ def _make_directory(directory: TrackingDir) -> None:
     try:
         directory.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MirrorError(f"{directory.runs}: {error.strerror}") from None
+        raise MirrorError(f"{directory.runs}: {plain_reason(error)}") from None
 
 
 def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
