@@ -13,7 +13,7 @@ from sweeps.cli.guard import Guard
 from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
-from sweeps.cli.wandb import mirror_sweep, track
+from sweeps.cli.wandb import Announcement, addresses, mirror_sweep, track
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
 
 if TYPE_CHECKING:
@@ -263,9 +263,16 @@ def _run_graph(
     from sweeps.planning.reconcile import read_states_while_running
     from sweeps.store.states import StepState
 
+    announce = Announcement(console, store, saved)
+    announce(now=True)
     with Progress(console, graph, store, cluster.slots or 1) as progress:
+
+        def watch() -> None:
+            progress()
+            announce()
+
         local_loop.run(
-            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
+            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), watch, retry
         )
     states = read_states_while_running(graph, store)
     for line in endings(graph, states):
@@ -292,6 +299,8 @@ def _queue_up(
     jobs = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
     _mirror(console, store, saved, done=True)
     console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    for line in addresses(store, saved):
+        console.print(line, highlight=False, soft_wrap=True)
     if not retry and (line := advice(counts(graph, states), saved.name)):
         console.print(line, highlight=False)
     return OK

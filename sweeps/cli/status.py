@@ -12,6 +12,7 @@ from sweeps.cli.console import can_redraw, make_console
 from sweeps.cli.guard import Guard
 from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
+from sweeps.cli.wandb import addresses
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
 from sweeps.store.outside import describe_error
 from sweeps.store.states import StepState
@@ -68,6 +69,8 @@ def status(options: StatusOptions) -> int:
     console.print(summary(counts(graph, states)), highlight=False)
     if outdated := outdated_note(graph):
         console.print(outdated, highlight=False)
+    for line in addresses(store, saved):
+        console.print(line, highlight=False, soft_wrap=True)
     return NOT_DONE if bad or any(state.name is StepState.FAILED for state in states.values()) else OK
 
 

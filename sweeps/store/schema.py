@@ -302,6 +302,13 @@ class JobRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Address:
+    """wandb/address.json: where W&B shows the project that a sweep was last sent to, by its client."""
+
+    project: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrittenMark:
     """wandb/written/RUN.json: the fingerprint of the complete run in the same folder."""
 
