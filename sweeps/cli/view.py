@@ -170,17 +170,18 @@ def _work(plan: Plan, states: States) -> str:
     if not missing:
         return ""
     jobs = job_specs(missing, plan.config.cluster)
-    hours = sum(job.resources.minutes * max(job.resources.gpus, 1) * job.resources.nodes for job in jobs) / 60
+    hours = [job.device_hours for job in jobs]
     checkpoints = size(plan.checkpoint_bytes({step.id for step in missing}))
     unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"
-    return f"{len(jobs)} jobs: at most {hours:.1f} {unit} by their time limits, {checkpoints} of checkpoints"
+    most = f"at most {sum(each or 0.0 for each in hours):.1f} {unit} by their time limits"
+    return f"{len(jobs)} jobs: {'no time limit' if None in hours else most}, {checkpoints} of checkpoints"
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:
     """What `mlkv plan` adds on a cluster with a queue."""
     starts = [f"{kind} {start:%Y-%m-%d %H:%M}" for kind, start in forecast.starts.items() if start]
     lines = [f"SLURM would start a first job of each kind: {', '.join(starts)}"] if starts else []
-    return lines + [f"would be refused: {refusal}" for refusal in forecast.refusals]
+    return [*lines, *(f"would be refused: {refusal}" for refusal in forecast.refusals), *forecast.notes]
 
 
 def status_table(graph: Graph, states: States) -> RenderableType:
