@@ -296,11 +296,17 @@ def _queue_up(
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
     states = read_states(graph, store)
-    jobs = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
+    submitted = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
+    for note in submitted.notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
     _mirror(console, store, saved, done=True)
-    console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    jobs = len(submitted.jobs)
+    console.print(f"{jobs} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
     for line in addresses(store, saved):
         console.print(line, highlight=False, soft_wrap=True)
+    if submitted.left:
+        console.print(submitted.left, style="yellow", highlight=False, markup=False)
+        return NOT_DONE
     if not retry and (line := advice(counts(graph, states), saved.name)):
         console.print(line, highlight=False)
     return OK
