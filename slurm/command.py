@@ -28,7 +28,11 @@ class QueueError(RuntimeError):
 
 
 class NoAnswerError(QueueError):
-    """The command did not end in time: what it was to do may be done all the same."""
+    """The command did not end in time: what it was to do may be done all the same. `said`: what it wrote until then."""
+
+    def __init__(self, program: str, said: str) -> None:
+        super().__init__(f"{program} did not answer within {PATIENCE_SECONDS:.0f} s")
+        self.said = said
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def answer(*argv: str, environment: Mapping[str, str] | None = None) -> Answer:
         )
     except FileNotFoundError:
         raise QueueError(f"{argv[0]} is not installed here") from None
-    except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"{argv[0]} did not answer within {PATIENCE_SECONDS:.0f} s") from None
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswerError(argv[0], (error.stderr or b"").decode(errors="replace")) from None
     except OSError as error:
         raise QueueError(f"{argv[0]} cannot be run: {error.strerror}") from None
     return Answer(argv[0], done.returncode, done.stdout, done.stderr)

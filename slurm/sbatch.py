@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from .command import Answer, QueueError, answer
+from .command import Answer, NoAnswerError, QueueError, answer
 
-FULL = re.compile(r"(?:Assoc|QOS)\w*Submit|temporarily (?:un|dis)abled?|temporarily unavailable|queue full", re.I)
+FULL = re.compile(
+    r"(?:Assoc|QOS)\w*Submit\w*|[^:\n]*(?:temporarily (?:un|dis)abled?|temporarily unavailable|queue full)[^,\n]*", re.I
+)
 """sbatch's words for: not so many jobs at this time. Fewer may be taken, or the same ones later."""
 POLICY, REASON = re.compile(r"job submit limit", re.I), re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
 """The message of every limit ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"),
@@ -29,7 +31,11 @@ class RefusedError(ValueError):
 
 
 class FullError(RuntimeError):
-    """sbatch takes no array of this size at this time."""
+    """sbatch takes no array of this size at this time. `certain`: it has not taken this one."""
+
+    def __init__(self, words: str, *, certain: bool = True) -> None:
+        super().__init__(words)
+        self.certain = certain
 
 
 def submit(script: Path, environment: Mapping[str, str]) -> str | None:
@@ -38,7 +44,12 @@ def submit(script: Path, environment: Mapping[str, str]) -> str | None:
 
     Raises FullError, RefusedError, and QueueError where sbatch does not answer; it may then be queued all the same.
     """
-    given = answer("sbatch", str(script), environment=environment)
+    try:
+        given = answer("sbatch", str(script), environment=environment)
+    except NoAnswerError as error:
+        if words := FULL.search(error.said):  # it tries again and again, for two minutes
+            raise FullError(f"sbatch: {words.group()}", certain=False) from None
+        raise
     _raise_for(given)
     return job_id(given.out)
 

@@ -198,8 +198,9 @@ class SlurmExecutor(Executor):
         script.write_text(text)
         try:
             id = sbatch.submit(script, self._environment(text, array.any_job.kind))
-        except sbatch.FullError:
-            shutil.rmtree(directory, ignore_errors=True)  # it is certain that nothing of it is queued
+        except sbatch.FullError as error:
+            if error.certain:
+                shutil.rmtree(directory, ignore_errors=True)
             raise
         id = id or queue.array_id_of(record.name)
         if id is None:

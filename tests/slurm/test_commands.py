@@ -98,6 +98,18 @@ def test_a_slow_command_says_how_long_it_had(programs: Callable[..., None], monk
         queue.states(["1"])
 
 
+def test_an_sbatch_that_tries_for_minutes_is_a_full_queue(
+    programs: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MaxJobCount is reached."""
+    monkeypatch.setattr(command, "PATIENCE_SECONDS", 0.1)
+    said = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+    programs(f"#!/bin/sh\necho '{said}' >&2; exec sleep 5\n", "sbatch")
+    with pytest.raises(FullError, match="Slurm temporarily unable to accept job") as full:
+        sbatch.submit(tmp_path / "script.sh", os.environ)
+    assert not full.value.certain
+
+
 def test_notes_around_a_table_are_none_of_it(programs: Callable[..., None]) -> None:
     rows = "JOBID|STATE|REASON\\n7_0|RUNNING|None\\n7_1|PENDING|Priority\\n"
     programs(f"#!/bin/sh\necho 'maintenance of job 12|34'; printf '{rows}'; echo; echo 'Have a nice day'\n", "squeue")
