@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from analysis.data.means import mean
 from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
 from mlkv.context import MetricRow
+from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import axis_of, kind_of, outdated_note
 from sweeps.store.axis import Rows
 from sweeps.store.schema import PlanFile, Record, VariantRow
@@ -54,11 +56,24 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "budget": variant.budget,
             "kv_bytes_per_token": variant.kv_bytes_per_token,
             "parameters": variant.parameters,
+            "model": variant.model,
+            "sources": " ".join(map(str, variant.layout.kv_source_layers)),
+            "lr": _trained_with(variant, "lr", TrainRecipe.lr),
+            "seed": _trained_with(variant, "seed", TrainRecipe.seed),
+            "overrides": shlex.join(f"{key}={value}" for key, value in variant.overrides.items()) or None,
         }
         for cell in _cells(variant, steps, scores.all):
             score = (cell.get("task"), cell.get("metric"))
             rows.append({**identity, **cell, "in_axis": score == scores.axis, "in_accuracy": score in scores.accuracy})
     return frame.make(rows)
+
+
+def _trained_with(variant: VariantRow, key: str, otherwise: float) -> float | None:
+    """A number of the uptraining's configuration, or what the recipe has without it; None without uptraining."""
+    if not variant.steps.uptrain:
+        return None
+    value = (variant.config.get("uptrain") or {}).get(key, otherwise)
+    return value if isinstance(value, int | float) else None
 
 
 def _own_baseline(variant: VariantRow, candidates: Sequence[VariantRow]) -> str | None:

@@ -11,6 +11,7 @@ from mlkv.registry import Registry
 if TYPE_CHECKING:
     from analysis.data.frame import Row
 
+_LONGEST = 1e12
 COMPUTED = "computed"
 """The kind of a cell that is computed from others."""
 
@@ -32,12 +33,20 @@ class Metric:
 
     def text(self, value: float, stderr: float | None = None) -> str:
         """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
-        printed = f"{value * self.scale:,.{self.digits}f}"
-        return printed if stderr is None else f"{printed} ± {stderr * self.scale:.{self.digits}f}"
+        printed = fixed(value * self.scale, self.digits)
+        return printed if stderr is None else f"{printed} ± {fixed(stderr * self.scale, self.digits)}"
 
     def difference(self, value: float) -> str:
         """A signed difference in printed units; `+0.00` never reads `-0.00`."""
-        return f"{round(value * self.scale, self.digits) + 0.0:+,.{self.digits}f}"
+        printed = value * self.scale
+        if abs(printed) >= _LONGEST:
+            return fixed(printed, self.digits, "+")
+        return fixed(round(printed, self.digits) + 0.0, self.digits, "+")
+
+
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """`3,386,411.39`: with so many decimals; `1.2e+30` where that has more digits than anyone reads."""
+    return f"{number:{sign},.{digits}f}" if abs(number) < _LONGEST else f"{number:{sign}.3g}"
 
 
 def _percent(label: str) -> Metric:

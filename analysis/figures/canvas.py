@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.data.text import one_line
 from analysis.figures.geometry import Scale
 from analysis.figures.labels import XY
 from analysis.figures.style import BASELINE_DASHES, GRID, MUTED
@@ -188,4 +189,6 @@ def text_size(text: Text) -> tuple[float, float]:
 
 
 def shorten(name: str) -> str:
+    """A name as figures write it: on one line, and not too long."""
+    name = one_line(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

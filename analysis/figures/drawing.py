@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +54,7 @@ def draw(kind: str, source: Source, published: Source | None = None) -> Figure |
     import matplotlib
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    with matplotlib.rc_context(RC), FIGURES.running(kind):
+    with _without_glyph_warnings(), matplotlib.rc_context(RC), FIGURES.running(kind):
         figure: Figure | None = function_of(FIGURES[kind].draw)(source, published)
         if figure is None:
             return None
@@ -60,6 +62,15 @@ def draw(kind: str, source: Source, published: Source | None = None) -> Figure |
             raise TypeError(f"must give a matplotlib figure or None, not {type(figure).__name__}")
         _finish(figure)
         return figure
+
+
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """A letter that the font has not (of an emoji, of Chinese) is drawn as a box, which is seen without a warning for
+    each; an SVG has the letter itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _draw_named(kind: str, source: Source, published: Source | None) -> Figure:
@@ -91,6 +102,6 @@ def render_bytes(figure: Figure, form: str) -> bytes:
 
     buffer = BytesIO()
     without_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
-    with matplotlib.rc_context(RC):
+    with _without_glyph_warnings(), matplotlib.rc_context(RC):
         figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=without_date)
     return buffer.getvalue()

@@ -21,7 +21,9 @@ from analysis.data.metrics import METRICS
 from analysis.data.units import duration
 from analysis.figures.pareto_data import MEMORY, pareto_data_of_scores
 from analysis.page.plot import FRAME, Frame, Level, Mark, Plot, layout_plot
+from analysis.statistics.columns import BASELINES
 from analysis.statistics.compare import add_intervals
+from analysis.statistics.estimate import p_text
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.tables.columns import printed_error
@@ -308,7 +310,7 @@ def _variant(
         note=BASELINE_NOTES.get(first.baseline or "", ""),
         family=first.family,
         layout=first.layout.draw(),
-        facts=_facts(first, row),
+        facts=[*_facts(first, row), *_differences(row, scores)],
         scores=[_score(score.label, row, score) for score in scores],
         overrides=_in_all([[f"{key}={value}" for key, value in seed.overrides.items()] for seed in seeds]),
         steps=_steps(seeds),
@@ -367,6 +369,18 @@ def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
         FactJson("on the front", "" if chance is None else f"{100 * chance:.0f} %"),
     ]
     return [fact for fact in facts if fact.value]
+
+
+def _differences(row: Row, scores: list[ScoreColumn]) -> list[FactJson]:
+    """From each baseline in the main score, with the p-value that is corrected for all rows."""
+    metric = METRICS.get(scores[0].metric) if scores else None
+    facts = []
+    for baseline in BASELINES:
+        value, p = row[f"quality_vs_{baseline}"], row[f"quality_vs_{baseline}_p"]
+        if metric and value is not None and row[baseline] != row["variant"]:
+            chance = "" if p is None else f" ({p_text(p)})"
+            facts.append(FactJson(f"{scores[0].label} − {row[baseline]}", f"{metric.difference(value)}{chance}"))
+    return facts
 
 
 def _number(value: float | None) -> str:

@@ -213,6 +213,11 @@ def t_quantile(freedom: float, level: float = LEVEL) -> float:
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
+def p_text(p: float) -> str:
+    """`p = 0.012`; a smaller one than 0.001 says no more than that."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def holm(p: ArrayLike) -> Floats:
     """p-values `[V]` corrected for their number (Holm 1979): those up to 0.05 hold together at 95 %.
 

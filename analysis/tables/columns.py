@@ -19,7 +19,7 @@ from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn
 from analysis.statistics.variant_rows import NOT_PLANNED
 from analysis.tables.merge_published import IS_PUBLISHED
-from analysis.tables.table import Cell, Column, Table, make_table
+from analysis.tables.table import BEST, Cell, Column, Table, make_table
 
 BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
 WITHIN_NOISE = " ≈"
@@ -169,10 +169,10 @@ def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[
     notes = []
     if any(cell.stderr is not None for cell in best):
         comparison = f"compared {_comparison(results, scores)}, corrected for all rows (Holm)"
-        notes.append(f"bold: the best row and all rows within noise of it at 95 %, {comparison}")
-        notes.append("a column without bold: all rows are within noise of the best one")
+        notes.append(f"{BEST}: the best row and all rows within noise of it at 95 %, {comparison}")
+        notes.append(f"a column without {BEST}: all rows are within noise of the best one")
     if any(cell.stderr is None for cell in best):
-        notes.append("where no standard error is known, only the best value is bold, and noise is not considered")
+        notes.append(f"where no standard error is known: {BEST} is the best value alone, and noise is not considered")
     return notes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from analysis.data.frame import Row
@@ -24,8 +24,9 @@ from analysis.tables.memory_table import memory_table
 from analysis.tables.merge_published import IS_PUBLISHED, ROW, merge_published
 from analysis.tables.owners import owners_of
 from analysis.tables.results_table import results_table
-from analysis.tables.table import Cell, Column, Table
+from analysis.tables.table import Cell, Column, Table, header_key
 from mlkv.registry import function_of
+from sweeps.store.errors import choices
 
 
 def make_tables(source: Source, kinds: Sequence[str], published: Source | None = None) -> dict[str, Table]:
@@ -39,6 +40,19 @@ def make_tables(source: Source, kinds: Sequence[str], published: Source | None =
             raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
     notes = source.notes
     return {kind: replace(table, notes=[*table.notes, *notes]) for kind, table in made.items() if table is not None}
+
+
+def select_columns(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, Table]:
+    """These columns of the tables that have any of them; `all` names every column. Raises ValueError for a name that
+    no table has."""
+    wanted = {header_key(name) for name in names}
+    if "all" in wanted:
+        return dict(tables)
+    known = {header_key(header): header.rstrip(" ↑↓") for table in tables.values() for header in table.headers}
+    if unknown := [name for name in names if header_key(name) not in known]:
+        raise ValueError(f"columns = {unknown[0]}: {choices(unknown[0], known.values())}")
+    chosen = {kind: table.select(wanted) for kind, table in tables.items()}
+    return {kind: table for kind, table in chosen.items() if len(table.headers) > 1} or chosen
 
 
 def _make(kind: str, source: Source, published: Source | None) -> Table | None:
@@ -61,8 +75,8 @@ def configuration(source: Source, published: Source | None) -> Table | None:
     variant, layers, heads, cost = shape_columns(rows)
     columns = [
         variant,
-        layers,
-        heads,
+        replace(layers, role="score"),
+        replace(heads, role="score"),
         Column("KV heads", "shape", [count(row["budget"]) for row in rows]),
         Column("KV layers (0-based)", "part", [Cell(owners[row[IS_PUBLISHED]].get(row[ROW], "")) for row in rows]),
         Column("parameters", "part", [count(row["parameters"]) for row in rows]),

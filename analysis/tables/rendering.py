@@ -1,4 +1,4 @@
-"""A table as Markdown, as LaTeX (booktabs) and as CSV."""
+"""A table as Markdown, as LaTeX (latex.py) and as CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 import re
 from collections.abc import Sequence
 
+from analysis.data.text import one_line
+from analysis.tables.latex import latex as latex
 from analysis.tables.table import Cell, Table
 
 
@@ -18,7 +20,7 @@ def markdown(printed: Table, title: str | None = None) -> str:
         *(_markdown_line([_markdown_cell(cell) for cell in row]) for row in printed.rows),
     ]
     missing = [f"- {_markdown_text(note)}" for note in printed.missing_values]
-    notes = [f"- {_markdown_text(note)}" for note in printed.notes]
+    notes = [f"- {_markdown_text(note)}" for note in printed.notes_with("bold")]
     return "\n".join([*lines, *_section("Missing values:", missing), *_section("Notes:", notes), ""])
 
 
@@ -36,68 +38,13 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", " ".join(text.split()))
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "←": r"$\leftarrow$",
-    "→": r"$\rightarrow$",
-    "≈": r"$\approx$",
-    "×": r"$\times$",
-    "√": r"$\surd$",
-    "–": "--",
-    "…": r"\ldots{}",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-}
-
-
-def latex(printed: Table) -> str:
-    """A booktabs `tabular`; needs \\usepackage{booktabs} and nothing else. Leading baselines stand above a rule."""
-    body = [_latex_line([_latex_cell(cell) for cell in row]) for row in printed.rows]
-    if printed.leading_rows:
-        body.insert(printed.leading_rows, r"\midrule")
-    return "\n".join(
-        [
-            r"\begin{tabular}{l" + "r" * (len(printed.headers) - 1) + "}",
-            r"\toprule",
-            _latex_line([_latex_text(header) for header in printed.headers]),
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in [*printed.notes, *printed.missing_values]),
-            "",
-        ]
-    )
-
-
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _latex_text(cell.text)
-    if not cell.missing and (found := re.fullmatch(r"([+-][\d.,]+)(.*)", cell.text)):
-        text = f"${found[1]}${_latex_text(found[2]) and ' ' + _latex_text(found[2])}"  # a hyphen is no minus sign
-    return rf"\textbf{{{text}}}" if cell.best else rf"\emph{{{text}}}" if cell.missing else text
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+    return re.sub(r"([\\|*_<>`\[\]&$~])", r"\\\1", one_line(text))
 
 
 def csv(printed: Table) -> str:
     """Numbers at full precision in the printed table's columns, each followed by its standard errors and by why one is
-    missing, where any row has them; `published` is 1 in published rows."""
+    missing, where any row has them, and 1 where it is the best (in bold elsewhere); `published` is 1 in published
+    rows."""
     columns = (
         {"published": [str(int(is_published)) for is_published in printed.published]} if any(printed.published) else {}
     )
@@ -106,6 +53,8 @@ def csv(printed: Table) -> str:
         columns[header] = [_csv_cell(cell) for cell in cells]
         if any(cell.stderr is not None for cell in cells):
             columns[f"{header} stderr"] = ["" if cell.stderr is None else repr(cell.stderr) for cell in cells]
+        if any(cell.best for cell in cells):
+            columns[f"{header} best"] = ["1" if cell.best else "" for cell in cells]
         if any(cell.missing for cell in cells):
             columns[f"{header} missing"] = [cell.missing or "" for cell in cells]
     text = io.StringIO()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+BEST = "\ue000"
+"""Stands in a note for what marks the best cells: the word `bold`, or a `*` where a format has no bold."""
 Role = Literal["name", "shape", "cost", "measured", "score", "difference", "chance", "part"]
 
 
 @dataclass(frozen=True)
 class Cell:
     """`text` is what is printed; `number` what it is sorted by, `stderr` its standard error in the same unit; `missing`
-    says in full why there is no number. `best` is printed in bold."""
+    says in full why there is no number. `best` is printed in bold, or with a `*` where a format has no bold."""
 
     text: str
     number: float | None = None
@@ -26,6 +28,11 @@ class Column:
     header: str
     role: Role
     cells: list[Cell]
+
+
+def header_key(header: str) -> str:
+    """What names a column on the command line: its heading without the arrow, in small letters."""
+    return header.rstrip(" ↑↓").strip().lower()
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,20 @@ class Table:
         """How many rows at the top are baselines or published counterparts of them; 0 where nothing follows."""
         pairs = enumerate(zip(self.baselines, self.published, strict=True))
         return next((i for i, (baseline, others) in pairs if baseline is None and not others), 0)
+
+    def select(self, headers: Collection[str]) -> Table:
+        """The names of the rows and the columns with these headings (header_key), in their order in the table."""
+        shown = [i for i, header in enumerate(self.headers) if i == 0 or header_key(header) in headers]
+        return replace(
+            self,
+            headers=[self.headers[i] for i in shown],
+            roles=[self.roles[i] for i in shown],
+            rows=[[row[i] for i in shown] for row in self.rows],
+        )
+
+    def notes_with(self, mark: str) -> list[str]:
+        """The notes for a format that marks the best cells so."""
+        return [note.replace(BEST, mark) for note in self.notes]
 
     @property
     def missing_values(self) -> list[str]:

@@ -42,6 +42,13 @@ class TableOptions(ResultsOptions):
     out: Path | None = argument(
         "a file (.md, .tex, .csv), or a directory for a file per kind", "-o", "--out", type=Path
     )
+    columns: tuple[str, ...] | None = argument(
+        "only the columns with these headings, as in --columns 'bits per byte' ARC-e; all: every column, also in tex, "
+        "which leaves out some where a page is too narrow",
+        "--columns",
+        nargs="+",
+        metavar="COLUMN",
+    )
     published: str | None = argument(_PUBLISHED, "--published", nargs="?", const="", metavar="SET")
 
 
@@ -93,18 +100,20 @@ FORMATS = ("terminal", "md", "tex", "csv")
 
 def table(options: TableOptions) -> int:
     """Print the named tables, or write them: into one file, or into a directory with a file per kind."""
-    from analysis.tables.paper import make_tables
+    from analysis.tables.paper import make_tables, select_columns
     from analysis.tables.terminal import FittingTable
 
     source, form = load_source(options.name, options.store), _format(options)
     with one_line():
         tables = make_tables(source, options.kinds, _published_set(options.published, source))
+        tables = select_columns(tables, options.columns) if options.columns else tables
     if form == "terminal":
         for kind, made in tables.items():
             make_console().print(FittingTable(made, f"{source.name}: {TABLES[kind].title}"))
         return OK
     titles = {kind: TABLES[kind].title if len(tables) > 1 else None for kind in tables}
-    texts = {kind: _rendered(made, form, titles[kind]) for kind, made in tables.items()}
+    compact = not options.columns
+    texts = {kind: _rendered(made, form, titles[kind], compact=compact) for kind, made in tables.items()}
     _write(texts, form, options.out)
     return OK
 
@@ -119,12 +128,12 @@ def _format(options: TableOptions) -> str:
     return form
 
 
-def _rendered(made: Table, form: str, title: str | None) -> str:
+def _rendered(made: Table, form: str, title: str | None, *, compact: bool) -> str:
     from analysis.tables import rendering
 
     if form == "md":
         return rendering.markdown(made, title)
-    return rendering.latex(made) if form == "tex" else rendering.csv(made)
+    return rendering.latex(made, compact=compact) if form == "tex" else rendering.csv(made)
 
 
 def _write(texts: dict[str, str], form: str, out: Path | None) -> None:

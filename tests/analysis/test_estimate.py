@@ -21,6 +21,7 @@ from analysis.statistics.estimate import (
     difference,
     of_samples,
     of_seeds,
+    p_text,
     t_quantile,
     t_test,
 )
@@ -207,3 +208,10 @@ def test_one_sample_has_no_spread() -> None:
 def test_students_t_is_scipys(t: float, freedom: float) -> None:
     assert t_test(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-7, abs=1e-300)
     assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1e-30, "p < 0.001"), (0.00099, "p < 0.001"), (0.0124, "p = 0.012"), (1, "p = 1.000")]
+)
+def test_a_p_value_is_printed_to_three_decimals(p: float, text: str) -> None:
+    assert p_text(p) == text

@@ -236,3 +236,12 @@ def test_a_group_with_a_member_without_a_value_stays_empty_and_names_it(filler: 
     row = cells(gather(filler.store, filler.name), variant="MQA-6", task="cloze").iloc[0]
     assert row["value"] is pd.NA
     assert row["reason"] == "its member suite_b has no acc"
+
+
+def test_a_row_says_what_its_variant_was_trained_with(finished: Filler) -> None:
+    rows = frame.records(gather(finished.store, finished.name))
+    row = next(row for row in rows if row["variant"] == "MLKV-3")
+    assert (row["lr"], row["seed"], row["overrides"]) == (1e-3, 42, "layout.budget=3")
+    assert row["sources"] == "0 0 2 2 4 4"
+    untouched = next(row for row in rows if row["variant"] == "untouched")
+    assert (untouched["lr"], untouched["seed"]) == (None, None)

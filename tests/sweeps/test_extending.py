@@ -163,7 +163,7 @@ def test_a_job_that_does_not_find_its_file_fails_before_it_computes(
     path = store.extension(digest)
     assert path
     harm(path)
-    monkeypatch.setattr(Worker, "_inputs_are_sound", lambda *_: True)
+    monkeypatch.setattr(Worker, "_missing_input", lambda *_: None)
     assert run_here(store, [step]) == FAILED
     state = store.step(step).state()
     assert (state.name, "\n" in state.reason) == ("FAILED", False)
