@@ -1,9 +1,12 @@
-"""The type of JSON objects, and a function that deletes files and never raises an error."""
+"""The type of JSON objects, and functions for files that many people use."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +33,16 @@ def discard(path: Path) -> bool:
         return not discarded.exists()
     except OSError:
         return False
+
+
+def share(folder: Path) -> None:
+    """Let whoever may read a folder, or write to it, do so with all that is in it: safetensors writes through a
+    temporary file that its owner alone can read, whatever the umask says."""
+    wanted = stat.S_IMODE(folder.stat().st_mode)
+    for parent, folders, files in os.walk(folder):
+        for names, bits in ((folders, wanted), (files, wanted & 0o666)):
+            for path in (Path(parent, name) for name in names):
+                mode = stat.S_IMODE(path.lstat().st_mode)
+                if not path.is_symlink() and mode | bits != mode:
+                    with suppress(OSError):  # a file system without permissions
+                        path.chmod(mode | bits)

@@ -7,9 +7,12 @@ own: with `aftercorr`, task i of one array waits for task i of another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .jobs import Job, JobId, in_order
+
+T = TypeVar("T")
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -54,15 +57,18 @@ Position = tuple[int, int]
 """Array and task index."""
 
 
-def arrays(jobs: Sequence[Job], max_size: int) -> list[Array]:
+def arrays(jobs: Sequence[Job], max_size: int, earlier: Sequence[Array] = ()) -> list[Array]:
     """The arrays to submit, in order: each comes after those that it waits for.
 
     Jobs share an array where kind, resources and parents allow it. An array has at most `max_size` tasks, with indices
     below `max_size`. A task waits for exactly the jobs in its `after`.
+
+    earlier: arrays of some of these jobs, parents first, to begin with. They may be larger, and so may be the indices
+    of tasks that wait for theirs.
     """
-    planned: list[Array] = []
-    positions: dict[str, Position] = {}
-    for level in _levels(in_order(jobs)):
+    planned = list(earlier)
+    positions = {job.name: (at, index) for at, array in enumerate(planned) for index, job in array.jobs.items()}
+    for level in _levels([job for job in in_order(jobs) if job.name not in positions]):
         for group in _group_equal(level, positions):
             for array in _split(group, positions, planned, max_size):
                 positions |= {job.name: (len(planned), index) for index, job in array.jobs.items()}
@@ -71,10 +77,10 @@ def arrays(jobs: Sequence[Job], max_size: int) -> list[Array]:
 
 
 def _levels(ordered: Sequence[Job]) -> list[list[Job]]:
-    """Jobs by the length of the longest chain of parents above them."""
+    """Jobs by the length of the longest chain of parents among them above them."""
     depth: dict[str, int] = {}
     for job in ordered:
-        depth[job.name] = 1 + max((depth[parent] for parent in job.after), default=-1)
+        depth[job.name] = 1 + max((depth.get(parent, -1) for parent in job.after), default=-1)
     levels: list[list[Job]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     for job in ordered:
         levels[depth[job.name]].append(job)
@@ -91,9 +97,11 @@ def _group_equal(level: Sequence[Job], positions: dict[str, Position]) -> list[l
 
 
 def _split(group: list[Job], positions: dict[str, Position], earlier: list[Array], max_size: int) -> Iterator[Array]:
-    """The arrays of a group: one, where each task has the index of its parent; else one for each set of parents."""
+    """The arrays of a group: as few as its size allows where each task has the index of its parent; else those of each
+    set of parents."""
     if paired := _paired_array(group, positions, earlier):
-        yield paired
+        for tasks in _chunks(list(paired.jobs.items()), max_size):
+            yield replace(paired, jobs=dict(tasks))
         return
     by_parents: dict[frozenset[str], list[Job]] = {}
     for job in group:
@@ -138,5 +146,5 @@ def _whole_arrays(parents: list[Position], earlier: list[Array]) -> tuple[tuple[
     return tuple(terms)
 
 
-def _chunks(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+def _chunks(jobs: list[T], size: int) -> Iterator[list[T]]:
     return (jobs[start : start + size] for start in range(0, len(jobs), size))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 
 from submitit.slurm.slurm import read_job_id
 
 from .arrays import ranges
+from .command import QueueError as QueueError
+from .command import output, table
 from .jobs import JobId, JobState, Phase
 
 PHASES = {
@@ -30,30 +30,11 @@ PHASES = {
     Phase.PREEMPTED: ("PREEMPTED",),
     Phase.OUT_OF_MEMORY: ("OUT_OF_MEMORY",),
 }
+_SHOWN_ID = re.compile(r"\d+(?:_(?:\d+|\[[\d,%-]+\]))?")
 PHASE_OF = {word: phase for phase, words in PHASES.items() for word in words}
 FORGOTTEN = JobState(Phase.UNKNOWN, "not in the queue, and no accounting knows it")
 IDS_PER_CALL = 500
 """Job ids on one command line."""
-
-
-class QueueError(RuntimeError):
-    """A SLURM command failed or did not answer; the text is SLURM's own."""
-
-
-def command(*argv: str, timeout_seconds: float = 60.0) -> str:
-    """Run a SLURM command and return its stdout. Raises QueueError with the first line of its error message."""
-    try:
-        done = subprocess.run(
-            argv, env=_plain_environment(), capture_output=True, text=True, check=False, timeout=timeout_seconds
-        )
-    except FileNotFoundError:
-        raise QueueError(f"{argv[0]} is not installed here") from None
-    except subprocess.TimeoutExpired:
-        raise QueueError(f"{argv[0]} did not answer within {timeout_seconds:.0f} s") from None
-    if done.returncode:
-        complaint = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[0]
-        raise QueueError(f"{argv[0]}: {complaint}")
-    return done.stdout
 
 
 def states(ids: Iterable[JobId]) -> dict[JobId, JobState]:
@@ -81,14 +62,12 @@ def _from_squeue(ids: list[JobId]) -> dict[JobId, JobState]:
     known: dict[JobId, JobState] = {}
     for chunk in _base_ids(ids):
         try:
-            shown = command("squeue", "--noheader", "--array", "--states=all", f"--jobs={chunk}", "--format=%i|%T|%r")
+            rows = _squeue("--array", f"--jobs={chunk}", "--format=%i|%T|%r", columns=("JOBID", "STATE", "REASON"))
         except QueueError as error:
             if "Invalid job id" not in str(error):
                 raise
             continue  # squeue's error for a single id that it has forgotten
-        for line in shown.splitlines():
-            id, word, reason = line.split("|", 2)
-            known[id] = parse_state(word, reason)
+        known |= {id: parse_state(word, reason) for id, word, reason in rows}
     return _of_each(ids, known)
 
 
@@ -100,19 +79,24 @@ def _of_each(ids: list[JobId], known: dict[JobId, JobState]) -> dict[JobId, JobS
 
 def _from_sacct(ids: list[JobId]) -> dict[JobId, JobState]:
     known: dict[JobId, JobState] = {}
-    columns = "--format=JobID,State,ExitCode,Reason"
     for chunk in _base_ids(ids):
         try:
-            shown = command("sacct", "--noheader", "--allocations", "--parsable2", columns, f"--jobs={chunk}")
+            rows = _sacct(f"--jobs={chunk}", columns=("JobID", "State", "ExitCode", "Reason"))
         except QueueError:
             return known  # no accounting, or none just now: these jobs stay UNKNOWN and the store decides
-        for line in shown.splitlines():
-            id, word, code, reason = line.split("|", 3)
-            for single in expand(id):
-                known[single] = parse_state(
-                    word, reason if reason != "None" or code == "0:0" else f"exit status {code}"
-                )
+        for id, word, code, reason in rows:
+            state = parse_state(word, reason if reason != "None" or code == "0:0" else f"exit status {code}")
+            known |= dict.fromkeys(expand(id) if _SHOWN_ID.fullmatch(id) else (), state)
     return _of_each(ids, known)
+
+
+def _squeue(*argv: str, columns: tuple[str, ...]) -> list[list[str]]:
+    # --all: else it leaves out jobs in partitions that a site hides, and those would be taken for lost.
+    return table("squeue", "--all", "--states=all", *argv, columns=columns)
+
+
+def _sacct(*argv: str, columns: tuple[str, ...]) -> list[list[str]]:
+    return table("sacct", "--allocations", "--parsable2", f"--format={','.join(columns)}", *argv, columns=columns)
 
 
 def _base_ids(ids: list[JobId]) -> Iterator[str]:
@@ -133,22 +117,20 @@ def expand(id: str) -> list[JobId]:
 
 def array_id_of(name: str) -> str | None:
     """The id of the array with this job name, which is unique; None if SLURM knows none. It has no task index."""
-    shown = command("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F")
-    if not shown.strip():
+    rows = _squeue(f"--name={name}", "--format=%F|%j", columns=("ARRAY_JOB_ID", "NAME"))
+    if not rows:
         try:
-            shown = command(
-                "sacct",
-                "--noheader",
-                "--allocations",
-                "--parsable2",
-                "--format=JobID",
-                f"--name={name}",
-                "--starttime=now-30days",
-            )
+            rows = _sacct(f"--name={name}", "--starttime=now-30days", columns=("JobID", "JobName"))
         except QueueError:
             return None
-    ids = [id for line in shown.splitlines() if (id := re.match(r"\d+", line.strip()))]
+    ids = [id for shown, _ in rows if (id := re.match(r"\d+", shown))]
     return ids[0].group() if ids else None
+
+
+def queued_jobs(user: str) -> int:
+    """How many jobs of a user are in the queue, each task of an array counted."""
+    format = ("--array", f"--user={user}", "--format=%i|%T")
+    return len(table("squeue", "--all", *format, columns=("JOBID", "STATE")))
 
 
 def cancel(ids: Iterable[JobId]) -> None:
@@ -161,19 +143,16 @@ def cancel(ids: Iterable[JobId]) -> None:
     targets = [f"{array}_[{ranges(indices)}]" if indices else array for array, indices in tasks.items()]
     for start in range(0, len(targets), IDS_PER_CALL):
         try:
-            command("scancel", "--quiet", *targets[start : start + IDS_PER_CALL])
+            output("scancel", "--quiet", *targets[start : start + IDS_PER_CALL])
         except QueueError as error:
             if "Invalid job id" not in str(error):
                 raise
 
 
 def throttle(array_id: str, max_running: int) -> None:
-    """Limit how many tasks of a queued array run at a time; 0 lifts the limit."""
-    command("scontrol", "update", f"JobId={array_id}", f"ArrayTaskThrottle={max_running}")
-
-
-def _plain_environment() -> dict[str, str]:
-    """The environment without variables that change the format of SLURM's output."""
-    format_variables = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SINFO_")
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(format_variables)}
-    return plain | {"SLURM_BITSTR_LEN": "0"}
+    """Limit how many tasks of a queued array run at a time; 0 lifts the limit. One that has ended is left alone."""
+    try:
+        output("scontrol", "update", f"JobId={array_id}", f"ArrayTaskThrottle={max_running}")
+    except QueueError as error:
+        if not re.search(r"Invalid job id|already (?:completing|finished)", str(error)):
+            raise

@@ -21,6 +21,8 @@ from . import queue
 from .jobs import JobId
 
 RECORD = "record.json"
+PREFIX = "mlkv-"
+"""How the names of all our arrays begin."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,18 @@ class ArrayRecord:
     dependency: str | None = None
     array_id: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """Of its jobs."""
+        return self.name.removeprefix(PREFIX).rpartition("-")[0]
+
     def ids(self) -> dict[str, JobId]:
         """Job name → id; empty as long as the array's id is not known."""
         return {} if self.array_id is None else {name: f"{self.array_id}_{i}" for name, i in self.tasks.items()}
 
 
 def new_record(kind: str, tasks: Mapping[str, int], dependency: str | None) -> ArrayRecord:
-    return ArrayRecord(f"mlkv-{kind}-{secrets.token_hex(4)}", dict(tasks), time.time(), dependency)
+    return ArrayRecord(f"{PREFIX}{kind}-{secrets.token_hex(4)}", dict(tasks), time.time(), dependency)
 
 
 def write(folder: Path, record: ArrayRecord) -> None:

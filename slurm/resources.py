@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, get_args, get_type_hints
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
+from pydantic import AllowInfNan, BeforeValidator
+
+from .limits import gigabytes_of, minutes_of
+
+Minutes = Annotated[int, Ge(1), BeforeValidator(minutes_of)]
+"""A time limit; configurations may write it in any of SLURM's forms."""
+Gigabytes = Annotated[float, Ge(0), AllowInfNan(False), BeforeValidator(gigabytes_of)]
+"""Memory per node; configurations may write it with a unit. 0: all that the node has."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Resources:
     """Processes; unset: one per GPU for steps that train (`one_task_per_gpu`), else one."""
     cpus: Annotated[int, Ge(1)] = 1
     """Per process."""
-    memory_gb: Annotated[float, Gt(0)] | None = None
+    memory_gb: Gigabytes | None = None
     """Per node; unset: the executor's default."""
-    minutes: Annotated[int, Ge(1)] = 60
+    minutes: Minutes = 60
     """The time limit, on SLURM only."""
     exclusive: bool = False
     """No other job on the node (SLURM) or on this machine (local) at the same time: for timings."""
@@ -30,12 +38,8 @@ class Resources:
     def __post_init__(self) -> None:
         for name, bound in _bounds().items():
             value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(bound, Ge) and value < bound.ge:
+            if value is not None and value < bound.ge:
                 raise ValueError(f"resources.{name} = {value}: must be at least {bound.ge}")
-            if isinstance(bound, Gt) and value <= bound.gt:
-                raise ValueError(f"resources.{name} = {value}: must be above {bound.gt}")
 
     @property
     def tasks(self) -> int:
@@ -48,7 +52,7 @@ class Resources:
 
 
 @cache
-def _bounds() -> dict[str, Ge | Gt]:
+def _bounds() -> dict[str, Ge]:
     """The lower bounds that the annotations state: pydantic checks the same ones where it reads a configuration."""
     hints = get_type_hints(Resources, include_extras=True)
     return {
@@ -56,4 +60,5 @@ def _bounds() -> dict[str, Ge | Gt]:
         for name, hint in hints.items()
         for part in (hint, *get_args(hint))
         for bound in getattr(part, "__metadata__", ())
+        if isinstance(bound, Ge)
     }

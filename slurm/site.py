@@ -1,19 +1,24 @@
-"""The limits of a site, read before anything is queued: array size, partitions, nodes, jobs that a user may queue."""
+"""The limits of a site: array size, partitions, nodes, jobs that a user may queue.
+
+Whether a job can run is for sbatch to say (sbatch.py). What is read here adds words to its answer, and never refuses a
+job by itself: a site has rules that none of these tables show.
+"""
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
-import subprocess
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 
+from .command import QueueError, output, table
+from .limits import UNLIMITED
 from .profile import Profile
-from .queue import QueueError, command
+from .queue import queued_jobs
 from .resources import Resources
 
-UNLIMITED = 10**9
+DEFAULT_ARRAY_SIZE = 1001
+"""SLURM's own MaxArraySize, where a site does not say."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,23 @@ class Nodes:
 
 
 def max_array_size() -> int:
-    """The largest number of tasks in an array; task indices are below it. Raises QueueError."""
-    shown = command("scontrol", "show", "config")
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    if match is None:
-        raise QueueError("`scontrol show config` does not print MaxArraySize")
-    return int(match.group(1))
+    """The largest number of tasks in an array; task indices are below it. Where scontrol does not tell it, SLURM's
+    default: a larger array than the site allows is cut when sbatch refuses it."""
+    try:
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", output("scontrol", "show", "config"), re.MULTILINE)
+    except QueueError:
+        match = None
+    return max(1, int(match.group(1))) if match else DEFAULT_ARRAY_SIZE
 
 
 def nodes() -> list[Nodes]:
-    """Every kind of node in every partition that this user may see. Raises QueueError."""
-    shown = command("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%m|%G|%l")
-    return [parse_nodes(line) for line in shown.splitlines()]
+    """Every kind of node in every partition; in hidden ones too, as sbatch takes jobs for them. Raises QueueError."""
+    columns = ("PARTITION", "NODES", "CPUS", "MEMORY", "GRES", "TIMELIMIT")
+    rows = table("sinfo", "--all", "--exact", "--format=%P|%D|%c|%m|%G|%l", columns=columns)
+    try:
+        return [parse_nodes("|".join(row)) for row in rows]
+    except (ValueError, IndexError):
+        raise QueueError(f"sinfo printed {'|'.join(rows[0])[:60]!r}, which is no line of its table") from None
 
 
 def parse_nodes(line: str) -> Nodes:
@@ -62,21 +72,23 @@ def parse_minutes(text: str) -> int:
 
 
 def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list[str]:
-    """Why no node of the partition could ever run such a job: one line for each reason, with what the site has."""
+    """Why no node of the partition could ever run such a job, by sinfo's table: a line for each reason, with what the
+    site has."""
+    wanted = profile.partition or os.environ.get("SBATCH_PARTITION")
     partitions = sorted({kind.partition for kind in kinds})
-    if profile.partition and (unknown := set(profile.partition.split(",")) - set(partitions)):
-        return [f"cluster.partition = {sorted(unknown)[0]}: this site has {', '.join(partitions)}"]
-    chosen = profile.partition.split(",") if profile.partition else None
-    usable = [kind for kind in kinds if (kind.partition in chosen if chosen else kind.default)]
+    if wanted and (unknown := set(wanted.split(",")) - set(partitions)):
+        name = "cluster.partition" if profile.partition else "SBATCH_PARTITION"
+        return [f"{name} = {sorted(unknown)[0]}: this site has {', '.join(partitions)}"]
+    usable = [kind for kind in kinds if (kind.partition in wanted.split(",") if wanted else kind.default)]
     if not usable:
         return [f"cluster.partition is empty and this site has no default: choose from {', '.join(partitions)}"]
     usable_names = "/".join(sorted({kind.partition for kind in usable}))
-    memory_mb = round((resources.memory_gb or profile.memory_gb or 0) * 1024)
+    memory_mb = round((profile.memory_of(resources) or 0) * 1024)
     limits = {
         "gpus": (resources.gpus, max(kind.gpus for kind in usable), "GPUs per node"),
         "cpus": (resources.cpus * resources.tasks, max(kind.cpus for kind in usable), "CPUs per node"),
         "memory_gb": (memory_mb, max(kind.memory_mb for kind in usable), "MB per node"),
-        "minutes": (profile.minutes(resources), max(kind.minutes for kind in usable), "minutes"),
+        "minutes": (min(profile.minutes(resources), UNLIMITED), max(kind.minutes for kind in usable), "minutes"),
         "nodes": (resources.nodes, _node_count(usable), "nodes"),
     }
     return [
@@ -93,42 +105,16 @@ def _node_count(usable: list[Nodes]) -> int:
 
 
 def room(profile: Profile) -> int:
-    """The number of jobs that this user may still queue: the lowest of the profile's, the association's and the QOS's
-    limit on submitted jobs, less the user's jobs in the queue. UNLIMITED where no limit is known; sbatch may know more
-    (a partition's QOS)."""
-    limits = [limit for limit in (profile.max_submit, *_accounted_limits(profile)) if limit is not None]
-    if not limits:
+    """The number of jobs that this user may still queue by the profile's own limit; UNLIMITED where it has none. Raises
+    QueueError."""
+    if profile.max_submit is None:
         return UNLIMITED
-    queued = command("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i")
-    return max(0, min(limits) - len(queued.splitlines()))
+    return max(0, profile.max_submit - queued_jobs(user()))
 
 
-def start_estimate(script: Path) -> datetime | None:
-    """When this batch script would start, by `sbatch --test-only`; None if SLURM does not say. Raises ValueError with
-    SLURM's own words where it would refuse the job."""
-    done = subprocess.run(
-        ["sbatch", "--test-only", str(script)], capture_output=True, text=True, check=False, timeout=60
-    )
-    message = done.stderr.strip()
-    if done.returncode:
-        raise ValueError(message.removeprefix("allocation failure: ") or "sbatch --test-only failed")
-    match = re.search(r"to start at (\S+)", message)
-    return datetime.fromisoformat(match.group(1)) if match else None
-
-
-def _accounted_limits(profile: Profile) -> list[int]:
-    """MaxSubmitJobs of the user's associations with the account, and of the QOS that applies."""
+def user() -> str:
+    """The user whose jobs these are: SLURM goes by the process's user id, and not by USER or LOGNAME."""
     try:
-        user = [f"user={getpass.getuser()}"] + ([f"account={profile.account}"] if profile.account else [])
-        shown = _table("association", *user, columns="MaxSubmitJobs,DefaultQOS")
-        defaults = {qos for _, qos in shown if qos}
-        names = [profile.qos] if profile.qos else sorted(defaults) or ["normal"]
-        of_qos = _table("qos", *names, columns="MaxSubmitJobsPU,MaxSubmitJobsPA")
-    except QueueError:
-        return []  # a site without accounting has no such limits
-    return [int(cell) for cell in [*(row[0] for row in shown), *(cell for row in of_qos for cell in row)] if cell]
-
-
-def _table(what: str, *which: str, columns: str) -> list[list[str]]:
-    shown = command("sacctmgr", "--noheader", "--parsable2", "show", what, *which, f"format={columns}")
-    return [line.split("|") for line in shown.splitlines()]
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,7 +1,7 @@
-"""Submits jobs to SLURM as arrays with dependencies, through submitit, and leaves them to the queue.
+"""Submits jobs to SLURM as arrays with dependencies, and leaves them to the queue.
 
-submitit makes the batch script, checks its options, calls sbatch and reads the id. Its `submit` and `map_array` are not
-used. They send a pickled function to the node, which has three faults here (submitit 1.5):
+submitit makes the batch script, sbatch.py submits it. submitit's `submit` and `map_array` are not used. They send a
+pickled function to the node, which has three faults here (submitit 1.5):
 
 - A pickle is moved to its final name only after sbatch has returned. A launcher that dies in between leaves jobs that
   wait 60 s for it and fail.
@@ -9,27 +9,28 @@ used. They send a pickled function to the node, which has three faults here (sub
   preempted jobs as COMPLETED, and their dependents start.
 - Its tasks are always numbered 0 … n-1, so `aftercorr` could not pair children with tasks 3 and 9 of their parent.
 
-So the commands of an array are a shell script that is complete before sbatch runs. submitit submits it through
-`_submit_command`, its own layer below the pickles.
+So the commands of an array are a shell script that is complete before sbatch runs. Its `_submit_command` is not used
+either: it waits for sbatch without an end, takes the first number after the word "job" for the id, whoever printed it,
+and hides all the user's variables for sbatch.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.helpers import clean_env, environment_variables
 
-from . import queue, records, site
+from . import queue, records, sbatch, site
 from .arrays import Array, arrays
+from .command import NoAnswerError, QueueError
 from .jobs import THREAD_VARIABLES, Executor, Job, JobId, JobState, in_order
 from .profile import Profile
 from .records import ArrayRecord
@@ -45,19 +46,30 @@ made progress, and one that always runs out of memory would be requeued for ever
 
 
 class SubmissionRefusedError(RuntimeError):
-    """SLURM took only some of the jobs. `submitted` are queued and will run; `not_submitted` are not queued."""
+    """SLURM took only some of the jobs. `submitted` are queued and will run; `not_submitted` are not queued, and the
+    same jobs may be taken later where the queue is `full`."""
 
-    def __init__(self, reason: str, submitted: dict[str, JobId], not_submitted: list[str]) -> None:
+    def __init__(self, reason: str, submitted: dict[str, JobId], not_submitted: list[str], *, full: bool) -> None:
         super().__init__(f"{reason} ({len(submitted)} jobs queued, {len(not_submitted)} left)")
-        self.reason, self.submitted, self.not_submitted = reason, submitted, not_submitted
+        self.reason, self.submitted, self.not_submitted, self.full = reason, submitted, not_submitted, full
+
+
+class _BatchScript(submitit.SlurmExecutor):
+    """Used for the text of batch scripts alone."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Positive: only the nodes need srun."""
+        return 1
 
 
 class SlurmExecutor(Executor):
     """Queues jobs on SLURM and returns. No process has to stay alive for them to run.
 
     folder: shared with the nodes; gets a directory per array (records.py).
+    profiles: kind of job → its profile, where that is not `profile`. `max_submit` is read from `profile` alone.
     env: exported in every job, over the environment of this process.
-    interrupted: the exit status after which a job is queued again (at most `profile.max_requeues` times).
+    interrupted: the exit status after which a job is queued again (at most `max_requeues` times).
     """
 
     def __init__(
@@ -65,60 +77,109 @@ class SlurmExecutor(Executor):
         folder: Path,
         profile: Profile | None = None,
         *,
+        profiles: Mapping[str, Profile] | None = None,
         env: Mapping[str, str] | None = None,
         interrupted: int = INTERRUPTED,
     ) -> None:
         self.folder = folder.absolute()
         self.profile = profile or Profile()
+        self.profiles = dict(profiles or {})
         self.env = dict(env or {})
         self.interrupted = interrupted
+
+    def profile_of(self, kind: str) -> Profile:
+        return self.profiles.get(kind, self.profile)
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, JobId]:
         """Queue jobs as arrays, parents first; returns job name → id.
 
-        Raises ValueError where a job can never run here, queue.QueueError where SLURM does not answer, and
-        SubmissionRefusedError where the site takes some of the jobs alone.
+        Raises ValueError where SLURM says that a job can never run here, QueueError where it does not answer, and
+        SubmissionRefusedError where it takes some of the jobs alone.
         """
         ordered = in_order(jobs)
         room = site.room(self.profile)
         if room:
             self._check(ordered)
-        submitted = self._submit_arrays(arrays(ordered[:room], site.max_array_size()), [job.name for job in jobs])
-        if not_submitted := [job.name for job in ordered[room:]]:
-            raise SubmissionRefusedError(f"the site lets {room} more jobs into the queue", submitted, not_submitted)
+        submitted = self._submit_arrays(ordered[:room])
+        if left := [job.name for job in ordered[room:]]:
+            reason = f"cluster.max_submit = {self.profile.max_submit} lets {room} more jobs into the queue"
+            raise SubmissionRefusedError(reason, submitted, left, full=True)
         return submitted
 
     def _check(self, jobs: Sequence[Job]) -> None:
-        """Raise ValueError if the site would refuse a job or could never run it: before the first is queued, as the
-        others would already run when the last is refused."""
-        kinds = site.nodes()
-        for job in {job.resources: job for job in jobs}.values():
-            if problems := site.problems(self.profile, job.resources, kinds):
-                raise ValueError(f"job {job.name}: {'; '.join(problems)}")
-            self.start_estimate(job.resources)
+        """Raise ValueError if SLURM would refuse a job: before the first is queued, as the others would already run
+        when the last is refused."""
+        for job in {(job.kind, job.resources): job for job in jobs}.values():
+            try:
+                self.start_estimate(job.resources, job.kind)
+            except sbatch.RefusedError as error:
+                raise ValueError(f"job {job.name}: {self.explained(error, job.resources, job.kind)}") from None
+            except sbatch.FullError:
+                continue  # the queue may take it by the time that it is submitted, or later
+            except NoAnswerError:
+                return  # a controller that takes long to simulate its queue may accept a job at once
 
-    def start_estimate(self, resources: Resources) -> datetime | None:
-        """When SLURM expects to start such a job if it were queued now; None if it does not say.
+    def explained(self, error: sbatch.RefusedError, resources: Resources, kind: str) -> str:
+        """What the site's tables say that would be valid, and sbatch's own words."""
+        doubts = "; ".join(self.doubts(resources, kind))
+        return f"{doubts} (SLURM: {error})" if doubts else str(error)
 
-        Raises ValueError with SLURM's own words if it would refuse the job.
+    def doubts(self, resources: Resources, kind: str) -> list[str]:
+        """Why no node could ever run such a job, by the site's tables; nothing where these cannot be read."""
+        return site.problems(self.profile_of(kind), resources, self._nodes) if self._nodes else []
+
+    @cached_property
+    def _nodes(self) -> list[site.Nodes]:
+        """The site's nodes; empty where it does not tell."""
+        try:
+            return site.nodes()
+        except QueueError:
+            return []
+
+    def start_estimate(self, resources: Resources, kind: str = "job", count: int = 1) -> datetime | None:
+        """When SLURM expects to start such jobs, so many as an array, if they were queued now; None if it does not say.
+
+        Raises sbatch.RefusedError (a ValueError) and sbatch.FullError with SLURM's own words, and QueueError.
         """
         with tempfile.TemporaryDirectory() as folder:
-            executor = self._submitit_executor(Path(folder), Job("estimate", ("true",), resources))
+            text = self._batch_script(Path(folder), Job("estimate", ("true",), resources, kind=kind), "true", count)
             script = Path(folder) / "estimate.sh"
-            script.write_text(executor._make_submission_file_text("true", "estimate"))
-            with submission_environment():
-                return site.start_estimate(script)
+            script.write_text(text)
+            return sbatch.start_estimate(script, self._environment(text, kind))
 
-    def _submit_arrays(self, planned: Sequence[Array], names: list[str]) -> dict[str, JobId]:
-        array_ids: list[str] = []
+    def overridden(self, resources: Resources, kind: str = "job") -> dict[str, str]:
+        """The user's variables for sbatch that do not count for such a job → the field that counts."""
+        text = self._batch_script(self.folder, Job("estimate", ("true",), resources, kind=kind), "true", 1)
+        return self._overridden(text, kind)
+
+    def _overridden(self, text: str, kind: str) -> dict[str, str]:
+        options = re.findall(r"^#SBATCH --([a-z0-9-]+)", text, re.MULTILINE)
+        return sbatch.overridden(options, self.profile_of(kind).options)
+
+    def _environment(self, text: str, kind: str) -> dict[str, str]:
+        return sbatch.environment(without=self._overridden(text, kind))
+
+    def _submit_arrays(self, jobs: Sequence[Job]) -> dict[str, JobId]:
+        """Queue jobs that are in order. An array that is too many jobs for the queue is halved, and so on: the site's
+        limit may belong to a QOS that no table shows, and what it lets in makes progress."""
         submitted: dict[str, JobId] = {}
-        for array in planned:
+        size = site.max_array_size() if jobs else 1
+        ids: list[str] = []
+        planned = arrays(jobs, size)
+        while len(ids) < len(planned):
+            array = planned[len(ids)]
             try:
-                record = self._submit_array(array, array.dependency(array_ids))
-            except (FailedJobError, FailedSubmissionError) as error:
-                reason = (str(error).strip() or "sbatch failed").splitlines()[0]
-                raise SubmissionRefusedError(reason, submitted, [n for n in names if n not in submitted]) from error
-            array_ids.append(str(record.array_id))
+                record = self._submit_array(array, array.dependency(ids))
+            except sbatch.FullError as error:
+                if len(array.jobs) > 1:
+                    size = (len(array.jobs) + 1) // 2
+                    planned = arrays(jobs, size, planned[: len(ids)])
+                    continue
+                reason = f"the queue takes no more jobs of yours now ({error})"
+                raise _refused(reason, jobs, submitted, full=True) from None
+            except (sbatch.RefusedError, QueueError) as error:
+                raise _refused(str(error), jobs, submitted, full=False) from None
+            ids.append(str(record.array_id))
             submitted |= record.ids()
         return submitted
 
@@ -127,37 +188,51 @@ class SlurmExecutor(Executor):
         record = records.new_record(array.any_job.kind, tasks, dependency)
         records.write(self.folder, record)  # before sbatch: an array that is queued must never be without a record
         directory = self.folder / record.name
-        script = directory / "tasks.sh"
-        script.write_text(self.task_script(array))
-        executor = self._submitit_executor(directory, array.any_job)
-        executor.update_parameters(job_name=record.name, dependency=dependency)
-        executor.parameters["map_count"] = len(array.jobs)
-        limit = f"%{self.profile.max_running}" if self.profile.max_running else ""
-        executor.parameters["additional_parameters"] |= {"array": array.indices + limit}
-        with submission_environment():
-            job = executor._submit_command(f"sh {shlex.quote(str(script))}")
-        record = replace(record, array_id=job.job_id)
+        (directory / "tasks.sh").write_text(self.task_script(array))
+        limit = f"%{most}" if (most := self.profile_of(array.any_job.kind).max_running) else ""
+        options = {"array": array.indices + limit, "job_name": record.name, "parsable": True}
+        command = f"sh {shlex.quote(str(directory / 'tasks.sh'))}"
+        options |= {"dependency": dependency} if dependency else {}
+        text = self._batch_script(directory, array.any_job, command, len(array.jobs), options)
+        script = directory / "submission.sh"
+        script.write_text(text)
+        try:
+            id = sbatch.submit(script, self._environment(text, array.any_job.kind))
+        except sbatch.FullError as error:
+            if error.certain:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        id = id or queue.array_id_of(record.name)
+        if id is None:
+            raise QueueError("sbatch printed no job id, and the queue does not know the job")
+        script.rename(directory / f"{id}_submission.sh")
+        record = replace(record, array_id=id)
         records.write(self.folder, record)
         return record
 
-    def _submitit_executor(self, directory: Path, job: Job) -> submitit.SlurmExecutor:
-        executor = submitit.SlurmExecutor(directory)
+    def _batch_script(
+        self, directory: Path, job: Job, command: str, count: int, options: Mapping[str, object] | None = None
+    ) -> str:
+        """The text of a batch script that runs a command for `count` jobs like this one."""
+        profile = self.profile_of(job.kind)
+        executor = _BatchScript(directory)
         # Without kill-on-invalid-dep the children of a failed parent stay in the queue (DependencyNeverSatisfied).
-        options = {"kill-on-invalid-dep": "yes", "requeue": True}
+        fixed = {"kill-on-invalid-dep": "yes", "requeue": True}
         executor.update_parameters(
-            **self.profile.parameters(job.resources),
-            additional_parameters=options | dict(self.profile.extra),
+            **profile.parameters(job.resources),
+            additional_parameters=fixed | profile.options | dict(options or {}),
             setup=self._setup(job),
-            teardown=self._teardown(directory),
+            teardown=self._teardown(directory, profile),
         )
-        return executor
+        executor.parameters["map_count"] = count
+        return str(executor._make_submission_file_text(command, ""))
 
     def _setup(self, job: Job) -> list[str]:
         threads = dict.fromkeys(THREAD_VARIABLES, str(job.resources.cpus))
         exports = [f"export {name}={shlex.quote(value)}" for name, value in (threads | self.env).items()]
-        return [*exports, *self.profile.setup, "set +e"]  # `_teardown` looks at the command's exit status
+        return [*exports, *self.profile_of(job.kind).setup, "set +e"]  # `_teardown` looks at the command's exit status
 
-    def _teardown(self, directory: Path) -> list[str]:
+    def _teardown(self, directory: Path, profile: Profile) -> list[str]:
         """Shell lines after the command, which decide whether the task is queued again.
 
         They run only where SLURM itself did not end the job: a cancelled, preempted or timed-out job loses its batch
@@ -169,7 +244,7 @@ class SlurmExecutor(Executor):
         few_kills = f'echo "run $SLURM_RESTART_COUNT" >> {killed} && [ "$(wc -l < {killed})" -le {MAX_KILL_REQUEUES} ]'
         # Not SLURM_JOB_ID: of one task it is the array's own id, and would requeue all of the array's tasks.
         task = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
-        requeues_left = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.profile.max_requeues} ]'
+        requeues_left = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ]'
         return [
             "code=$?",
             "again=",
@@ -181,7 +256,8 @@ class SlurmExecutor(Executor):
 
     def task_script(self, array: Array) -> str:
         """A shell script that becomes (`exec`, so that signals reach it) the command of the task that it is run for."""
-        cases = [f"{i}) exec {self.profile.command(job)} ;;  # {job.name}" for i, job in sorted(array.jobs.items())]
+        command = self.profile_of(array.any_job.kind).command
+        cases = [f"{i}) exec {command(job)} ;;  # {job.name}" for i, job in sorted(array.jobs.items())]
         unknown = '*) echo "no task $SLURM_ARRAY_TASK_ID in this array" >&2; exit 64 ;;'
         lines = ["#!/bin/sh", 'case "$SLURM_ARRAY_TASK_ID" in', *cases, unknown, "esac"]
         return "\n".join(lines) + "\n"
@@ -198,10 +274,11 @@ class SlurmExecutor(Executor):
                 targets = (targets - tasks) | {record.array_id}
         queue.cancel(targets)
 
-    def set_max_running(self, ids: Iterable[JobId], tasks: int) -> None:
-        """Limit how many tasks at a time run of every array that holds one of these jobs, from now on; 0: no limit."""
+    def apply_max_running(self, ids: Iterable[JobId]) -> None:
+        """Let so many tasks at a time run of every array that holds one of these jobs as its profile has it now."""
+        kinds = {record.array_id: record.kind for record in records.read(self.folder)}
         for array_id in sorted({id.split("_")[0] for id in ids}):
-            queue.throttle(array_id, tasks)
+            queue.throttle(array_id, self.profile_of(kinds.get(array_id, "")).max_running or 0)
 
     def output(self, job_id: JobId) -> Path:
         array_id, index = job_id.split("_")
@@ -211,10 +288,5 @@ class SlurmExecutor(Executor):
         return records.output(self.folder, record, int(index))
 
 
-@contextmanager
-def submission_environment() -> Iterator[None]:
-    """The environment for sbatch: without the variables of a surrounding SLURM job, which new jobs would inherit, but
-    with those that name the cluster."""
-    cluster = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
-    with clean_env(), environment_variables(**cluster):
-        yield
+def _refused(reason: str, jobs: Sequence[Job], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:
+    return SubmissionRefusedError(reason, submitted, [j.name for j in jobs if j.name not in submitted], full=full)

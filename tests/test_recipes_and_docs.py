@@ -47,8 +47,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_documented_command_is_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line.replace("[NAME]", "NAME"))[1:]
-    command = parse_line(make_parser(), words)
-    if overrides := getattr(command.args[0], "overrides", None):
+    _, options = parse_line(make_parser(), words)
+    if overrides := getattr(options, "overrides", None):
         from sweeps.planning.grammar import points
 
         next(iter(points(Composer(), [word for word in overrides if "=" in word])))

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.data import frame
 from analysis.data.frame import Row
 from sweeps.steps.registry import axis_of
+from sweeps.store.axis import shown_name
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.read.runs import LoggedRun, number
 
@@ -44,7 +45,7 @@ def _cells(step: str, kind: str, position: int, row: Mapping[str, object]) -> It
     place = {"step": step, "kind": kind, "global_step": position}
     for key in sorted(row):
         if not key.startswith("_") and _is_number(row[key]):
-            yield {**place, "metric": key, "value": number(row[key])}
+            yield {**place, "metric": shown_name(key), "value": number(row[key])}
 
 
 def _is_number(value: object) -> bool:

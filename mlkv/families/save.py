@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import share
 from .config import config_of
 from .load import copy_companions
 from .tables import FAMILIES, Config
@@ -46,3 +47,4 @@ def export_pretrained(checkpoint: Path, out: Path, name: str) -> None:
 
     to_family(load_checked(checkpoint), name).save_pretrained(out)
     copy_companions(checkpoint, out)
+    share(out)

@@ -27,7 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from ..context import Context, StepFailed
 from ..corpus.blocks import Blocks
 from ..device import default_device
-from ..files import discard
+from ..files import discard, share
 from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import sharded
 from .schedule import Schedule, spike_of_last
@@ -325,6 +325,7 @@ def _anywhere(flag: bool, args: TrainingArguments) -> bool:
 
 def _publish(checkpoint: Path, work: Path) -> None:
     """Move a checkpoint into place once it is on disk, then delete older ones."""
+    share(checkpoint)
     for path in [*checkpoint.rglob("*"), checkpoint]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,30 +14,48 @@ from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import gather, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
+from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
 from sweeps.store.errors import NOT_DONE, UserError, choices
 from sweeps.store.outside import describe_error
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses. The subcommands have two more: 0, all is done; 1, something is not."""
+
+
+def _always(_options: object) -> bool:
+    return True
+
+
 COMMANDS: tuple[Command[Any], ...] = (
     Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
-    Command("plan", run.plan, PlanOptions, "show the steps of a sweep and which are missing; change nothing"),
+    Command("plan", run.plan, PlanOptions, "show the steps of a sweep and which are missing; change nothing", _always),
     Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs need from the internet"),
     Command("run", run.run, run.RunOptions, "run one step in the foreground"),
-    Command("status", status.status, status.StatusOptions, "show the state of each step of a sweep"),
-    Command("why", status.why, status.WhyOptions, "show what a variant waits for, or why it failed"),
-    Command("logs", status.logs, status.LogsOptions, "print the output of a step"),
+    Command(
+        "status",
+        status.status,
+        status.StatusOptions,
+        "show the state of each step of a sweep",
+        lambda options: not options.verify,
+    ),
+    Command("why", status.why, status.WhyOptions, "show what a variant waits for, or why it failed", _always),
+    Command("logs", status.logs, status.LogsOptions, "print the output of a step", _always),
     Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
     Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),
     Command("prune", run.prune, run.PruneOptions, "delete outputs that no sweep needs; logs and records stay"),
     Command(
-        "gather", gather.gather, gather.GatherOptions, "print or save every planned cell of a sweep as one long table"
+        "gather",
+        gather.gather,
+        gather.GatherOptions,
+        "print or save every planned cell of a sweep as one long table",
+        lambda options: not options.out,
     ),
     Command(
         "table",
         results.table,
         results.TableOptions,
         "print or save the results as a paper's tables, also while the sweep runs",
+        lambda options: not options.out,
     ),
     Command(
         "figure",
@@ -52,29 +71,52 @@ COMMANDS: tuple[Command[Any], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    with standard_streams() as output, signals_as_exceptions():
+        status_code = _exit_status(sys.argv[1:] if arguments is None else arguments, output)
+    sys.exit(status_code)
+
+
+def _exit_status(arguments: Sequence[str], output: Output) -> int:
+    """Run a command line; what ends it early is printed in one line."""
+    try:
+        return _run(arguments, output)
+    except (UserError, ExtensionError) as error:
+        return _refuse(str(error), USER_ERROR)
+    except OSError as error:
+        return _refuse(" ".join(describe_error(error).split()), NOT_DONE)
+    except Ended as error:
+        name = signal.Signals(error.number).name
+        return _refuse(f"ended by {name}; the same command continues from here", 128 + error.number)
+    except KeyboardInterrupt:
+        return _refuse("interrupted; the same command continues from here", INTERRUPTED)
+    except OutputLost as lost:
+        if isinstance(lost.cause, BrokenPipeError):
+            return READER_GONE
+        return _refuse(f"standard output: {describe_error(lost.cause)}", NOT_DONE)
+
+
+def _refuse(reason: str, status_code: int) -> int:
+    print(f"mlkv: {reason}", file=sys.stderr)
+    return status_code
+
+
+def _run(arguments: Sequence[str], output: Output) -> int:
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         from sweeps.cli.completion import enable
 
         enable(parser)
     try:
-        run_command = parse(parser, sys.argv[1:] if arguments is None else arguments)
-        check_config_dir(*run_command.args)
-        with extensions(partial(extension_files, *run_command.args)):
-            status_code = run_command()
-        sys.exit(status_code)
-    except (UserError, ExtensionError) as error:
-        print(f"mlkv: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except OSError as error:
-        print(f"mlkv: {' '.join(describe_error(error).split())}", file=sys.stderr)
-        sys.exit(NOT_DONE)
-    except KeyboardInterrupt:
-        print("mlkv: interrupted; the same command continues from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        command, options = parse(parser, arguments)
+        check_config_dir(options)
+        output.is_all = command.only_prints(options)
+        with extensions(partial(extension_files, options)):
+            return command.run(options)
+    finally:
+        sys.stdout.flush()
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> partial[int]:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Command[Any], Any]:
     """The subcommand that a command line names, with its options. Options may come between overrides, or between
     settings, which argparse's own parse_args refuses. Raises UserError without a valid subcommand."""
     _check_command(arguments)
@@ -85,7 +127,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> partial[
     if words is not None:
         words += rest
     command: Command[Any] = parsed.command
-    return partial(command.run, read_options(command.options, parsed))
+    return command, read_options(command.options, parsed)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

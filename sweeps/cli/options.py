@@ -39,12 +39,14 @@ def read_options(options: type[T], parsed: argparse.Namespace) -> T:
 @dataclass(frozen=True)
 class Command(Generic[T]):
     """A subcommand: its name, its function, the type of its options, and the line that `--help` has for it. The
-    function returns the exit status."""
+    function returns the exit status. `only_prints`: whether, with these options, it does nothing that is worth going on
+    with where nobody reads what it prints."""
 
     name: str
     run: Callable[[T], int]
     options: type[T]
     help: str
+    only_prints: Callable[[T], bool] = lambda _options: False
 
 
 def directory(path: str) -> Path:

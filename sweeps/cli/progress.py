@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import duration
+from sweeps.cli.console import can_redraw
+from sweeps.cli.guard import Guard
 from sweeps.cli.position import Position
-from sweeps.cli.view import counts, summary
+from sweeps.cli.view import STYLES, counts, summary
 from sweeps.planning.reconcile import Costs, Graph, States, read_states
 from sweeps.steps.step import Step
-from sweeps.store.errors import StoreError
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
@@ -35,12 +35,14 @@ class Progress:
         self._costs = Costs.of_store(store)
         self._started = time.monotonic()
         self._drawn = 0.0
-        self._errors: set[str] = set()
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._guard = Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
+        self._live = Live(console=console, auto_refresh=False, transient=True) if can_redraw(console) else None
+        self._marks = {StepState.DONE: "✓", StepState.FAILED: "✗"} if not console.options.ascii_only else {}
 
     def __enter__(self) -> Progress:
         if self._live:
-            self._live.start()
+            with self._guard():
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,20 +62,6 @@ class Progress:
                 self._live.update(self._render(), refresh=True)
         self._drawn = time.monotonic()
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Print an error in one line, the first time that it comes up. The jobs run whether they are watched or not:
-        hours of training may not end because a line cannot be drawn, or a file that only the view reads is damaged."""
-        try:
-            yield
-        except Exception as error:
-            known = isinstance(error, StoreError | OSError)  # their messages say what is wrong by themselves
-            words = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
-            if words not in self._errors:
-                self._errors.add(words)
-                with suppress(Exception):  # it may be the terminal that is gone
-                    self._console.print(f"the live view: {words}", style="yellow", highlight=False)
-
     def _update(self) -> None:
         for id, step in self._graph.items():
             if self._states[id].name is not StepState.DONE:
@@ -91,11 +79,15 @@ class Progress:
             record = self._store.step(step.id).record()
             self._costs = Costs.of_store(self._store)
             seconds = duration(record.wall_seconds if record else None)
-            self._console.print(Text.assemble(("✓", "green"), f" {step.kind:<8} {step.label}  ", (seconds, "dim")))
+            self._console.print(Text.assemble(self._mark(state), f" {step.kind:<8} {step.label}  ", (seconds, "dim")))
         elif state.name is StepState.FAILED:
-            self._console.print(Text.assemble(("✗", "red"), f" {step.kind:<8} {step.label}  {state.reason}"))
+            self._console.print(Text.assemble(self._mark(state), f" {step.kind:<8} {step.label}  {state.reason}"))
         elif self._live is None:
             self._console.print(f"{state.name.lower()} {step.kind} {step.label} {state.reason}", highlight=False)
+
+    def _mark(self, state: State) -> tuple[str, str]:
+        """The state's sign in its colour; a word where the output's encoding has no such sign."""
+        return self._marks.get(state.name, state.name.lower()), STYLES[state.name]
 
     def _render(self) -> RenderableType:
         counted = counts(self._graph, self._states)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
+from sweeps.cli.guard import Guard
 from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
-from sweeps.cli.wandb import mirror_sweep, track
+from sweeps.cli.wandb import Announcement, addresses, mirror_sweep, track
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
 
 if TYPE_CHECKING:
@@ -55,9 +57,26 @@ def sweep(options: PlanOptions) -> int:
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
     failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
-    mirror_sweep(console, store, saved)
-    write_report_of(console, store, saved, Path(planned.config.reports) / planned.name, again=False)
-    return NOT_DONE if failed else OK
+    _mirror(console, store, saved)
+    drawn = _draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
+    return NOT_DONE if failed or not drawn else OK
+
+
+def _draw_results(console: Console, store: Store, saved: SavedSweep, out: Path) -> bool:
+    """The table and the report of a sweep that has ended; false where they cannot be drawn. The results are in the
+    store whether they are or not."""
+    advice = f"the results are in the store; `mlkv report {saved.name}` draws it again"
+    guard = Guard(lambda line: print(f"mlkv: the report cannot be written ({line}); {advice}", file=sys.stderr))
+    with guard():
+        write_report_of(console, store, saved, out, again=False)
+    return not guard.failed
+
+
+def _mirror(console: Console, store: Store, saved: SavedSweep, *, done: bool = False) -> None:
+    """Copy a sweep to W&B; where that fails, nothing else does."""
+    advice = f"`mlkv sync {saved.name}` copies it again"
+    with Guard(lambda line: print(f"mlkv: W&B: {line}; {advice}", file=sys.stderr))():
+        mirror_sweep(console, store, saved, done)
 
 
 def plan(options: PlanOptions) -> int:
@@ -129,7 +148,7 @@ def retry(options: SweepOptions) -> int:
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)
-    mirror_sweep(console, store, saved)
+    _mirror(console, store, saved)
     return NOT_DONE if failed else OK
 
 
@@ -244,9 +263,16 @@ def _run_graph(
     from sweeps.planning.reconcile import read_states_while_running
     from sweeps.store.states import StepState
 
+    announce = Announcement(console, store, saved)
+    announce(now=True)
     with Progress(console, graph, store, cluster.slots or 1) as progress:
+
+        def watch() -> None:
+            progress()
+            announce()
+
         local_loop.run(
-            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), progress, retry
+            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), watch, retry
         )
     states = read_states_while_running(graph, store)
     for line in endings(graph, states):
@@ -270,9 +296,17 @@ def _queue_up(
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
     states = read_states(graph, store)
-    jobs = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
-    mirror_sweep(console, store, saved, done=True)
-    console.print(f"{len(jobs)} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    submitted = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
+    for note in submitted.notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
+    _mirror(console, store, saved, done=True)
+    jobs = len(submitted.jobs)
+    console.print(f"{jobs} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
+    for line in addresses(store, saved):
+        console.print(line, highlight=False, soft_wrap=True)
+    if submitted.left:
+        console.print(submitted.left, style="yellow", highlight=False, markup=False)
+        return NOT_DONE
     if not retry and (line := advice(counts(graph, states), saved.name)):
         console.print(line, highlight=False)
     return OK

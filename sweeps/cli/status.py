@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import make_console
+from sweeps.cli.console import can_redraw, make_console
+from sweeps.cli.guard import Guard
 from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
+from sweeps.cli.wandb import addresses
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
 from sweeps.store.outside import describe_error
 from sweeps.store.states import StepState
@@ -67,6 +69,8 @@ def status(options: StatusOptions) -> int:
     console.print(summary(counts(graph, states)), highlight=False)
     if outdated := outdated_note(graph):
         console.print(outdated, highlight=False)
+    for line in addresses(store, saved):
+        console.print(line, highlight=False, soft_wrap=True)
     return NOT_DONE if bad or any(state.name is StepState.FAILED for state in states.values()) else OK
 
 
@@ -99,15 +103,16 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
 
     from rich.live import Live
 
-    from sweeps.cli.view import counts, status_table, summary
+    from sweeps.cli.view import counts, summary, watch_view
 
-    before = ""
+    before, guard = "", Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
-            if console.is_terminal:
-                live.update(status_table(graph, states), refresh=True)
+            if can_redraw(console):
+                with guard():
+                    live.update(watch_view(graph, states, console.height), refresh=True)
             elif shown != before:
                 console.print(shown, highlight=False)
             before = shown

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import count, duration, size
+from sweeps.cli.console import UNLIMITED
 from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.plan import Plan
@@ -46,12 +50,32 @@ def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     return Group(_variants(plan, states), *_inputs(plan), _kinds(plan.steps, states, costs), _work(plan, states))
 
 
-def _variants(plan: Plan, states: States) -> Table:
-    table = Table(title=f"{plan.name}: {len(plan.variants)} variants", title_justify="left", box=None, pad_edge=False)
-    table.add_column("variant", no_wrap=True, min_width=max(len(variant.label) for variant in plan.variants))
-    table.add_column("KV heads by layer (─ reads below)", overflow="ellipsis", no_wrap=True)
-    for name in ("KV heads", "bytes/token", "params", "tokens", "done"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+@dataclass(frozen=True)
+class Fitting:
+    """A table, or another form of it where its columns do not fit: nothing is cut."""
+
+    table: Table
+    narrow: Callable[[int], Iterable[RenderableType]]
+    """From the width to what is printed instead, one below the other."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update(width=UNLIMITED), self.table).maximum
+        yield from [self.table] if needed <= options.max_width else self.narrow(options.max_width)
+
+
+def _indented(text: str) -> RenderableType:
+    return Padding(Text(text, overflow="fold"), (0, 0, 0, 4))
+
+
+def _variants(plan: Plan, states: States) -> RenderableType:
+    title = f"{plan.name}: {len(plan.variants)} variants"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    table.add_column("KV heads by layer (─ reads below)", no_wrap=True)
+    names = ("KV heads", "bytes/token", "params", "tokens", "done")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    narrow: list[RenderableType] = [Text(title, "italic")]
     for variant in plan.variants:
         done = sum(states[step.id].name is StepState.DONE for step in variant.steps)
         numbers = (
@@ -60,8 +84,11 @@ def _variants(plan: Plan, states: States) -> Table:
             millions(variant.parameters),
             _trained(variant),
         )
-        table.add_row(variant.label, variant.layout.draw(), *numbers, f"{done}/{len(variant.steps)}")
-    return table
+        cells = (*numbers, f"{done}/{len(variant.steps)}")
+        table.add_row(variant.label, variant.layout.draw(), *cells)
+        values = ", ".join(f"{cell} {name}" for cell, name in zip(cells, names, strict=True) if cell != "─")
+        narrow += [Text(variant.label), _indented(f"{variant.layout.draw()}  {values}")]
+    return Fitting(table, lambda _width: narrow)
 
 
 def _trained(variant: Variant) -> str:
@@ -111,19 +138,30 @@ def _examples(counts: int | dict[str, int]) -> str:
     return f" ({'to '.join(dict.fromkeys(f'{number}-shot ' for number in (numbers[0], numbers[-1]))).strip()})"
 
 
-def _kinds(graph: Graph, states: States, costs: Costs) -> Table:
-    table = Table(title="steps", title_justify="left", box=None, pad_edge=False)
+def _kinds(graph: Graph, states: States, costs: Costs) -> RenderableType:
+    rows = _rows_of_kinds(graph, states, costs)
+    return Fitting(_table_of_kinds(rows, gap=2), lambda _width: [_table_of_kinds(rows, gap=1)])
+
+
+def _table_of_kinds(rows: Iterable[Sequence[str]], gap: int) -> Table:
+    table = Table(title="steps", title_justify="left", box=None, pad_edge=False, padding=(0, gap - 1, 0, 1))
     for name in ("kind", "all", "done", "run", "blocked", "expected"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    blocked = blockers(graph, states)
+        table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _rows_of_kinds(graph: Graph, states: States, costs: Costs) -> list[tuple[str, ...]]:
+    blocked, rows = blockers(graph, states), []
     for kind in dict.fromkeys(step.kind for step in graph.values()):
         mine = [step for step in graph.values() if step.kind == kind]
         done = [step for step in mine if states[step.id].name is StepState.DONE]
         stuck = [step for step in mine if step.id in blocked or states[step.id].name is StepState.FAILED]
         missing = [step for step in mine if step not in done and step not in stuck]
         expected = duration(costs.total(missing)) if missing else ""
-        table.add_row(kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected)
-    return table
+        rows.append((kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected))
+    return rows
 
 
 def _work(plan: Plan, states: States) -> str:
@@ -132,32 +170,72 @@ def _work(plan: Plan, states: States) -> str:
     if not missing:
         return ""
     jobs = job_specs(missing, plan.config.cluster)
-    hours = sum(job.resources.minutes * max(job.resources.gpus, 1) * job.resources.nodes for job in jobs) / 60
+    hours = [job.device_hours for job in jobs]
     checkpoints = size(plan.checkpoint_bytes({step.id for step in missing}))
     unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"
-    return f"{len(jobs)} jobs: at most {hours:.1f} {unit} by their time limits, {checkpoints} of checkpoints"
+    most = f"at most {sum(each or 0.0 for each in hours):.1f} {unit} by their time limits"
+    return f"{len(jobs)} jobs: {'no time limit' if None in hours else most}, {checkpoints} of checkpoints"
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:
     """What `mlkv plan` adds on a cluster with a queue."""
     starts = [f"{kind} {start:%Y-%m-%d %H:%M}" for kind, start in forecast.starts.items() if start]
     lines = [f"SLURM would start a first job of each kind: {', '.join(starts)}"] if starts else []
-    return lines + [f"would be refused: {refusal}" for refusal in forecast.refusals]
+    return [*lines, *(f"would be refused: {refusal}" for refusal in forecast.refusals), *forecast.notes]
 
 
-def status_table(graph: Graph, states: States) -> Table:
-    """A row per step: label, state, progress, reason."""
+def status_table(graph: Graph, states: States) -> RenderableType:
+    """A row per step: id, label, state, attempt, progress, reason. Where the columns do not fit, a step has a line of
+    its id, state and label, and below it what else there is to tell."""
+    blocked = blockers(graph, states)
+    rows = [_status_row(id, graph, states, blocked) for id in graph]
     table = Table(box=None, pad_edge=False)
     for name in ("step", "what", "state", "attempt", "progress", "why"):
-        table.add_column(name, no_wrap=name != "why")
-    blocked = blockers(graph, states)
-    for id, step in graph.items():
-        state = states[id]
-        name = StepState.BLOCKED if id in blocked else state.name
-        reason = f"{graph[blocked[id]].label}: failed" if id in blocked else reason_of(id, graph, states)
-        row = (id, step.label, Text(name, STYLES[name]), str(state.attempt or ""), Position.of(state).text(), reason)
-        table.add_row(*row)
-    return table
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(row.id, row.label, Text(row.state, STYLES[row.state]), row.attempt, row.progress, row.reason)
+    widths = (max(map(len, column), default=0) for column in ([row.id for row in rows], [row.state for row in rows]))
+    id_width, state_width = widths
+    return Fitting(table, lambda width: [part for row in rows for part in row.narrow(id_width, state_width, width)])
+
+
+@dataclass(frozen=True)
+class _StatusRow:
+    id: str
+    label: str
+    state: StepState
+    attempt: str
+    progress: str
+    reason: str
+
+    def narrow(self, id_width: int, state_width: int, width: int) -> Iterator[RenderableType]:
+        head = Text.assemble(f"{self.id:<{id_width}}  ", (f"{self.state:<{state_width}}", STYLES[self.state]))
+        details = []
+        if len(head) + 2 + len(self.label) <= width:
+            head.append(f"  {self.label}")
+        else:
+            details.append(self.label)
+        if self.state is not StepState.DONE:
+            details += [f"attempt {self.attempt}" if self.attempt else "", self.progress, self.reason]
+        yield head
+        if text := "  ".join(filter(None, details)):
+            yield _indented(text)
+
+
+def _status_row(id: str, graph: Graph, states: States, blocked: Mapping[str, str]) -> _StatusRow:
+    state = states[id]
+    name = StepState.BLOCKED if id in blocked else state.name
+    reason = f"{graph[blocked[id]].label}: failed" if id in blocked else reason_of(id, graph, states)
+    return _StatusRow(id, graph[id].label, name, str(state.attempt or ""), Position.of(state).text(), reason)
+
+
+def watch_view(graph: Graph, states: States, height: int) -> RenderableType:
+    """What changes on the screen: all steps where they fit, else those that run or need a person."""
+    if len(graph) + 2 > height:
+        quiet = (StepState.DONE, StepState.PENDING, StepState.BLOCKED)
+        blocked = blockers(graph, states)
+        graph = {id: step for id, step in graph.items() if states[id].name not in quiet and id not in blocked}
+    return Group(status_table(graph, states), Text(summary(counts(graph, states))))
 
 
 def reason_of(id: str, graph: Graph, states: States) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.sync import SyncResult
     from sweeps.tracking.target import Target, TrackingConfig
 
+LOOK_SECONDS = 2.0
 SECONDS_PER_RUN = 0.5
 """Seconds that the end of a sweep waits for each run, added to the configured timeout."""
 
@@ -78,6 +80,38 @@ def track(saved: SavedSweep | None) -> None:
         os.environ.update(saved_target(saved).environment())
 
 
+def addresses(store: Store, saved: SavedSweep) -> list[str]:
+    """Where W&B shows a sweep that is sent there, once its client has said so. Imports no wandb."""
+    from urllib.parse import quote
+
+    from sweeps.tracking.target import saved_target
+
+    config = saved_target(saved).config
+    project = store.tracking(saved.name).address()
+    if config.mode != "online" or project.rpartition("/")[2] != quote(config.project):
+        return []
+    return [f"W&B project: {project}", f"W&B group: {project}/groups/{quote(saved.name)}/workspace"]
+
+
+class Announcement:
+    """Prints the addresses of a sweep that runs, as soon as they are known; once."""
+
+    def __init__(self, console: Console, store: Store, saved: SavedSweep) -> None:
+        self._console, self._store, self._saved = console, store, saved
+        self._printed, self._looked = False, 0.0
+
+    def __call__(self, now: bool = False) -> None:
+        import time
+
+        if self._printed or (not now and time.monotonic() - self._looked < LOOK_SECONDS):
+            return
+        self._looked = time.monotonic()
+        with suppress(Exception):  # as in any view: the jobs run whether this can be read and printed or not
+            for line in addresses(self._store, self._saved):
+                self._console.print(line, highlight=False, soft_wrap=True)
+                self._printed = True
+
+
 def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool = False) -> None:
     """When a sweep ends: a run for each variant, and for each step that an earlier sweep ran. Never an error.
     `done`: only of the variants that are; the workers write the others as their steps end."""
@@ -95,6 +129,8 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counted.items())
     advice = f"; `mlkv sync {saved.name}` uploads the rest" if counted["failed"] else ""
     console.print(f"W&B ({target.config.mode}): {outcomes}{advice}", highlight=False)
+    for line in [] if done else addresses(store, saved):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, results: Iterable[SyncResult]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from slurm.limits import UNLIMITED
 from slurm.resources import Resources
 from sweeps.planning.config import ClusterConfig
 from sweeps.steps.registry import kind_of
@@ -27,6 +28,12 @@ class JobSpec:
     needs: tuple[str, ...]
     """Steps of other jobs, of this plan's or of an earlier one, that must be done before it starts."""
     resources: Resources
+
+    @property
+    def device_hours(self) -> float | None:
+        """The hours of its GPUs, or its own where it has none, until its time limit; None where it has no limit."""
+        need = self.resources
+        return None if need.minutes >= UNLIMITED else need.minutes * max(need.gpus, 1) * need.nodes / 60
 
 
 def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:

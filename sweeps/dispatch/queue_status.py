@@ -5,7 +5,7 @@ The store has the last word on what was done; the queue says what will still run
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,14 +34,17 @@ class JobStatus:
 
     def __str__(self) -> str:
         reason = f" ({self.state.reason})" if self.state.reason else ""
-        return f"job {self.id}: {self.state.phase.lower()}{reason}" if self.id else "its job never reached the queue"
+        if self.id is None:
+            return self.state.reason
+        return f"job {self.id}: {self.state.phase.lower()}{reason}"
 
 
 JobStatuses = dict[str, JobStatus]
 """Step id → its latest job."""
 
 CANCELLED = JobState(Phase.CANCELLED, "by mlkv cancel")
-NOT_SUBMITTED = JobStatus(None, JobState(Phase.UNKNOWN, "not submitted"))
+NOT_SUBMITTED = JobStatus(None, JobState(Phase.UNKNOWN, "its job never reached the queue"))
+REFUSED = JobStatus(None, JobState(Phase.UNKNOWN, "SLURM did not take its job; the same `mlkv sweep` line tries again"))
 
 
 def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
@@ -59,12 +62,14 @@ def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
         for record in records.recover(store.queue)
         for name, id in record.ids().items()
     }
+    refused = {name for row in noted for name in row.refused or ()}
     states = queue.states(known[name][0] for name in set(latest.values()) if name in known)
     for id in {id for row in noted for id in row.cancelled or ()} & states.keys():
         # SLURM may keep no trace of a task that was cancelled before it started; `cancel` below left a note of it.
         states[id] = CANCELLED if states[id].phase is Phase.UNKNOWN else states[id]
     statuses = {name: JobStatus(id, states[id], output) for name, (id, output) in known.items() if id in states}
-    return {step: statuses.get(name, NOT_SUBMITTED) for step, name in latest.items()}
+    missing = {name: REFUSED if name in refused else NOT_SUBMITTED for name in latest.values()}
+    return {step: statuses.get(name, missing[name]) for step, name in latest.items()}
 
 
 def with_queue(states: dict[str, State], store: Store) -> tuple[dict[str, State], JobStatuses]:
@@ -89,6 +94,8 @@ def _with_job(state: State, job: JobStatus, store: Store, step: str) -> State:
         return replace(state, name=StepState.PENDING, reason=str(job))
     if state.name == StepState.FAILED:
         return state
+    if job is REFUSED and state.name == StepState.PENDING:
+        return replace(state, reason=job.state.reason)
     if job.state.phase is Phase.CANCELLED:
         return replace(state, name=StepState.CANCELLED, reason=_why_not_done(state, job))
     if state.name == StepState.INTERRUPTED:
@@ -115,6 +122,12 @@ def cancel(steps: Iterable[str], store: Store) -> int:
 
 
 def throttle(jobs: Iterable[JobStatus], cluster: ClusterConfig, store: Store) -> None:
-    """Apply `cluster.max_running` to the arrays that still have waiting tasks."""
+    """Apply `max_running` to the arrays that still have waiting tasks."""
     waiting = [job.id for job in jobs if job.id and job.state.phase is Phase.PENDING]
-    SlurmExecutor(store.queue).set_max_running(waiting, cluster.max_running or 0)
+    executor_of(cluster, store).apply_max_running(waiting)
+
+
+def executor_of(cluster: ClusterConfig, store: Store, env: Mapping[str, str] | None = None) -> SlurmExecutor:
+    """Queues the store's jobs, each kind of step with its own profile."""
+    profiles = {kind: cluster.profile_of(kind) for kind in cluster.profiles}
+    return SlurmExecutor(store.queue, cluster, profiles=profiles, env=env)

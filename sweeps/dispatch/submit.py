@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from slurm import site
+from slurm.command import NoAnswerError, QueueError
 from slurm.jobs import Job, JobId, Phase
 from slurm.local import LocalExecutor
-from slurm.queue import QueueError
+from slurm.resources import Resources
+from slurm.sbatch import FullError, RefusedError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from sweeps.dispatch.grouping import JobSpec, job_specs
-from sweeps.dispatch.queue_status import JobStatus, latest_jobs, throttle
+from sweeps.dispatch.queue_status import JobStatus, executor_of, latest_jobs, throttle
 from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.code import import_variables
 from sweeps.store.errors import StoreError, UserError
+from sweeps.store.outside import plain_reason
 from sweeps.store.schema import JobRow
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.target import saved_target
@@ -29,6 +33,7 @@ from sweeps.worker.job_context import QUEUED
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 """For nodes without internet: else Hugging Face's libraries ask the hub about every file that they already have."""
+LATER = "the same `mlkv sweep` line queues the rest when there is room"
 
 
 class LocalJobs:
@@ -88,15 +93,26 @@ def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved
         raise UserError(f"cluster: {error}") from None
 
 
-def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> dict[str, JobId]:
-    """Submit to SLURM the steps that no live job will run already; returns job name → id without waiting.
+@dataclass(frozen=True)
+class Submission:
+    """What SLURM took."""
 
-    `cluster.max_running` is applied to the sweep's queued jobs too. Raises UserError where SLURM refuses or does not
-    answer.
+    jobs: dict[str, JobId]
+    """Job name → id."""
+    notes: list[str]
+    """What a person should know of them, one line each."""
+    left: str | None = None
+    """Why some jobs are not queued, in one line; None where all are."""
+
+
+def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> Submission:
+    """Submit to SLURM the steps that no live job will run already, without waiting.
+
+    `max_running` is applied to the sweep's queued jobs too. Raises UserError where SLURM refuses or does not answer.
     """
     todo = {step.id: step for step in steps}
     offline = OFFLINE if cluster.offline else {}
-    executor = SlurmExecutor(store.queue, cluster, env={**_environment(store, saved), **offline, QUEUED: "1"})
+    executor = executor_of(cluster, store, {**_environment(store, saved), **offline, QUEUED: "1"})
     try:
         live = {id: job for id, job in latest_jobs(_with_parents(todo.values()), store).items() if job.live}
         throttle(live.values(), cluster, store)
@@ -106,11 +122,30 @@ def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: S
         store.note_jobs(
             JobRow(name=_stamped(spec.name, stamp), steps=list(spec.steps), sweep=saved.name) for spec in specs
         )
-        return executor.submit([_slurm_job(store, spec, live, stamp) for spec in specs])
+        notes = _unused(specs, executor)
+        ids = _queue(executor, [_slurm_job(store, spec, live, stamp) for spec in specs], store)
+        for kind, resources in _alike(specs):
+            notes += _doubts(executor, kind, resources)
+        return Submission(ids, notes)
     except SubmissionRefusedError as error:
-        raise UserError(f"cluster: {error}; run the same line again when there is room") from None
+        if not error.full:
+            raise UserError(f"cluster: {error}; run the same line again when the cause is gone") from None
+        left = f"{len(error.not_submitted)} jobs are left: {error.reason}"
+        return Submission(error.submitted, notes, f"{left}; {LATER} (cluster.max_submit=N keeps below a limit)")
     except (QueueError, ValueError) as error:
         raise UserError(f"cluster: {error}") from None
+
+
+def _queue(executor: SlurmExecutor, jobs: list[Job], store: Store) -> dict[str, JobId]:
+    """Queue jobs; writes down which of them SLURM did not take. Raises as the executor does."""
+    try:
+        return executor.submit(jobs)
+    except SubmissionRefusedError as error:
+        store.note_jobs([JobRow(refused=error.not_submitted)])
+        raise
+    except (QueueError, ValueError):
+        store.note_jobs([JobRow(refused=[job.name for job in jobs])])
+        raise
 
 
 def _with_parents(steps: Iterable[Step]) -> set[str]:
@@ -126,30 +161,63 @@ class Forecast:
     """Kind → when SLURM would start the first job of it; None: SLURM does not say."""
     refusals: list[str]
     """Why SLURM would refuse jobs, one line each."""
+    notes: list[str]
+    """What else a person should know before the jobs are queued, one line each."""
 
 
 def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> Forecast:
     """Ask SLURM about the jobs of these steps; nothing is written or queued. Raises UserError where it does not
     answer."""
     specs = job_specs(list(steps), cluster)
-    executor = SlurmExecutor(store.queue, cluster)
+    executor = executor_of(cluster, store)
     starts: dict[str, datetime | None] = {}
     refusals: list[str] = []
+    found = _unused(specs, executor)
     try:
-        room, nodes = site.room(cluster), site.nodes()
-        for kind, resources in {spec.kind: spec.resources for spec in specs}.items():
-            problems = site.problems(cluster, resources, nodes)
-            refusals += [f"{kind}: {problem}" for problem in problems]
-            if not problems:
-                try:
-                    starts[kind] = executor.start_estimate(resources)
-                except ValueError as error:
-                    refusals.append(f"{kind}: {error}")
+        for (kind, resources), count in _alike(specs).items():
+            try:
+                starts[kind], note = _start(executor, kind, resources, count)
+                found += note + _doubts(executor, kind, resources)
+            except RefusedError as error:
+                refusals.append(f"{kind}: {executor.explained(error, resources, kind)}")
+        if (room := site.room(cluster)) < len(specs):
+            found.append(f"cluster.max_submit = {cluster.max_submit} lets {room} more jobs into the queue; {LATER}")
+    except NoAnswerError as error:
+        found.append(f"SLURM does not say whether it takes the jobs ({error})")
     except QueueError as error:
         raise UserError(f"cluster: {error}") from None
-    if room < len(specs):
-        refusals.append(f"the site lets {room} more jobs of yours into the queue; the same line later queues the rest")
-    return Forecast(starts, refusals)
+    return Forecast(starts, refusals, found)
+
+
+def _start(executor: SlurmExecutor, kind: str, resources: Resources, count: int) -> tuple[datetime | None, list[str]]:
+    """When the first of these jobs would start, and a note where the queue does not take all of them now. Raises as
+    `SlurmExecutor.start_estimate`."""
+    try:
+        return executor.start_estimate(resources, kind, min(count, site.max_array_size())), []
+    except FullError as error:
+        note = [f"{kind}: the queue does not take {count} jobs of yours now ({error}); {LATER}"]
+    try:
+        return executor.start_estimate(resources, kind), note
+    except FullError:
+        return None, note
+
+
+def _unused(specs: list[JobSpec], executor: SlurmExecutor) -> list[str]:
+    """A line for each of the user's variables for sbatch that does not count."""
+    fields: dict[str, str] = {}
+    for kind, resources in _alike(specs):
+        fields |= executor.overridden(resources, kind)
+    return [f"{name} = {os.environ[name]} is not used: {field} decides" for name, field in fields.items()]
+
+
+def _doubts(executor: SlurmExecutor, kind: str, resources: Resources) -> list[str]:
+    """A line for each reason why jobs that SLURM takes may wait for ever."""
+    return [f"{kind}: SLURM may never start such jobs: {doubt}" for doubt in executor.doubts(resources, kind)]
+
+
+def _alike(specs: Iterable[JobSpec]) -> Counter[tuple[str, Resources]]:
+    """How many jobs there are of each kind with the same resources."""
+    return Counter((spec.kind, spec.resources) for spec in specs)
 
 
 def _slurm_job(store: Store, spec: JobSpec, live: Mapping[str, JobStatus], stamp: str) -> Job:
@@ -190,6 +258,6 @@ def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:
     try:
         snapshot = store.snapshot_code()
     except OSError as error:
-        raise UserError(f"store = {store.root}: the code cannot be copied there ({error.strerror})") from None
+        raise UserError(f"store = {store.root}: the code cannot be copied there ({plain_reason(error)})") from None
     tracking = saved_target(saved).environment() if saved else {}
     return {**_QUIET, CODE: snapshot.name, **import_variables(snapshot), **tracking}

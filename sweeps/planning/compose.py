@@ -6,12 +6,14 @@ seconds. Overrides that do more than set a value or merge a mapping (`+`, `++`, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -138,10 +140,30 @@ def _hydra() -> Iterator[None]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="mlkv"):
+        with _decimal_numbers(), initialize_config_dir(str(CONF), version_base="1.3", job_name="mlkv"):
             yield
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+INTEGER = "tag:yaml.org,2002:int"
+DECIMAL = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
+
+
+@contextmanager
+def _decimal_numbers() -> Iterator[None]:
+    """YAML files are read without two rules of YAML 1.1, which PyYAML follows and YAML 1.2 has dropped: `20:00` is no
+    number to the base 60 (1200; https://yaml.org/type/int.html) and `0123` none to the base 8 (83). Both stay text: a
+    time limit of twenty minutes, a name or a number with a leading zero."""
+    plain = yaml.SafeLoader.yaml_implicit_resolvers
+    yaml.SafeLoader.yaml_implicit_resolvers = {
+        first: [(tag, DECIMAL if tag == INTEGER else pattern) for tag, pattern in resolvers]
+        for first, resolvers in plain.items()
+    }
+    try:
+        yield
+    finally:
+        yaml.SafeLoader.yaml_implicit_resolvers = plain
 
 
 def _container(config: DictConfig) -> Values:

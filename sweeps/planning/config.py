@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -22,7 +22,7 @@ from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, Mea
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
-from slurm.resources import Resources
+from slurm.resources import Gigabytes, Minutes, Resources
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices
 from sweeps.store.names import check_name
@@ -143,8 +143,8 @@ class TrainingResources:
     nodes: Positive | None = None
     tasks_per_node: Positive | None = None
     cpus: Positive | None = None
-    memory_gb: Annotated[float, Gt(0)] | None = None
-    minutes: Positive | None = None
+    memory_gb: Gigabytes | None = None
+    minutes: Minutes | None = None
 
     def replace_in(self, resources: Resources) -> Resources:
         """`resources` with the fields that are set here."""
@@ -160,22 +160,35 @@ class ClusterConfig(Profile):
     """Jobs at a time; unset: one per GPU, else half the cores."""
     device: Literal["cpu", "cuda"] = "cpu"
     resources: dict[Kind, Resources] = field(default_factory=dict)
+    profiles: dict[Kind, dict[str, Any]] = field(default_factory=dict)
+    """What a kind of step has otherwise than the profile: `resources.KIND.partition` and the like; `parse` fills it."""
     offline: bool = False
     """Jobs see no internet: what they need is fetched before they are started."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        changed = (f.name for f in dataclasses.fields(Profile) if getattr(self, f.name) != _default(f))
-        if self.name == "local" and (name := next(changed, None)):
-            raise ValueError(f"{name} = {getattr(self, name)}: cluster local has none (valid with cluster=slurm)")
+        changed = {
+            f.name: value for f in dataclasses.fields(Profile) if (value := getattr(self, f.name)) != _default(f)
+        }
+        changed |= {f"resources.{kind}.{name}": v for kind, own in self.profiles.items() for name, v in own.items()}
+        if self.name == "local" and (name := next(iter(changed), None)):
+            raise ValueError(f"{name} = {changed[name]}: cluster local has none (valid with cluster=slurm)")
         wide = (kind for kind, resources in self.resources.items() if resources.nodes > 1)
         if self.name == "local" and (kind := next(wide, None)):
             raise ValueError(f"resources.{kind}.nodes = {self.resources[kind].nodes}: cluster local is one machine")
 
     def resources_of(self, kind: str) -> Resources:
-        """What a job of this kind of step gets: one process per GPU where processes can train together."""
+        """What a job of this kind of step gets: one process per GPU where processes can train together, and the time
+        limit that counts."""
         resources = self.resources.get(kind, Resources())
+        resources = replace(resources, minutes=self.profile_of(kind).minutes(resources))
         return resources.one_task_per_gpu() if kind_of(kind).trains else resources
+
+    def profile_of(self, kind: str) -> Profile:
+        """The site's settings for jobs of this kind of step."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Profile)}
+        profile: Profile = _adapter(Profile).validate_python(shared | self.profiles.get(kind, {}))
+        return profile
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -238,6 +251,11 @@ class Config:
         return replace(self, cluster=replace(self.cluster, resources={**by_kind, **trained}))
 
 
+OF_A_KIND = tuple(f.name for f in dataclasses.fields(Profile) if f.name not in ("memory_gb", "max_submit"))
+"""The fields of a profile that `cluster.resources.KIND` takes besides its own. `memory_gb` is one of its own, and
+`max_submit` counts the jobs of all kinds."""
+_FILLED_HERE: dict[Any, set[str]] = {Config: {"added"}, ClusterConfig: {"profiles"}}
+"""Fields that no configuration has: `parse` fills them."""
 _KEYS = frozenset(f.name for f in dataclasses.fields(Config)) - {"added"}
 
 
@@ -249,7 +267,10 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
     own = {key: value for key, value in values.items() if key in _KEYS or key not in KINDS}
+    own, profiles = _split_profiles(own)
     _check_values(Config, own, "")
+    if profiles:
+        own["cluster"] = {**own["cluster"], "profiles": profiles}
     config: Config = _validated(Config, own)
     try:
         config = config.with_resources()
@@ -257,6 +278,24 @@ def parse(values: Mapping[str, Any]) -> Config:
         raise UserError(str(error)) from None
     added = {key: _recipe(key, value) for key, value in values.items() if key not in own and value is not None}
     return replace(config, added=added) if added else config
+
+
+def _split_profiles(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The same without a profile's fields in `cluster.resources.KIND`, and these fields by kind. Raises UserError for
+    values that such a field cannot have."""
+    cluster = values.get("cluster")
+    by_kind = cluster.get("resources") if isinstance(cluster, Mapping) else None
+    if not isinstance(cluster, Mapping) or not isinstance(by_kind, Mapping):
+        return dict(values), {}
+    profiles, resources = {}, dict(by_kind)
+    for kind, given in by_kind.items():
+        if isinstance(given, Mapping) and (own := {name: given[name] for name in OF_A_KIND if name in given}):
+            _check_values(Profile, own, f"cluster.resources.{kind}.")
+            _validated(Profile, own, f"cluster.resources.{kind}")
+            if kind in KINDS:  # else the check of `resources` says so
+                profiles[kind] = own
+            resources[kind] = {name: value for name, value in given.items() if name not in own}
+    return {**values, "cluster": {**cluster, "resources": resources}}, profiles
 
 
 def _recipe(kind: str, values: Any) -> Any:
@@ -284,10 +323,10 @@ def _validated(schema: Any, values: Mapping[str, Any], *place: str) -> Any:
 def _check_values(schema: Any, values: Any, path: str) -> None:
     """Refuse unknown keys, which are the likeliest slip and deserve the list of valid ones; and true or false for a
     number, which pydantic takes for 1 or 0. Raises UserError."""
-    fields = {f.name for f in dataclasses.fields(schema)} - ({"added"} if schema is Config else set())
+    fields = {f.name for f in dataclasses.fields(schema)} - _FILLED_HERE.get(schema, set())
     for key, value in values.items():
         if key not in fields:
-            valid = {*fields, *KINDS} if schema is Config else fields
+            valid = fields.union(KINDS if schema is Config else OF_A_KIND if schema is Resources else ())
             raise UserError(f"{path}{key}: unknown key; {choices(str(key), valid)}")
         for place, leaf in leaves(value, f"{path}{key}") if _is_number(_hints(schema)[key]) else ():
             if isinstance(leaf, bool):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from mlkv.registry import load_extensions
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import StoreError
+from sweeps.store.outside import plain_reason
 from sweeps.store.schema import Runtime
 from sweeps.store.store import SavedSweep, Store
 
@@ -25,7 +26,9 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
             if directory.record() is None or directory.spec() is None:
                 directory.write_spec(step.spec, Runtime(fields=step.how))
     except OSError as error:
-        raise StoreError(f"sweep {plan.name}: its steps cannot be written to {store.root} ({error.strerror})") from None
+        raise StoreError(
+            f"sweep {plan.name}: its steps cannot be written to {store.root} ({plain_reason(error)})"
+        ) from None
     plan_file = plan.plan_file(arguments)
     if extensions:
         plan_file = replace(plan_file, extensions={each.path.name: each.digest for each in extensions})

@@ -100,6 +100,15 @@ class Attempt:
         rows = parse_rows(LoggedRow, f"{last_line(self.metrics_file)}\n".encode()).rows
         return rows[-1] if rows else None
 
+    def log_tracking(self, reason: str) -> bool:
+        """Note why W&B does not have all of it; false where that cannot be written: it may be the disk that is full."""
+        try:
+            with self.tracking_log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{utc_now()} not mirrored to W&B ({reason}); `mlkv sync` will\n")
+        except OSError:
+            return False
+        return True
+
     def log_tail(self, lines: int = 5) -> list[str]:
         """The last non-empty lines of what it wrote to stderr, or to stdout where stderr is empty; without the line
         that repeats its exit status."""

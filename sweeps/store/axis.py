@@ -38,9 +38,18 @@ class Axis:
             position = row.step if self.counts_steps and row.step is not None else self._line
             if position > self.reached:
                 self.reached = position
-                shown = {f"{self.prefix}/{key}": value for key, value in row.fields.items() if key not in _NOT_SHOWN}
+                named = {shown_name(key): value for key, value in row.fields.items() if key not in _NOT_SHOWN}
+                shown = {f"{self.prefix}/{key}": value for key, value in named.items()}
                 clock = {} if row.time is None else {"_timestamp": row.time}
                 yield position, {self.name: position, **shown, **clock}
 
 
 _NOT_SHOWN = ("time", "step")
+_SHOWN_AS = {"lr": "learning_rate"}
+"""What W&B's users, and Trainer's own callback, call what is logged here under another name."""
+
+
+def shown_name(key: str) -> str:
+    """The name by which W&B shows what is logged, with or without a prefix: `train/lr` of earlier code, too."""
+    prefix, slash, name = key.rpartition("/")
+    return f"{prefix}{slash}{_SHOWN_AS.get(name, name)}"

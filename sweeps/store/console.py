@@ -17,10 +17,14 @@ def say(line: str, stream: TextIO | None = None) -> None:
         except UnicodeEncodeError:  # a reason may quote any text, and the log's encoding may be ASCII
             print(line.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
     except OSError:
-        # What could not be written stays in the stream's buffer, and the interpreter, failing to write it at the end,
-        # would exit with a status of its own.
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-            stream.flush()
+        print_nowhere(stream)
+
+
+def print_nowhere(stream: TextIO) -> None:
+    """Drop what a stream could not write, and all that will be written to it. What is left in its buffer the
+    interpreter would fail to write at the end, and exit with a status of its own."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()

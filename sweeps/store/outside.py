@@ -6,8 +6,12 @@ A step that ends with such an error is interrupted, not failed: the same command
 from __future__ import annotations
 
 import errno
+import os
+import pwd
 import re
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 OUTSIDE_ERRNOS = frozenset(
     {
@@ -60,9 +64,42 @@ def outside_cause(error: BaseException) -> str | None:
 
 
 def describe_error(error: OSError) -> str:
-    """`ENOSPC: No space left on device: /path`."""
+    """`ENOSPC: No space left on device: /path`; of a permission also whose file stands in the way, and what to do."""
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return ": ".join(str(part) for part in (name, error.strerror or error, error.filename) if part)
+    words = ": ".join(str(part) for part in (name, error.strerror or error, error.filename) if part)
+    return f"{words}{permission_advice(error)}"
+
+
+def plain_reason(error: OSError) -> str:
+    """The same without the error's code and path, where the sentence around it names the place."""
+    return f"{error.strerror}{permission_advice(error)}"
+
+
+def permission_advice(error: OSError) -> str:
+    """Whose file or folder refused it, with which permissions, and what opens it; empty for any other error."""
+    if error.errno not in (errno.EACCES, errno.EPERM) or not isinstance(error.filename, str):
+        return ""
+    for path in (Path(error.filename), *Path(error.filename).parents):
+        try:
+            found = path.lstat()
+        except OSError:  # it is not there, or a folder above is closed, which stands in the way then
+            continue
+        if path.is_dir() or not os.access(path, os.R_OK):
+            return f" ({path} is {_owner(found.st_uid)}'s, {stat.filemode(found.st_mode)}; {_remedy(path, found)})"
+    return ""
+
+
+def _remedy(path: Path, found: os.stat_result) -> str:
+    if found.st_uid == os.getuid():
+        return f"`chmod u+rwX {path}`"
+    return "to share a store, its owner runs `chmod -R g+rwX` on it, and all who write use `umask 002`"
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

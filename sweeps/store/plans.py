@@ -14,6 +14,7 @@ from sweeps.store import typed_json
 from sweeps.store.errors import StoreError
 from sweeps.store.files import TEMPORARY_FOLDER, file_clock, write_folder_once
 from sweeps.store.lines import read_rows
+from sweeps.store.outside import plain_reason
 from sweeps.store.schema import PlanFile, VariantRow
 from sweeps.store.typed_json import as_json
 
@@ -82,7 +83,7 @@ class SweepFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise StoreError(f"sweep {self.name}: {self.path}: cannot be read ({error.strerror})") from None
+            raise StoreError(f"sweep {self.name}: {self.path}: cannot be read ({plain_reason(error)})") from None
 
     def problem(self) -> str | None:
         """Why it is not known what this sweep needs, and what to do, in one line."""
@@ -115,7 +116,7 @@ class SweepFolder:
         except StoreError as error:
             raise StoreError(self._advice(number, str(error))) from None
         except OSError as error:
-            raise StoreError(f"sweep {self.name}: {path}: cannot be read ({error.strerror})") from None
+            raise StoreError(f"sweep {self.name}: {path}: cannot be read ({plain_reason(error)})") from None
         if plan is None:
             raise StoreError(self._advice(number, f"{path / 'plan.json'} is gone"))
         if rows.skipped or not _has_all(plan, rows.rows):

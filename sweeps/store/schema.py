@@ -293,12 +293,20 @@ class VariantRow:
 @dataclass(frozen=True, kw_only=True)
 class JobRow:
     """A line of jobs.jsonl: the steps that a job of some name runs for a sweep, written before it is submitted; or the
-    ids of jobs that `mlkv cancel` ended."""
+    ids of jobs that `mlkv cancel` ended; or the names of jobs that SLURM did not take."""
 
     name: str | None = later()
     steps: list[str] | None = later()
     sweep: str | None = later()
     cancelled: list[str] | None = later()
+    refused: list[str] | None = later()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """wandb/address.json: where W&B shows the project that a sweep was last sent to, by its client."""
+
+    project: str
 
 
 @dataclass(frozen=True, kw_only=True)

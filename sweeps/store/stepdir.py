@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mlkv.files import DISCARDED, discard
+from mlkv.files import DISCARDED, discard, share
 from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
@@ -242,6 +242,7 @@ class StepDir:
         done.json fails where there is one, so of two attempts that publish at once exactly one has won.
         """
         attempt = claim.attempt
+        share(attempt.out)
         outputs = {name: describe(path) for name, path in tree(attempt.out)}
         attempt.write_record(sealed(replace(record, outputs=outputs)))
         if not claim.holds():

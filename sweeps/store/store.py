@@ -23,8 +23,9 @@ from sweeps.store.errors import DamagedFileError, StoreError
 from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json, write_once
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
+from sweeps.store.outside import plain_reason
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
-from sweeps.store.schema import JobRow, PlanFile, VariantRow, WrittenMark
+from sweeps.store.schema import Address, JobRow, PlanFile, VariantRow, WrittenMark
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, State, StepDir
 from sweeps.store.typed_json import as_json
@@ -49,6 +50,33 @@ class TrackingDir:
             if mark := typed_json.load(WrittenMark, self._mark(run)):
                 return mark.fingerprint
         return ""
+
+    def address(self) -> str:
+        """The web address of the project that runs were last sent to; empty where none was, as far as is known."""
+        with suppress(DamagedFileError, OSError):
+            if known := typed_json.load(Address, self._address):
+                return known.project
+        return ""
+
+    def note_address(self, project: str) -> None:
+        if project != self.address():
+            with suppress(OSError):  # it only saves a look at W&B's page
+                write_json(self._address, as_json(Address(project=project)))
+
+    @property
+    def _address(self) -> Path:
+        return self.runs / "address.json"
+
+    def drop_hollow(self, run: str) -> None:
+        """Remove the folders that W&B's client leaves of a run that it sent: without a `.wandb` file they hold nothing,
+        and a dashboard would show each as one more run."""
+        with suppress(OSError):
+            for folder in self.runs.glob(f"run-*-{run}"):
+                if not any(file.stat().st_size for file in folder.glob("*.wandb")):
+                    discard(folder)
+            for link in self.runs.glob("*"):
+                if link.is_symlink() and not link.exists():
+                    discard(link)
 
     def drop_before(self, folder: str, run: str) -> None:
         """Remove what was written of a run before the whole copy in `folder`."""
@@ -76,7 +104,7 @@ class Store:
             file_clock(store.root)
         except OSError as error:
             raise StoreError(
-                f"store = {store.root}: cannot be written ({error.strerror}); set --store or MLKV_STORE"
+                f"store = {store.root}: cannot be written ({plain_reason(error)}); set --store or MLKV_STORE"
             ) from None
         return store
 
@@ -131,7 +159,9 @@ class Store:
         try:
             return self._sweep(name).save(plan, variants, overrides, created=utc_now())
         except OSError as error:
-            raise StoreError(f"sweep {name}: its plan cannot be written to {self.root} ({error.strerror})") from None
+            raise StoreError(
+                f"sweep {name}: its plan cannot be written to {self.root} ({plain_reason(error)})"
+            ) from None
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
         """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are, or for a

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -25,11 +26,11 @@ from mlkv.files import Json
 from sweeps.steps.extensions import know_kind
 from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
-from sweeps.store.files import utc_now
 from sweeps.store.stepdir import StepDir
-from sweeps.store.store import Store, StoreError
+from sweeps.store.store import Store
 from sweeps.tracking.mirror import MirrorError, OpenRun, ServiceEndedError, redacted, restart_service
 from sweeps.tracking.runs import step_run
+from sweeps.tracking.supervisor import GAVE_UP
 from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
 
@@ -88,9 +89,22 @@ class Helper:
         for line in lines:
             self._messages.put(json.loads(line))
         self._messages.put(None)
-        overdue = threading.Timer(self._target.config.timeout, os._exit, [1])
+        overdue = threading.Timer(self._target.config.timeout, self._give_up)
         overdue.daemon = True
         overdue.start()
+
+    def _give_up(self) -> None:
+        """Note at every attempt that is not with W&B yet that time is up, and end without waiting any longer."""
+        reason = f"it took longer than tracking.timeout = {self._target.config.timeout:g} s"
+        unsent = [self._attempt] if self._attempt else []
+        with suppress(queue.Empty):
+            while True:
+                message = self._messages.get_nowait()
+                if message and "attempt" in message:
+                    unsent.append(self._attempt_of(message))
+        for attempt in unsent:
+            attempt.log_tracking(reason)
+        os._exit(GAVE_UP)
 
     def run(self) -> None:
         threading.Thread(target=self.listen, args=(sys.stdin,), daemon=True).start()
@@ -117,11 +131,13 @@ class Helper:
         return message
 
     def _begin(self, message: Json) -> None:
-        step = self._store.step(message["step"])
-        attempt = next(a for a in step.attempts() if a.number == message["attempt"])
+        step, attempt = self._store.step(message["step"]), self._attempt_of(message)
         self._attempt = attempt
         self._open_mirror = lambda: AttemptMirror(self._store, self._target, step, attempt, message["pid"])
         self._mirror = self._open_mirror()
+
+    def _attempt_of(self, message: Json) -> Attempt:
+        return next(a for a in self._store.step(message["step"]).attempts() if a.number == message["attempt"])
 
     def _send_new_rows(self) -> None:
         if self._mirror:
@@ -138,14 +154,14 @@ class Helper:
             self._variants.write_next()
 
     def _try(self, do: Callable[[], None]) -> None:
-        """Call `do`. A failure of W&B or of the disk is logged and stops the mirroring of this attempt for
+        """Call `do`. A failure, of W&B, of the disk or of ours, is logged and stops the mirroring of this attempt for
         RETRY_SECONDS; it never ends this process."""
         try:
             try:
                 do()
             except ServiceEndedError:
                 self._retry_with_new_service(do)
-        except (MirrorError, StoreError, OSError) as error:
+        except Exception as error:
             self._mirror, self._retry_at = None, time.monotonic() + RETRY_SECONDS
             self._variants.forget()
             self._log(str(error) if isinstance(error, MirrorError) else redacted(error))
@@ -159,13 +175,8 @@ class Helper:
         do()
 
     def _log(self, message: str) -> None:
-        line = f"{utc_now()} not mirrored to W&B ({message}); `mlkv sync` will\n"
-        try:
-            assert self._attempt
-            with self._attempt.tracking_log.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError:
-            sys.stderr.write(line)
+        if not (self._attempt and self._attempt.log_tracking(message)):
+            sys.stderr.write(f"not mirrored to W&B ({message}); `mlkv sync` will\n")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from mlkv.files import Json
+from sweeps.store.outside import plain_reason
 from sweeps.store.states import StepState
 from sweeps.store.store import TrackingDir
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
@@ -42,21 +43,26 @@ class OpenRun:
     def __init__(self, run: Run, config: TrackingConfig, directory: TrackingDir, pid: int | None = None) -> None:
         """pid: the process whose CPU, memory and GPU are recorded; None: no system metrics."""
         _make_directory(directory)
+        self._directory, self._online = directory, config.mode == "online"
         try:
             self._run = wandb.init(
-                mode="online" if config.mode == "online" else "offline",
+                mode="online" if self._online else "offline",
                 project=config.project,
                 entity=config.entity,
                 dir=str(directory.parent),
                 id=run.id,
-                name=run.name,
+                # Of a run that is there already these would replace what a person made of them: see `_name`.
+                name=None if self._online else run.name,
+                tags=None if self._online else list(run.tags),
                 group=run.group,
                 job_type=run.job_type,
-                tags=list(run.tags),
-                resume="allow" if config.mode == "online" else None,
+                resume="allow" if self._online else None,
                 reinit="create_new",
                 settings=_settings(config, pid),
             )
+            if self._online:
+                self._name(run)
+                directory.note_address(self._run.project_url or "")
             self._write_description(run)
         except Exception as error:  # W&B raises many types, its own and its libraries'; none may end the step
             raise _mirror_error(error) from None
@@ -66,6 +72,14 @@ class OpenRun:
     def folder(self) -> str:
         """The name of this run's folder among W&B's files."""
         return Path(self._run.settings.sync_dir).name
+
+    def _name(self, run: Run) -> None:
+        """Ours are added to the tags that the run has, and its name is given once: people tag and rename runs."""
+        if not self._run.resumed:
+            self._run.name = run.name
+        before = tuple(self._run.tags or ())
+        if added := tuple(tag for tag in run.tags if tag not in before):
+            self._run.tags = (*before, *added)
 
     def _write_description(self, run: Run) -> None:
         self._run.config.update(run.config, allow_val_change=True)  # resumed runs have a configuration already
@@ -98,6 +112,8 @@ class OpenRun:
             self._run.finish(exit_code=0 if run.state == StepState.DONE else 1)
         except Exception as error:
             raise _mirror_error(error) from None
+        if self._online:
+            self._directory.drop_hollow(run.id)
 
 
 def connect_briefly() -> None:
@@ -134,7 +150,7 @@ def _make_directory(directory: TrackingDir) -> None:
     try:
         directory.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MirrorError(f"{directory.runs}: {error.strerror}") from None
+        raise MirrorError(f"{directory.runs}: {plain_reason(error)}") from None
 
 
 def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:

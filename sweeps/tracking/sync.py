@@ -93,10 +93,10 @@ def _positions(rows: list[Json]) -> Rows:
     return list(zip(steps, values, strict=True)) if grows else list(enumerate(values))
 
 
-def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, report: Report) -> int:
+def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir | None, report: Report) -> int:
     """Upload the runs that the server does not have; returns the number of runs that did not arrive.
 
-    directory: where W&B writes its own files meanwhile.
+    directory: where the sweep's own W&B files are; what the client writes meanwhile goes to a temporary folder.
     """
     from sweeps.tracking.mirror import connect_briefly, redacted
 
@@ -107,7 +107,14 @@ def send(runs: Iterable[Run], config: TrackingConfig, directory: TrackingDir, re
         before = _on_server(pending, online)
     except Exception as error:  # no server, no key, no such project: nothing can be sent
         return _all_failed(pending, redacted(error), report)
-    failures = {run.id: _send(run, before, online, directory, report) for run in pending}
+    with tempfile.TemporaryDirectory(prefix="mlkv-sync-", ignore_cleanup_errors=True) as scratch:
+        meanwhile = TrackingDir(Path(scratch))
+        failures = {run.id: _send(run, before, online, meanwhile, report) for run in pending}
+        if directory:
+            directory.note_address(meanwhile.address() or directory.address())
+            for run in pending:
+                if run.finished:  # what a job of earlier code left, or one that was killed
+                    directory.drop_hollow(run.id)
     sent = [run for run in pending if failures[run.id] is not None]
     try:
         after = _on_server(sent, online) if sent else {}
@@ -262,15 +269,12 @@ def _sync_directory(path: Path, target: Target) -> int:
     for run in read_directory(path):
         by_project.setdefault((run.entity, run.project), []).append(logged_run(run))
     failed = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        for (entity, project), runs in by_project.items():
-            # A project that the user names wins over the one that the files name.
-            own = {key: value for key, value in (("entity", entity), ("project", project)) if value}
-            given = {
-                key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT_CONFIG, key)
-            }
-            config = replace(target.config, **{**own, **given})
-            failed += send(runs, config, TrackingDir(Path(scratch)), _print_result)
+    for (entity, project), runs in by_project.items():
+        # A project that the user names wins over the one that the files name.
+        own = {key: value for key, value in (("entity", entity), ("project", project)) if value}
+        given = {key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT_CONFIG, key)}
+        config = replace(target.config, **{**own, **given})
+        failed += send(runs, config, None, _print_result)
     return failed
 
 

@@ -305,6 +305,7 @@ class Worker:
         """The child's answer and the most memory it was seen to hold, in bytes."""
         peak = 0
         while True:
+            self._mirror.watch()
             peak = max(peak, self._child.resident_bytes())
             if answer := self._child.answer(timeout=BEAT_SECONDS):
                 return answer, peak

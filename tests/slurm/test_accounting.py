@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from slurm import queue, records, site
+from slurm import queue, records
 from slurm.jobs import Job, Phase
 from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
@@ -58,16 +61,12 @@ def test_states_outlive_the_queue_and_a_lost_id_is_found_by_name(accounted: Loca
 
 def test_a_qos_that_limits_submission_takes_what_it_takes(accounted: LocalCluster, folder: Path, limited: str) -> None:
     executor = SlurmExecutor(folder, Profile(qos=limited, extra={"hold": True}))
-    assert site.room(executor.profile) == 3
-    with pytest.raises(SubmissionRefusedError, match="lets 3 more jobs into the queue") as refused:
+    with pytest.raises(SubmissionRefusedError, match="QOSMaxSubmitJobPerUserLimit") as refused:
         executor.submit([Job(f"j{i}", ("true",)) for i in range(5)])
     assert sorted(refused.value.submitted) == ["j0", "j1", "j2"]
     assert refused.value.not_submitted == ["j3", "j4"]
-    assert site.room(executor.profile) == 0
-
-
-def test_without_a_limit_there_is_room_for_all(accounted: LocalCluster) -> None:
-    assert site.room(Profile()) == site.UNLIMITED
+    assert refused.value.full
+    assert len(list(folder.iterdir())) == 1, "an array that the queue did not take leaves nothing behind"
 
 
 @pytest.mark.parametrize(
@@ -80,3 +79,96 @@ def test_an_account_or_qos_that_does_not_exist_is_refused(
     with pytest.raises(ValueError, match=message):
         SlurmExecutor(folder, profile).submit([Job("a", ("true",))])
     assert not folder.exists()
+
+
+@pytest.fixture
+def capped(accounted: LocalCluster, limited: str) -> Iterator[str]:
+    """A partition whose QOS lets a user have three jobs queued; no question to SLURM but sbatch's answer shows it."""
+    accounted.run("scontrol", "create", "partitionname=capped", "nodes=n1", f"qos={limited}", "maxtime=60")
+    yield "capped"
+    queue.cancel(accounted.run("squeue", "-h", "-o", "%F").split())
+    assert eventually(lambda: not accounted.run("squeue", "-h", "-p", "capped", "-o", "%i").strip(), every=0.2)
+    accounted.run("scontrol", "delete", "partitionname=capped")
+
+
+def test_a_limit_that_no_table_shows_is_filled_and_the_rest_waits(
+    accounted: LocalCluster, folder: Path, capped: str
+) -> None:
+    executor = SlurmExecutor(folder, Profile(partition=capped, extra={"hold": True}))
+    first = [Job(f"u{i}", ("true",), kind="uptrain") for i in range(2)]
+    jobs = [*first, *(Job(f"e{i}", ("true",), after=(f"u{i}",), kind="evaluate") for i in range(2))]
+    with pytest.raises(SubmissionRefusedError, match="QOSMaxSubmitJobPerUserLimit") as refused:
+        executor.submit(jobs)
+    assert (refused.value.full, refused.value.not_submitted) == (True, ["e1"])
+    ids = refused.value.submitted
+    assert f"aftercorr:{ids['u0'].split('_')[0]}" in accounted.run("scontrol", "show", "job", ids["e0"])
+    for _ in range(2):  # a full queue is no refusal for ever, and leaves nothing behind
+        with pytest.raises(SubmissionRefusedError) as again:
+            executor.submit([Job("e1", ("true",), kind="evaluate")])
+        assert (again.value.full, again.value.submitted) == (True, {})
+    assert len(list(folder.iterdir())) == 2
+    executor.cancel([ids["e0"]])
+    assert list(executor.submit([Job("e1", ("true",), kind="evaluate")])) == ["e1"]
+
+
+NOBODY = 65534
+
+
+def as_nobody(action: Callable[[], object]) -> str:
+    """What an action returns, as text, in a process of another user; that one need not be able to start our Python."""
+    there, here = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            text = str(action())
+        except BaseException as error:
+            text = repr(error)
+        os.write(here, text.encode())
+        os._exit(0)
+    os.close(here)
+    os.waitpid(pid, 0)
+    with os.fdopen(there) as pipe:
+        return pipe.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: SLURM hides nothing from its own")
+def test_jobs_in_a_hidden_partition_are_taken_and_found_again(
+    accounted: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounted.run("scontrol", "create", "partitionname=secret", "nodes=n2", "hidden=yes", "maxtime=60")
+    accounted.run("sacctmgr", "-i", "add", "user", "nobody", "account=research", check=False)
+    for above in (accounted.state, accounted.slurm_conf.parent, *accounted.state.resolve().parents):
+        above.chmod(above.stat().st_mode | 0o011)
+    job = Job("a", ("true",))
+
+    def queue_and_look(folder: str) -> object:
+        executor = SlurmExecutor(Path(folder), Profile(partition="secret", extra={"hold": True, "chdir": "/"}))
+        ids = executor.submit([job])
+        (record,) = records.read(Path(folder))
+        known = queue.array_id_of(record.name) == record.array_id
+        found = executor.states(ids.values())[ids["a"]].phase, known, executor.doubts(job.resources, "a")
+        executor.cancel(ids.values())
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        seen = as_nobody(lambda: subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=True).stdout)
+        found = as_nobody(lambda: queue_and_look(folder))
+    accounted.run("scontrol", "delete", "partitionname=secret", check=False)
+    assert "preemptible" in seen
+    assert "secret" not in seen
+    assert found == str((Phase.PENDING, True, []))
+
+
+@pytest.mark.long
+def test_accounting_that_is_away_stops_no_sweep(accounted: LocalCluster, folder: Path) -> None:
+    executor = SlurmExecutor(folder)
+    accounted.daemon("slurmdbd").stop()
+    try:
+        ids = executor.submit([Job("a", ("true",))])
+        assert eventually(lambda: executor.states(ids.values())[ids["a"]].ended, every=0.5)
+        assert executor.states(["999999_0"]) == {"999999_0": queue.FORGOTTEN}
+    finally:
+        accounted.up(accounting=True)

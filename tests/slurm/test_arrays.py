@@ -62,6 +62,22 @@ def test_any_graph_keeps_its_parents_and_fits(jobs: list[Job], max_size: int) ->
             )
 
 
+@given(jobs=graphs(), sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4), kept=st.integers(0, 9))
+def test_arrays_can_be_cut_while_they_are_submitted(jobs: list[Job], sizes: list[int], kept: int) -> None:
+    """As the queue refuses them: what is queued stays as it is, the rest is in smaller arrays."""
+    made: list[Array] = []
+    for size in sorted(sizes, reverse=True):
+        before, made = made[:kept], arrays(jobs, size, made[:kept])
+        assert made[: len(before)] == before
+        assert all(len(array.jobs) <= size for array in made[len(before) :])
+        assert sorted(job.name for array in made for job in array.jobs.values()) == sorted(job.name for job in jobs)
+        for position, array in enumerate(made):
+            assert max(array.jobs) < max(sizes)
+            assert all(parent < position for parent in (*array.corresponding, *(at for at, _ in array.every)))
+            for index, one in array.jobs.items():
+                assert parents_of(array, index, made) == set(one.after)
+
+
 def test_a_regular_sweep_is_one_array_per_kind() -> None:
     base = [job("base", kind="base", gpus=1)]
     uptrain = [job(f"u{i}", "base", kind="uptrain", gpus=1) for i in range(20)]

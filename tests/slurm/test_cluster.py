@@ -3,21 +3,25 @@ looked at by the last tests."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slurm import queue, records
 from slurm.jobs import Job, JobState, Phase
 from slurm.local_cluster.cluster import LocalCluster
+from slurm.local_cluster.daemons import Daemon
 from slurm.profile import Profile
 from slurm.resources import Resources
 from slurm.submit import MAX_KILL_REQUEUES, SlurmExecutor, SubmissionRefusedError
@@ -232,7 +236,8 @@ def test_the_throttle_can_be_changed_while_it_runs(cluster: LocalCluster, folder
 
     assert eventually(lambda: count() == 1, every=0.2)
     assert {state.reason for state in executor.states(ids.values()).values()} >= {"JobArrayTaskLimit"}
-    executor.set_max_running(ids.values(), 3)
+    executor.profile = replace(executor.profile, max_running=3)
+    executor.apply_max_running(ids.values())
     assert eventually(lambda: count() == 3, every=0.2)
     executor.cancel(ids.values())
     assert set(phases(executor, ids).values()) == {Phase.CANCELLED}
@@ -243,11 +248,20 @@ def test_what_can_never_run_is_refused_before_the_queue(cluster: LocalCluster, f
         (Profile(partition="gpu"), Resources(), "job good: cluster.partition = gpu: this site has preemptible, urgent"),
         (Profile(), Resources(gpus=5), "5 GPUs per node requested, partition preemptible has 4"),
         (Profile(constraint="nowhere"), Resources(), "Invalid feature specification"),
-        (Profile(partition="urgent"), Resources(minutes=61), "61 minutes requested, partition urgent has 60"),
     ):
         with pytest.raises(ValueError, match=message):
             SlurmExecutor(folder, profile).submit([Job("good", ("true",), resources)])
     assert not folder.exists()
+
+
+def test_what_slurm_takes_is_queued_whatever_its_tables_say(cluster: LocalCluster, folder: Path) -> None:
+    """A time limit above the partition's waits for ever as a rule; a QOS may lift it."""
+    profile = Profile(partition="urgent", extra={"hold": True})
+    executor, resources = SlurmExecutor(folder, profile), Resources(minutes=61)
+    assert executor.doubts(resources, "job") == ["resources.minutes: 61 minutes requested, partition urgent has 60"]
+    ids = executor.submit([Job("long", ("true",), resources)])
+    assert executor.states(ids.values())[ids["long"]].phase is Phase.PENDING
+    executor.cancel(ids.values())
 
 
 def fake_sbatch(folder: Path, script: str) -> Path:
@@ -412,3 +426,120 @@ def test_a_command_that_is_killed_outright_runs_again_a_few_times(slow: Slow, cl
 def test_a_job_that_heeds_no_warning_times_out(slow: Slow, cluster: LocalCluster) -> None:
     state = ended(slow.executor, [slow.ids["too-long"]])[slow.ids["too-long"]]
     assert state.phase is Phase.TIMEOUT
+
+
+def test_a_job_that_exports_nothing_runs_with_what_the_profile_sets(
+    cluster: LocalCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_EXPORT_ENV", "NONE")
+    monkeypatch.setenv("OF_THE_SHELL", "yes")
+    shown = 'echo "$FROM_ENV,$FROM_SETUP,$OMP_NUM_THREADS,$OF_THE_SHELL"'
+    jobs = [sh("a", shown, cpus=2)]
+    setup = ("export FROM_SETUP=setup",)
+    asked = SlurmExecutor(folder, replace(AWAY, setup=setup, extra={"export": "NONE"}), env={"FROM_ENV": "env"})
+    ids = asked.submit(jobs)
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    plain = SlurmExecutor(folder, replace(AWAY, setup=setup), env={"FROM_ENV": "env"})
+    more = plain.submit(jobs)
+    for executor, found in ((asked, ids), (plain, more)):
+        assert phases(executor, found) == {"a": Phase.DONE}
+        assert executor.output(found["a"]).read_text() == "env,setup,2,\n"
+
+
+def test_the_users_variables_for_sbatch_count_where_no_field_does(
+    cluster: LocalCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PARTITION": "urgent",
+        "COMMENT": "c",
+        "TIMELIMIT": "59",
+        "WAIT": "1",
+        "NO_REQUEUE": "1",
+    }.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    held = {"hold": True}
+    plain, own = SlurmExecutor(folder, Profile(extra=held)), SlurmExecutor(folder, Profile("preemptible", extra=held))
+    shown = []
+    for executor in (plain, own):
+        ids = executor.submit([sh("a", "true", minutes=7)])
+        shown.append(cluster.run("scontrol", "show", "job", ids["a"]))
+        executor.cancel(ids.values())
+    assert ["Partition=urgent" in text for text in shown] == [True, False]
+    assert all("TimeLimit=00:07:00" in text and "Requeue=1" in text for text in shown)
+    assert own.overridden(Resources()).keys() - plain.overridden(Resources()).keys() == {"SBATCH_PARTITION"}
+    assert plain.overridden(Resources())["SBATCH_TIMELIMIT"] == "cluster.resources.KIND.minutes or cluster.time"
+    monkeypatch.setenv("SBATCH_PARTITION", "gone")
+    with pytest.raises(ValueError, match="SBATCH_PARTITION = gone: this site has preemptible, urgent"):
+        plain.submit([sh("a", "true")])
+
+
+def test_a_job_can_submit_jobs(cluster: LocalCluster, folder: Path, tmp_path: Path) -> None:
+    """With other memory, CPUs and binding than its own, of which SLURM tells it in variables."""
+    program = "import sys; from pathlib import Path; from slurm.jobs import Job; from slurm.profile import Profile\n"
+    program += "from slurm.submit import SlurmExecutor\n"
+    program += "profile = Profile(constraint='n1|n2|n4', memory_gb=0.25)\n"
+    program += f"inner = SlurmExecutor(Path({str(folder)!r}), profile)\n"
+    program += (
+        "print(*inner.submit([Job('in', ('sh', '-c', 'echo $SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE'))]).values())"
+    )
+    outer = ["--constraint=n1|n2|n4", "--mem-per-cpu=50", "--cpus-per-task=3", f"--chdir={ROOT}", "--immediate=60"]
+    id = cluster.run("srun", *outer, "--cpu-bind=none", sys.executable, "-c", program).strip()
+    executor = SlurmExecutor(folder)
+    assert ended(executor, [id])[id].phase is Phase.DONE
+    assert executor.output(id).read_text() == "1 256\n"
+
+
+def test_a_note_of_the_site_is_not_the_id(
+    cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its absence a loss: with `--quiet` sbatch prints nothing."""
+    note = "echo 'Note: job 1 of 7 today'; echo 'job 2' >&2"
+    fake = fake_sbatch(tmp_path / "bin", f'{note}\n{shutil.which("sbatch")} "$@"; {note}')
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    for extra in ({"hold": True}, {"hold": True, "quiet": True}):
+        executor = SlurmExecutor(folder, Profile(extra=extra))
+        ids = executor.submit([sh("a", "true")])
+        assert executor.states(ids.values())[ids["a"]] == JobState(Phase.PENDING, "JobHeldUser")
+        executor.cancel(ids.values())
+
+
+@contextmanager
+def stopped(daemon: Daemon) -> Iterator[None]:
+    """It is there and does nothing."""
+    process = psutil.Process(int(json.loads(daemon.pid_file.read_text())["pid"]))
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+@pytest.mark.long
+def test_a_controller_that_is_slow_or_away_costs_no_job(
+    cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """slurmctld is stopped in its work, so that no question is answered; then a site's `sbatch --test-only` is slow."""
+    daemon = cluster.daemon("slurmctld")
+    executor = SlurmExecutor(folder, replace(AWAY, extra={"hold": True}))
+    monkeypatch.setattr("slurm.command.PATIENCE_SECONDS", 3.0)
+    with stopped(daemon):
+        for ask in (lambda: queue.states(["1_0"]), lambda: executor.submit([sh("a", "true")])):
+            with pytest.raises((queue.QueueError, SubmissionRefusedError), match="did not answer within 3 s"):
+                ask()
+    monkeypatch.setattr("slurm.command.PATIENCE_SECONDS", 30.0)
+    assert eventually(lambda: "is UP" in cluster.run("scontrol", "ping", check=False), every=0.5)
+    (found,) = records.recover(folder)
+    shown = cluster.run("squeue", "-h", f"--name={found.name}", "-o", "%F").split()
+    assert shown == [found.array_id] if found.array_id else not shown, "whether the request was heard or not"
+    executor.cancel(found.ids().values())
+    real, slow = shutil.which("sbatch"), tmp_path / "bin"
+    slow.mkdir()
+    (slow / "sbatch").write_text(f'#!/bin/sh\n[ "$1" != --test-only ] || exec sleep 60\nexec {real} "$@"\n')
+    (slow / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(slow), prepend=":")
+    monkeypatch.setattr("slurm.command.PATIENCE_SECONDS", 2.0)
+    with pytest.raises(queue.QueueError, match="sbatch did not answer within 2 s"):
+        executor.start_estimate(Resources())
+    ids = executor.submit([sh("b", "true")])
+    assert executor.states(ids.values())[ids["b"]].phase is Phase.PENDING, "sbatch itself is asked"
+    executor.cancel(ids.values())

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from slurm.jobs import Job, JobState, Phase
+from slurm.limits import UNLIMITED
 from slurm.profile import Profile
 from slurm.queue import PHASE_OF, expand, parse_state
 from slurm.records import ArrayRecord, read, write
 from slurm.resources import Resources
-from slurm.site import UNLIMITED, Nodes, parse_minutes, parse_nodes, problems
+from slurm.site import Nodes, parse_minutes, parse_nodes, problems
 
 NODES = [
     Nodes("gpu", True, 4, 64, 512_000, 8, 2880),
@@ -127,7 +128,7 @@ def test_a_profile_that_makes_no_sense_is_refused(fields: dict[str, object], mes
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"gpus": -1}, "resources.gpus"), ({"cpus": 0}, "resources.cpus"), ({"memory_gb": 0}, "resources.memory_gb")],
+    [({"gpus": -1}, "resources.gpus"), ({"cpus": 0}, "resources.cpus"), ({"memory_gb": -1}, "resources.memory_gb")],
 )
 def test_resources_that_make_no_sense_are_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

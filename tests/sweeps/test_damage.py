@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,20 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.dispatch import submit
-from sweeps.planning import resolve, variants
-from sweeps.store.errors import UserError
-from sweeps.store.store import Store
-from sweeps.tracking import sync
-from sweeps.tracking.sync import SyncResult, sweep_runs
-from sweeps.worker import supervisor
-from sweeps.worker.job_context import SIGNALS
-from sweeps.worker.messages import Answer
+from tests.support.commands import COMMANDS, OLD_STORE, SLOW, nothing_computes
 from tests.support.shell import exit_status
-from tests.support.workers_here import ChildHere
 
-FOLDER = Path(__file__).with_name("old_store")
-VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
 FAILED = "steps/uptrain/uptrain-426fc9a7f690d7d8"
 SCORED = "steps/evaluate/evaluate-c61c7b370095f245"
 CORPUS = "steps/corpus/corpus-4c8bd4c9072feb1b"
@@ -98,54 +86,6 @@ CONTENTS: dict[str, Damage] = {
     "words": lambda content: _with_numbers(content, '"seven"'),
 }
 DAMAGES = (*CONTENTS, "gone", "folder")
-COMMANDS = {
-    "status": ["status"],
-    "status of one": ["status", "old"],
-    "verify": ["status", "old", "--verify"],
-    "verify all": ["status", "--verify"],
-    "why": ["why", "old", "MHA-4"],
-    "logs": ["logs", "uptrain-426fc9a7f690d7d8"],
-    "gather": ["gather", "old", "-o", "cells.csv", "--curves", "curves.csv"],
-    "table": ["table", "old"],
-    "table of an import": ["table", "theirs"],
-    "figure": ["figure", "old", "-o", "figures"],
-    "report": ["report", "old", "-o", "page"],
-    "plan": ["plan", "--config-dir", str(FOLDER / "conf"), "experiment=old"],
-    "prune": ["prune"],
-    "prune --yes": ["prune", "--yes"],
-    "cancel": ["cancel", "old"],
-    "retry": ["retry", "old"],
-    "run": ["run", "uptrain-426fc9a7f690d7d8"],
-    "sync": ["sync", "old"],
-}
-SLOW = ("figure", "report")
-
-
-class NoJobs:
-    """As if every job had ended at once."""
-
-    idle = True
-
-    def poll(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class FailingChild(ChildHere):
-    def send(self, request: object) -> None:
-        self._answer = Answer(state="failed", reason="no computing in this test")
-
-
-def _sync_here(arguments: list[str], target: object, timeout: float | None) -> Iterator[SyncResult]:
-    """The runs of a sweep, made in this process and sent nowhere."""
-    store = Store(Path(arguments[1]))
-    directory = store.tracking("old")
-    try:
-        for run in sweep_runs(store, store.sweep("old")):
-            yield SyncResult(
-                run.id, run.name, "already there" if directory.written(run.id) else "sent", run.fingerprint
-            )
-    except UserError as error:
-        yield SyncResult("", "the other runs", "failed", str(error))
 
 
 @dataclass(frozen=True)
@@ -175,7 +115,7 @@ class Damaged:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture store, with every kind of file."""
     root = tmp_path_factory.mktemp("whole") / "store"
-    shutil.copytree(FOLDER / "store", root)
+    shutil.copytree(OLD_STORE / "store", root)
     done = json.loads((root / FILES["done"]).read_text())
     attempt = root / FAILED / "attempts/1"
     (root / FILES["withdrawn"]).write_text(json.dumps({**done, "set_aside": "it was damaged"}))
@@ -202,21 +142,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Damaged]:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(FOLDER / "text", tmp_path / "text")
-    monkeypatch.setenv("COLUMNS", "200")
-    for module in (variants, resolve):
-        monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
-    monkeypatch.setattr(submit, "start_local", lambda *_: NoJobs())
-    monkeypatch.setattr(sync, "_process", _sync_here)
-    monkeypatch.setattr(supervisor, "Child", FailingChild)
-    monkeypatch.setattr("sweeps.store.stepdir.STALE_SECONDS", -1e9)
-    monkeypatch.setattr("sweeps.store.stepdir.LISTEN_SECONDS", 0.0)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield Damaged(tmp_path / "store", whole)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def damaged(tmp_path: Path, whole: Path) -> Iterator[Damaged]:
+    with nothing_computes(tmp_path):
+        yield Damaged(tmp_path / "store", whole)
 
 
 Case = tuple[str, str, str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -98,6 +100,24 @@ def test_an_import_that_follows_from_others_is_not_drawn() -> None:
         "c": set(),
         "d": set(),
     }
+
+
+def test_one_module_runs_slurms_commands() -> None:
+    """Whoever names one of them starts no process: only slurm.command does, where every failure becomes one line. The
+    local cluster is a SLURM of its own and starts its daemons."""
+    commands = {"sbatch", "squeue", "sacct", "sacctmgr", "scancel", "scontrol", "sinfo", "srun", "salloc", "sprio"}
+    asking = set()
+    for module, path in modules():
+        if module == "slurm.command" or module.startswith("slurm.local_cluster"):
+            continue
+        text = path.read_text()
+        names = {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
+        if names & commands:
+            asking.add(module)
+            assert not re.search(r"subprocess|os\.(?:system|popen|exec|spawn)|CommandFunction|_submit_command", text), (
+                module
+            )
+    assert asking == {"slurm.queue", "slurm.sbatch", "slurm.site"}
 
 
 def test_the_packages_themselves_are_empty() -> None:

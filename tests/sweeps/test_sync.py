@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.cli.wandb import addresses
 from sweeps.steps.registry import axis_of
 from sweeps.store.typed_json import as_json
 from sweeps.tracking.runs import variant_id
@@ -73,6 +74,19 @@ def finish(stage: Stage, step: str, kind: str) -> None:
     )
     claim.attempt.finish("done", "", 0)
     claim.release()
+
+
+def test_sync_leaves_no_folders_and_the_addresses_are_known(sent: Sent) -> None:
+    """Hollow ones would show as runs in `mlkv dashboard`."""
+    directory = sent.stage.store.tracking("tiny")
+    assert [path.name for path in directory.runs.iterdir()] == ["address.json"]
+    store, saved = sent.stage.store, sent.stage.saved
+    online = replace(saved, plan=replace(saved.plan, tracking={"mode": "online", "project": "mlkv"}))
+    project = f"{sent.server.url}/tester/mlkv"
+    assert addresses(store, online) == [f"W&B project: {project}", f"W&B group: {project}/groups/tiny/workspace"]
+    assert addresses(store, saved) == [], "it is tracked offline"
+    elsewhere = replace(saved, plan=replace(saved.plan, tracking={"mode": "online", "project": "other"}))
+    assert addresses(store, elsewhere) == []
 
 
 def test_a_sweep_of_nothing_but_hits_has_a_run_for_every_variant(sent: Sent) -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from sweeps.planning.config import is_hashed
 from sweeps.steps.registry import axis_of
+from sweeps.store.axis import Axis, shown_name
+from sweeps.store.schema import LoggedRow
+from sweeps.store.typed_json import from_json
 from sweeps.tracking.target import VARIABLE, Target, TrackingConfig
 from tests.support.processes import PATIENCE
 from tests.support.read_back import present
@@ -133,3 +136,15 @@ def test_tracking_is_no_part_of_what_a_step_is() -> None:
 def test_project_names_that_wandb_misreads_are_refused(project: str) -> None:
     with pytest.raises(ValueError, match="project = "):
         TrackingConfig(project=project)
+
+
+def test_the_learning_rate_has_the_name_that_everyone_gives_it() -> None:
+    """Earlier code called it train/lr, in runs that are still read."""
+    row = from_json(LoggedRow, {"step": 3, "lr": 0.1, "loss": 2.0})
+    ((position, shown),) = Axis("train", counts_steps=True).rows([row])
+    assert (position, shown) == (3, {"train/global_step": 3, "train/learning_rate": 0.1, "train/loss": 2.0})
+    assert [shown_name(key) for key in ("train/lr", "lr", "train/loss")] == [
+        "train/learning_rate",
+        "learning_rate",
+        "train/loss",
+    ]

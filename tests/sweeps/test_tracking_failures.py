@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +47,7 @@ def test_no_server_does_not_fail_or_delay_and_sync_mends_it(
     step = stage.id("base")
     server.stop()
     ends_all_the_same(stage, step)
+    assert "not mirrored to W&B (" in stage.log_of(step)
     failed, done = stage.sync()
     assert failed == len(done) >= 1
     server.start()
@@ -124,6 +126,42 @@ def test_the_clients_own_process_is_killed_and_another_goes_on(
     else:
         (run,) = (run for run in read_directory(runs) if run.id == step)
         assert [row["train/global_step"] for row in run.rows] == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_a_helper_that_is_killed_is_replaced_while_the_step_runs(stage: Stage, server: WandbServer) -> None:
+    step, mirror = stage.id("base"), stage.mirror()
+    acted = stage.begin(mirror, step)
+    acted.log(training(1, 20))
+    arrives(lambda: step in server.runs and len(server.runs[step].history) == 20)
+    helper = mirror._process
+    assert helper
+    helper.kill()
+    helper.wait()
+    mirror.watch()
+    acted.log(training(21, 40))
+    arrives(lambda: positions(server, step) == list(range(1, 41)))
+    acted.end()
+    mirror.close()
+    assert server.runs[step].state == "finished"
+    assert not stage.log_of(step)
+
+
+def test_a_helper_that_always_dies_is_given_up_and_that_is_logged(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    step, mirror = stage.id("base"), stage.mirror()
+    acted = stage.begin(mirror, step)
+    for _ in range(5):
+        if mirror._process:
+            mirror._process.wait()
+        mirror.watch()
+    acted.end()
+    mirror.close()
+    reason = "W&B's process ended 4 times, the last time with 1"
+    assert stage.log_of(step).count(reason) == 1
+    assert capsys.readouterr().err == f"{reason}; `mlkv sync` uploads the rest\n"
 
 
 def test_a_long_step_is_taken_up_again_when_the_server_is_back(

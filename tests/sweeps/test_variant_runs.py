@@ -41,7 +41,16 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
         if count < len(steps):
             arrives(lambda: MQA in server.runs and server.runs[MQA].summary.get("steps_done") == count)  # noqa: B023
             assert server.runs[MQA].summary["state"] == "PENDING"
+        if count == 1:  # what a person makes of a run is theirs
+            server.runs[MQA].shown.update(tags=["pocket", "for the paper"], displayName="ours", notes="look again")
     mirror.close()
+    shown = server.runs[MQA].shown
+    assert set(shown["tags"]) == {"pocket", "even", "budget-2", "for the paper"}
+    assert (shown["displayName"], shown["notes"]) == ("ours", "look again")
+    directory = stage.store.tracking("tiny")
+    assert directory.address() == f"{server.url}/tester/mlkv"
+    assert not list(directory.runs.glob("run-*")), "they would be hollow"
+    assert sorted(path.name for path in directory.runs.iterdir()) == ["address.json"]
     run = server.runs[MQA]
     assert (run.state, run.summary["state"], run.summary["steps_done"]) == ("finished", "DONE", len(steps))
     assert positions(server, MQA) == list(range(1, 9))
