@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import gcd
 from typing import TYPE_CHECKING
 
 from .layout import KVLayout
+from .patterns import name_of
 from .registry import Registry
 from .shape import DecoderShape
 
@@ -83,3 +85,26 @@ def converted_shape(base: DecoderShape, base_layout: KVLayout, layout: KVLayout,
     """The shape of a base after its conversion to `layout`: only the MLP width can change. The one rule for it, for
     plans, steps and their checks. A model made from scratch has the shape that conversion would give."""
     return replace(base, mlp_width=WIDENINGS.choose(widening).width(base, layout, base_layout))
+
+
+def check_conversion(base: KVLayout, layout: KVLayout) -> None:
+    """Raises ValueError where the base's heads cannot be merged into `layout`: an owner's head count divides that of
+    every layer that its group attends to in the base, and there are no more heads in all. The one rule for it, for
+    plans and steps."""
+    if (layout.layers, layout.heads) != (base.layers, base.heads):
+        raise ValueError(
+            f"layout has {layout.layers} layers of {layout.heads} heads, the decoder {base.layers} of {base.heads}"
+        )
+    for layer, source in enumerate(layout.kv_source_layers):
+        have, want = base.heads_of(layer), layout.heads_of(layer)
+        if have % want:
+            raise ValueError(f"kv_heads = {want} at layer {source}: must divide the {have} of the base")
+    if layout.budget > base.budget:
+        raise ValueError(f"layout {name_of(layout)}: the base has {base.budget} KV heads, conversion cannot add any")
+
+
+def most_heads(base: KVLayout, sources: Sequence[int]) -> tuple[int, ...]:
+    """For each owner in `sources`, the most KV heads that the heads of `base` can be merged into: where each of its
+    layers has equally many in the base, so many."""
+    owners = [i for i, source in enumerate(sources) if source == i]
+    return tuple(gcd(*(base.heads_of(i) for i, source in enumerate(sources) if source == owner)) for owner in owners)

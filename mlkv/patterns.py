@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import gcd
 
 from .layout import KVLayout, Sources, divisors, from_owners
 from .registry import Registry
@@ -143,23 +144,28 @@ def make(pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int) -
     return KVLayout(sources_of(pattern, layers, kv_layers), (kv_heads,) * kv_layers, heads)
 
 
-def of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
-    """Every layout of `pattern` with `budget` KV heads in all, most KV layers first. Raises ValueError if none has."""
+def of_budget(pattern: str, budget: int, base: KVLayout) -> list[KVLayout]:
+    """The layouts of `pattern` with `budget` KV heads in all that the heads of `base` can be merged into, equally many
+    in each KV layer; most KV layers first. None where there is no such layout."""
     PATTERNS.choose(pattern)
-    layouts = _of_budget(pattern, budget, layers, heads)
-    if not layouts:
-        valid = sorted(b for b in range(1, layers * heads + 1) if _of_budget(pattern, b, layers, heads))
-        choices = ", ".join(map(str, valid))
-        raise ValueError(
-            f"layout.budget = {budget}: pattern {pattern} on {layers} layers of {heads} heads takes {choices}"
-        )
-    return layouts
-
-
-def _of_budget(pattern: str, budget: int, layers: int, heads: int) -> list[KVLayout]:
+    if not 1 <= budget <= base.budget:
+        return []
     layouts = []
-    for kv_heads in divisors(heads):
+    for kv_heads in divisors(gcd(*base.kv_heads)):
         if budget % kv_heads == 0:
             with suppress(ValueError):  # the pattern has no layout of so many KV layers
-                layouts.append(make(pattern, layers, heads, budget // kv_heads, kv_heads))
+                layouts.append(make(pattern, base.layers, base.heads, budget // kv_heads, kv_heads))
     return layouts
+
+
+def budgets(pattern: str, base: KVLayout) -> list[int]:
+    """The budgets for which `of_budget` has layouts, smallest first."""
+    kv_layers = [m for m in range(1, base.layers + 1) if _has(pattern, base.layers, m)]
+    found = {m * kv_heads for m in kv_layers for kv_heads in divisors(gcd(*base.kv_heads))}
+    return sorted(budget for budget in found if budget <= base.budget)
+
+
+def _has(pattern: str, layers: int, kv_layers: int) -> bool:
+    with suppress(ValueError):
+        return bool(sources_of(pattern, layers, kv_layers))
+    return False

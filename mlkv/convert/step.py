@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
-from ..merges import MERGES, WIDENINGS, converted_shape
-from ..patterns import name_of
+from ..merges import MERGES, WIDENINGS, check_conversion, converted_shape
 from ..recipes import ConvertRecipe
 from ..shape import DecoderShape
 
@@ -76,16 +75,13 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     """A new model with `base`'s weights merged into `layout`; `base` stays unchanged.
 
     KV heads that need no merging stay bit for bit, whatever the merge: with the base's own layout this is the identity.
-    Raises ValueError where an owner's head count does not divide the base's, or the layout has more heads in all.
+    Raises ValueError like `check_conversion`.
     """
     import torch
 
     from ..hf import MLKVForCausalLM
 
-    if layout.budget > base.layout.budget:
-        raise ValueError(
-            f"layout {name_of(layout)}: the base has {base.layout.budget} KV heads, conversion cannot add any"
-        )
+    check_conversion(base.layout, layout)
     shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
     old, new = base.model.state_dict(), model.model.state_dict()
@@ -116,12 +112,6 @@ def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge
 def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayout) -> list[Tensor]:
     """The projections that the layers of an owner's group attend to in the base, lowest first, as `[G_base, K, …]`."""
     layers = dict.fromkeys(source.kv_source_layers[layer] for layer in (owner, *layout.readers(owner)))
-    kv_heads = layout.heads_of(owner)
-    for layer in layers:
-        if source.heads_of(layer) % kv_heads:
-            raise ValueError(
-                f"kv_heads = {kv_heads} at layer {owner}: must divide the {source.heads_of(layer)} of the base"
-            )
     return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
 
 

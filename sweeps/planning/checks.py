@@ -6,9 +6,12 @@ model, or several parts of the configuration together.
 
 from __future__ import annotations
 
+from math import gcd
+
 from mlkv.corpus.tokenizer import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS
-from mlkv.layout import KVLayout
+from mlkv.layout import KVLayout, divisors
+from mlkv.merges import check_conversion
 from sweeps.planning.config import Config
 from sweeps.planning.resolve import Model
 from sweeps.store.errors import UserError
@@ -25,19 +28,15 @@ _READ_BY = {
 
 
 def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
-    """A layout has an entry for each layer of the model. Conversion merges whole groups of equally many heads, so an
-    owner's new head count divides the one that the base has there."""
-    if layout.layers != model.shape.layers:
-        raise UserError(
-            f"layout.kv_source_layers has {layout.layers} entries: model {config.model.name} has "
-            f"{model.shape.layers} layers"
-        )
+    """Where weights are converted, the base's heads can be merged into the layout."""
     if config.convert.start != "convert":
         return
-    for layer in layout.owners:
-        have, want = model.layout.heads_of(layer), layout.heads_of(layer)
-        if have % want:
-            raise UserError(f"layout.kv_heads = {want} at layer {layer}: must divide the base's {have} KV heads")
+    try:
+        check_conversion(model.layout, layout)
+    except ValueError as error:
+        fault = f"layout.{error}" if str(error).startswith("kv_heads") else str(error)
+        valid = ", ".join(map(str, divisors(gcd(*model.layout.kv_heads))))
+        raise UserError(f"model {config.model.name}: {fault} (valid: {valid})") from None
 
 
 def check_corpus(config: Config, model: Model) -> None:

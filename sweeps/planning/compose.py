@@ -6,8 +6,9 @@ seconds. Overrides that do more than set a value or merge a mapping (`+`, `++`, 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mlkv.registry import FOLDER
-from sweeps.planning.config import is_hashed, leaves
+from sweeps.planning.config import SIZES, is_hashed, leaves
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError, choices
 
@@ -62,12 +63,16 @@ class Composer:
         """The resolved configuration of override lines without sweeps. Raises UserError."""
         overrides = parse_overrides(lines)
         groups = tuple(line for line, o in zip(lines, overrides, strict=True) if not self._is_value(o))
+        values = {o.key_or_group: o.value() for o in overrides if self._is_value(o)}
+        chosen = {o.key_or_group for o in overrides} - values.keys()
         config = self._copy(groups)
-        for override in overrides:
-            if self._is_value(override):
-                _refuse_changing(override.key_or_group, override.value())
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
-        return _container(config)
+        if _needs_local(config, values) and "model" not in chosen:
+            config = self._copy((*groups, "model=local"))
+        _replace_size(config, values)
+        for key, value in values.items():
+            _refuse_changing(key, value)
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
+        return _named(_container(config))
 
     def whole(self, lines: Sequence[str]) -> Values:
         """The same through Hydra alone: slower, and the measure of the fast way."""
@@ -96,7 +101,7 @@ class Composer:
             with _hydra():
                 composed = compose("config", overrides=[*self._scaled(lines), *search])
         except MissingConfigException as error:
-            raise UserError(self._missing(error)) from None
+            raise UserError(self._missing(error, lines)) from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from None
         for group in map(str, composed):
@@ -122,10 +127,48 @@ class Composer:
         others = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group != "experiment"]
         return [f"experiment={scale}/{name}", *others]
 
-    def _missing(self, error: MissingConfigException) -> str:
+    def _missing(self, error: MissingConfigException, lines: Sequence[str]) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
         group = group.lstrip("/")
+        given = [str(o.value()) for o in parse_overrides(lines) if o.key_or_group == "model"]
+        if given and str(error.missing_cfg_file).lstrip("/") == f"model/{given[-1]}".rstrip("/"):
+            return self._missing_model(given[-1])
         return f"{group} = {name}: {choices(name, self.options(group))}" if group else " ".join(str(error).split())
+
+    def _missing_model(self, given: str) -> str:
+        own = "a directory with a checkpoint is given as model.path"
+        if Path(given).expanduser().exists():
+            return f"model = {given}: {own}={given}"
+        if given.startswith(("/", "~", ".")):
+            return f"model = {given}: {own}=DIR, and there is no {given}"
+        hub = f", a model of the hub as model.hub={given}" if given.count("/") == 1 else ""
+        return f"model = {given}: {choices(given, self.options('model'))}; {own}=DIR{hub}"
+
+
+def _needs_local(config: DictConfig, values: Mapping[str, Any]) -> bool:
+    """Whether the line names a checkpoint where the chosen model is one to be trained here. A model of the hub stays
+    what it is, and takes the directory for a copy of itself."""
+    given = values.get("model.path") or values.get("model.hub")
+    return bool(given and OmegaConf.select(config, "model.decoder"))
+
+
+def _replace_size(config: DictConfig, values: Mapping[str, Any]) -> None:
+    """A size that the line gives takes the place of the one in the option file of the layout: `layout=cla
+    layout.cache=1/2` is every such layout with half the cache."""
+    if values.get("layout.budget") is None and values.get("layout.cache") is None:
+        return
+    for key in SIZES:
+        if OmegaConf.select(config, f"layout.{key}") is not None:
+            config.layout[key] = None
+
+
+def _named(values: Values) -> Values:
+    """With the name of the model: that of its directory or its repository, where its option has none."""
+    model = values.get("model")
+    if isinstance(model, dict) and "name" in model and model["name"] is None:
+        place = model.get("path") or model.get("hub") or ""
+        model["name"] = Path(os.path.abspath(Path(str(place)).expanduser())).name if place else "local"
+    return values
 
 
 def _quoted(value: str) -> str:

@@ -97,15 +97,16 @@ def _encode(value: Any) -> str:
 
 def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
     """Whether the command line replaces a key of the grid: it names the key, its group, a key that is zipped with it,
-    or a layout budget.
+    or a layout's budget or share of the cache.
 
     Half of a zip would be a product with the other half. A group option (layout=mqa) sets all keys of its group anew,
-    so the experiment's values for single ones no longer fit. A budget chooses layers and heads by itself.
+    so the experiment's values for single ones no longer fit. A budget or a share chooses layers and heads by itself.
     """
     zipped = [] if "sweep.zip" in named else sweep.zipped
     partners = next((group for group in zipped if key in group), (key,))
     replaced = set(partners) | {key.partition(".")[0]}
-    return bool(replaced & named) or (key.startswith("layout.") and "layout.budget" in named)
+    sized = bool(named & {"layout.budget", "layout.cache"})
+    return bool(replaced & named) or (key.startswith("layout.") and sized)
 
 
 def _check_zip(sweep: SweepConfig, swept_keys: set[str]) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlkv.layout import KVLayout
 
 if TYPE_CHECKING:
+    from sweeps.planning.config import ModelConfig
     from sweeps.planning.variants import Variant
 
 _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
+_MODEL = ("model", "model.path", "model.hub", "model.name")
+"""Keys that choose a model: labels show its name instead."""
 
 
 def labelled(variants: Sequence[Variant]) -> Iterator[Variant]:
@@ -22,13 +27,29 @@ def labelled(variants: Sequence[Variant]) -> Iterator[Variant]:
     of_one_name: dict[str, list[Variant]] = defaultdict(list)
     for variant in variants:
         of_one_name[_layout_label(variant, wide)].append(variant)
-    differing = _differing(variants, wide)
+    differing, models = _differing(variants, wide), _model_names(variants)
     taken: Counter[str] = Counter()
     for variant in variants:
-        name = _layout_label(variant, wide)
-        label = " ".join([name, *_shape(variant, of_one_name[name]), *_values(variant, of_one_name[name], differing)])
+        name, model = _layout_label(variant, wide), models[variant.config.model]
+        values = _values(variant, of_one_name[name], differing)
+        named = dict.fromkeys(f"model={model}" if key_of(line) in _MODEL else line for line in values)
+        label = " ".join([name, *_shape(variant, of_one_name[name]), *named])
         taken[label] += 1
         yield replace(variant, label=label if taken[label] == 1 else f"{label} #{taken[label]}")
+
+
+def _model_names(variants: Sequence[Variant]) -> dict[ModelConfig, str]:
+    """Each model's name; where models of one name lie in different places, as much of the place's end as tells them
+    apart."""
+    of_one_name: dict[str, dict[ModelConfig, tuple[str, ...]]] = defaultdict(dict)
+    for model in (variant.config.model for variant in variants):
+        of_one_name[model.name][model] = Path(os.path.abspath(model.path)).parts if model.path else (model.name,)
+    names: dict[ModelConfig, str] = {}
+    for name, places in of_one_name.items():
+        ends = [{parts[-n:] for parts in places.values()} for n in range(1, 1 + max(map(len, places.values())))]
+        shortest = next((n for n, end in enumerate(ends) if len(end) == len(ends[-1])), 0) + 1
+        names |= {m: "/".join(parts[-shortest:]) if len(ends[-1]) > 1 else name for m, parts in places.items()}
+    return names
 
 
 def key_of(line: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from mlkv.layout import KVLayout
+from mlkv.layout import KVLayout, mha
 from mlkv.merges import converted_shape
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
@@ -129,29 +129,48 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     Raises UserError for what could be known to fail.
     """
     model = resolver.model(config.model)
-    check_read_fields(config)
-    check_corpus(config, model)
-    check_tasks(config)
 
     def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
         return Variant(config, values, model, layout, baseline, tuple(varying))
 
+    kept = []
     if "untouched" in config.sweep.baselines and config.convert.start == "convert":
-        yield _with_steps(variant(model.layout, "untouched"), resolver)
+        kept.append(variant(model.layout, "untouched"))
     if "mha" in config.sweep.baselines:
-        yield _with_steps(variant(model.layout, "mha"), resolver)
-    for layout in _layouts(config, model):
-        check_layout(config, model, layout)
+        kept.append(variant(model.layout, "mha"))
+    for layout in _layouts(config, values, model):
         own = variant(layout, "mha" if layout == model.layout else None)
         if keeps(config.sweep.filter, _filter_names(own)):
-            yield _with_steps(own, resolver)
+            check_layout(config, model, layout)
+            kept.append(own)
+    if kept:
+        check_read_fields(config)
+        check_corpus(config, model)
+        check_tasks(config)
+    for each in kept:
+        yield _with_steps(each, resolver)
 
 
-def _layouts(config: Config, model: Model) -> list[KVLayout]:
+def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
+    """The layouts of a point; none where none can be made and the sweep's filter removes the point anyway."""
+    own = model.layout
+    start = own if config.convert.start == "convert" else mha(own.layers, own.heads)
     try:
-        return config.layout.layouts(model.shape.layers, model.shape.heads)
+        return config.layout.layouts(own, start)
     except ValueError as error:
+        if _removed(config, values, model):
+            return []
         raise UserError(f"model {config.model.name}: {error}") from None
+
+
+def _removed(config: Config, values: Values, model: Model) -> bool:
+    """Whether the filter removes a point, by what is known without a layout."""
+    asked = {key: value for key in ("kv_layers", "kv_heads", "budget") if (value := getattr(config.layout, key))}
+    shape = {"layers": model.shape.layers, "heads": model.shape.heads, "head_dim": model.shape.head_dim}
+    try:
+        return not keeps(config.sweep.filter, {**values, "pattern": config.layout.pattern, **shape, **asked})
+    except UserError:  # it asks for what only a layout has
+        return False
 
 
 def _filter_names(variant: Variant) -> Values:

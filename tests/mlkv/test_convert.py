@@ -272,7 +272,8 @@ def test_a_base_that_shares_already_merges_what_its_layers_read() -> None:
     ("source", "target", "message"),
     [
         (make("even", 6, 4, 6, 2), make("even", 6, 4, 1, 4), "kv_heads = 4 at layer 0: must divide the 2 of the base"),
-        (LAYOUTS["mqa"], LAYOUTS["gqa"], "layout GQA-12: the base has 6 KV heads, conversion cannot add any"),
+        (LAYOUTS["mqa"], LAYOUTS["gqa"], "kv_heads = 2 at layer 0: must divide the 1 of the base"),
+        (make("even", 6, 4, 3, 2), LAYOUTS["gqa"], "layout GQA-12: the base has 6 KV heads, conversion cannot add any"),
         (LAYOUTS["mha"], mha(5, 4), "layout has 5 layers of 4 heads, the decoder 6 of 4"),
     ],
 )
@@ -372,7 +373,7 @@ def test_what_cannot_be_done_fails_the_step_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="start = scratch: needs the shape"):
         run(ConvertRecipe(start="scratch"), tmp_path / "out", context, layout=LAYOUTS["mlkv"], base=None)
     base_model("llama", LAYOUTS["mqa"]).save_pretrained(tmp_path / "base")
-    with pytest.raises(StepFailed, match="conversion cannot add any"):
+    with pytest.raises(StepFailed, match="kv_heads = 2 at layer 0: must divide the 1 of the base"):
         run(recipe(), tmp_path / "out", context, layout=LAYOUTS["gqa"], base=tmp_path / "base")
 
 

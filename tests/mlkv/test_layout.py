@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mlkv.layout import KVLayout, divisors, mha
-from mlkv.patterns import PATTERNS, Pattern, cla, make, name_of, of_budget
+from mlkv.patterns import PATTERNS, Pattern, budgets, cla, make, name_of, of_budget
 from sweeps.planning.config import LayoutConfig
 
 LAYERS = st.integers(1, 40)
@@ -175,20 +175,20 @@ def test_a_budget_finds_every_layout_that_has_it(pattern: str, layers: int, head
             except ValueError:
                 continue
     expected = [layout for layout in everything if layout.budget == budget]
-    if expected:
-        assert of_budget(pattern, budget, layers, heads) == expected
-    else:
+    assert of_budget(pattern, budget, mha(layers, heads)) == expected
+    assert budgets(pattern, mha(layers, heads)) == sorted({layout.budget for layout in everything})
+    if budget and not expected:
         with pytest.raises(ValueError, match=f"layout.budget = {budget}: pattern {pattern} on {layers} layers"):
-            of_budget(pattern, budget, layers, heads)
+            LayoutConfig(pattern, budget=budget).layouts(mha(layers, heads))
 
 
 def test_an_impossible_budget_lists_the_possible_ones() -> None:
     with pytest.raises(ValueError, match=r"takes 2, 3, 4, 6$"):
-        of_budget("dense_front", 5, layers=3, heads=2)
+        LayoutConfig("dense_front", budget=5).layouts(mha(3, 2))
 
 
 def test_an_unknown_pattern_lists_the_known_ones() -> None:
-    for call in (lambda: make("evn", 4, 4, 2, 1), lambda: of_budget("evn", 2, 4, 4)):
+    for call in (lambda: make("evn", 4, 4, 2, 1), lambda: of_budget("evn", 2, mha(4, 4))):
         with pytest.raises(ValueError, match=r"^pattern = evn: must be one of even, cla, .*sandwich$"):
             call()
 
@@ -242,14 +242,14 @@ def test_a_pattern_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="'sandwich' or 'explicit'"):
         config.validate_python({"pattern": "top_group"})
     monkeypatch.setitem(PATTERNS, "top_group", Pattern("TopGroup", _top_group))
-    (layout,) = config.validate_python({"pattern": "top_group", "kv_layers": 2, "kv_heads": 1}).layouts(5, 4)
+    (layout,) = config.validate_python({"pattern": "top_group", "kv_layers": 2, "kv_heads": 1}).layouts(mha(5, 4))
     assert layout == KVLayout((0, 1, 0, 0, 0), (1, 1), 4)
     assert [name_of(layout, "top_group"), name_of(layout)] == ["TopGroup-2", "Custom-2"]
-    assert layout in of_budget("top_group", 2, 5, 4)
+    assert layout in of_budget("top_group", 2, mha(5, 4))
 
 
 def test_a_factor_needs_a_pattern_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^factor = 2: only pattern cla has a factor \(pattern = even\)$"):
         LayoutConfig(factor=2)
     monkeypatch.setitem(PATTERNS, "pairs", Pattern("Pairs", PATTERNS["cla"].rule, by_factor=cla))
-    assert LayoutConfig("pairs", factor=2, kv_heads=1).layouts(4, 4) == [KVLayout((0, 0, 2, 2), (1, 1), 4)]
+    assert LayoutConfig("pairs", factor=2, kv_heads=1).layouts(mha(4, 4)) == [KVLayout((0, 0, 2, 2), (1, 1), 4)]
