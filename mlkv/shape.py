@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
+from math import inf
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from .layout import KVLayout
 
 Positive = Annotated[int, Gt(0)]
+Finite = Annotated[float, Gt(0), Lt(inf)]
+Size = Annotated[int, Gt(0), Le(2**31 - 1)]
+"""Of one dimension of a tensor. Whether the whole fits into memory is for the machine to say."""
+Count = Annotated[int, Gt(0), Le(4096)]
+"""Of layers, or of heads in a layer: plans write them out one by one."""
 
 
 def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
@@ -66,15 +72,15 @@ def added(default: Any) -> Any:
 class DecoderShape(Choices):
     """Everything that decides the decoder's tensors but the KV layout. `heads · head_dim` need not equal `width`."""
 
-    vocab_size: Positive
-    width: Positive
-    layers: Positive
-    heads: Positive
-    head_dim: Positive
-    mlp_width: Positive
-    context: Positive
+    vocab_size: Size
+    width: Size
+    layers: Count
+    heads: Count
+    head_dim: Size
+    mlp_width: Size
+    context: Size
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: Annotated[float, Gt(0)] = 1e-5
+    norm_eps: Finite = 1e-5
     activation: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
     gated_mlp: bool = False
     attention_bias: bool = True
@@ -82,13 +88,45 @@ class DecoderShape(Choices):
     parallel_residual: bool = True
     positions: Literal["rotary", "learned"] = "rotary"
     rotary_fraction: Annotated[float, Gt(0), Le(1)] = 0.25
-    rotary_base: Annotated[float, Gt(0)] = 10_000.0
-    position_offset: int = 0
+    rotary_base: Finite = 10_000.0
+    position_offset: Annotated[int, Ge(0), Le(2**31 - 1)] = 0
     tied: bool = False
-    init_std: Annotated[float, Gt(0)] = 0.02
+    init_std: Finite = 0.02
     kv_norm: bool = added(False)
     """Where layers share, an owner computes its keys and values from its input under a norm of their own; the queries
     have another (arXiv 2405.12981)."""
+
+    def weights(self, layout: KVLayout) -> dict[str, tuple[int, ...]]:
+        """Every weight of a decoder of this shape with `layout`, in the order of its state dict, and its shape."""
+        found: dict[str, tuple[int, ...]] = {"embed.weight": (self.vocab_size, self.width)}
+
+        def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
+            found.update({f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {}))
+
+        def norm(name: str) -> None:
+            found[f"{name}.weight"] = (self.width,)
+            if self.norm == "layernorm":
+                found[f"{name}.bias"] = (self.width,)
+
+        if self.positions == "learned":
+            found["positions.weight"] = (self.context + self.position_offset, self.width)
+        for layer, source in enumerate(layout.kv_source_layers):
+            block, query = f"blocks.{layer}", self.heads * self.head_dim
+            norm(f"{block}.attention_norm")
+            if layer == source and self.has_kv_norms(layout):
+                norm(f"{block}.kv_norm")
+            linear(f"{block}.attention.q", self.width, query, self.attention_bias)
+            if layer == source:
+                for part in "kv":
+                    heads = layout.heads_of(layer)
+                    linear(f"{block}.attention.{part}", self.width, heads * self.head_dim, self.attention_bias)
+            linear(f"{block}.attention.o", query, self.width, self.attention_bias)
+            norm(f"{block}.mlp_norm")
+            for part in ("gate", "up") if self.gated_mlp else ("up",):
+                linear(f"{block}.mlp.{part}", self.width, self.mlp_width, self.mlp_bias)
+            linear(f"{block}.mlp.down", self.mlp_width, self.width, self.mlp_bias)
+        norm("norm")
+        return found | {"head.weight": (self.vocab_size, self.width)}
 
     def parameters(self, layout: KVLayout, mlp_width: int | None = None) -> int:
         """Parameter count of a decoder of this shape with `layout`, MLPs `mlp_width` wide if given."""

@@ -22,6 +22,7 @@ NEED = {
     **{f"corpus/{name}": HUB_TEXT for name in ("pile_dedup", "pile_neox")},
     **{f"corpus/slimpajama{size}": HUB_TEXT for size in ("", "_100b", "_llama")},
     "convert/none": ["evaluate=none"],
+    "model/local": ["model.path=x"],
     "cluster/slurm_multinode": ["uptrain=mlkv"],
     "scale/small": ["experiment=mlkv_table"],
 }

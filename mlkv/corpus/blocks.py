@@ -20,6 +20,7 @@ from .manifest import Split, SplitCounts, read_manifest
 
 Tokens = NDArray[np.integer[Any]]
 
+_ROWS_AT_A_TIME = 4096
 SORTED_BLOCK = 2000
 """Documents that `whole_documents` sorts by length at a time, as the MLKV authors did."""
 
@@ -143,6 +144,19 @@ class Blocks:
     @property
     def padding(self) -> int:
         return padding(self.rows.dtype)
+
+
+def check_ids(blocks: Blocks, vocab_size: int, known: int) -> None:
+    """Raises StepFailed where a row has a token that a model of `known` embeddings does not know. A tokenizer may have
+    more ids than its model, as long as the text uses none of them."""
+    for start in range(0, len(blocks.rows) if vocab_size > known else 0, _ROWS_AT_A_TIME):
+        rows_NT = np.asarray(blocks.rows[start : start + _ROWS_AT_A_TIME])
+        unknown = rows_NT[(rows_NT != blocks.padding) & (rows_NT >= known)]
+        if len(unknown):
+            raise StepFailed(
+                f"corpus token = {unknown[0]}: the model takes {known} at most (its vocab_size; the tokenizer of the "
+                f"corpus has {vocab_size})"
+            )
 
 
 def open_blocks(corpus: Path, split: Split) -> Blocks:

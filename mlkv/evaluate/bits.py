@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from ..context import MetricRow, StepFailed
-from ..corpus.blocks import open_blocks
+from ..corpus.blocks import check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from .outcomes import Outcomes, digest
 from .tasks import BITS_PER_BYTE, Scores, Scoring
@@ -107,9 +107,8 @@ def score(scoring: Scoring) -> Scores:
     """Raises StepFailed without a corpus, and for one whose tokens the model does not know."""
     if scoring.corpus is None:
         raise StepFailed(f"task = {BITS_PER_BYTE}: needs a corpus with held-out text")
-    vocabulary, known = read_manifest(scoring.corpus).vocab_size, scoring.model.shape.vocab_size
-    if vocabulary > known:
-        raise StepFailed(f"corpus vocab_size = {vocabulary}: the model takes {known} at most")
+    vocab_size = read_manifest(scoring.corpus).vocab_size
+    check_ids(open_blocks(scoring.corpus, "heldout"), vocab_size, scoring.model.shape.vocab_size)
     windows = cut_windows(scoring.corpus, scoring.recipe.limit)
     by_metric = outcomes(windows, nats(scoring.model, windows, scoring.recipe.batch_size, scoring.progress))
     return Scores(metrics(by_metric), by_metric)

@@ -40,6 +40,17 @@ class HarnessLM(HFLM):
             softmax_dtype="float32",
         )
         self.progress, self.done, self.requests = progress, 0, 0
+        self.vocabulary: int = model.shape.vocab_size
+
+    def tok_encode(self, string: Any, *arguments: Any, **options: Any) -> Any:
+        """HFLM's own. Raises StepFailed for a token that the model has no embedding for."""
+        encoded = super().tok_encode(string, *arguments, **options)
+        if unknown := [token for token in encoded if token >= self.vocabulary]:
+            raise StepFailed(
+                f"token = {unknown[0]} ({self.tokenizer.decode(unknown[:1])!r}) in a text of the task: "
+                f"the model takes {self.vocabulary} at most (its vocab_size)"
+            )
+        return encoded
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> list[Answer]:
         """Answers to (text, context tokens, continuation tokens). HFLM's own, except for contexts that several requests

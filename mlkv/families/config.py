@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -17,9 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from ..layout import KVLayout
 from ..patterns import name_of
 from ..shape import DecoderShape
-from .tables import FAMILIES, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary
+from .files import read_json_object
+from .tables import FAMILIES, NEOX, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary
 
 OURS = "mlkv"
+_SHOWN = 80
+"""Characters of a value in a message."""
 
 
 ACTIVATIONS = {
@@ -48,7 +50,9 @@ def shape_of(config: Config) -> DecoderShape:
     if width % heads:
         raise ValueError(f"{family.fields['width']} = {width}: must be a multiple of the {heads} query heads")
     if config.get("layer_types") not in (None, ["full_attention"] * values["layers"]):
-        raise ValueError(f"layer_types = {config['layer_types']}: only full_attention in every layer is supported")
+        raise ValueError(
+            f"layer_types = {shown(config['layer_types'])}: only full_attention in every layer is supported"
+        )
     values = {"head_dim": width // heads, "mlp_width": 4 * width} | values
     if family.rotary:
         values |= _rotary(config, family.rotary, values["head_dim"])
@@ -78,16 +82,29 @@ def _our_field(config: Config, key: str) -> Any:
 
 def family_of(config: Config) -> Family:
     name = config.get("model_type")
-    if name not in FAMILIES:
-        raise ValueError(f"model_type = {name}: supported are {', '.join([*FAMILIES, OURS])}")
-    family = PUBLISHED_MLKV if "num_key_value_layers" in config else FAMILIES[str(name)]
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"model_type = {shown(name)}: supported are {', '.join([*FAMILIES, OURS])}")
+    family = FAMILIES[name]
+    if family is NEOX and "num_key_value_layers" in config:
+        family = PUBLISHED_MLKV
+    if isinstance(quantised := config.get("quantization_config"), Mapping):
+        method = shown(quantised.get("quant_method", "without a quant_method"))
+        raise ValueError(
+            f"quantization_config = {method}: quantised weights are not supported; save the model dequantised"
+        )
     for key, needed in (REQUIRED | family.required).items():
         if config.get(key, needed) != needed:
             only = "models that leave it unset are" if needed is None else f"{key} = {needed} is"
-            raise ValueError(f"{key} = {config[key]}: of {name} only {only} supported")
+            raise ValueError(f"{key} = {shown(config[key])}: of {name} only {only} supported")
     if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
-        raise ValueError(f"word_embed_proj_dim = {config['word_embed_proj_dim']}: must be hidden_size")
+        raise ValueError(f"word_embed_proj_dim = {shown(config['word_embed_proj_dim'])}: must be hidden_size")
     return family
+
+
+def shown(value: object) -> str:
+    """A value of a config.json for a message: on one line, and not all of a long one."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _read(config: Config, family: Family, key: str) -> Any:
@@ -100,7 +117,7 @@ def _read(config: Config, family: Family, key: str) -> Any:
 
 def _activation(key: str, name: Any) -> str:
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"{key} = {name}: supported are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{key} = {shown(name)}: supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -110,7 +127,7 @@ def _checked(key: str, name: str, value: Any) -> Any:
         return _types()[name].validate_python(value, strict=True)
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ValueError(f"{key} = {value}: must be {expected}") from None
+        raise ValueError(f"{key} = {shown(value)}: must be {expected}") from None
 
 
 @cache
@@ -126,10 +143,12 @@ def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
     newer = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(newer) or {}
     if not isinstance(rope, Mapping):
-        raise ValueError(f"{newer} = {rope}: must be a mapping")
+        raise ValueError(f"{newer} = {shown(rope)}: must be a mapping")
+    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+        raise ValueError(f"{newer} = {shown(nested)}: rotation by kinds of layers is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise ValueError(f"rope_type = {kind}: only unscaled rotary positions (default) are supported")
+        raise ValueError(f"rope_type = {shown(kind)}: only unscaled rotary positions (default) are supported")
 
     def read(key: str, older: str, default: float) -> tuple[str, Any]:
         return (key, rope[key]) if key in rope else (older, config.get(older, default))
@@ -138,7 +157,9 @@ def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
     fraction_key, fraction = read("partial_rotary_factor", family.fraction, family.default_fraction)
     if not family.partial:
         if fraction not in (None, 1.0):
-            raise ValueError(f"{fraction_key} = {fraction}: transformers leaves it unread here; must be 1.0 or unset")
+            raise ValueError(
+                f"{fraction_key} = {shown(fraction)}: transformers leaves it unread here; must be 1.0 or unset"
+            )
         fraction_key = "head_dim" if config.get("head_dim") else "hidden_size / num_attention_heads"
         fraction = 1.0
     values = {
@@ -174,10 +195,7 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
 
 
 def read_config(source: Path) -> Config:
-    try:
-        config = json.loads((source / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source} has no readable config.json: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{source} has no readable config.json: it holds no mapping")
-    return config
+    """The config.json of a checkpoint directory. Raises ValueError that names the file and what is wrong."""
+    if not (source / "config.json").exists():
+        raise ValueError(f"{source} has no readable config.json")
+    return read_json_object(source / "config.json")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from ..context import Context, Outcome, StepFailed
 from ..patterns import name_of
 from .config import OURS, family_of, layout_of, read_config, shape_of
-from .weights import from_family, remove_prefix
+from .files import load_pickled, read_headers, read_json_object, weight_files
+from .tables import OWN, Config
+from .weights import check_weights, checked_weights, from_family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,16 +55,12 @@ def load_pretrained(source: Path) -> MLKVForCausalLM:
     """The model in a local Hugging Face directory as ours, in float32. Raises ValueError like `import_pretrained`."""
     from ..hf import MLKVForCausalLM, load_checked, non_finite, read_generation_config
 
-    config = read_config(source)
-    if (source / "adapter_config.json").exists():
-        raise ValueError(
-            f"{source} has an adapter (adapter_config.json): merge it into the weights and remove the file"
-        )
+    config = check_checkpoint(source)
     if config.get("model_type") == OURS:
         return load_checked(source).float()
     family = family_of(config)
     model = MLKVForCausalLM.from_shape(shape_of(config), layout_of(config), seed=0, keys=family.keys)
-    theirs = remove_prefix(_read_weights(source), family)
+    theirs = checked_weights(_read_weights(source), family, model.shape, model.layout)
     if reason := non_finite(theirs):
         raise ValueError(f"{source}: {reason}")
     model.model.load_state_dict(from_family(theirs, family, model))
@@ -90,25 +88,29 @@ def _name_tokenizer(source: Path, out: Path) -> None:
         path.write_text(json.dumps(config, indent=2))
 
 
+def check_checkpoint(source: Path) -> Config:
+    """The config.json of a directory that `load_pretrained` can load, so far as headers show it. For plans too: torch
+    is imported for pytorch_model.bin alone. Raises ValueError that names the file and what to do."""
+    config = read_config(source)
+    if (source / "adapter_config.json").exists():
+        raise ValueError(
+            f"{source} has an adapter (adapter_config.json): merge it into the weights and remove the file"
+        )
+    shape, layout = shape_of(config), layout_of(config)
+    if (source / "generation_config.json").exists():
+        read_json_object(source / "generation_config.json")
+    found = read_headers(weight_files(source))
+    try:
+        check_weights(found, OWN if config.get("model_type") == OURS else family_of(config), shape, layout)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return config
+
+
 def _read_weights(source: Path) -> State:
-    import torch
     from safetensors.torch import load_file
 
     state: State = {}
-    for path in _weight_files(source):
-        if path.suffix == ".safetensors":
-            state |= load_file(path)
-        else:
-            state |= torch.load(path, map_location="cpu", weights_only=True)
+    for path in weight_files(source):
+        state |= load_file(path) if path.suffix == ".safetensors" else load_pickled(path)
     return state
-
-
-def _weight_files(source: Path) -> list[Path]:
-    """Of several forms the one that transformers loads."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (source / name).is_file():
-            return [source / name]
-        index = source / f"{name}.index.json"
-        if index.is_file():
-            return [source / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    raise ValueError(f"{source} has no weights: needs model.safetensors or pytorch_model.bin, whole or sharded")

@@ -304,3 +304,30 @@ OPT = Family(
 
 FAMILIES = Registry("family", {family.name: family for family in (NEOX, LLAMA, GPT2, OPT)})
 """`model_type` → family."""
+
+OWN = Family(
+    name="mlkv",
+    fields={},
+    fixed={},
+    defaults={},
+    required={},
+    prefixes=("model.",),
+    heads=("model.head",),
+    names={name: name for name in ("embed", "positions", "norm", "blocks")}
+    | {
+        f".{module}": module
+        for module in (
+            "attention_norm",
+            "kv_norm",
+            "attention.q",
+            "attention.k",
+            "attention.v",
+            "attention.o",
+            "mlp_norm",
+            "mlp.gate",
+            "mlp.up",
+            "mlp.down",
+        )
+    },
+)
+"""How our own checkpoints name their weights; their config.json holds a DecoderShape as it is."""

@@ -6,8 +6,12 @@ Legend: `D` width, `H` query heads, `K` head width.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..layout import KVLayout
+from ..shape import DecoderShape
+from .files import WeightInfo, differ
 from .tables import Family
 
 if TYPE_CHECKING:
@@ -20,62 +24,110 @@ if TYPE_CHECKING:
 
 BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_emb\.\w+$")
 """Masks and rotary tables that older files have besides the weights."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+_LISTED = 5
+"""Names of weights in a message at most."""
 
 
-def remove_prefix(state: State, family: Family) -> State:
-    """Without prefixes and buffers, and with `head` as the name of the output head. Raises ValueError for a weight that
-    the files hold twice, and for integers and 8-bit floats: quantised weights mean nothing without their scales."""
+def own_names(found: Mapping[str, WeightInfo], family: Family) -> dict[str, str]:
+    """Weights' names without prefixes, with `head` for the output head → their names in the files; buffers left out.
+
+    Raises ValueError for a weight that the files hold twice, and for integers and 8-bit floats: quantised weights mean
+    nothing without their scales.
+    """
     heads = {f"{name}.weight" for name in family.heads}
-    bare: State = {}
-    for key, tensor in state.items():
+    names: dict[str, str] = {}
+    for key, weight in found.items():
         if BUFFERS.search(key):
             continue
         prefix = next((p for p in family.prefixes if key.startswith(p)), "")
         name = "head.weight" if key in heads else key.removeprefix(prefix)
-        if name in bare:
+        if name in names:
             raise ValueError(f"{key}: the files hold this weight twice, under two names")
-        if not tensor.is_floating_point() or tensor.itemsize < 2:
+        if weight.dtype not in FLOATS:
             raise ValueError(
-                f"{key} is {str(tensor.dtype).removeprefix('torch.')}: quantised weights are not supported"
+                f"{key} is {weight.dtype}: quantised weights are not supported; save the model in one of "
+                f"{', '.join(FLOATS)}"
             )
-        bare[name] = tensor
-    return bare
+        names[name] = key
+    return names
+
+
+def check_weights(found: Mapping[str, WeightInfo], family: Family, shape: DecoderShape, layout: KVLayout) -> None:
+    """The one rule for which weights a checkpoint may have, for plans and for loading. Raises ValueError that names the
+    first that is missing, unknown or misshapen, and for a tied head that is not its embedding."""
+    names, expected = own_names(found, family), expected_shapes(family, shape, layout)
+    embed = f"{family.names['embed']}.weight"
+    if shape.tied and "head.weight" in names:
+        expected["head.weight"] = expected[embed]
+        if embed not in names:
+            del expected[embed]  # the head stands for it
+        elif differ(found[names[embed]], found[names["head.weight"]]):
+            raise ValueError(_untied(embed))
+    for name, size in expected.items():
+        if name not in names:
+            tied = " (tie_word_embeddings = false: true would take the embedding)" if name == "head.weight" else ""
+            raise ValueError(f"missing weight: {name}{tied}")
+        if found[names[name]].shape != size:
+            raise ValueError(f"{name} has shape {[*found[names[name]].shape]}, the config says {[*size]}")
+    if unknown := sorted(set(names) - set(expected)):
+        more = f" and {len(unknown) - _LISTED} others" if unknown[_LISTED:] else ""
+        raise ValueError(f"unknown weights: {', '.join(unknown[:_LISTED])}{more}")
+
+
+def expected_shapes(family: Family, shape: DecoderShape, layout: KVLayout) -> dict[str, tuple[int, ...]]:
+    """The family's weights, by name without prefix, as its files hold them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, size in shape.weights(layout).items():
+        if key == "head.weight" and shape.tied:
+            continue
+        name, part = _their_name(key, family)
+        whole = shapes[name][0] + size[0] if part and name in shapes else size[0]
+        shapes[name] = (whole, *size[1:])
+    return {name: size[::-1] if _is_transposed(name, size, family) else size for name, size in shapes.items()}
+
+
+def _untied(embed: str) -> str:
+    return (
+        f"tie_word_embeddings = True: but the files hold an output head that differs from {embed}; "
+        "say false in config.json to use it"
+    )
 
 
 def add_prefix(state: State, family: Family, keys: set[str]) -> State:
-    """`remove_prefix` backwards; `keys` has the name of the output head."""
+    """`own_names` backwards; `keys` has the name of the output head."""
     head = next(f"{name}.weight" for name in family.heads if f"{name}.weight" in keys)
     return {head if key == "head.weight" else family.prefixes[0] + key: tensor for key, tensor in state.items()}
 
 
+def checked_weights(files: State, family: Family, shape: DecoderShape, layout: KVLayout) -> State:
+    """The weights of a family's files, by name without prefix. Raises ValueError like `check_weights`."""
+    found = {name: WeightInfo.of(tensor) for name, tensor in files.items()}
+    check_weights(found, family, shape, layout)
+    theirs = {name: files[key] for name, key in own_names(found, family).items()}
+    if shape.tied:
+        _tie_head(theirs, family)
+    return theirs
+
+
 def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
-    """Our decoder's state from family weights without prefixes. Raises ValueError if any is missing, unknown or of a
-    wrong shape."""
-    ours, used = model.model.state_dict(), set()
-    for key, tensor in ours.items():
-        if key == "head.weight" and model.shape.tied:
-            ours[key] = _tied_head(theirs, family)
-            used.add(key)
-            continue
+    """Our decoder's state from a family's weights as `checked_weights` gives them."""
+    ours: State = {}
+    for key in model.model.state_dict():
         name, part = _their_name(key, family)
-        if name not in theirs:
-            raise ValueError(f"missing weight: {name} (for {key})")
-        used.add(name)
         ours[key] = _split_qkv(_transpose_conv1d(theirs[name], name, family), family, model.shape.heads, part)
-        if ours[key].shape != tensor.shape:
-            raise ValueError(f"{name} has shape {list(ours[key].shape)}, the config says {list(tensor.shape)}")
-    if unknown := sorted(set(theirs) - used):
-        raise ValueError(f"unknown weights: {', '.join(unknown)}")
     return ours
 
 
-def _tied_head(theirs: State, family: Family) -> Tensor:
-    """The embedding. Older files repeat it as the head; where the two differ, transformers does not tie them."""
+def _tie_head(theirs: State, family: Family) -> None:
+    """Set head and embedding to the one tensor of which older files have either, or both. Where the two differ,
+    transformers does not tie them."""
     name = f"{family.names['embed']}.weight"
-    embed = theirs[name]
+    embed = theirs.get(name, theirs.get("head.weight"))
+    assert embed is not None, "check_weights wants one of them"
     if not theirs.get("head.weight", embed).to(embed.dtype).equal(embed):
-        raise ValueError(f"tie_word_embeddings = True: but the files hold an output head that differs from {name}")
-    return embed
+        raise ValueError(_untied(name))
+    theirs |= {name: embed, "head.weight": embed}
 
 
 def to_family_state(ours: State, family: Family, heads: int) -> State:
@@ -101,8 +153,11 @@ def _their_name(key: str, family: Family) -> tuple[str, str | None]:
 
 def _transpose_conv1d(tensor: Tensor, name: str, family: Family) -> Tensor:
     """Transpose the matrices that the family stores as `[in, out]`; its own inverse."""
-    in_layer = name.startswith(f"{family.names['blocks']}.")
-    return tensor.t().contiguous() if family.transposed and in_layer and tensor.dim() == 2 else tensor
+    return tensor.t().contiguous() if _is_transposed(name, tensor.shape, family) else tensor
+
+
+def _is_transposed(name: str, size: Sequence[int], family: Family) -> bool:
+    return family.transposed and name.startswith(f"{family.names['blocks']}.") and len(size) == 2
 
 
 def _split_qkv(tensor: Tensor, family: Family, heads: int, part: str | None) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
-from ..corpus.blocks import Blocks, open_blocks
+from ..corpus.blocks import Blocks, check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import copy_tokenizer
 from ..device import default_device, resolve_precision
@@ -61,13 +61,13 @@ def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) 
 
 def _blocks(corpus: Path, shape: DecoderShape) -> Blocks:
     manifest = read_manifest(corpus)
-    for name, value, limit in (
-        ("sequence_length", manifest.sequence_length, shape.context),
-        ("vocab_size", manifest.vocab_size, shape.vocab_size),
-    ):
-        if value > limit:
-            raise StepFailed(f"corpus {name} = {value}: the model takes {limit} at most")
-    return open_blocks(corpus, "train")
+    if manifest.sequence_length > shape.context:
+        raise StepFailed(
+            f"corpus sequence_length = {manifest.sequence_length}: the model takes {shape.context} at most"
+        )
+    blocks = open_blocks(corpus, "train")
+    check_ids(blocks, manifest.vocab_size, shape.vocab_size)
+    return blocks
 
 
 def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str) -> BlockTrainer:

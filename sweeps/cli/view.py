@@ -122,7 +122,15 @@ def _tokenizer(variant: Variant) -> str:
         return ""
     if recipe.tokenizer == "train":
         return f"made of the text, {recipe.vocab_size:,} tokens at most"
-    return f"that of {recipe.tokenizer_from if recipe.tokenizer == 'published' else f'model {model.name}'}"
+    if recipe.tokenizer == "published":
+        return f"that of {recipe.tokenizer_from}"
+    known, own = variant.model.shape.vocab_size, variant.model.vocabulary
+    if own is None or own.largest < known:
+        return f"that of model {model.name}"
+    return (
+        f"that of model {model.name}; a text that uses one of its ids {known:,} to {own.largest:,} cannot be trained "
+        "on, as the model has no embeddings for them"
+    )
 
 
 def _tasks(variant: Variant) -> str:

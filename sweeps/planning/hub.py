@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mlkv.context import StepFailed
+from mlkv.families.files import read_json_object
 from sweeps.steps.model_files import TOKENIZER, local_copy
 from sweeps.store.errors import UserError
 
@@ -65,7 +65,10 @@ def model_config(name: str, commit: str) -> dict[str, Any]:
         ) from None
     except EntryNotFoundError:
         raise UserError(f"model {name} at {commit}: has no config.json") from None
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return read_json_object(Path(path))
+    except ValueError as error:
+        raise UserError(f"model {name} at {commit}: {error}") from None
 
 
 def tokenizer_files(source: dict[str, str]) -> Path:

@@ -6,12 +6,11 @@ it was read from is not. File digests are cached by path, size and time of chang
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import astuple, dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ from typing import Any
 from mlkv.corpus.documents import identifying_files, place_of, splits_duplicates
 from mlkv.corpus.formats import is_readable
 from mlkv.corpus.found_files import content_digest
+from mlkv.corpus.vocabulary import Vocabulary, read_vocabulary
 from mlkv.evaluate.few_shot import own_counts
 from mlkv.evaluate.task_names import check_task, own_tasks
 from mlkv.evaluate.tasks import TASKS
-from mlkv.families.config import layout_of, shape_of
+from mlkv.families.config import layout_of, read_config, shape_of
+from mlkv.families.load import check_checkpoint
 from mlkv.families.tables import FAMILIES
 from mlkv.layout import KVLayout, mha
 from mlkv.recipes import CorpusRecipe
@@ -48,8 +49,29 @@ class Model:
 
     shape: DecoderShape
     layout: KVLayout
-    pins: Pins
+    find_pins: Callable[[], Pins] = field(compare=False)
     source: dict[str, str] | None
+
+    @cached_property
+    def pins(self) -> Pins:
+        """Found when they are first needed: the digest of large weights takes a while."""
+        return self.find_pins()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The ids of its own tokenizer; None where they are not known before it is fetched or converted. Raises
+        UserError where the weights have no embedding for the token that ends every document."""
+        if self.source is None or "path" not in self.source:
+            return None
+        directory = Path(self.source["path"])
+        with _named(f"model.path = {directory}", directory):
+            found = read_vocabulary(directory)
+            if found and found.end is not None and found.end >= self.shape.vocab_size:
+                raise ValueError(
+                    f"its tokenizer ends a document with id {found.end}, and the model takes ids below "
+                    f"{self.shape.vocab_size} (vocab_size)"
+                )
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,7 @@ class Resolver:
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
         self._notes: dict[tuple[CorpusRecipe, ModelConfig], str] = {}
+        self._checked: set[ModelConfig] = set()
         # The store has those of earlier code.
         self._digests = {**_read_digests(store.cache(DIGESTS)), **_read_digests(user_cache(DIGESTS))}
         self._new_digests: dict[str, FileDigest] = {}
@@ -83,25 +106,35 @@ class Resolver:
 
     def _model(self, config: ModelConfig) -> Model:
         if config.decoder:
-            return Model(config.decoder, mha(config.decoder.layers, config.decoder.heads), {}, None)
+            return Model(config.decoder, mha(config.decoder.layers, config.decoder.heads), dict, None)
         if config.path:
             return self._local(config.path)
         assert config.hub
         commit = hub.model_commit(config.hub, config.revision)
         published = hub.model_config(config.hub, commit)
         pins = {"model": f"{config.hub}@{commit}"} | _family_pins(published)
-        return Model(*_read_shape(published, config.hub), pins, {"hub": config.hub, "revision": commit})
+        return Model(*_read_shape(published, config.hub), lambda: pins, {"hub": config.hub, "revision": commit})
 
     def _local(self, given: str) -> Model:
-        directory = Path(given).expanduser()
+        directory, where = Path(given).expanduser(), f"model.path = {given}"
         if not (directory / "config.json").is_file():
-            raise UserError(f"model.path = {given}: no checkpoint there (a directory with config.json and weights)")
-        weights = [path for pattern in WEIGHTS for path in directory.glob(pattern)]
-        if not any(path.suffix in (".safetensors", ".bin") for path in weights):
-            raise UserError(f"model.path = {given}: no weights there (*.safetensors or *.bin)")
-        config = _read_config(directory / "config.json", f"model.path = {given}")
-        pins = {"model": self._digest_of(weights)} | _family_pins(config)
+            raise UserError(f"{where}: no checkpoint there{_near(directory)}")
+        with _named(where, directory):
+            config = read_config(directory)
+        weights = [path for pattern in WEIGHTS for path in directory.glob(pattern) if path.is_file()]
+
+        def pins() -> Pins:
+            return {"model": self._digest_of(weights)} | _family_pins(config)
+
         return Model(*_read_shape(config, given), pins, {"path": str(directory.absolute())})
+
+    def check_base(self, config: ModelConfig) -> None:
+        """Raises UserError for a directory whose weights cannot be loaded, as far as their headers show it."""
+        if config.path and config not in self._checked:
+            directory = Path(config.path).expanduser()
+            with _named(f"model.path = {config.path}", directory):
+                check_checkpoint(directory)
+            self._checked.add(config)
 
     def corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
         """Pins of a corpus, and where its tokenizer comes from unless it is made of the text."""
@@ -119,7 +152,8 @@ class Resolver:
         if recipe.tokenizer == "published":
             pin, given = self.tokenizer(recipe)
             return {**pins, "tokenizer": pin}, given
-        source = self.model(model).source
+        facts = self.model(model)
+        source = facts.source
         if source is None:
             raise UserError(
                 f"corpus.tokenizer = model: model {model.name} is trained here and has none (valid: train, published)"
@@ -129,7 +163,8 @@ class Resolver:
                 f"model.path = {model.path}: no tokenizer there; add the one that its weights were trained with "
                 "(tokenizer.json), or name it: corpus.tokenizer=published corpus.tokenizer_from=DIR"
             )
-        return {**pins, "tokenizer": self.model(model).pins["model"]}, source
+        _ = facts.vocabulary  # which refuses a tokenizer that does not fit
+        return {**pins, "tokenizer": facts.pins["model"]}, source
 
     def tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
         """The identity of a tokenizer that is given, and where it is."""
@@ -215,14 +250,24 @@ def _is_digest(row: object) -> bool:
     return isinstance(row, list) and [type(value) for value in row] == [int, int, str]
 
 
-def _read_config(path: Path, where: str) -> dict[str, Any]:
+@contextmanager
+def _named(where: str, directory: Path) -> Iterator[None]:
+    """Errors about files in `directory` as errors of the field that names it."""
     try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: its config.json is no JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{where}: its config.json is no JSON object")
-    return config
+        yield
+    except ValueError as error:
+        raise UserError(f"{where}: {str(error).replace(f'{directory}/', '').removeprefix(f'{directory}: ')}") from None
+
+
+def _near(directory: Path) -> str:
+    """What is wrong with a directory without a config.json, and where one is near it."""
+    if not directory.exists():
+        return ", and no directory of that name (it takes one with config.json and weights)"
+    if not directory.is_dir():
+        return f": it is a file, and its directory is given as model.path={directory.parent}"
+    near = sorted(path.parent for depth in ("*", "*/*") for path in directory.glob(f"{depth}/config.json"))
+    hint = f"; model.path={near[0]} has one" if near else ""
+    return f" (a directory with config.json and weights){hint}"
 
 
 def _family_pins(config: Mapping[str, Any]) -> Pins:
@@ -230,7 +275,7 @@ def _family_pins(config: Mapping[str, Any]) -> Pins:
     return FAMILIES.pins(str(config.get("model_type")))
 
 
-def _read_shape(config: dict[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:
+def _read_shape(config: Mapping[str, Any], where: str) -> tuple[DecoderShape, KVLayout]:
     try:
         return shape_of(config), layout_of(config)
     except ValueError as error:

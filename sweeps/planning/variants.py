@@ -143,6 +143,8 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         if keeps(config.sweep.filter, _filter_names(own)):
             check_layout(config, model, layout)
             kept.append(own)
+    if kept and config.convert.start == "convert":
+        resolver.check_base(config.model)
     if kept:
         check_read_fields(config)
         check_corpus(config, model)

@@ -69,7 +69,7 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("uptrain.tokens=100", r"uptrain: set exactly one of steps, tokens, epochs \(set: steps, tokens\)"),
         ("uptrain.micro_batch=3", r"micro_batch = 3: must divide batch_size 4"),
         ("corpus=text_files", r"corpus\.files: must be set"),
-        ("model.path=x", r"model: decoder and hub or path are both set"),
+        ("model=local", r"model: set decoder \(to train a base here\), hub or path \(to load one\)"),
         ("evaluate.tasks=[bits_per_byte]", r"heldout_choice4 is scored .* but not among tasks"),
         ("uptrain.lr=${oc.env:HOME}", r"uptrain\.lr = \$\{oc\.env:HOME\}: would change from run to run"),
         ("corpus.seed=${now:%s}", r"corpus\.seed = .*would change from run to run"),

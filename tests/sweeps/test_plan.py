@@ -21,6 +21,7 @@ from sweeps.planning.resolve import Resolver
 from sweeps.steps.step import Step, canonical
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
+from tests.support.bases import write_zeros
 
 Planner = Callable[[Sequence[str]], Plan]
 GOLDEN = Path(__file__).with_name("golden_ids.json")
@@ -146,10 +147,12 @@ def test_steps_come_parents_first(planner: Planner) -> None:
         seen.add(id)
 
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
 def pretrained(folder: Path) -> Path:
     byte_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(PYTHIA))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    write_zeros(folder, PYTHIA | SMALL | {"vocab_size": 512})
     return folder
 
 
@@ -157,7 +160,7 @@ def test_a_pretrained_base_is_its_files(planner: Planner, tmp_path: Path) -> Non
     one, two = pretrained(tmp_path / "one"), pretrained(tmp_path / "two")
     line = ["model=pythia-160m-deduped", "layout=mqa", f"model.path={one}"]
     assert added(planner, line, [*line[:2], f"model.path={two}"]) == {}
-    (two / "model.safetensors").write_bytes(b"other weights")
+    write_zeros(two, PYTHIA | SMALL | {"vocab_size": 512}, b"\1")
     assert added(planner, line, [*line[:2], f"model.path={two}"])["base"] == 1
 
 
@@ -247,6 +250,9 @@ class FixedFacts(Resolver):
     def corpus_note(self, recipe: object, model: object) -> str:
         return ""
 
+    def check_base(self, config: object) -> None:
+        """Weights of no tensor are the same file on every machine."""
+
 
 def byte_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer without a merge, its files the same on every machine."""
@@ -272,8 +278,7 @@ def byte_tokenizer(folder: Path) -> None:
 def byte_checkpoint(folder: Path) -> None:
     """What a plan reads of a checkpoint with that tokenizer; its weights are a file without a tensor."""
     byte_tokenizer(folder)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    (folder / "config.json").write_text(json.dumps(PYTHIA | shape, sort_keys=True), "utf-8")
+    (folder / "config.json").write_text(json.dumps(PYTHIA | SMALL, sort_keys=True), "utf-8")
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
 
 

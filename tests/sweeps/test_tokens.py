@@ -20,12 +20,13 @@ from sweeps.planning.plan import Plan
 from sweeps.steps.kind import Execution
 from sweeps.steps.registry import KINDS
 from sweeps.store.errors import UserError
+from tests.support.bases import write_zeros
 from tests.support.tiny import context
 
 Planner = Callable[[Sequence[str]], Plan]
 SHAPE = {
     "model_type": "gpt_neox",
-    "vocab_size": 50304,
+    "vocab_size": 4096,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -56,8 +57,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(tmp_path: Path, tokenizer: Path) -> Path:
     """What a plan reads of a pretrained model."""
     folder = shutil.copytree(tokenizer, tmp_path / "base")
-    (folder / "config.json").write_text(json.dumps(SHAPE))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    write_zeros(folder, SHAPE)
     return folder
 
 
