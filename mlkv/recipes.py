@@ -13,13 +13,23 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from .merges import MERGES, WIDENINGS
 from .registry import NameOf
-from .shape import Choices, Positive, added
+from .shape import FLOAT32, INT32, INT64, Choices, DecoderShape, Dimension, Positive, Real, added
 
 Merge = Annotated[str, NameOf(MERGES)]
 Widening = Annotated[str, NameOf(WIDENINGS)]
-Count = Annotated[int, Ge(0)]
-Rate = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(0), Le(INT64)]
 Share = Annotated[float, Ge(0), Le(1)]
+Factor = Annotated[float, Ge(0), Le(FLOAT32)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""What every library takes; numpy takes no more."""
+Threads = Annotated[int, Gt(0), Le(8192)]
+"""Linux has no more processors (its NR_CPUS)."""
+ADDRESSES = 2**47
+"""Bytes that a process can address on a 64-bit machine."""
+
+
+FEWEST_ITEM_TOKENS = 5
+"""Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
 
 
 def runtime_field(default: Any) -> Any:
@@ -52,13 +62,14 @@ class CorpusRecipe(Choices):
     tokenizer_from: str | None = runtime_field(None)
     """A directory, or the name of a hub model, at `tokenizer_revision`."""
     tokenizer_revision: str | None = runtime_field(None)
-    vocab_size: Positive = 2048
-    sequence_length: Positive = 256
+    vocab_size: Dimension = 2048
+    sequence_length: Annotated[int, Ge(2), Le(INT32)] = 256
+    """At least 2, as nothing predicts a row's first token."""
     packing: Literal["stream", "whole_documents"] = "stream"
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.05
     task_items: Count = 600
     """Items made from held-out documents for each of the tasks in conf/tasks."""
-    seed: int = 42
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +85,11 @@ class CorpusRecipe(Choices):
             )
         if self.take and self.fraction:
             raise ValueError("take and fraction are both set: choose one")
+        if self.task_items and self.sequence_length < FEWEST_ITEM_TOKENS:
+            raise ValueError(
+                f"sequence_length = {self.sequence_length}: task items take at least {FEWEST_ITEM_TOKENS} tokens; "
+                "task_items = 0 makes none"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,23 +98,24 @@ class TrainRecipe(Choices):
 
     steps: Count | None = None
     tokens: Positive | None = None
-    epochs: Annotated[float, Gt(0)] | None = None
-    batch_size: Positive = 16
+    epochs: Annotated[float, Gt(0), Le(1e9)] | None = None
+    batch_size: Dimension = 16
     """Sequences per optimiser step, over all devices."""
-    lr: Rate = 1e-3
+    lr: Real = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Share = 0.1
     min_lr_ratio: Share = 0.0
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
-    eps: Rate = 1e-8
-    weight_decay: Annotated[float, Ge(0)] = 0.1
-    grad_clip: Annotated[float, Ge(0)] = 1.0
+    eps: Annotated[float, Ge(1e-37), Le(FLOAT32)] = 1e-8
+    """Less is 0 in float32, and a weight without a gradient would be divided by it."""
+    weight_decay: Factor = 0.1
+    grad_clip: Factor = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where that is faster on the processor, else fp32."""
-    threads: Positive = 1
+    threads: Threads = 1
     """Compute threads on a CPU: part of the identity, because the order of sums depends on them."""
-    seed: int = 42
+    seed: Seed = 42
     micro_batch: Positive | None = runtime_field(None)
     """At most so many sequences at once on a device; unset: its whole share of the batch."""
     strategy: Literal["ddp", "fsdp"] = runtime_field("ddp")
@@ -115,6 +132,8 @@ class TrainRecipe(Choices):
             raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
+        if self.steps and self.steps * self.batch_size > INT64:
+            raise ValueError(f"steps = {self.steps}: with batch_size {self.batch_size} more than 2^63 sequences")
 
     def tokens_of(self, sequence_length: int) -> int | None:
         """The number of tokens that it trains on; None for epochs, which depend on the corpus."""
@@ -143,7 +162,7 @@ class ConvertRecipe(Choices):
     start: Literal["convert", "scratch", "none"] = "convert"
     merge: Merge = "mean"
     widening: Widening = "none"
-    seed: int = 42
+    seed: Seed = 42
 
 
 @dataclass(frozen=True)
@@ -155,23 +174,37 @@ class EvaluateRecipe(Choices):
     """Examples before each question; for a group whose tasks differ in it, a number for each task. Unset: the task's
     own."""
     limit: Positive | None = None
-    seed: int = 1234
+    seed: Seed = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = runtime_field(32)
-    threads: Positive = runtime_field(1)
+    threads: Threads = runtime_field(1)
 
 
 @dataclass(frozen=True)
 class MeasureRecipe(Choices):
     """Decode memory and speed at given batch sizes and contexts. No weights: random ones of the right shape."""
 
-    batch_sizes: tuple[Positive, ...] = (1, 8)
-    contexts: tuple[Positive, ...] = (256,)
-    new_tokens: Positive = 16
+    batch_sizes: tuple[Dimension, ...] = (1, 8)
+    contexts: tuple[Dimension, ...] = (256,)
+    new_tokens: Dimension = 16
     protocol: Literal["prefill", "filled"] = added("prefill")
     """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `filled`: a cache that begins
     with `contexts` random keys and values and grows with every token (arXiv 2406.09297's code)."""
-    repeats: Positive = 3
+    repeats: Annotated[int, Gt(0), Le(1_000_000)] = 3
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: Positive = 1
+    threads: Threads = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, numbers in (("batch_sizes", self.batch_sizes), ("contexts", self.contexts)):
+            if twice := [number for number in numbers if numbers.count(number) > 1]:
+                raise ValueError(f"{name} has {twice[0]} more than once: a cell is measured once")
+        if self.batch_sizes and not self.contexts:
+            raise ValueError("contexts is empty: set at least one, or choose measure = none")
+
+    def check_fit(self, shape: DecoderShape) -> None:
+        """Raises ValueError where learned positions end before the longest context."""
+        longest = max(self.contexts, default=0)
+        if self.batch_sizes and shape.positions == "learned" and longest + self.new_tokens > shape.context:
+            raise ValueError(f"contexts = {longest}: with new_tokens it exceeds the {shape.context} positions")

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from math import inf
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 
 from .layout import KVLayout
 
-Positive = Annotated[int, Gt(0)]
-Finite = Annotated[float, Gt(0), Lt(inf)]
-Size = Annotated[int, Gt(0), Le(2**31 - 1)]
-"""Of one dimension of a tensor. Whether the whole fits into memory is for the machine to say."""
+INT64, INT32 = 2**63 - 1, 2**31 - 1
+FLOAT32 = 3.4e38
+"""Above this, float32 has only infinity."""
+Positive = Annotated[int, Gt(0), Le(INT64)]
+Dimension = Annotated[int, Gt(0), Le(INT32)]
+"""Of a tensor: matrix products (BLAS) count rows and columns in 32 bits."""
 Count = Annotated[int, Gt(0), Le(4096)]
-"""Of layers, or of heads in a layer: plans write them out one by one."""
+"""Of layers, or of heads in a layer: plans write them out one by one. The deepest published decoder has 1,000 layers
+(arXiv 2203.00555)."""
+Real = Annotated[float, Gt(0), Le(FLOAT32)]
 
 
 def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
@@ -72,15 +75,15 @@ def added(default: Any) -> Any:
 class DecoderShape(Choices):
     """Everything that decides the decoder's tensors but the KV layout. `heads · head_dim` need not equal `width`."""
 
-    vocab_size: Size
-    width: Size
+    vocab_size: Dimension
+    width: Dimension
     layers: Count
     heads: Count
-    head_dim: Size
-    mlp_width: Size
-    context: Size
+    head_dim: Dimension
+    mlp_width: Dimension
+    context: Dimension
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: Finite = 1e-5
+    norm_eps: Real = 1e-5
     activation: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
     gated_mlp: bool = False
     attention_bias: bool = True
@@ -88,10 +91,12 @@ class DecoderShape(Choices):
     parallel_residual: bool = True
     positions: Literal["rotary", "learned"] = "rotary"
     rotary_fraction: Annotated[float, Gt(0), Le(1)] = 0.25
-    rotary_base: Finite = 10_000.0
-    position_offset: Annotated[int, Ge(0), Le(2**31 - 1)] = 0
+    rotary_base: Annotated[float, Ge(1e-20), Le(FLOAT32)] = 10_000.0
+    """Below 1e-20 the angle of a late position is infinite in float32."""
+    position_offset: Annotated[int, Ge(0), Le(INT32)] = 0
     tied: bool = False
-    init_std: Finite = 0.02
+    init_std: Annotated[float, Gt(0), Le(1e6)] = 0.02
+    """A normal distribution draws up to ten times as much, and logits are products of such weights."""
     kv_norm: bool = added(False)
     """Where layers share, an owner computes its keys and values from its input under a norm of their own; the queries
     have another (arXiv 2405.12981)."""

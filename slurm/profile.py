@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -95,9 +96,14 @@ class Profile:
         for name, value in self.extra.items():
             _check_option(name, value)
         try:
-            (self.gres or "").format(gpus=1)
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
-            raise ValueError(f"gres = {self.gres!r}: the only field it can have is {{gpus}}") from None
+            fields = {found[1:] for found in Formatter().parse(self.gres or "")} - {
+                (None, None, None),
+                ("gpus", "", None),
+            }
+        except ValueError:  # a brace without its partner
+            fields = {(self.gres, "", None)}
+        if fields:
+            raise ValueError(f"gres = {self.gres!r}: the only field it can have is {{gpus}}")
 
     @property
     def options(self) -> dict[str, str | bool]:

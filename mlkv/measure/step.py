@@ -43,9 +43,10 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
     Raises StepFailed where the device is missing or learned positions end before the longest context.
     """
     device = require_device(recipe.device)
-    longest = max(recipe.contexts) + recipe.new_tokens
-    if shape.positions == "learned" and longest > shape.context:
-        raise StepFailed(f"contexts = {max(recipe.contexts)}: with new_tokens it exceeds the {shape.context} positions")
+    try:
+        recipe.check_fit(shape)
+    except ValueError as error:
+        raise StepFailed(str(error)) from None
     torch.set_num_threads(recipe.threads)
     bench = Bench(recipe, shape, layout, device)
     metrics: list[MetricRow] = []

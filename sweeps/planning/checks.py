@@ -12,6 +12,7 @@ from mlkv.corpus.tokenizer import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS
 from mlkv.layout import KVLayout, divisors
 from mlkv.merges import check_conversion
+from mlkv.recipes import ADDRESSES
 from sweeps.planning.config import Config
 from sweeps.planning.resolve import Model
 from sweeps.store.errors import UserError
@@ -72,3 +73,29 @@ def check_tasks(config: Config) -> None:
     items = next((task for task in config.evaluate.tasks if task in ITEM_TASKS), None)
     if items and not config.corpus.task_items:
         raise UserError(f"evaluate.tasks: {items} is made of the corpus's items, and corpus.task_items = 0 makes none")
+
+
+def check_measure(config: Config, model: Model) -> None:
+    try:
+        config.measure.check_fit(model.shape)
+    except ValueError as error:
+        raise UserError(f"measure.{error} of model {config.model.name}") from None
+
+
+def check_size(config: Config, model: Model) -> None:
+    """Nothing that a process holds whole is larger than what a process can address, on whatever machine it runs."""
+    parameters = model.shape.parameters(model.layout)
+    _check_bytes(f"model {config.model.name} has {parameters:,} parameters, which", 4 * parameters)
+    for kind, recipe in (("base", config.base), ("uptrain", config.uptrain)):
+        tokens = recipe.batch_size * config.corpus.sequence_length
+        _check_bytes(f"{kind}.batch_size = {recipe.batch_size}: a step's {tokens:,} tokens", 8 * tokens)
+    measure = config.measure
+    longest = max(measure.contexts, default=0) + measure.new_tokens
+    for batch in measure.batch_sizes:
+        tokens = batch * longest
+        _check_bytes(f"measure.batch_sizes = {batch}: its {tokens:,} tokens", 8 * tokens)
+
+
+def _check_bytes(what: str, size: int) -> None:
+    if size > ADDRESSES:
+        raise UserError(f"{what} take {size:.1e} bytes, more than a process can address ({ADDRESSES:.1e})")

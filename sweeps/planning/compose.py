@@ -7,28 +7,31 @@ seconds. Overrides that do more than set a value or merge a mapping (`+`, `++`, 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 
 from mlkv.registry import FOLDER
-from sweeps.planning.config import SIZES, is_hashed, leaves
+from sweeps.planning.config import SIZES, is_hashed
+from sweeps.planning.scalars import leaves
+from sweeps.planning.yaml_files import our_files
+from sweeps.steps.registry import BUILT_IN
 from sweeps.store.code import CONF
-from sweeps.store.errors import UserError, choices
+from sweeps.store.errors import UserError, choices, shown
 
 Values = dict[str, Any]
+_CHOSEN = ("model", "layout", *BUILT_IN, "cluster", "tracking", "experiment", "scale")
+"""Groups of which conf/config.yaml chooses one already."""
 FULL = "full"
 """The scale at which an experiment is what conf/experiment/NAME.yaml says."""
 
@@ -41,13 +44,18 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
 @cache
 def _parse_override(line: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(line)
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
+        override = OverridesParser.create().parse_override(line)
+        if not override.key_or_group:
+            raise ValueError("the key is missing")
+    except (HydraException, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or ["nested too deeply"])[0]
         raise UserError(
-            f"{line}: not an override KEY=VALUE ({reason}); quote a value that holds brackets, commas, colons or "
-            """quotes: 'KEY="VALUE"'"""
+            f"{shown(line)}: not an override KEY=VALUE ({reason}); quote a value that holds brackets, commas, colons "
+            """or quotes: 'KEY="VALUE"'"""
         ) from None
+    if override.key_or_group.partition(".")[0].partition("/")[0] == "hydra":
+        raise UserError(f"{shown(line)}: mlkv composes with Hydra and runs without it, so its settings change nothing")
+    return override
 
 
 class Composer:
@@ -71,7 +79,7 @@ class Composer:
         _replace_size(config, values)
         for key, value in values.items():
             _refuse_changing(key, value)
-            OmegaConf.update(config, key, value, merge=True, force_add=True)
+            _set(config, key, value)
         return _named(_container(config))
 
     def whole(self, lines: Sequence[str]) -> Values:
@@ -102,8 +110,15 @@ class Composer:
                 composed = compose("config", overrides=[*self._scaled(lines), *search])
         except MissingConfigException as error:
             raise UserError(self._missing(error, lines)) from None
+        except RecursionError:
+            raise UserError(f"{' '.join(map(shown, lines))}: its defaults lead back to itself") from None
+        except OSError as error:  # the name of a file that the file system cannot have
+            raise UserError(f"{' '.join(map(shown, lines))}: {error.strerror}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(" ".join(str(error).split())) from None
+            raise UserError(_reason(error)) from None
+        if "experiment" in composed:
+            name = next(str(o.value()) for o in parse_overrides(self._scaled(lines)) if o.key_or_group == "experiment")
+            raise UserError(f"experiment/{name}.yaml: its first line must be `# @package _global_`")
         for group in map(str, composed):
             if is_hashed(group) and OmegaConf.is_config(node := composed[group]):
                 _refuse_changing(group, OmegaConf.to_container(node))
@@ -116,6 +131,8 @@ class Composer:
         change together, and a short run is a whole run with a cosine of its own, not the beginning of a long one.
         """
         overrides = parse_overrides(lines)
+        for line, override in zip(lines, overrides, strict=True):
+            self._check_choice(line, override)
         chosen = {o.key_or_group: str(o.value()) for o in overrides if o.type is OverrideType.CHANGE}
         scale = chosen.get("scale", FULL)
         if scale == FULL or scale not in self.options("scale"):
@@ -133,11 +150,24 @@ class Composer:
         given = [str(o.value()) for o in parse_overrides(lines) if o.key_or_group == "model"]
         if given and str(error.missing_cfg_file).lstrip("/") == f"model/{given[-1]}".rstrip("/"):
             return self._missing_model(given[-1])
-        return f"{group} = {name}: {choices(name, self.options(group))}" if group else " ".join(str(error).split())
+        if not group:
+            return " ".join(str(error).split())
+        return f"{group} = {shown(name)}: {choices(name, self.options(group))}"
+
+    def _check_choice(self, line: str, override: Override) -> None:
+        """Raises UserError where a group is set to what is no name: Hydra takes some of it for no choice at all."""
+        group, value = override.key_or_group, override.value()
+        if group not in self.groups or override.is_delete():
+            return
+        if override.is_add() and group in _CHOSEN:
+            raise UserError(f"{line}: {group} is chosen already; leave out the +")
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise UserError(f"{group} = {shown(value)}: is no name; {choices('', self.options(group))}")
 
     def _missing_model(self, given: str) -> str:
         own = "a directory with a checkpoint is given as model.path"
-        if Path(given).expanduser().exists():
+        if Path(os.path.expanduser(given)).exists():
             return f"model = {given}: {own}={given}"
         if given.startswith(("/", "~", ".")):
             return f"model = {given}: {own}=DIR, and there is no {given}"
@@ -167,7 +197,7 @@ def _named(values: Values) -> Values:
     model = values.get("model")
     if isinstance(model, dict) and "name" in model and model["name"] is None:
         place = model.get("path") or model.get("hub") or ""
-        model["name"] = Path(os.path.abspath(Path(str(place)).expanduser())).name if place else "local"
+        model["name"] = Path(os.path.abspath(os.path.expanduser(str(place)))).name if place else "local"
     return values
 
 
@@ -183,30 +213,10 @@ def _hydra() -> Iterator[None]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with _decimal_numbers(), initialize_config_dir(str(CONF), version_base="1.3", job_name="mlkv"):
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="mlkv"), our_files():
             yield
     finally:
         GlobalHydra.instance().hydra = outer
-
-
-INTEGER = "tag:yaml.org,2002:int"
-DECIMAL = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
-
-
-@contextmanager
-def _decimal_numbers() -> Iterator[None]:
-    """YAML files are read without two rules of YAML 1.1, which PyYAML follows and YAML 1.2 has dropped: `20:00` is no
-    number to the base 60 (1200; https://yaml.org/type/int.html) and `0123` none to the base 8 (83). Both stay text: a
-    time limit of twenty minutes, a name or a number with a leading zero."""
-    plain = yaml.SafeLoader.yaml_implicit_resolvers
-    yaml.SafeLoader.yaml_implicit_resolvers = {
-        first: [(tag, DECIMAL if tag == INTEGER else pattern) for tag, pattern in resolvers]
-        for first, resolvers in plain.items()
-    }
-    try:
-        yield
-    finally:
-        yaml.SafeLoader.yaml_implicit_resolvers = plain
 
 
 def _container(config: DictConfig) -> Values:
@@ -215,7 +225,25 @@ def _container(config: DictConfig) -> Values:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: must be set") from None
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(_reason(error)) from None
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """A mapping is merged into one that is there; any other value replaces what is there, of whatever type it is."""
+    try:
+        try:
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
+        except ConfigTypeError:
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{key} = {shown(value)}: {str(error).splitlines()[0]}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The error's first line, after the key that it is about; the rest is about Hydra's own objects."""
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
+    return " ".join(str(error).split())
 
 
 def _refuse_changing(key: str, value: Any) -> None:

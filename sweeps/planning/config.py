@@ -15,20 +15,30 @@ from functools import cache
 from math import gcd
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, MaxLen
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlkv.layout import KVLayout
 from mlkv.merges import most_heads
 from mlkv.patterns import EXPLICIT, PATTERNS, budgets, of_budget, sources_of
-from mlkv.recipes import ConvertRecipe, CorpusRecipe, Count, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.recipes import (
+    ConvertRecipe,
+    CorpusRecipe,
+    Count,
+    EvaluateRecipe,
+    MeasureRecipe,
+    Seed,
+    Threads,
+    TrainRecipe,
+)
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
+from sweeps.planning.scalars import check_number, check_texts, leaves
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
-from sweeps.store.errors import UserError, choices
+from sweeps.store.errors import UserError, choices, shown
 from sweeps.store.names import check_name
 from sweeps.store.plans import SavedSweep
 from sweeps.tracking.target import TrackingConfig
@@ -50,7 +60,7 @@ def is_hashed(group: str) -> bool:
 class ModelConfig:
     """A base model: `decoder` to train one here, or `hub` / `path` for a published checkpoint."""
 
-    name: str
+    name: Annotated[str, MaxLen(255)]
     decoder: DecoderShape | None = None
     hub: str | None = None
     revision: str = "main"
@@ -178,10 +188,10 @@ class EvaluateConfig:
     few_shot: Count | dict[str, Count] | None = None
     """Examples before each question: of every task, or task by task; unset: as the task's own definition has it."""
     limit: Positive | None = None
-    seed: int = 1234
+    seed: Seed = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = 32
-    threads: Positive = 1
+    threads: Threads = 1
 
     def recipe(self, task: str, few_shot: int | dict[str, int]) -> EvaluateRecipe:
         own = ("task", "few_shot")
@@ -332,6 +342,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 def parse(values: Mapping[str, Any]) -> Config:
     """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
+    check_texts(values)
     own = {key: value for key, value in values.items() if key in _KEYS or key not in KINDS}
     own, profiles = _split_profiles(own)
     _check_values(Config, own, "")
@@ -367,7 +378,7 @@ def _split_profiles(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 def _recipe(kind: str, values: Any) -> Any:
     """The recipe of a step of a kind that an extension adds; None where the kind has none."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{kind} = {values}: must be a mapping; choose a configuration by +{kind}=NAME")
+        raise UserError(f"{kind} = {shown(values)}: must be a mapping; choose a configuration by +{kind}=NAME")
     schema = KINDS[kind].recipe
     if schema is None:
         if values:
@@ -395,16 +406,24 @@ def _check_values(schema: Any, values: Any, path: str) -> None:
             valid = fields.union(KINDS if schema is Config else OF_A_KIND if schema is Resources else ())
             raise UserError(f"{path}{key}: unknown key; {choices(str(key), valid)}")
         for place, leaf in leaves(value, f"{path}{key}") if _is_number(_hints(schema)[key]) else ():
-            if isinstance(leaf, bool):
-                raise UserError(f"{place} = {str(leaf).lower()}: must be a number")
+            check_number(place, leaf, own_forms=_has_own_forms(schema, key))
         for name, nested, inner in _nested(schema, key, value):
             _check_values(nested, inner, f"{path}{name}.")
 
 
+@cache
+def _has_own_forms(schema: Any, key: str) -> bool:
+    """Whether a field reads text in forms of its own, as SLURM's times."""
+    hint = get_type_hints(schema, include_extras=True)[key]
+    marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
+    return any(isinstance(mark, BeforeValidator) for mark in marks)
+
+
+@cache
 def _is_number(hint: Any) -> bool:
-    """Whether a field holds numbers, by themselves or in lists and mappings, and no booleans."""
+    """Whether a field holds numbers alone, by themselves or in lists and mappings."""
     types = set(_leaf_types(hint))
-    return bool(types & {int, float}) and not types & {bool, Any}
+    return bool(types & {int, float}) and not types & {bool, str, Any}
 
 
 def _leaf_types(hint: Any) -> Iterator[Any]:
@@ -412,20 +431,8 @@ def _leaf_types(hint: Any) -> Iterator[Any]:
     if not inner or get_origin(hint) is Literal:
         yield hint
         return
-    for each in inner:
+    for each in inner[1:] if get_origin(hint) is dict else inner:
         yield from _leaf_types(each)
-
-
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The values inside mappings and lists, each with its path: `corpus.files[0]`."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, f"{path}[{i}]")
-    else:
-        yield path, value
 
 
 def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -447,11 +454,13 @@ def _line(error: ErrorDetails, *place: str) -> str:
     parts = (*place, *map(str, error["loc"]))
     where = ".".join(part for part in parts if not part.startswith(("function-", "tuple[", "dict[", "constrained")))
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if isinstance(limit := error.get("ctx", {}).get("le"), float):
+        message = f"less than or equal to {limit:g}"  # pydantic would write 39 digits
     if error["type"] == "value_error":
         return f"{where}: {message}" if where else message
     if error["type"] == "missing":
         return f"{where}: must be set"
-    return f"{where} = {error['input']}: must be {message}"
+    return f"{where} = {shown(error['input'])}: must be {message}"
 
 
 def saved_cluster(saved: SavedSweep) -> ClusterConfig:

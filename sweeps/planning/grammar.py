@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from fractions import Fraction
 from typing import Any
 
-from hydra.core.override_parser.types import Glob, Override
-from simpleeval import EvalWithCompoundTypes, InvalidExpression
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
+from simpleeval import EvalWithCompoundTypes
 
 from sweeps.planning.compose import Composer, Values, parse_overrides
 from sweeps.planning.config import SweepConfig, parse
-from sweeps.store.errors import UserError, choices
+from sweeps.store.errors import UserError, choices, shown
 
 Choice = tuple[str, ...]
 """Override lines that are set together."""
 
 
-ONE_AT_A_TIME = ("name", "reports", "scale")
-"""Keys of the sweep as a whole: they take one value."""
+ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "resources")
+"""Keys and groups of the sweep as a whole: they take one value."""
+
+MAX_POINTS = 100_000
+"""Points of one sweep at most. To plan one takes about 10 ms, and so many take a quarter of an hour."""
+
+_FUNCTIONS = {function.__name__: function for function in (int, float, str, abs, min, max, len, round)}
+"""What a filter can call. Without simpleeval's random numbers, which would make another sweep of the same line."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,19 @@ def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
     typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
-    for axis in typed:
-        if axis.key in ONE_AT_A_TIME:
-            raise UserError(f"{axis.key}: cannot be swept; run one sweep for each of {', '.join(axis.lines)}")
+    _check_sweepable(typed)
     # `sweep` can only be read from a whole configuration. A key that must be set (corpus.files) and is swept has values
     # in the points alone, so it gets its first one here.
     first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]
     sweep = parse(composer([line for line in [*fixed, *first] if line])).sweep
     named = {o.key_or_group for o in overrides}
     of_experiment = _grid(composer, sweep)
+    _check_sweepable(of_experiment)
     _check_zip(sweep, {axis.key for axis in (*of_experiment, *typed)})
     grid = [axis for axis in of_experiment if not _overridden(axis.key, named, sweep)]
-    for combination in itertools.product(*_zip(grid + typed, sweep)):
+    axes = _zip(grid + typed, sweep)
+    _check_number(math.prod(map(len, axes)), {axis.key: len(axis.lines) for axis in grid + typed})
+    for combination in itertools.product(*axes):
         varying = [line for choice in combination for line in choice]
         yield [*fixed, *varying], varying
 
@@ -64,15 +74,53 @@ def _without_replaced(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _check_sweepable(axes: Sequence[Line]) -> None:
+    for axis in axes:
+        if len(axis.lines) > 1 and axis.key.partition(".")[0] in ONE_AT_A_TIME:
+            listed = shown(", ".join(axis.lines))
+            raise UserError(f"{axis.key}: cannot be swept; run one sweep for each of {listed}")
+
+
+def _check_number(points: int, of_keys: dict[str, int]) -> None:
+    if points > MAX_POINTS:
+        numbers = ", ".join(f"{key} has {_count(number)}" for key, number in of_keys.items())
+        raise UserError(
+            f"the sweep has {_count(points)} points ({numbers}): at most {MAX_POINTS:,} are planned together"
+        )
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**18 else "more than 10^18"
+
+
 def swept(composer: Composer, override: Override) -> Line:
-    """The plain override lines that one swept override expands to."""
-    value = override.value()
+    """The plain override lines that one swept override expands to. Raises UserError where it is no list of values."""
+    value, key = override.value(), override.key_or_group
     if isinstance(value, Glob):
-        options = composer.options(override.key_or_group)
+        options = composer.options(key)
         matching = [name for name in options if _matches(name, value)]
-        return Line(override.key_or_group, tuple(f"{override.key_or_group}={name}" for name in matching))
+        if not matching:
+            fault = f"matches nothing; {choices('', options)}" if options else "is for groups of configurations"
+            raise UserError(f"{override.input_line}: glob {fault}")
+        return Line(key, tuple(f"{key}={name}" for name in matching))
+    if isinstance(value, IntervalSweep):
+        raise UserError(f"{override.input_line}: an interval has no end of values; list them (1,2,3) or use range()")
+    if isinstance(value, RangeSweep):
+        _check_range(value, override)
     values = override.sweep_string_iterator()
-    return Line(override.key_or_group, tuple(f"{override.get_key_element()}={value}" for value in values))
+    return Line(key, tuple(f"{override.get_key_element()}={value}" for value in values))
+
+
+def _check_range(given: RangeSweep, override: Override) -> None:
+    """Counts before anything is listed. Raises UserError for a range without values, and for one with too many."""
+    try:
+        start, stop, step = (Fraction(number or 0) for number in (given.start, given.stop, given.step))
+        number = math.ceil((stop - start) / step)
+    except (ArithmeticError, ValueError):  # infinite, not a number, or a step of 0
+        number = 0
+    if number < 1:
+        raise UserError(f"{override.input_line}: has no values; range(START,STOP,STEP) runs from START to below STOP")
+    _check_number(number, {override.key_or_group: number})
 
 
 def _matches(name: str, glob: Glob) -> bool:
@@ -83,8 +131,13 @@ def _grid(composer: Composer, sweep: SweepConfig) -> list[Line]:
     """An experiment's `sweep.grid`: values in the grammar of the command line, or YAML lists."""
     lines = []
     for key, values in sweep.grid.items():
-        text = ",".join(_encode(value) for value in values) if isinstance(values, list) else str(values)
-        [override] = parse_overrides([f"{key}={text}"])
+        if values == []:
+            raise UserError(f"sweep.grid.{key} = []: has no values")
+        text = ",".join(_encode(value) for value in values) if isinstance(values, list) else _encode(values)
+        try:
+            [override] = parse_overrides([f"{key}={text}"])
+        except UserError as error:
+            raise UserError(f"sweep.grid: {error}") from None
         lines.append(swept(composer, override) if override.is_sweep_override() else Line(key, (f"{key}={text}",)))
     return lines
 
@@ -141,7 +194,11 @@ def keeps(expression: str | None, names: Values) -> bool:
     if expression is None:
         return True
     try:
-        return bool(EvalWithCompoundTypes(names=names).eval(expression))
-    except (InvalidExpression, SyntaxError, TypeError, AttributeError, KeyError) as error:
+        ast.parse(expression.strip(), mode="eval")  # simpleeval alone would pass over `budget = 6`
+        return bool(EvalWithCompoundTypes(names=names, functions=_FUNCTIONS).eval(expression))
+    except Exception as error:  # whatever the expression raises is the expression's own fault
+        reason = f"no key {error}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
         known = ", ".join(sorted(names))
-        raise UserError(f"sweep.filter = {expression}: {str(error).splitlines()[0]}; names: {known}") from None
+        raise UserError(
+            f"sweep.filter = {shown(expression)}: {shown(reason) or type(error).__name__}; names: {known}"
+        ) from None

@@ -10,7 +10,14 @@ from mlkv.layout import KVLayout, mha
 from mlkv.merges import converted_shape
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
-from sweeps.planning.checks import check_corpus, check_layout, check_read_fields, check_tasks
+from sweeps.planning.checks import (
+    check_corpus,
+    check_layout,
+    check_measure,
+    check_read_fields,
+    check_size,
+    check_tasks,
+)
 from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
 from sweeps.planning.grammar import keeps
@@ -129,6 +136,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     Raises UserError for what could be known to fail.
     """
     model = resolver.model(config.model)
+    check_size(config, model)
 
     def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
         return Variant(config, values, model, layout, baseline, tuple(varying))
@@ -149,6 +157,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         check_read_fields(config)
         check_corpus(config, model)
         check_tasks(config)
+        check_measure(config, model)
     for each in kept:
         yield _with_steps(each, resolver)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 
 from sweeps.store.store import SavedSweep
 from sweeps.store.typed_json import from_json
@@ -18,6 +18,9 @@ from sweeps.store.typed_json import from_json
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")
 """Names that W&B's client takes for a part of a path: `Api().run("entity/sweeps/id")` finds nothing."""
+
+Seconds = Annotated[float, Gt(0), Le(1e9)]
+"""Python's waits count nanoseconds in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class TrackingConfig:
     mode: Literal["offline", "online", "off"] = "offline"
     project: str = "mlkv"
     entity: str | None = None
-    timeout: Annotated[float, Gt(0)] = 30.0
-    system_seconds: Annotated[float, Gt(0)] = 15.0
+    timeout: Seconds = 30.0
+    system_seconds: Seconds = 15.0
     """Seconds between two readings of the computing process's CPU, memory and GPU."""
 
     @property

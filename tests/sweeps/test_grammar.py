@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -106,6 +107,58 @@ def test_filters_see_the_configuration_and_the_layout(planner: Planner) -> None:
         planner([*swept, 'sweep.filter="kv_layer > 1"'])
     with pytest.raises(UserError, match="no variant is left"):
         planner([*swept, 'sweep.filter="budget > 99"'])
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("1/0", "division by zero"),
+        ("[1][5]", "list index out of range"),
+        ("int(name)", "invalid literal for int"),
+        ("uptrain['nope']", "no key 'nope'"),
+        ("int('9' * 5000)", "Exceeds the limit"),
+        ("budget = 6", "invalid syntax"),
+        ("budget; 6", "invalid syntax"),
+        ("randint(3)", "Function 'randint' not defined"),
+        ("[x for x in range(10)]", "Function 'range' not defined"),
+        ("(" * 300 + ")" * 300, "too many nested parentheses"),
+        ("2 ** 10 ** 10", "I don't want to evaluate"),
+    ],
+)
+def test_a_filter_that_cannot_be_evaluated_is_one_line(planner: Planner, expression: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"sweep\.filter = .*: .*{re.escape(reason)}.*; names: .*kv_layers") as caught:
+        planner([*BARE, f'sweep.filter="{expression}"'])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("layout.kv_layers=range(0,1,0)", "has no values"),
+        ("uptrain.lr=range(0.1,0.5,0.0)", "has no values"),
+        ("uptrain.lr=range(0,inf)", "has no values"),
+        ("layout.kv_layers=range(1,4,-1)", "has no values"),
+        ("uptrain.lr=interval(0,1)", "an interval has no end of values"),
+        ("model=glob(zzz*)", "glob matches nothing; valid: .*tiny"),
+        ("uptrain.lr=glob(*)", "glob is for groups of configurations"),
+        ("uptrain.seed=range(1,1000000000000)", "999,999,999,999 points .*at most 100,000 are planned together"),
+        ("+sweep.grid={uptrain.seed:'range(1,1000000000000)'}", "999,999,999,999 points"),
+        (f"uptrain.seed=range(1,1{'0' * 4000})", r"more than 10\^18 points"),
+        ("+sweep.grid={uptrain.seed:[]}", r"sweep\.grid\.uptrain\.seed = \[\]: has no values"),
+        ("+sweep.grid={uptrain.lr:{a:1}}", "not an override|cannot|must be"),
+        ("+sweep.grid={name:[a,b]}", "name: cannot be swept"),
+        ("cluster.slots=1,2", r"cluster\.slots: cannot be swept"),
+    ],
+)
+def test_what_is_no_list_of_values_is_one_line(planner: Planner, line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        planner([*BARE, line])
+    assert str(caught.value).isprintable()
+
+
+def test_points_are_counted_before_any_is_planned(planner: Planner) -> None:
+    with pytest.raises(UserError, match=r"the sweep has 998,001 points \(uptrain\.seed has 999, uptrain\.lr has 999\)"):
+        planner([*BARE, "uptrain.seed=range(1,1000)", "uptrain.lr=range(1,1000)"])
 
 
 def test_baselines_come_along_once(planner: Planner) -> None:

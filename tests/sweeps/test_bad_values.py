@@ -1,0 +1,48 @@
+"""Every key of a configuration with every bad value: the plan refuses it in one line, or can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from sweeps.planning.plan import Plan
+from sweeps.store.errors import UserError, shown
+from tests.support.bad_values import VALUES, keys
+
+Planner = Callable[[Sequence[str]], Plan]
+KEYS = list(keys())
+FEW = [(key, VALUES[7 * i % len(VALUES)]) for i, key in enumerate(KEYS)]
+"""A value of each key, and each value with some key."""
+
+
+def line(key: str, value: str) -> list[str]:
+    """On SLURM, where cluster and resources have all their fields."""
+    return [*(["cluster=slurm"] if key.startswith(("cluster.", "resources")) else []), f"{key}={value}"]
+
+
+def check(planner: Planner, tiny: list[str], key: str, value: str) -> None:
+    try:
+        planner([*tiny, *line(key, value)])
+    except UserError as error:
+        message = str(error)
+        assert message.isprintable(), (key, value)
+        assert len(message) < 3000, (key, value)
+        named = (key.partition(".")[0], key.rpartition(".")[2], shown(value), "points")
+        assert any(name in message for name in named), (key, value, message)
+
+
+def test_a_bad_value_of_any_key_is_refused_in_one_line_or_planned(planner: Planner, tiny: list[str]) -> None:
+    assert len(KEYS) > 150
+    assert {value for _, value in FEW} == set(VALUES)
+    for key, value in FEW:
+        check(planner, tiny, key, value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("key", KEYS)
+def test_every_bad_value_of_a_key_is_refused_in_one_line_or_planned(
+    planner: Planner, tiny: list[str], key: str
+) -> None:
+    for value in VALUES:
+        check(planner, tiny, key, value)
