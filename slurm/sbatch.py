@@ -23,11 +23,17 @@ UNREACHABLE = re.compile(
     re.I,
 )
 """sbatch's words for: the controller did not answer. Whether it has the job is not known."""
+NO_NODES = re.compile(r"node configuration is not available|required node not available", re.I)
 TOO_LARGE = re.compile(r"invalid job array specification", re.I)
 
 
 class RefusedError(ValueError):
     """sbatch refuses the job, with its own words."""
+
+
+class NoNodesError(RefusedError):
+    """`--test-only` finds no nodes for the job. It looks at those alone that are up; sbatch itself takes jobs for nodes
+    that are down or drained for a while (measured on SLURM 22.05)."""
 
 
 class FullError(RuntimeError):
@@ -75,13 +81,13 @@ def start_estimate(script: Path, environment: Mapping[str, str]) -> datetime | N
 def _raise_for(given: Answer) -> None:
     if not given.status:
         return
-    if UNREACHABLE.search(given.complaint):
-        raise QueueError(f"sbatch: {given.complaint}")
     said = given.complaint
+    if UNREACHABLE.search(said):
+        raise QueueError(f"sbatch: {said}")
     reason = REASON.search(said)
     if FULL.search(said) or TOO_LARGE.search(said) or (POLICY.search(said) and not reason):
         raise FullError(reason.group() if reason else said)
-    raise RefusedError(given.complaint)
+    raise NoNodesError(said) if NO_NODES.search(said) else RefusedError(said)
 
 
 VARIABLES = {
@@ -106,6 +112,7 @@ FIELDS = {
 _OF_OTHER_JOBS = re.compile(
     r"SLURM|SRUN_|SUBMITIT_|SBATCH_WAIT$|SBATCH_(?:CPU|MEM)_BIND|(?:MASTER_(?:ADDR|PORT)|(?:LOCAL_)?(?:RANK|WORLD_SIZE))$"
 )
+_GPUS_OF_OTHER_JOBS = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
@@ -124,7 +131,7 @@ def overridden(options: Iterable[str], extra: Iterable[str]) -> dict[str, str]:
 def environment(without: Iterable[str]) -> dict[str, str]:
     """The environment for sbatch, which jobs inherit: with the user's own variables for sbatch, but `without` these;
     without the variables of a SLURM job that this process runs in, but with those that name the cluster."""
-    dropped = set(without)
+    dropped = {*without, *(_GPUS_OF_OTHER_JOBS if "SLURM_JOB_ID" in os.environ else ())}
     return {
         name: value
         for name, value in os.environ.items()

@@ -17,6 +17,8 @@ from .profile import Profile
 from .queue import queued_jobs
 from .resources import Resources
 
+_AWAY = re.compile(r"down|drain|fail|unknown|perfctrs|.*\*$")
+"""States of nodes that start no job just now; a star marks those that do not answer."""
 DEFAULT_ARRAY_SIZE = 1001
 """SLURM's own MaxArraySize, where a site does not say."""
 
@@ -69,6 +71,15 @@ def parse_minutes(text: str) -> int:
     parts = [int(part) for part in clock.split(":")]
     hours, minutes, _ = [*parts, 0, 0][:3] if days else [*[0] * (3 - len(parts)), *parts]
     return int(days or 0) * 24 * 60 + hours * 60 + minutes
+
+
+def nodes_away(profile: Profile) -> bool:
+    """Whether nodes of the partition are down, drained or failing just now, or the partition is. Raises
+    QueueError."""
+    rows = table("sinfo", "--all", "--format=%P|%a|%T", columns=("PARTITION", "AVAIL", "STATE"))
+    wanted = (profile.partition or os.environ.get("SBATCH_PARTITION") or "").split(",")
+    usable = [row for row in rows if row[0].rstrip("*") in wanted or (wanted == [""] and row[0].endswith("*"))]
+    return any(avail != "up" or _AWAY.match(state) for _, avail, state in usable)
 
 
 def problems(profile: Profile, resources: Resources, kinds: list[Nodes]) -> list[str]:

@@ -113,11 +113,23 @@ class SlurmExecutor(Executor):
             try:
                 self.start_estimate(job.resources, job.kind)
             except sbatch.RefusedError as error:
+                if self.may_wait(error, job.resources, job.kind):
+                    continue
                 raise ValueError(f"job {job.name}: {self.explained(error, job.resources, job.kind)}") from None
             except sbatch.FullError:
                 continue  # the queue may take it by the time that it is submitted, or later
             except NoAnswerError:
                 return  # a controller that takes long to simulate its queue may accept a job at once
+
+    def may_wait(self, error: sbatch.RefusedError, resources: Resources, kind: str) -> bool:
+        """Whether `sbatch --test-only` refuses such a job only because nodes are away: sbatch itself takes it, and it
+        waits for them."""
+        if not isinstance(error, sbatch.NoNodesError) or self.doubts(resources, kind):
+            return False
+        try:
+            return site.nodes_away(self.profile_of(kind))
+        except QueueError:
+            return False
 
     def explained(self, error: sbatch.RefusedError, resources: Resources, kind: str) -> str:
         """What the site's tables say that would be valid, and sbatch's own words."""

@@ -33,7 +33,7 @@ from sweeps.worker.job_context import QUEUED
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 """For nodes without internet: else Hugging Face's libraries ask the hub about every file that they already have."""
-LATER = "the same `mlkv sweep` line queues the rest when there is room"
+LATER = "the same line queues the rest when there is room"
 
 
 class LocalJobs:
@@ -179,7 +179,10 @@ def forecast(steps: Iterable[Step], cluster: ClusterConfig, store: Store) -> For
                 starts[kind], note = _start(executor, kind, resources, count)
                 found += note + _doubts(executor, kind, resources)
             except RefusedError as error:
-                refusals.append(f"{kind}: {executor.explained(error, resources, kind)}")
+                if executor.may_wait(error, resources, kind):
+                    found.append(f"{kind}: such jobs wait for nodes that are down or drained now (SLURM: {error})")
+                else:
+                    refusals.append(f"{kind}: {executor.explained(error, resources, kind)}")
         if (room := site.room(cluster)) < len(specs):
             found.append(f"cluster.max_submit = {cluster.max_submit} lets {room} more jobs into the queue; {LATER}")
     except NoAnswerError as error:

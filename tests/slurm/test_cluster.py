@@ -264,6 +264,23 @@ def test_what_slurm_takes_is_queued_whatever_its_tables_say(cluster: LocalCluste
     executor.cancel(ids.values())
 
 
+def test_jobs_for_nodes_that_are_away_wait_for_them(cluster: LocalCluster, folder: Path) -> None:
+    """`sbatch --test-only` refuses them, and sbatch takes them."""
+    executor = SlurmExecutor(folder, Profile(constraint="n2", extra={"hold": True}))
+    cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=maintenance")
+    try:
+        with pytest.raises(ValueError, match="node configuration is not available"):
+            executor.start_estimate(Resources())
+        ids = executor.submit([sh("a", "true")])
+        assert executor.states(ids.values())[ids["a"]].phase is Phase.PENDING
+        executor.cancel(ids.values())
+        with pytest.raises(ValueError, match="5 GPUs per node requested, partition preemptible has 4"):
+            executor.submit([sh("b", "true", gpus=5)])
+    finally:
+        cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+    assert eventually(lambda: "drain" not in cluster.run("sinfo", "-h", "-n", "n2", "-o", "%T"), every=0.2)
+
+
 def fake_sbatch(folder: Path, script: str) -> Path:
     """An sbatch that does this in place of submitting, but answers `--test-only` as the real one."""
     folder.mkdir()

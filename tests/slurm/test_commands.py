@@ -11,6 +11,7 @@ import pytest
 from slurm import command, queue, sbatch, site
 from slurm.command import Answer, NoAnswerError, QueueError
 from slurm.jobs import JobState, Phase
+from slurm.profile import Profile
 from slurm.sbatch import FullError, RefusedError
 
 PROGRAMS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
@@ -42,6 +43,7 @@ QUESTIONS: dict[str, Callable[[Path], object]] = {
     "cancel": lambda script: queue.cancel(["1_0"]),
     "throttle": lambda script: queue.throttle("1", 2),
     "nodes": lambda script: site.nodes(),
+    "nodes_away": lambda script: site.nodes_away(Profile()),
     "max_array_size": lambda script: site.max_array_size(),
     "submit": lambda script: sbatch.submit(script, os.environ),
     "start_estimate": lambda script: sbatch.start_estimate(script, os.environ),
@@ -88,7 +90,9 @@ def test_whatever_a_command_does_a_question_ends_in_an_answer_or_one_line(
     if not fault.startswith("printing"):
         assert unanswered == set(QUESTIONS) - {"max_array_size"}, "that has a default"
     elif fault != "printing a broken table":
-        assert {"states", "array_id_of", "queued_jobs", "nodes"} <= unanswered, "no table is not an empty table"
+        assert {"states", "array_id_of", "queued_jobs", "nodes", "nodes_away"} <= unanswered, (
+            "no table is not an empty table"
+        )
 
 
 def test_a_slow_command_says_how_long_it_had(programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,12 +209,20 @@ def test_the_users_variables_reach_sbatch_and_those_of_a_surrounding_job_do_not(
         "HOME_OF": "h",
     }
     jobs = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "9", "SLURM_CPU_BIND": "x", "SLURMD_NODENAME": "n", "RANK": "1"}
-    jobs |= {"SLURM_EXPORT_ENV": "NONE", "SRUN_DEBUG": "3", "WORLD_SIZE": "2", "SBATCH_WAIT": "1"}
+    jobs |= {
+        "CUDA_VISIBLE_DEVICES": "0",
+        "SLURM_EXPORT_ENV": "NONE",
+        "SRUN_DEBUG": "3",
+        "WORLD_SIZE": "2",
+        "SBATCH_WAIT": "1",
+    }
     for name, value in (users | jobs | {"SBATCH_PARTITION": "p"}).items():
         monkeypatch.setenv(name, value)
     env = sbatch.environment(without=["SBATCH_PARTITION"])
     assert users.items() <= env.items()
     assert not env.keys() & {*jobs, "SBATCH_PARTITION"}
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert sbatch.environment(without=[])["CUDA_VISIBLE_DEVICES"] == "0", "a user's own, outside any job"
 
 
 def test_a_variable_that_an_option_replaces_is_named_with_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
