@@ -209,14 +209,11 @@ class SlurmExecutor(Executor):
         script = directory / "submission.sh"
         script.write_text(text)
         try:
-            id = sbatch.submit(script, self._environment(text, array.any_job.kind))
+            id = _queued(script, self._environment(text, array.any_job.kind), record.name)
         except sbatch.FullError as error:
             if error.certain:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        id = id or queue.array_id_of(record.name)
-        if id is None:
-            raise QueueError("sbatch printed no job id, and the queue does not know the job")
         script.rename(directory / f"{id}_submission.sh")
         record = replace(record, array_id=id)
         records.write(self.folder, record)
@@ -298,6 +295,19 @@ class SlurmExecutor(Executor):
         if record is None:
             raise ValueError(f"job {job_id}: not submitted from {self.folder}")
         return records.output(self.folder, record, int(index))
+
+
+def _queued(script: Path, environment: Mapping[str, str], name: str) -> str:
+    """Submit a batch script; the id of its array, which has this name. Raises as sbatch.submit."""
+    reason = QueueError("sbatch printed no job id, and the queue does not know the job")
+    try:
+        id = sbatch.submit(script, environment)
+    except QueueError as error:
+        # A busy controller may queue the array and answer too late ("Socket timed out on send/recv operation").
+        id, reason = None, error
+    if found := id or queue.array_id_of(name):
+        return found
+    raise reason
 
 
 def _refused(reason: str, jobs: Sequence[Job], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:

@@ -520,6 +520,18 @@ def test_a_note_of_the_site_is_not_the_id(
         executor.cancel(ids.values())
 
 
+def test_an_array_that_was_queued_although_sbatch_failed_is_found(
+    cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+    fake = fake_sbatch(tmp_path / "bin", f'{shutil.which("sbatch")} "$@" > /dev/null; {late}')
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    executor = SlurmExecutor(folder, Profile(extra={"hold": True}))
+    ids = executor.submit([sh("a", "true", kind="base"), sh("b", "true", "a", kind="uptrain")])
+    assert [state.phase for state in executor.states(ids.values()).values()] == [Phase.PENDING, Phase.PENDING]
+    executor.cancel(ids.values())
+
+
 @contextmanager
 def stopped(daemon: Daemon) -> Iterator[None]:
     """It is there and does nothing."""
