@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.installed import install
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,4 +41,15 @@ def test_it_plans_the_quickstart_away_from_the_checkout(wheel: Path, tmp_path: P
     assert run.returncode == 0, run.stderr
     assert "MLKV-1" in run.stdout
     wheel_entry = zipfile.ZipFile(wheel).read("mlkv-0.1.0.dist-info/entry_points.txt").decode()
-    assert "mlkv = sweeps.cli:main" in wheel_entry
+    assert "mlkv = mlkv.__main__:main" in wheel_entry
+
+
+def test_the_installed_command_says_so_in_one_line(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(site := tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    line = [sys.executable, "-c", "from mlkv.__main__ import main; main()", "--version"]
+    run = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    install(site, "sweeps", "0.2.0", {"sweeps/__init__.py": "import nothing_such\n"})
+    run = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr.count("\n"), "pip uninstall sweeps" in run.stderr) == (2, 1, True)

@@ -162,7 +162,8 @@ def dashboard(options: DashboardOptions) -> int:
             else "run it with tracking=offline"
         )
         raise UserError(f"{saved.name}: no W&B files in {directory}; {tip}")
-    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)])
+    safe = {**os.environ, "PYTHONSAFEPATH": "1"}  # a wandb.py may lie in the working directory
+    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)], env=safe)
 
 
 def _save_view(saved: SavedSweep, config: TrackingConfig) -> str:
