@@ -4,7 +4,6 @@ sweeps.store.store."""
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,10 +21,9 @@ from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, 
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
 from sweeps.store.typed_json import as_json
+from sweeps.store.variables import stale_seconds
 
 SetAside = Literal["corrupt", "pruned"]
-STALE_SECONDS = float(os.environ.get("MLKV_STALE_SECONDS", "60"))
-"""A claim whose process this host cannot see is stale when its heartbeat is older than this."""
 LISTEN_SECONDS = 3.0
 """How long to wait for a new heartbeat before such a claim is taken over: some heartbeats of a living holder."""
 
@@ -211,7 +209,7 @@ class StepDir:
         running = self.claims.is_running(claim)
         if running is not None:
             return not running
-        return self._now() - self._last_sign_of_life() > STALE_SECONDS
+        return self._now() - self._last_sign_of_life() > stale_seconds()
 
     def _last_sign_of_life(self) -> float:
         return max([self.claims.modified(), *(attempt.last_beat() for attempt in self.attempts())])

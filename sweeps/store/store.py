@@ -8,6 +8,7 @@ sweep's frozen plans in plans.py; nothing outside these knows a path inside the 
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -93,7 +94,7 @@ class TrackingDir:
 
 class Store:
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = Path(os.path.expanduser(root)).absolute()
 
     @classmethod
     def open(cls, root: Path) -> Store:

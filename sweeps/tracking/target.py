@@ -14,6 +14,7 @@ from annotated_types import Gt, Le
 
 from sweeps.store.store import SavedSweep
 from sweeps.store.typed_json import from_json
+from sweeps.store.variables import variable
 
 VARIABLE = "MLKV_TRACKING"
 MISREAD_PROJECTS = ("sweeps", "runs", "reports")
@@ -63,9 +64,12 @@ class Target:
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Target | None:
         """The target that the launcher set; None where nothing is to be mirrored."""
-        target = json.loads(environment.get(VARIABLE) or "null")
-        if target is None or target["config"]["mode"] == "off":
-            return None
+        target = variable(VARIABLE, cls._read, None, "what `mlkv sweep` sets for its jobs", environment)
+        return None if target is None or target.config.mode == "off" else target
+
+    @classmethod
+    def _read(cls, text: str) -> Target:
+        target = json.loads(text)
         return cls(TrackingConfig(**target["config"]), target["sweep"])
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.store.schema import Environment
+from sweeps.store.variables import variable
 
 QUEUED = "MLKV_QUEUED"
 """Set in jobs that SLURM runs. Elsewhere SLURM's variables are those of another job."""
@@ -37,11 +38,11 @@ class JobContext:
 
     @classmethod
     def current(cls, environment: Mapping[str, str] = os.environ) -> JobContext:
-        if QUEUED not in environment or "SLURM_PROCID" not in environment:
+        if not {QUEUED, "SLURM_PROCID", "SLURM_JOB_ID"} <= environment.keys():
             return cls._of_this_machine(environment)
 
         def number(name: str, default: int) -> int:
-            return int(environment.get(name, default))
+            return variable(name, int, default, "a whole number", environment)
 
         array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
         ranks, nodes = number("SLURM_STEP_NUM_TASKS", 1), number("SLURM_STEP_NUM_NODES", 1)
@@ -57,10 +58,14 @@ class JobContext:
     @classmethod
     def _of_this_machine(cls, environment: Mapping[str, str]) -> JobContext:
         """A process outside a job has no job id."""
-        job, rank, ranks = (environment.get(name, "") for name in TOGETHER)
-        if ranks in ("", "1"):
+        job = environment.get(TOGETHER[0], "")
+        rank, ranks = (
+            variable(name, int, default, "a whole number", environment)
+            for name, default in zip(TOGETHER[1:], (0, 1), strict=True)
+        )
+        if ranks == 1:
             return cls()
-        return cls(job, rank=int(rank), ranks=int(ranks), local_rank=int(rank), local_ranks=int(ranks))
+        return cls(job, rank=rank, ranks=ranks, local_rank=rank, local_ranks=ranks)
 
     @property
     def nodes(self) -> int:

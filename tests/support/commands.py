@@ -87,7 +87,7 @@ def nothing_computes(folder: Path) -> Iterator[None]:
         patched.setattr(submit, "start_local", lambda *_: NoJobs())
         patched.setattr(sync, "_process", _sync_here)
         patched.setattr(supervisor, "Child", FailingChild)
-        patched.setattr("sweeps.store.stepdir.STALE_SECONDS", -1e9)
+        patched.setattr("sweeps.store.stepdir.stale_seconds", lambda: -1e9)
         patched.setattr("sweeps.store.stepdir.LISTEN_SECONDS", 0.0)
         yield
     for number, handler in handlers.items():

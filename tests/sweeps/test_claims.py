@@ -213,7 +213,7 @@ def taken_over(step: StepDir, monkeypatch: pytest.MonkeyPatch) -> tuple[Claim, C
     assert first
     with monkeypatch.context() as patched:
         patched.setattr("socket.gethostname", lambda: "elsewhere")
-        patched.setattr(stepdir, "STALE_SECONDS", -1.0)
+        patched.setattr(stepdir, "stale_seconds", lambda: -1.0)
         second = step.claim()
     assert second
     return first, second
@@ -325,7 +325,7 @@ def test_what_falls_asleep_between_output_and_record_is_published_by_the_next(
     def sleeps(attempt: Attempt) -> None:
         with monkeypatch.context() as patched:
             patched.setattr("socket.gethostname", lambda: "elsewhere")
-            patched.setattr(stepdir, "STALE_SECONDS", -1.0)
+            patched.setattr(stepdir, "stale_seconds", lambda: -1.0)
             assert Store(step._root).step(ID).claim() is None
         write(attempt)
 

@@ -91,7 +91,7 @@ def test_another_hosts_claim_lives_as_long_as_its_heartbeat(tmp_path: Path, monk
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert store.step(ID).state().name == "RUNNING"
     assert store.step(ID).claim() is None
-    monkeypatch.setattr(stepdir, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(stepdir, "stale_seconds", lambda: -1.0)
     monkeypatch.setattr(stepdir, "LISTEN_SECONDS", 0.0)
     assert store.step(ID).state().name == "LOST"
     second = begin(store)

@@ -50,7 +50,7 @@ class Next:
     def begins(self) -> None:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("socket.gethostname", lambda: "elsewhere")
-            patched.setattr(stepdir, "STALE_SECONDS", -1.0)
+            patched.setattr(stepdir, "stale_seconds", lambda: -1.0)
             patched.setattr(stepdir, "LISTEN_SECONDS", 0.0)
             assert eventually(self._claims)
 
