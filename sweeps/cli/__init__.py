@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
@@ -18,6 +19,7 @@ from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
 from sweeps.store.errors import NOT_DONE, UserError, choices
 from sweeps.store.outside import describe_error
+from sweeps.store.variables import stale_seconds
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses. The subcommands have two more: 0, all is done; 1, something is not."""
@@ -109,6 +111,7 @@ def _run(arguments: Sequence[str], output: Output) -> int:
         enable(parser)
     try:
         command, options = parse(parser, arguments)
+        stale_seconds()  # refuses a bad value before anything runs
         check_config_dir(options)
         output.is_all = command.only_prints(options)
         with extensions(partial(extension_files, options)):
@@ -118,29 +121,55 @@ def _run(arguments: Sequence[str], output: Output) -> int:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Command[Any], Any]:
-    """The subcommand that a command line names, with its options. Options may come between overrides, or between
-    settings, which argparse's own parse_args refuses. Raises UserError without a valid subcommand."""
+    """The subcommand that a command line names, with its options, which may stand anywhere among the other arguments.
+    Raises UserError without a valid subcommand."""
     _check_command(arguments)
-    parsed, rest = parser.parse_known_args(arguments)
-    words = next((getattr(parsed, name) for name in ("overrides", "settings") if hasattr(parsed, name)), None)
-    if rest and (words is None or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if words is not None:
-        words += rest
-    command: Command[Any] = parsed.command
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments[:1])  # --help and --version exit
+    command = next(command for command in COMMANDS if command.name == arguments[0])
+    parsed, rest = _parser_of(command, parser).parse_known_intermixed_args(arguments[1:])
+    if rest:
+        raise _unknown(command, rest)
     return command, read_options(command.options, parsed)
+
+
+def _parser_of(command: Command[Any], parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    [subparsers] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = subparsers.choices[command.name]
+    return found
+
+
+def _unknown(command: Command[Any], words: Sequence[str]) -> UserError:
+    flags = ["--help", *(flag for field in fields(command.options) for flag in field.metadata["flags"])]
+    option = next((word for word in words if word.startswith("-")), None)
+    if option is None:
+        return UserError(f"{command.name}: {' '.join(words)}: too many arguments; `mlkv {command.name} --help`")
+    name = option.partition("=")[0]
+    return UserError(f"{command.name}: {name}: unknown option; {choices(name, flags)}")
+
+
+_FLAGS = ("-h", "--help", "--version")
 
 
 def _check_command(arguments: Sequence[str]) -> None:
     names = [command.name for command in COMMANDS]
     if not arguments:
         raise UserError(f"no command given; valid: {', '.join(names)}; `mlkv --help` describes them")
+    if arguments[0].startswith("-") and not any(flag.startswith(arguments[0]) for flag in _FLAGS):
+        raise UserError(f"{arguments[0]}: unknown option; {choices(arguments[0], _FLAGS)}; others follow a command")
     if not arguments[0].startswith("-") and arguments[0] not in names:
         raise UserError(f"{arguments[0]}: unknown command; {choices(arguments[0], names)}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, as everything here does; argparse would print its usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.partition(' ')[2] or 'command'}: {message}; `{self.prog} --help`")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mlkv",
         description="How few key-value heads can a transformer live with, and where should they sit?",
         epilog="Overrides are Hydra's: experiment=quickstart layout.kv_layers=1,2,3 uptrain.lr=1e-3 name=mine",
@@ -149,7 +178,6 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.name, help=command.help, description=command.help)
-        subparser.set_defaults(command=command)
         add_arguments(subparser, command.options)
     return parser
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
-from sweeps.cli.options import SweepOptions, argument
+from sweeps.cli.options import SweepOptions, argument, user_path
 from sweeps.cli.results import load_source, one_line
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
@@ -33,14 +33,16 @@ class GatherOptions(SweepOptions):
         nargs="*",
         metavar="KEY=VALUE",
     )
-    out: Path | None = argument("write CSV here instead of printing a summary", "-o", "--out", type=Path)
+    out: Path | None = argument("write CSV here instead of printing a summary", "-o", "--out", type=user_path)
     curves: Path | None = argument(
-        "also write every number that was logged during the steps, as CSV", "--curves", type=Path
+        "also write every number that was logged during the steps, as CSV", "--curves", type=user_path
     )
-    dir: Path | None = argument("source=offline: a directory that W&B wrote (default: the sweep's)", "--dir", type=Path)
+    dir: Path | None = argument(
+        "source=offline: a directory that W&B wrote (default: the sweep's)", "--dir", type=user_path
+    )
     project: str | None = argument("source=api: PROJECT or ENTITY/PROJECT (default: the sweep's, or mlkv)", "--project")
     cache: Path | None = argument(
-        "source=api: the directory that caches histories (default: XDG_CACHE_HOME)", "--cache", type=Path
+        "source=api: the directory that caches histories (default: XDG_CACHE_HOME)", "--cache", type=user_path
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from sweeps.store.variables import variable
+
 T = TypeVar("T")
 
 
@@ -20,13 +22,31 @@ def argument(help: str | Callable[[], str], *flags: str, **settings: Any) -> Any
     return dataclasses.field(metadata={"flags": flags, "settings": {"help": help, **settings}})
 
 
+class Once(argparse.Action):
+    """An option that may be given once: of two, argparse would take the last without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = vars(namespace).setdefault(_GIVEN, set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+_GIVEN = "options that were given"
+
+
 def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
     for field in dataclasses.fields(options):
         flags, settings = field.metadata["flags"], dict(field.metadata["settings"])
         settings |= {key: settings[key]() for key in ("help", "default") if callable(settings.get(key))}
         if flags:
-            parser.add_argument(*flags, dest=field.name, **settings)
+            parser.add_argument(*flags, dest=field.name, **{"action": Once, **settings})
         else:
+            if settings.get("nargs") == "*":
+                settings["default"] = []  # without one, argparse says that they are required
             parser.add_argument(field.name, **settings)
 
 
@@ -49,20 +69,23 @@ class Command(Generic[T]):
     only_prints: Callable[[T], bool] = lambda _options: False
 
 
-def directory(path: str) -> Path:
-    """A shell leaves the `~` of `--config-dir=~/mine` as it is."""
+def user_path(path: str) -> Path:
+    """A shell leaves the `~` of `--config-dir=~/mine` as it is. Raises ArgumentTypeError for an empty path, which would
+    be the working directory."""
+    if not path:
+        raise argparse.ArgumentTypeError("must not be empty")
     return Path(os.path.expanduser(path))  # Path.expanduser would take the directory ./~mine for a user's home
 
 
 def default_store() -> Path:
-    return Path(os.environ.get("MLKV_STORE", "store"))
+    return variable("MLKV_STORE", user_path, Path("store"), "a directory")
 
 
 @dataclass(frozen=True)
 class StoreOptions:
     """Of subcommands that work on a store."""
 
-    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)
+    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=user_path, default=default_store)
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,7 @@ class ExtensionOptions(StoreOptions):
     config_dir: Path | None = argument(
         "take extensions/*.py from this directory (default: those that the sweep was planned with)",
         "--config-dir",
-        type=directory,
+        type=user_path,
     )
 
 
@@ -91,6 +114,6 @@ class PlanOptions:
     config_dir: Path | None = argument(
         "a directory of your own configurations, shaped like conf/, with extensions/*.py",
         "--config-dir",
-        type=directory,
+        type=user_path,
     )
-    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=Path, default=default_store)
+    store: Path = argument("default: MLKV_STORE or ./store", "--store", type=user_path, default=default_store)

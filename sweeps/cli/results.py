@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from analysis.figures.kinds import FIGURES
 from analysis.tables.kinds import TABLES
 from sweeps.cli.console import make_console
-from sweeps.cli.options import ExtensionOptions, StoreOptions, argument
+from sweeps.cli.options import ExtensionOptions, StoreOptions, argument, user_path
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
 
@@ -40,7 +40,7 @@ class TableOptions(ResultsOptions):
     kinds: tuple[str, ...] = argument(lambda: f"{', '.join(TABLES)} (default: all)", nargs="*", metavar="KIND")
     format: str | None = argument("terminal (default), md, tex or csv", "--format")
     out: Path | None = argument(
-        "a file (.md, .tex, .csv), or a directory for a file per kind", "-o", "--out", type=Path
+        "a file (.md, .tex, .csv), or a directory for a file per kind", "-o", "--out", type=user_path
     )
     columns: tuple[str, ...] | None = argument(
         "only the columns with these headings, as in --columns 'bits per byte' ARC-e; all: every column, also in tex, "
@@ -60,17 +60,17 @@ class FigureOptions(ResultsOptions):
         metavar="KIND",
     )
     published: str | None = argument(_PUBLISHED, "--published", nargs="?", const="", metavar="SET")
-    out: Path | None = argument("directory (default: reports/NAME/figures)", "-o", "--out", type=Path)
+    out: Path | None = argument("directory (default: reports/NAME/figures)", "-o", "--out", type=user_path)
 
 
 @dataclass(frozen=True)
 class ReportOptions(ResultsOptions):
-    out: Path | None = argument("directory (default: reports/NAME)", "-o", "--out", type=Path)
+    out: Path | None = argument("directory (default: reports/NAME)", "-o", "--out", type=user_path)
 
 
 @dataclass(frozen=True)
 class ImportOptions(StoreOptions):
-    directory: Path = argument("with lm-eval's JSON results, CSV measurements", type=Path, metavar="DIR")
+    directory: Path = argument("with lm-eval's JSON results, CSV measurements", type=user_path, metavar="DIR")
     name: str | None = argument("what the tables and figures call it (default: the directory's name)", "--name")
     accuracy: tuple[str, ...] | None = argument(
         "what its accuracy averages", "--accuracy", nargs="+", metavar="TASK.METRIC"

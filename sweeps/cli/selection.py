@@ -27,7 +27,8 @@ def queue_answers() -> Iterator[None]:
 
 
 def selected(plans: Sequence[SavedSweep], wanted: Sequence[str], *, alone: bool = False) -> list[str]:
-    """Steps of the variants (labels or globs of them), or with the ids, that are wanted; all where none is named.
+    """Steps of the variants (labels or globs of them), or with the ids or labels, that are wanted; all where none is
+    named.
 
     plans: of one sweep, the latest first; it decides which variants need a step. alone: without the steps that other
     variants need too. Raises UserError for a word that names nothing.
@@ -38,6 +39,7 @@ def selected(plans: Sequence[SavedSweep], wanted: Sequence[str], *, alone: bool 
     for word in wanted:
         named = set(fnmatch.filter(labels, word)) | ({word} & set(labels))
         ids = {id for id in users if id.startswith(word)}
+        ids |= {id for plan in plans for id, step in plan.plan.steps.items() if step.label == word}
         if not named | ids:
             raise UserError(f"{word}: no variant or step of sweep {plans[0].name} (variants: {', '.join(labels)})")
         variants |= named

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import can_redraw, make_console
 from sweeps.cli.guard import Guard
+from sweeps.cli.logs import LogReader
 from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.cli.wandb import addresses
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 WATCH_SECONDS = 2.0
+FOLLOW_SECONDS = 0.5
 JOB_LINES = 5
 """Of a job's output, in `why`."""
 
@@ -44,7 +47,11 @@ class WhyOptions(SweepOptions):
 
 @dataclass(frozen=True)
 class LogsOptions(StoreOptions):
-    step: str = argument("a step id or the beginning of one")
+    words: tuple[str, ...] = argument(
+        "a step id or the beginning of one; a variant's or a step's label; or a sweep's name and one of these",
+        nargs="+",
+        metavar="STEP|LABEL",
+    )
     follow: bool = argument("print new output until the step ends", "-f", "--follow", action="store_true")
 
 
@@ -213,23 +220,54 @@ def _print_tail(console: Console, step: StepDir, job: JobStatus | None) -> None:
 def logs(options: LogsOptions) -> int:
     import time
 
-    step = existing(options.store).find(options.step)
-    shown: dict[Path, int] = {}
+    store = existing(options.store)
+    steps = _steps_with_logs(store, options.words)
+    readers = [LogReader(step, label if len(steps) > 1 else "") for step, label in steps]
     while True:
-        for path in _logs_of(step):
-            if path.exists():
-                with path.open(encoding="utf-8", errors="replace") as file:
-                    file.seek(shown.get(path, 0))
-                    sys.stdout.write(file.read())
-                    shown[path] = file.tell()
+        for reader in readers:
+            sys.stdout.write(reader.new_text())
         sys.stdout.flush()
-        if not options.follow or step.state().name not in (StepState.RUNNING, StepState.PENDING, StepState.INTERRUPTED):
-            return OK
-        time.sleep(0.5)
+        if not options.follow or not any(_goes_on(step) for step, _label in steps):
+            break
+        time.sleep(FOLLOW_SECONDS)
+    for reader in readers:
+        sys.stdout.write(reader.ending())
+    return OK
 
 
-def _logs_of(step: StepDir) -> list[Path]:
-    """What the latest attempt writes. Raises UserError where there was none."""
-    if attempt := step.attempt():
-        return [attempt.stdout, attempt.stderr, attempt.metrics_file]
-    raise UserError(f"step {step.id}: was never started")
+def _goes_on(step: StepDir) -> bool:
+    return step.state().name in (StepState.RUNNING, StepState.PENDING, StepState.INTERRUPTED)
+
+
+def _steps_with_logs(store: Store, words: Sequence[str]) -> list[tuple[StepDir, str]]:
+    """The steps that were started, with their labels, of those that the words name: a step id or the beginning of one;
+    a label, where one sweep has it; or a sweep and a label of it. Raises UserError."""
+    if len(words) > 2:
+        raise UserError(f"{' '.join(words)}: must be a step id, a label, or a sweep and a label")
+    labels: dict[str, str] = {}
+    if len(words) == 1 and any(step.id.startswith(words[0]) for step in store.steps()):
+        ids = [store.find(words[0]).id]
+    else:
+        sweep = store.sweep(words[0]) if len(words) == 2 else _sweep_with(store, words[0])
+        ids = selected([sweep], words[-1:])
+        labels = {id: f"{id} {sweep.plan.steps[id].label}" for id in ids}
+    started = [(step, labels.get(step.id, step.id)) for step in map(store.step, ids) if step.attempt()]
+    if not started:
+        raise UserError(f"{ids[0] if len(ids) == 1 else words[-1]}: was never started")
+    return started
+
+
+def _sweep_with(store: Store, label: str) -> SavedSweep:
+    """The sweep that has variants or steps of this label. Raises UserError where none or several have."""
+    names = []
+    for name in store.sweep_names():
+        with suppress(UserError, OSError):  # it has none, or it is damaged
+            if selected([store.sweep(name)], [label]):
+                names.append(name)
+    if not names and label in store.sweep_names():
+        raise UserError(f"{label}: is a sweep; name a label or a step of it too (`mlkv status {label}` lists them)")
+    if not names:
+        raise UserError(f"{label}: no step id begins so, and no sweep in {store.root} has such a label")
+    if len(names) > 1:
+        raise UserError(f"{label}: is in the sweeps {', '.join(names)}; name one: `mlkv logs {names[0]} '{label}'`")
+    return store.sweep(names[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli.completion import complete_override, complete_sweep
+from sweeps.store.errors import UserError
 from sweeps.store.store import Store
+from sweeps.tracking.target import Target
+from sweeps.worker.job_context import JobContext
 from tests.support.processes import PATIENCE
 from tests.support.records import save_sweep
 from tests.support.shell import ROOT, Shell, exit_status
@@ -51,6 +55,12 @@ def test_bad_overrides(
         ([], ["no command given", "sweep, plan", "mlkv --help"]),
         (["statsu"], ["statsu: unknown command", "did you mean status?", "why"]),
         (["plan", "arc_easy"], ["arc_easy: not an override KEY=VALUE", """'KEY="VALUE"'"""]),
+        (["--stroe", "x"], ["--stroe: unknown option", "--version", "others follow a command"]),
+        (["status", "--wacth"], ["status: --wacth: unknown option", "did you mean --watch?"]),
+        (["status", "a", "b"], ["status: b: too many arguments", "mlkv status --help"]),
+        (["plan", "--config-dir", "a", "--config-dir", "b"], ["--config-dir: is given twice"]),
+        (["status", "--store", ""], ["--store: must not be empty"]),
+        (["table"], ["table: the following arguments are required: NAME;"]),
         (["run", "corpsu", "layout=mqa"], ["corpsu", "did you mean corpus?", "uptrain"]),
     ],
 )
@@ -95,6 +105,63 @@ def test_options_may_stand_between_overrides(tmp_path: Path, capsys: pytest.Capt
     assert exit_status("plan", "layout=mqa", "--store", str(tmp_path / "store"), "name=between") == 0
     assert "between: 3 variants" in capsys.readouterr().out
     assert exit_status("plan", "--stroe", "x") == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "why old --store STORE MHA-4",
+        "table --store STORE old --format csv losses",
+        "table old losses --format csv --store STORE",
+        "gather old --store STORE source=store",
+        "logs old --store STORE MHA-4",
+        "cancel old --store STORE",
+        "status --watch old --store STORE",
+        "status --store STORE old --watch",
+    ],
+)
+def test_options_may_stand_anywhere_among_the_arguments(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(ROOT / "tests" / "sweeps" / "old_store" / "store")
+    assert exit_status(*line.replace("STORE", store).split()) in (0, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_store_in_the_home_directory_is_found_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "tests" / "sweeps" / "old_store" / "store", tmp_path / "stores")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLKV_STORE", "~/stores")
+    for line in ("status old", "why old MHA-4", "logs old MHA-4", "gather old", "table theirs", "prune", "cancel old"):
+        assert exit_status(*line.split()) in (0, 1)
+    assert exit_status("status", "--store=~/stores") == 0
+    assert exit_status("plan", "layout=mqa") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("MLKV_STORE", "~nobody-of-this-name/store")
+    assert "no store there" in refused(["status"], capsys)
+    assert not list(tmp_path.glob("**/~*"))
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "nan", "inf", "1e999", "٣x"])
+def test_a_variable_with_a_bad_value_is_named_by_every_command(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLKV_STALE_SECONDS", value)
+    line = f"mlkv: MLKV_STALE_SECONDS = {value}: must be a number of seconds above 0\n"
+    for command in (["status"], ["plan"], ["logs", "x"], ["run", "corpus"], ["prune"]):
+        assert refused(command, capsys) == line
+    assert exit_status("--version") == 0
+
+
+def test_what_a_launcher_sets_is_refused_in_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"MLKV_QUEUED": "1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_RESTART_COUNT"):
+        with pytest.raises(UserError, match=f"^{name} = x: must be a whole number$"):
+            JobContext.current({**whole, name: "x"})
+    assert JobContext.current({"MLKV_QUEUED": "1", "SLURM_PROCID": "0"}) == JobContext(), "not in a job"
+    for text in ("x", "3", "[]", "{}", '{"config": {"mode": 1, "nope": 2}, "sweep": null}'):
+        with pytest.raises(UserError, match=r"^MLKV_TRACKING = "):
+            Target.of_environment({"MLKV_TRACKING": text})
 
 
 def test_completion_knows_groups_options_and_keys(tmp_path: Path) -> None:

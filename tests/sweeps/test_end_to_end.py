@@ -87,7 +87,7 @@ def test_looking_and_steering(finished: Shell) -> None:
     assert "all done" in finished("why", "tiny", "MQA-2")
     assert "no variant or step" in finished("why", "tiny", "MQA-9", status=2)
     base = next(step.id for step in finished.store.steps() if step.kind == "base")
-    assert '"step": 6' in finished("logs", base)
+    assert "6/6  tokens" in finished("logs", base)
     finished("gather", "tiny", "-o", "cells.csv")
     assert "bits_per_byte" in (finished.folder / "cells.csv").read_text()
     finished("report", "tiny", "-o", "again")

@@ -117,6 +117,33 @@ def test_status_of_one_and_why(mlkv: Run) -> None:
     assert "INTERRUPTED stopped after step" in printed
 
 
+def test_logs_are_lines_to_read_of_a_step_a_label_or_a_label_of_a_sweep(mlkv: Run) -> None:
+    status, printed = mlkv("logs", FAILED)
+    assert status == 0
+    assert "2/4  tokens 512  loss none  lr 8.53553e+29" in printed
+    assert printed.endswith(f"{FAILED}: failed: loss = nan at step 2: training diverged; lower lr or raise warmup\n")
+    assert "{" not in printed
+    _, of_one = mlkv("logs", "old", "MQA-2 bits_per_byte")
+    assert of_one.endswith("evaluate-cbd8ec4084758830: done in 0.1 s on elsewhere\n")
+    _, of_all = mlkv("logs", "--follow", "old", "MQA-2")
+    assert of_all.count("== ") == 7
+    refusals = {
+        ("MQA-2",): "is in the sweeps old, stopped; name one: `mlkv logs old 'MQA-2'`",
+        ("old",): "is a sweep; name a label or a step of it too",
+        ("nope",): "no step id begins so, and no sweep in",
+        ("old", "nope"): "no variant or step of sweep old",
+        ("old", BLOCKED[0]): "was never started",
+        ("a", "b", "c"): "must be a step id, a label, or a sweep and a label",
+    }
+    for words, reason in refusals.items():
+        status, printed = mlkv("logs", *words)
+        assert (status, reason in printed, printed.count("\n")) == (2, True, 1)
+
+
+def test_a_step_is_called_by_its_label_too(mlkv: Run) -> None:
+    assert "MHA-4 bits_per_byte: BLOCKED" in mlkv("why", "old", "MHA-4 bits_per_byte")[1]
+
+
 def test_gather_has_every_planned_cell(mlkv: Run, folder: Path) -> None:
     mlkv("gather", "old", "-o", "cells.csv", "--curves", "curves.csv")
     with (folder / "cells.csv").open() as file:
