@@ -1,4 +1,5 @@
-"""How many worked examples a task's own definition puts before a question, read from its files; nothing is imported.
+"""What a task's own definition says of its questions, read from its files: worked examples, and the type of answer.
+Nothing is imported.
 
 lm-eval's rules (lm_eval/tasks/_factory.py, 0.4.13): a file inherits from those that it includes; a group's settings
 apply to its members, and a member's entry in a group wins over both; a tag stands for several tasks.
@@ -10,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from .definitions import read_definition
 from .task_names import TASKS_FOLDER, lm_eval_definitions, own_tasks
 from .tasks import TASKS
 
@@ -21,8 +22,13 @@ Counts = dict[str, int | None]
 """Task → its own number of examples. None, where its definition says nothing, means 0 that may be overridden; a 0 that
 is written out may not."""
 SHOTS = "num_fewshot"
-Settings = Mapping[str, int | None]
-"""The one setting that counts here, `num_fewshot`; empty where a definition does not set it."""
+OUTPUT, GENERATION = "output_type", "generation_kwargs"
+Settings = Mapping[str, Any]
+"""The settings that count here: SHOTS, OUTPUT and GENERATION, where a definition sets them."""
+DEFAULT_ANSWER = 256
+"""Tokens of a generated answer where a definition does not say (HFLM.max_gen_toks, lm-eval 0.4.13)."""
+_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of that number; the first that is set counts (lm_eval.models.utils.normalize_gen_kwargs)."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +44,68 @@ class Definition:
     """A group's entries."""
 
 
-def own_counts(name: str, folder: Path = TASKS_FOLDER) -> Counts:
-    """The count of a task, or those of all tasks in a group or tag. Raises ValueError where a file is no definition."""
+def own_counts(name: str, folder: Path = TASKS_FOLDER, given: Mapping[str, Path] = MappingProxyType({})) -> Counts:
+    """The count of a task, or those of all tasks in a group or tag. `given`: definitions by name that go before
+    lm-eval's. Raises ValueError where a file is no definition."""
+    return {task: settings.get(SHOTS) for task, settings in _settings(name, folder, given).items()}
+
+
+def answer_tokens(
+    name: str, folder: Path = TASKS_FOLDER, given: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, int]:
+    """Task → tokens of an answer at most, of those tasks in `name` whose answers are generated."""
+    return {
+        task: _answer(settings.get(GENERATION))
+        for task, settings in _settings(name, folder, given).items()
+        if settings.get(OUTPUT, "generate_until") == "generate_until"
+    }
+
+
+def _answer(settings: Any) -> int:
+    named = [settings[key] for key in _ANSWER if settings.get(key) is not None] if isinstance(settings, Mapping) else []
+    return named[0] if named and isinstance(named[0], int) else DEFAULT_ANSWER
+
+
+def _settings(name: str, folder: Path, given: Mapping[str, Path]) -> dict[str, Settings]:
     own = own_tasks(folder)
     if name in own:
-        return {name: _definition(_read(own[name])).settings.get(SHOTS)}
+        return {name: _definition(read_definition(own[name])).settings}
     if name in TASKS:
-        return {name: None}
-    return _counts(name, {})
+        return {name: {OUTPUT: "function"}}
+    return _leaves(name, {}, given)
 
 
-def _counts(name: str, inherited: Settings) -> Counts:
-    definition, tagged = _find(name)
+def _leaves(name: str, inherited: Settings, given: Mapping[str, Path]) -> dict[str, Settings]:
+    definition, tagged = _find_among(name, given)
     if definition is None:
-        return {task: count for each in tagged for task, count in _counts(each, inherited).items()}
+        return {task: found for each in tagged for task, found in _leaves(each, inherited, given).items()}
     if definition.is_group:
-        return _members(name, definition, inherited)
-    return {name: {**definition.settings, **inherited}.get(SHOTS)}
+        return _members(name, definition, inherited, given)
+    return {name: {**definition.settings, **inherited}}
 
 
-def _members(group: str, definition: Definition, inherited: Settings) -> Counts:
+def _members(group: str, definition: Definition, inherited: Settings, given: Mapping[str, Path]) -> dict[str, Settings]:
     settings = {**definition.settings, **inherited}
-    counts: Counts = {}
+    found: dict[str, Settings] = {}
     for entry in definition.members:
-        counts |= _member(group, entry, settings)
-    return counts
+        found |= _member(group, entry, settings, given)
+    return found
 
 
-def _member(group: str, entry: Definition, inherited: Settings) -> Counts:
+def _member(group: str, entry: Definition, inherited: Settings, given: Mapping[str, Path]) -> dict[str, Settings]:
     """One entry of a group: a task, tag or group by name, or one that is defined in the entry."""
     if entry.name is None:
         raise ValueError(f"group {group} has a member without a name, which lm-eval cannot run")
     settings = {**inherited, **entry.settings}
-    if any(_find(entry.name)):
-        return _counts(entry.name, settings)
+    if any(_find_among(entry.name, given)):
+        return _leaves(entry.name, settings, given)
     if entry.is_group:
-        return _members(f"{group}::{entry.name}", entry, inherited)
-    return {f"{group}::{entry.name}": settings.get(SHOTS)}
+        return _members(f"{group}::{entry.name}", entry, inherited, given)
+    return {f"{group}::{entry.name}": settings}
+
+
+def _find_among(name: str, given: Mapping[str, Path]) -> tuple[Definition | None, tuple[str, ...]]:
+    return (_definition(read_definition(given[name])), ()) if name in given else _find(name)
 
 
 @cache
@@ -82,34 +113,12 @@ def _find(name: str) -> tuple[Definition | None, tuple[str, ...]]:
     """lm-eval's task or group of that name, or else the tasks with that tag."""
     tagged: list[str] = []
     for path in lm_eval_definitions(name):
-        definition = _definition(_read(path))
+        definition = _definition(read_definition(path))
         if definition.name == name:
             return definition, ()
         if definition.name and not definition.is_group and name in definition.tags:
             tagged.append(definition.name)
     return None, tuple(sorted(set(tagged)))
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Leaves the name of a `!function` as text: calling it is what would need the task's code."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of a file and of those that it includes."""
-    try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict) or path in above:
-        raise ValueError(f"{path}: {'includes itself' if path in above else 'is no task definition'}")
-    included = values.pop("include", [])
-    inherited: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
-        inherited |= _read(path.parent / name, (*above, path))
-    return inherited | values
 
 
 def _definition(values: str | Mapping[str, Any]) -> Definition:
@@ -121,6 +130,6 @@ def _definition(values: str | Mapping[str, Any]) -> Definition:
         name if isinstance(name, str) else None,
         is_group,
         (tags,) if isinstance(tags, str) else tuple(tags),
-        {SHOTS: values[SHOTS]} if SHOTS in values else {},
+        {key: values[key] for key in (SHOTS, OUTPUT, GENERATION) if key in values},
         tuple(map(_definition, task)) if is_group and isinstance(task, list) else (),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +16,14 @@ import yaml
 from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import set_seed
 
 from ..context import MetricRow, StepFailed
 from ..recipes import EvaluateRecipe
 from .outcomes import Sample
+from .task_files import TaskCopy, members, with_places
 from .task_names import ITEM_TASKS, TASKS_FOLDER
 
 BOOTSTRAP = 1000
@@ -36,14 +41,24 @@ class Scores:
     samples: list[Sample]
 
 
-def score(lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path) -> Scores:
+def score(
+    lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path, own: TaskCopy | None = None
+) -> Scores:
     """lm-eval's scores of `recipe.task` for `lm`.
 
-    `folder` has our task definitions; a task made from held-out text reads its items from `corpus`. Datasets are
-    cached under `cache`, answers nowhere: lm-eval's cache of answers does not know which model gave them. Raises
-    StepFailed for a task whose data cannot be loaded.
+    `folder` has our task definitions; a task made from held-out text reads its items from `corpus`; `own` has a
+    definition of the user's. Datasets are cached under `cache`, answers nowhere: lm-eval's cache of answers does not
+    know which model gave them. Raises StepFailed for a task whose data cannot be loaded.
     """
-    loaded = _load(recipe, folder, corpus, cache)
+    loaded = _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
+    _set_examples(loaded, recipe)
+    set_seed(recipe.seed)
+    results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
+    assert results is not None, "this is the only process"
+    return Scores(list(_rows(results, recipe.task)), list(_samples(results)))
+
+
+def _set_examples(loaded: Any, recipe: EvaluateRecipe) -> None:
     for name, task in loaded["tasks"].items():
         own = task.get_config("num_fewshot")
         count = _few_shot(recipe, name, own)
@@ -53,10 +68,52 @@ def score(lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cac
         # Each task draws its examples from a generator of this seed, one draw for each question in their order: every
         # checkpoint that is scored with this recipe sees the same examples before the same question.
         task.set_fewshot_seed(seed=recipe.seed)
-    set_seed(recipe.seed)
-    results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
-    assert results is not None, "this is the only process"
-    return Scores(list(_rows(results, recipe.task)), list(_samples(results)))
+        if count and count > (found := len(list(task.fewshot_docs()))):
+            raise StepFailed(f"few_shot = {count}: task {name} has only {found} examples")
+
+
+def try_task(own: TaskCopy, recipe: EvaluateRecipe, cache: Path) -> None:
+    """Load a task's data and write its first question. Raises StepFailed, naming the definition, where lm-eval cannot
+    do that."""
+    where = ", ".join(map(str, own.definitions))
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # progress bars of what takes no time
+            loaded = _load_own(own, cache)
+            _set_examples(loaded, recipe)
+            for task in loaded["tasks"].values():
+                task.build_all_requests(limit=1, rank=0, world_size=1)
+    except StepFailed as error:
+        raise StepFailed(f"{where}: {error}") from error
+    except Exception as error:  # lm-eval's, the datasets library's, Jinja's, and of the definition's own functions
+        reason = " ".join(str(error).split())
+        raise StepFailed(f"{where}: {type(error).__name__}{f': {reason}' if reason else ''}") from error
+
+
+def _load_own(own: TaskCopy, cache: Path) -> Any:
+    """A task or group from its files, and those of lm-eval's that a group names."""
+    configs = {path: _with_data(load_yaml(path), own, cache) for path in own.definitions}
+    names = {
+        name
+        for config in configs.values()
+        for name in (config.get("task"), config.get("group"))
+        if isinstance(name, str)
+    }
+    whole = all(member in names for config in configs.values() for member in members(config))
+    manager = TaskManager(include_defaults=not whole)
+    for path, config in configs.items():
+        name = str(config.get("group") if "group" in config and "class" not in config else config.get("task"))
+        manager.task_index.pop(name, None)
+        TaskIndex.process_cfg(config, path, manager.task_index)
+        manager.task_index[name].yaml_path = None  # else lm-eval would read the file again, without the data's places
+    return manager.load([own.name])
+
+
+def _with_data(config: dict[str, Any], own: TaskCopy, cache: Path) -> dict[str, Any]:
+    """The configuration with the places of its data; what the datasets library makes of local files lies in `cache`."""
+    if not own.data:
+        return config
+    settings = {"cache_dir": str(cache)} | with_places(config.get("dataset_kwargs") or {}, own.data)
+    return config | {"dataset_kwargs": settings, "dataset_path": with_places(config.get("dataset_path"), own.data)}
 
 
 def _few_shot(recipe: EvaluateRecipe, task: str, own: int | None) -> int:
@@ -74,9 +131,12 @@ def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path
         raise StepFailed(f"task = {task}: its data cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-def fetch(task: str) -> None:
+def fetch(task: str, own: TaskCopy | None = None) -> None:
     """Download the data of a task, to be used later without the internet. Raises StepFailed where that fails."""
-    _load(EvaluateRecipe(task), TASKS_FOLDER, None, Path())
+    if own is None:
+        _load(EvaluateRecipe(task), TASKS_FOLDER, None, Path())
+    elif not own.data:
+        try_task(own, EvaluateRecipe(task), Path())
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -41,6 +42,8 @@ class HarnessLM(HFLM):
         )
         self.progress, self.done, self.requests = progress, 0, 0
         self.vocabulary: int = model.shape.vocab_size
+        self.answer_tokens: int | None = None
+        """The most tokens that an answer could have, where answers were generated."""
 
     def tok_encode(self, string: Any, *arguments: Any, **options: Any) -> Any:
         """HFLM's own. Raises StepFailed for a token that the model has no embedding for."""
@@ -51,6 +54,23 @@ class HarnessLM(HFLM):
                 f"the model takes {self.vocabulary} at most (its vocab_size)"
             )
         return encoded
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """HFLM's own, with answers of at most half the context: the question needs the other half. HFLM takes 256
+        tokens where a task does not say, and fails where the context is no longer."""
+        self.done, self.requests = 0, len(requests)
+        for request in requests:
+            question, settings = request.args
+            allowed = normalize_gen_kwargs(settings, self.max_gen_toks)
+            allowed["max_gen_toks"] = min(allowed["max_gen_toks"], self.max_length // 2)
+            request.arguments = question, allowed
+            self.answer_tokens = max(self.answer_tokens or 0, allowed["max_gen_toks"])
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        answers = super()._model_generate(context, max_length, stop, **settings)
+        self._report(len(context))
+        return answers
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> list[Answer]:
         """Answers to (text, context tokens, continuation tokens). HFLM's own, except for contexts that several requests

@@ -14,9 +14,11 @@ import torch
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.tokenizer import load as load_tokenizer
 from ..device import default_device, resolve_precision
+from ..files import Json
 from ..hf import MLKVForCausalLM, load_checked
 from ..recipes import EvaluateRecipe
 from . import outcomes
+from .task_files import TaskCopy
 from .task_names import TASKS_FOLDER, check_task
 from .tasks import TASKS, Scores, Scoring
 
@@ -29,36 +31,45 @@ def run(
     checkpoint: Path,
     corpus: Path | None,
     tasks: Path = TASKS_FOLDER,
+    own: Path | None = None,
 ) -> Outcome:
     """Score `checkpoint`. Writes results.json, scores/ (each sample's share of the scores) and, for lm-eval's tasks,
     samples.jsonl (the answers) into `out`.
 
-    `tasks` is the folder of our task definitions. Raises StepFailed for an unknown task, a task whose data cannot be
-    loaded, and a corpus that the checkpoint does not fit; Interrupted when the step should stop.
+    `tasks` is the folder of our task definitions; `own` that of a copy of the user's. Raises StepFailed for an unknown
+    task, a task whose data cannot be loaded, and a corpus that the checkpoint does not fit; Interrupted when the step
+    should stop.
     """
     try:
-        check_task(recipe.task, tasks)
-    except ValueError as error:
+        copy = TaskCopy.read(own) if own else None
+        if copy is None:
+            check_task(recipe.task, tasks)
+    except (ValueError, OSError, KeyError) as error:
         raise StepFailed(str(error)) from error
     torch.set_num_threads(recipe.threads)
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)
     scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx))
-    if recipe.task in TASKS:
+    facts: Json = {"precision": precision, "device": model.device.type}
+    if copy is None and recipe.task in TASKS:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             scores = TASKS[recipe.task].scores(scoring)
     else:
-        scores = _scores_of_lm_eval(scoring, tasks, out, ctx.work / "datasets")
+        scores, answer_tokens = _scores_of_lm_eval(scoring, tasks, out, ctx.work / "datasets", copy)
+        facts |= {"max_gen_toks": answer_tokens} if answer_tokens else {}
     metrics = scores.metrics
     _check_finite(recipe.task, metrics)
     outcomes.save(scores.outcomes, out)
-    results_json = {"task": recipe.task, "metrics": [row.as_json() for row in metrics]}
+    answers = {key: value for key, value in facts.items() if key == "max_gen_toks"}
+    results_json = {"task": recipe.task, **answers, "metrics": [row.as_json() for row in metrics]}
     (out / "results.json").write_text(json.dumps(results_json, indent=2) + "\n", "utf-8")
-    return Outcome(metrics, {"precision": precision, "device": model.device.type})
+    return Outcome(metrics, facts)
 
 
-def _scores_of_lm_eval(scoring: Scoring, tasks: Path, out: Path, datasets: Path) -> Scores:
-    """Also writes samples.jsonl."""
+def _scores_of_lm_eval(
+    scoring: Scoring, tasks: Path, out: Path, datasets: Path, copy: TaskCopy | None
+) -> tuple[Scores, int | None]:
+    """Also the most tokens that an answer could have, where answers were generated. Writes samples.jsonl."""
     from . import harness, harness_model  # takes seconds to import, and tasks with a function do without
 
     recipe, tokenizer = scoring.recipe, load_tokenizer(scoring.checkpoint)
@@ -69,10 +80,11 @@ def _scores_of_lm_eval(scoring: Scoring, tasks: Path, out: Path, datasets: Path)
         precision=scoring.precision,
         progress=scoring.progress,
     )
-    scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets)
+    scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets, copy)
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
-    return Scores(scores.rows, outcomes.of_samples(scores.samples, recipe.task, scores.rows))
+    own = outcomes.of_samples(scores.samples, recipe.task, scores.rows)
+    return Scores(scores.rows, own), lm.answer_tokens
 
 
 @lru_cache(maxsize=1)

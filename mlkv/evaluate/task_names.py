@@ -39,7 +39,7 @@ def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:
     known = lm_eval_tasks()
     if name not in known:
         near = get_close_matches(name, [*TASKS, *own_tasks(folder), *known], n=5, cutoff=0.5)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"task = {name}: neither lm-eval nor {folder} has it{hint}")
 
 

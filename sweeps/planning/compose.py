@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBa
 
 from mlkv.registry import FOLDER
 from sweeps.planning.config import SIZES, is_hashed
+from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.scalars import leaves
 from sweeps.planning.yaml_files import our_files
 from sweeps.steps.registry import BUILT_IN
@@ -63,6 +64,7 @@ class Composer:
 
     def __init__(self, config_dir: Path | None = None) -> None:
         self._extra = config_dir
+        self.own_tasks = OwnTasks(config_dir)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         folders = [*CONF.iterdir(), *(config_dir.glob("*") if config_dir else ())]
         self.groups = {path.name for path in folders if path.is_dir() and path.name != FOLDER}
@@ -80,11 +82,11 @@ class Composer:
         for key, value in values.items():
             _refuse_changing(key, value)
             _set(config, key, value)
-        return _named(_container(config))
+        return self.own_tasks.named(_named(_container(config)), lines)
 
     def whole(self, lines: Sequence[str]) -> Values:
         """The same through Hydra alone: slower, and the measure of the fast way."""
-        return _container(self._compose(tuple(lines)))
+        return self.own_tasks.named(_container(self._compose(tuple(lines))), lines)
 
     def options(self, group: str) -> list[str]:
         directories = [CONF / group, *([self._extra / group] if self._extra else [])]

@@ -181,6 +181,9 @@ class EvaluateConfig:
     """Tasks that every checkpoint is scored on, and which of the scores a paper would average."""
 
     tasks: tuple[str, ...] = ()
+    """Names of tasks, or paths of YAML files that define some."""
+    include_path: str | None = None
+    """A directory with definitions of more tasks."""
     accuracy: tuple[tuple[str, str], ...] = ()
     """(task, metric) pairs; accuracy is their mean."""
     axis: tuple[str, str] | None = None

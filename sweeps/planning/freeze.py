@@ -20,6 +20,8 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
     try:
         for extension in extensions:
             store.copy_extension(extension)
+        for digest, files in plan.task_files.items():
+            store.copy_task(digest, files.copy)
         for id, step in plan.steps.items():
             directory = store.step(id)
             # A finished step keeps its runtime fields: they say how its result was made.

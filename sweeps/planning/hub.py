@@ -83,11 +83,13 @@ def tokenizer_files(source: dict[str, str]) -> Path:
         ) from None
 
 
-def fetch_task(task: str) -> None:
-    """Have lm-eval download the data of one of its tasks into the datasets cache."""
+def fetch_task(task: str, copy: Path | None = None) -> None:
+    """Have lm-eval download the data of one of its tasks, or of one that a copy of files defines, into the datasets
+    cache."""
     from mlkv.evaluate.harness import fetch
+    from mlkv.evaluate.task_files import TaskCopy
 
     try:
-        fetch(task)
+        fetch(task, TaskCopy.read(copy) if copy else None)
     except StepFailed as error:
         raise UserError(f"evaluate.tasks: {error}") from None

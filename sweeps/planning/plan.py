@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
+from mlkv.evaluate.task_files import TaskFiles
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import points
@@ -32,6 +33,11 @@ class Plan:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def task_files(self) -> dict[str, TaskFiles]:
+        """By digest, the tasks of one's own."""
+        return {files.digest: files for variant in self.variants for files in variant.task_files.values()}
 
     @cached_property
     def steps(self) -> dict[str, Step]:
@@ -76,7 +82,7 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     """The plan of a sweep's command line. Raises UserError for what can be known to fail."""
     variants: dict[tuple[str, ...], Variant] = {}
     config: Config | None = None
-    tokens = Tokens(resolver)
+    tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
     for lines, varying in points(composer, arguments):
         values = composer(lines)
         config = tokens.settled(parse(values))

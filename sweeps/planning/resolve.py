@@ -13,13 +13,13 @@ from dataclasses import astuple, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlkv.corpus.documents import identifying_files, place_of, splits_duplicates
 from mlkv.corpus.formats import is_readable
 from mlkv.corpus.found_files import content_digest
 from mlkv.corpus.vocabulary import Vocabulary, read_vocabulary
-from mlkv.evaluate.few_shot import own_counts
+from mlkv.evaluate.few_shot import answer_tokens, own_counts
 from mlkv.evaluate.task_names import check_task, own_tasks
 from mlkv.evaluate.tasks import TASKS
 from mlkv.families.config import layout_of, read_config, shape_of
@@ -30,8 +30,10 @@ from mlkv.recipes import CorpusRecipe
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.config import EvaluateConfig, ModelConfig
+from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.texts import check_text
 from sweeps.planning.tokens import may_have_tokenizer
+from sweeps.steps.evaluate import TASK_FILES
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, sha256, write_json
@@ -39,6 +41,7 @@ from sweeps.store.store import Store
 from sweeps.store.user_cache import user_cache
 
 Pins = dict[str, str]
+R = TypeVar("R")
 LM_EVAL = "lm_eval"
 """The package that defines most tasks, and the pin of a step that uses it."""
 
@@ -90,6 +93,7 @@ class Resolver:
     """Resolves each distinct reference once."""
 
     def __init__(self, store: Store) -> None:
+        self.own_tasks = OwnTasks()
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
         self._texts: dict[CorpusRecipe, str] = {}
@@ -225,6 +229,16 @@ class Resolver:
             self._digests[name] = self._new_digests[name] = known
         return known.sha256
 
+    def task_pins(self, task: str, include_path: str | None) -> Pins:
+        """What identifies a task's definition. Raises UserError for what is no task."""
+        if files := self.own_tasks.files(task, include_path):
+            return {LM_EVAL: package_version(LM_EVAL), TASK_FILES: files.digest}
+        try:
+            return task_pins(task)
+        except UserError as error:
+            faults = self.own_tasks.faults(include_path)
+            raise UserError("; ".join([str(error), *faults[:1]])) from None
+
     def save(self) -> None:
         """Keep the digests in the user's cache, for the next plan; where that cannot be written it takes longer."""
         if not self._new_digests:
@@ -298,10 +312,10 @@ def _file_pins(task: str) -> Pins:
     return {LM_EVAL: package_version(LM_EVAL)} | ({"task": sha256(own)} if own else {})
 
 
-def few_shot(config: EvaluateConfig, task: str) -> int | dict[str, int]:
+def few_shot(config: EvaluateConfig, task: str, given: Mapping[str, Path]) -> int | dict[str, int]:
     """How many examples a task gets: the configured number, else the one of the task's own definition. For a group of
     tasks whose definitions differ, a number for each. Raises UserError for examples where a task takes none."""
-    count, own = config.few_shot_of(task), _own_counts(task)
+    count, own = config.few_shot_of(task), _read(own_counts, task, given)
     if count is None:
         counts = {name: default or 0 for name, default in own.items()}
         return counts if len(set(counts.values())) > 1 else next(iter(counts.values()), 0)
@@ -311,12 +325,35 @@ def few_shot(config: EvaluateConfig, task: str) -> int | dict[str, int]:
     return count
 
 
-@cache
-def _own_counts(task: str) -> dict[str, int | None]:
+def _read(function: Callable[..., R], task: str, given: Mapping[str, Path]) -> R:
     try:
-        return own_counts(task)
+        return function(task, given=given) if given else _cached(function, task)
     except ValueError as error:
         raise UserError(f"evaluate.task = {task}: {error}") from None
+
+
+@cache
+def _cached(function: Callable[..., R], task: str) -> R:
+    return function(task)
+
+
+def answer_pins(config: EvaluateConfig, task: str, context: int, given: Mapping[str, Path]) -> Pins:
+    """A generated answer has at most half the context. Earlier code gave it more where that was less than all: there
+    the id is new. Raises UserError where a context has no room for a question and an answer."""
+    asked = _read(answer_tokens, task, given).values()
+    if asked and context < 2:
+        raise UserError(
+            f"evaluate.tasks: {task} has answers that are generated, and a context of {context} has no room"
+        )
+    changed = any(context // 2 < tokens < context for tokens in asked)
+    return {"answers": "half the context"} if changed else {}
+
+
+def check_room(task: str, counts: int | dict[str, int], context: int) -> None:
+    """Raises UserError for more worked examples than a context has tokens."""
+    most = max(counts.values(), default=0) if isinstance(counts, dict) else counts
+    if most >= context:
+        raise UserError(f"evaluate.few_shot = {most}: task {task}: the model's context has {context} tokens in all")
 
 
 def uses_corpus(task: str) -> bool:

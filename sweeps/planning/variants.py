@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from mlkv.evaluate.task_files import TaskFiles
 from mlkv.layout import KVLayout, mha
 from mlkv.merges import converted_shape
 from mlkv.patterns import family_of, name_of
@@ -21,7 +22,16 @@ from sweeps.planning.checks import (
 from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
 from sweeps.planning.grammar import keeps
-from sweeps.planning.resolve import LM_EVAL, Model, Resolver, few_shot, package_version, task_pins, uses_corpus
+from sweeps.planning.resolve import (
+    LM_EVAL,
+    Model,
+    Resolver,
+    answer_pins,
+    check_room,
+    few_shot,
+    package_version,
+    uses_corpus,
+)
 from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
@@ -59,6 +69,8 @@ class Variant:
     uptrain: Step | None = None
     evaluate: dict[str, Step] = field(default_factory=dict)
     """By task."""
+    task_files: dict[str, TaskFiles] = field(default_factory=dict)
+    """Of the tasks that files of the user's define."""
     measure: Step | None = None
     added: dict[str, Step] = field(default_factory=dict)
     """By kind, those of extensions."""
@@ -155,7 +167,6 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         resolver.check_base(config.model)
     if kept:
         check_read_fields(config)
-        check_corpus(config, model)
         check_tasks(config)
         check_measure(config, model)
     for each in kept:
@@ -208,18 +219,24 @@ def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
     label = "untouched" if variant.baseline == "untouched" else name_of(variant.layout)
     if variant.config.convert.start != "none":
         variant = _with_checkpoint(variant, resolver)
-    return replace(
-        variant,
-        evaluate=_evaluate_steps(variant, label),
-        measure=_measure_step(variant),
-        added=dict(_added_steps(variant, label)),
-    )
+    variant = _with_scores(variant, resolver, label)
+    variant = replace(variant, measure=_measure_step(variant), added=dict(_added_steps(variant, label)))
+    return _with_checked_corpus(variant, resolver)
+
+
+def _with_checked_corpus(variant: Variant, resolver: Resolver) -> Variant:
+    """A variant that no step trains on, or scores on, a corpus has none: a checkpoint of one's own, on tasks alone."""
+    if variant.corpus is None:
+        return variant
+    if not any(variant.corpus.id in step.parents.values() for step in variant.steps):
+        return replace(variant, corpus=None)
+    check_corpus(variant.config, variant.model)
+    return replace(variant, corpus_note=resolver.corpus_note(variant.config.corpus, variant.config.model))
 
 
 def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     config, model, layout = variant.config, variant.model, variant.layout
     corpus = corpus_step(config.corpus, *resolver.corpus(config.corpus, config.model))
-    variant = replace(variant, corpus_note=resolver.corpus_note(config.corpus, config.model))
     base = None if config.convert.start == "scratch" else _base_step(config, model, corpus)
     if variant.baseline == "untouched":
         return replace(variant, corpus=corpus, base=base)
@@ -238,16 +255,25 @@ def _base_step(config: Config, model: Model, corpus: Step) -> Step:
     return trained_base_step(config.base, model.shape, corpus, config.model.name)
 
 
-def _evaluate_steps(variant: Variant, label: str) -> dict[str, Step]:
+def _with_scores(variant: Variant, resolver: Resolver, label: str) -> Variant:
+    """The variant with the steps that score its checkpoint, if there is one."""
     if variant.checkpoint is None:
-        return {}
-    steps, config = {}, variant.config.evaluate
+        return variant
+    steps, found, config = {}, {}, variant.config.evaluate
     for task in config.tasks:
+        files = resolver.own_tasks.files(task, config.include_path)
+        given = resolver.own_tasks.definitions(task, config.include_path) if files else {}
         held_out = variant.corpus if uses_corpus(task) else None
-        pins = task_pins(task)  # first: an unknown task has no count of its own
-        recipe = config.recipe(task, few_shot(config, task))
+        pins = resolver.task_pins(task, config.include_path)  # first: an unknown task has no count of its own
+        pins |= answer_pins(config, task, variant.shape.context, given)
+        counts = few_shot(config, task, given)
+        check_room(task, counts, variant.shape.context)
+        recipe = config.recipe(task, counts)
+        if files:
+            resolver.own_tasks.try_out(files, recipe)
+            found[task] = files
         steps[task] = evaluate_step(recipe, variant.checkpoint, held_out, pins, f"{label} {task}")
-    return steps
+    return replace(variant, evaluate=steps, task_files=found)
 
 
 def _measure_step(variant: Variant) -> Step | None:

@@ -11,6 +11,11 @@ from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
 from sweeps.store.schema import LoggedRow
 
+TASK_FILES = "task files"
+"""The pin of a step whose task is defined by files of the user's: their digest."""
+TASK = "task"
+"""The input of such a step: the copy of these files."""
+
 
 def evaluate_step(
     recipe: EvaluateRecipe, checkpoint: Step, corpus: Step | None, pins: dict[str, str], label: str
@@ -28,7 +33,8 @@ def run(execution: Execution) -> Outcome:
 
     recipe, inputs = execution.recipe(EvaluateRecipe), execution.inputs
     checkpoint, corpus = inputs["checkpoint"], inputs.get("corpus")
-    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus)
+    own = inputs.get(TASK)
+    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus, own=own)
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:

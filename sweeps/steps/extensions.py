@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
+from mlkv.evaluate.task_files import TaskCopy
 from mlkv.registry import PIN, ExtensionError, load
+from sweeps.steps.evaluate import TASK_FILES
 from sweeps.steps.registry import trains
 from sweeps.store.schema import Spec
 from sweeps.store.store import Store
@@ -26,6 +29,22 @@ def load_pinned(store: Store, pinned: Mapping[str, str]) -> None:
                 load(path, digest)
             except ExtensionError as error:
                 raise ExtensionError(f"{error}; delete that file and {AGAIN}") from None
+
+
+def pinned_task(store: Store, pinned: Mapping[str, str]) -> Path | None:
+    """The copy of the task definition that a step is pinned to; None where it is pinned to none. Raises ExtensionError
+    where the copy is not in the store, or is not what was planned."""
+    digest = pinned.get(TASK_FILES)
+    if digest is None:
+        return None
+    folder = store.task_files(digest)
+    if not folder.is_dir():
+        raise ExtensionError(f"the step's task definition is not in {store.root} ({digest[:16]}); {AGAIN}")
+    try:
+        TaskCopy.read(folder).check(digest)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ExtensionError(f"{folder}: was edited; delete that folder and {AGAIN} ({error})") from None
+    return folder
 
 
 def know_kind(store: Store, spec: Spec) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -277,6 +277,23 @@ class Store:
     def copy_extension(self, extension: Extension) -> None:
         """Raises OSError. The copy goes by the digest of its content, so editing the original changes no job."""
         write_once(self.root / "code" / FOLDER / extension.digest / extension.path.name, extension.source.decode())
+
+    def task_files(self, digest: str) -> Path:
+        """Where the copy of a task definition and its files lies, if there is one."""
+        return self.root / "code" / "tasks" / digest
+
+    def copy_task(self, digest: str, copy: Callable[[Path], None]) -> None:
+        """`copy` fills a folder. Raises OSError. Like an extension, the copy goes by the digest of its content."""
+        target = self.task_files(digest)
+        if target.is_dir():
+            return
+        temporary = target.with_name(f".copy-{secrets.token_hex(6)}")
+        try:
+            temporary.mkdir(parents=True)
+            copy(temporary)
+            rename_once(temporary, target)
+        finally:
+            discard(temporary)
 
     def code(self, tree_hash: str) -> Path:
         """Where the snapshot of that code lies, if there is one."""

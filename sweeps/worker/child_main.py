@@ -20,6 +20,8 @@ from types import FrameType
 from typing import TextIO
 
 from mlkv.context import Context, Interrupted, MetricRow, Outcome, Row, StepFailed
+from sweeps.steps.evaluate import TASK
+from sweeps.steps.extensions import pinned_task
 from sweeps.steps.kind import Execution
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
@@ -115,6 +117,8 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
     spec = step.spec()
     assert spec is not None
     inputs = {role: store.step(parent).out for role, parent in spec.parents.items()}
+    if task := pinned_task(store, spec.pinned):
+        inputs[TASK] = task
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     planned = Step.of_spec(spec, step.how())
     outcome = kind_of(planned.kind).run(Execution(planned, inputs, attempt.out, context))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from sweeps.planning import hub
+from sweeps.steps.evaluate import TASK_FILES
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS, fetch_model
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
@@ -26,9 +27,10 @@ def fetch_inputs(steps: Mapping[str, Step], store: Store, console: Console) -> b
         for name, commit in sorted({source for step in missing if (source := _on_hub(step.how.get(what)))}):
             console.print(f"{_WHAT[what]} {name} at {commit[:12]}", highlight=False)
             fetch_model(name, commit, files)
-    for task in sorted({task for step in missing if (task := kind_of(step.kind).task_data(step))}):
+    tasks = {(task, step.pinned.get(TASK_FILES)) for step in missing if (task := kind_of(step.kind).task_data(step))}
+    for task, digest in sorted(tasks, key=str):
         console.print(f"data of task {task}", highlight=False)
-        hub.fetch_task(task)
+        hub.fetch_task(task, store.task_files(digest) if digest else None)
     return _run_here([step.id for step in missing if kind_of(step.kind).online(step)], store)
 
 

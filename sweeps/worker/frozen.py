@@ -8,7 +8,7 @@ from pathlib import Path
 import mlkv.recipes
 from mlkv.context import StepFailed
 from mlkv.registry import ExtensionError
-from sweeps.steps.extensions import load_pinned
+from sweeps.steps.extensions import load_pinned, pinned_task
 from sweeps.steps.registry import outdated
 from sweeps.steps.step import Step, described_by
 from sweeps.store.schema import Runtime
@@ -29,6 +29,7 @@ def check(store: Store, step_id: str) -> None:
         raise StepFailed(f"{step_id}: spec.json was edited (it now describes {described}); plan the sweep again")
     try:
         load_pinned(store, spec.pinned)
+        pinned_task(store, spec.pinned)
     except ExtensionError as error:
         raise StepFailed(str(error)) from error
     # This code would give the step's id to a result that means something else.

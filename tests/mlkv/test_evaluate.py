@@ -306,7 +306,7 @@ def test_known_tasks_pass_the_check(own_folder: Path, task: str) -> None:
     ("task", "near"), [("heldout_choice3", "heldout_choice4"), ("lambada_opnai", "lambada_openai")]
 )
 def test_an_unknown_task_is_met_with_near_ones(checkpoint: Path, tmp_path: Path, task: str, near: str) -> None:
-    with pytest.raises(StepFailed, match=rf"task = {task}: neither lm-eval nor .* has it; near it: .*{near}"):
+    with pytest.raises(StepFailed, match=rf"task = {task}: neither lm-eval nor .* has it; did you mean .*{near}"):
         score(EvaluateRecipe(task=task), tmp_path, checkpoint, None)
 
 

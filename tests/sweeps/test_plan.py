@@ -188,7 +188,7 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
         (["model=pythia-160m-deduped", "model.path=/nowhere"], r"model\.path = /nowhere: no checkpoint there"),
         (["corpus.tokenizer=published"], r"corpus: tokenizer_from is empty"),
         (["corpus.tokenizer=model"], r"corpus\.tokenizer = model: model tiny is trained here"),
-        (["evaluate=none", "evaluate.tasks=[arc_eazy]"], r"task = arc_eazy: neither lm-eval .* near it: arc_easy"),
+        (["evaluate=none", "evaluate.tasks=[arc_eazy]"], r"task = arc_eazy: neither lm-eval .* did you mean arc_easy"),
     ],
 )  # fmt: skip
 def test_what_can_be_known_to_fail_fails_in_the_plan(planner: Planner, line: list[str], message: str) -> None:

@@ -1,0 +1,153 @@
+"""Evaluation tasks of one's own: YAML files given by path, in the `tasks/` of `--config-dir`, or below
+`evaluate.include_path`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+from mlkv.context import StepFailed
+from mlkv.evaluate.task_checks import check_definition
+from mlkv.evaluate.task_files import TaskCopy, TaskFiles, collect, name_of, names_in
+from mlkv.evaluate.task_names import own_tasks
+from mlkv.evaluate.tasks import TASKS
+from mlkv.files import Json
+from mlkv.recipes import EvaluateRecipe
+from sweeps.store.errors import UserError
+from sweeps.store.user_cache import user_cache
+
+FOLDER = "tasks"
+"""Where definitions lie in the directory that `--config-dir` names."""
+_SUFFIXES = (".yaml", ".yml")
+
+
+class OwnTasks:
+    """Finds definitions and their files; each is read once."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        self._folders = (config_dir / FOLDER,) if config_dir and (config_dir / FOLDER).is_dir() else ()
+        self._given: dict[str, Path] = {}
+        """Task → the file that was named by its path."""
+        self._indexes: dict[tuple[Path, ...], tuple[dict[str, list[Path]], list[str]]] = {}
+        self._files: dict[tuple[str, str | None], TaskFiles | None] = {}
+        self._tried: set[tuple[str, EvaluateRecipe]] = set()
+
+    def named(self, values: Json, lines: Sequence[str]) -> Json:
+        """The configuration with names of tasks in place of paths, and a list where one task is given alone. Scores of
+        tasks that the line replaced by others go with them. Raises UserError for a file that defines no task."""
+        evaluate = values.get("evaluate")
+        if not isinstance(evaluate, dict) or not evaluate.get("tasks"):
+            return values
+        tasks = evaluate["tasks"]
+        names = {task: self._name(task) for task in ([tasks] if isinstance(tasks, str) else tasks)}
+        own: Json = {"tasks": list(names.values())}
+        if isinstance(evaluate.get("few_shot"), dict):
+            own["few_shot"] = {names.get(task, task): count for task, count in evaluate["few_shot"].items()}
+        scored = {key: _renamed(evaluate[key], names) for key in ("accuracy", "axis") if evaluate.get(key)}
+        chosen = {line.partition("=")[0] for line in lines}
+        if "evaluate.tasks" in chosen:
+            left = {key: _among(scored[key], own["tasks"]) for key in scored if f"evaluate.{key}" not in chosen}
+            scored |= left
+        return {**values, "evaluate": {**evaluate, **own, **scored}}
+
+    def _name(self, task: Any) -> Any:
+        if not isinstance(task, str) or not _is_path(task):
+            return task
+        path = Path(task).expanduser()
+        if not path.is_file():
+            raise UserError(f"evaluate.tasks = {task}: no such file")
+        path = Path(abspath(path))
+        try:
+            name = name_of(path)
+        except ValueError as error:
+            raise UserError(f"evaluate.tasks: {error}") from None
+        if self._given.setdefault(name, path) != path:
+            raise UserError(f"evaluate.tasks = {task}: {self._given[name]} defines {name} too; rename one")
+        return name
+
+    def definitions(self, name: str, include_path: str | None) -> Mapping[str, Path]:
+        """Task → definition, of all that are found beside that of `name`. Raises UserError where two files define
+        it."""
+        folders = [*self._folders, *([_existing(include_path)] if include_path else [])]
+        found, _ = self._index(tuple(folders))
+        given = self._given.get(name)
+        beside = self._index((given.parent,), deep=False)[0] if given else {}
+        merged = {**found, **beside, **({name: [given]} if given else {})}
+        if len(paths := merged.get(name, [])) > 1:
+            raise UserError(f"evaluate.tasks: {name} is defined by {paths[0]} and by {paths[1]}; rename one")
+        return {key: paths[0] for key, paths in merged.items()}
+
+    def faults(self, include_path: str | None) -> list[str]:
+        """What is wrong with files that might define a task which is not found."""
+        folders = [*self._folders, *([_existing(include_path)] if include_path else [])]
+        return self._index(tuple(folders))[1]
+
+    def _index(self, folders: tuple[Path, ...], deep: bool = True) -> tuple[dict[str, list[Path]], list[str]]:
+        if folders not in self._indexes:
+            found = (path for folder in folders for path in (folder.rglob("*") if deep else folder.glob("*")))
+            paths = sorted({Path(abspath(path)) for path in found if path.suffix in _SUFFIXES and path.is_file()})
+            self._indexes[folders] = names_in(paths)
+        return self._indexes[folders]
+
+    def files(self, name: str, include_path: str | None) -> TaskFiles | None:
+        """The files of a task of one's own; None for any other. Raises UserError for what cannot be a task."""
+        key = name, include_path
+        if key not in self._files:
+            self._files[key] = self._collected(name, include_path)
+        return self._files[key]
+
+    def _collected(self, name: str, include_path: str | None) -> TaskFiles | None:
+        definitions = self.definitions(name, include_path)
+        if name not in definitions:
+            return None
+        if name in own_tasks() or name in TASKS:
+            raise UserError(f"evaluate.tasks: {definitions[name]}: a task {name} exists already; rename yours")
+        try:
+            files = collect(name, definitions)
+            for path in files.definitions:
+                check_definition(path, definitions)
+        except (ValueError, OSError) as error:
+            raise UserError(f"evaluate.tasks: {error}") from None
+        return files
+
+    def try_out(self, files: TaskFiles, recipe: EvaluateRecipe) -> None:
+        """Have lm-eval load a task whose data is on this machine, and write its first question. Raises UserError where
+        that fails."""
+        if not files.data or (files.digest, recipe) in self._tried:
+            return
+        self._tried.add((files.digest, recipe))
+        from mlkv.evaluate.harness import try_task
+
+        own = TaskCopy(Path(), files.name, files.definitions, files.data)
+        try:
+            try_task(own, recipe, user_cache("datasets"))
+        except StepFailed as error:
+            raise UserError(f"evaluate.tasks: {error}") from None
+
+
+def _is_path(task: str) -> bool:
+    return task.endswith(_SUFFIXES) or task.startswith((".", "/", "~"))
+
+
+def _existing(include_path: str) -> Path:
+    folder = Path(include_path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"evaluate.include_path = {include_path}: no such directory")
+    return folder
+
+
+def _renamed(scored: Any, names: Mapping[Any, Any]) -> Any:
+    """(task, metric) pairs, or one pair."""
+    if isinstance(scored, list) and scored and isinstance(scored[0], list):
+        return [_renamed(pair, names) for pair in scored]
+    return [names.get(scored[0], scored[0]), *scored[1:]] if isinstance(scored, list) and scored else scored
+
+
+def _among(scored: Any, tasks: Sequence[str]) -> Any:
+    if not isinstance(scored, list) or not scored:
+        return scored
+    if isinstance(scored[0], list):
+        return [pair for pair in scored if pair and pair[0] in tasks]
+    return scored if scored[0] in tasks else None
