@@ -206,7 +206,8 @@ def fault_of(damaged: Damaged, case: Case, capsys: pytest.CaptureFixture[str]) -
     if "Traceback" in words:
         return words
     if status == 2 and (
-        printed.err.count("\n") != 1 or not any(name in words for name in (path.stem, path.parent.name))
+        printed.err.count("\n") != 1
+        or not any(name in words for name in (path.stem, path.parent.name, path.parents[1].name))
     ):
         return f"{status}: {words}"
     if file in CACHES and (status == 2 or path.name in words):
