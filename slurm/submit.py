@@ -156,7 +156,7 @@ class SlurmExecutor(Executor):
         with tempfile.TemporaryDirectory() as folder:
             text = self._batch_script(Path(folder), Job("estimate", ("true",), resources, kind=kind), "true", count)
             script = Path(folder) / "estimate.sh"
-            script.write_text(text)
+            _write(script, text)
             return sbatch.start_estimate(script, self._environment(text, kind))
 
     def overridden(self, resources: Resources, kind: str = "job") -> dict[str, str]:
@@ -200,14 +200,14 @@ class SlurmExecutor(Executor):
         record = records.new_record(array.any_job.kind, tasks, dependency)
         records.write(self.folder, record)  # before sbatch: an array that is queued must never be without a record
         directory = self.folder / record.name
-        (directory / "tasks.sh").write_text(self.task_script(array))
+        _write(directory / "tasks.sh", self.task_script(array))
         limit = f"%{most}" if (most := self.profile_of(array.any_job.kind).max_running) else ""
         options = {"array": array.indices + limit, "job_name": record.name, "parsable": True}
         command = f"sh {shlex.quote(str(directory / 'tasks.sh'))}"
         options |= {"dependency": dependency} if dependency else {}
         text = self._batch_script(directory, array.any_job, command, len(array.jobs), options)
         script = directory / "submission.sh"
-        script.write_text(text)
+        _write(script, text)
         try:
             id = _queued(script, self._environment(text, array.any_job.kind), record.name)
         except sbatch.FullError as error:
@@ -295,6 +295,11 @@ class SlurmExecutor(Executor):
         if record is None:
             raise ValueError(f"job {job_id}: not submitted from {self.folder}")
         return records.output(self.folder, record, int(index))
+
+
+def _write(file: Path, text: str) -> None:
+    """Paths and values that came from the shell need not be UTF-8: they are written with the bytes that they had."""
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _queued(script: Path, environment: Mapping[str, str], name: str) -> str:

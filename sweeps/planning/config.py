@@ -469,6 +469,9 @@ def _line(error: ErrorDetails, *place: str) -> str:
 def saved_cluster(saved: SavedSweep) -> ClusterConfig:
     """The cluster part of a frozen plan. Raises StoreError where it is damaged."""
     try:
-        return TypeAdapter(ClusterConfig).validate_python(saved.plan.cluster)
+        cluster: ClusterConfig = _adapter(ClusterConfig).validate_python(saved.plan.cluster)
+        for kind in cluster.profiles:
+            cluster.profile_of(kind)
+        return cluster
     except ValidationError as error:
         raise saved.damaged("cluster", _line(error.errors()[0])) from None
