@@ -100,7 +100,7 @@ class SlurmExecutor(Executor):
         room = site.room(self.profile)
         if room:
             self._check(ordered)
-        submitted = self._submit_arrays(ordered[:room])
+        submitted = self._submit_arrays(ordered[:room], [job.name for job in ordered])
         if left := [job.name for job in ordered[room:]]:
             reason = f"cluster.max_submit = {self.profile.max_submit} lets {room} more jobs into the queue"
             raise SubmissionRefusedError(reason, submitted, left, full=True)
@@ -171,9 +171,10 @@ class SlurmExecutor(Executor):
     def _environment(self, text: str, kind: str) -> dict[str, str]:
         return sbatch.environment(without=self._overridden(text, kind))
 
-    def _submit_arrays(self, jobs: Sequence[Job]) -> dict[str, JobId]:
-        """Queue jobs that are in order. An array that is too many jobs for the queue is halved, and so on: the site's
-        limit may belong to a QOS that no table shows, and what it lets in makes progress."""
+    def _submit_arrays(self, jobs: Sequence[Job], names: Sequence[str]) -> dict[str, JobId]:
+        """Queue jobs that are in order, the first of those with these names. An array that is too many jobs for the queue
+        is halved, and so on: the site's limit may belong to a QOS that no table shows, and what it lets in makes
+        progress."""
         submitted: dict[str, JobId] = {}
         size = site.max_array_size() if jobs else 1
         ids: list[str] = []
@@ -188,9 +189,9 @@ class SlurmExecutor(Executor):
                     planned = arrays(jobs, size, planned[: len(ids)])
                     continue
                 reason = f"the queue takes no more jobs of yours now ({error})"
-                raise _refused(reason, jobs, submitted, full=True) from None
+                raise _refused(reason, names, submitted, full=True) from None
             except (sbatch.RefusedError, QueueError) as error:
-                raise _refused(str(error), jobs, submitted, full=False) from None
+                raise _refused(str(error), names, submitted, full=False) from None
             ids.append(str(record.array_id))
             submitted |= record.ids()
         return submitted
@@ -315,5 +316,5 @@ def _queued(script: Path, environment: Mapping[str, str], name: str) -> str:
     raise reason
 
 
-def _refused(reason: str, jobs: Sequence[Job], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:
-    return SubmissionRefusedError(reason, submitted, [j.name for j in jobs if j.name not in submitted], full=full)
+def _refused(reason: str, names: Sequence[str], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:
+    return SubmissionRefusedError(reason, submitted, [name for name in names if name not in submitted], full=full)
