@@ -172,8 +172,8 @@ class SlurmExecutor(Executor):
         return sbatch.environment(without=self._overridden(text, kind))
 
     def _submit_arrays(self, jobs: Sequence[Job], names: Sequence[str]) -> dict[str, JobId]:
-        """Queue jobs that are in order, the first of those with these names. An array that is too many jobs for the queue
-        is halved, and so on: the site's limit may belong to a QOS that no table shows, and what it lets in makes
+        """Queue jobs that are in order, the first of those with these names. An array that is too many jobs for the
+        queue is halved, and so on: the site's limit may belong to a QOS that no table shows, and what it lets in makes
         progress."""
         submitted: dict[str, JobId] = {}
         size = site.max_array_size() if jobs else 1
