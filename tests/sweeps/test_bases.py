@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from mlkv.layout import KVLayout, divisors, from_owners, mha
 from mlkv.merges import check_conversion, most_heads
 from mlkv.patterns import PATTERNS, budgets, make
+from sweeps.cli.view import _inputs
 from sweeps.planning.config import LayoutConfig
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
@@ -207,3 +210,20 @@ def test_the_documented_lines_plan_a_model_of_ones_own(
         words = line.replace("DIR1", str(base)).replace("DIR2", str(second)).replace("DIR", str(base)).split()
         plan = planner([*words, *corpus])
         assert all("convert=none" in line or variant.base for variant in plan.variants)
+
+
+def test_a_plan_says_which_ids_have_no_embedding(
+    planner: Planner, base: Path, whole: list[str], tmp_path: Path
+) -> None:
+    longer = shutil.copytree(base, tmp_path / "longer")
+    content = json.loads((longer / "tokenizer.json").read_text())
+    plain = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    first = len(content["model"]["vocab"])
+    content["added_tokens"] += [{"id": i, "content": f"<extra{i}>"} | plain for i in range(first, 331)]
+    (longer / "tokenizer.json").write_text(json.dumps(content))
+    lines = {
+        place: [str(line) for line in _inputs(planner([*whole, f"model.path={place}"]))] for place in (base, longer)
+    }
+    assert "tokenizer: that of model gqa" in lines[base]
+    [note] = [line for line in lines[longer] if line.startswith("tokenizer: that of model longer; ")]
+    assert "its ids 320 to 330 cannot be trained on" in note
