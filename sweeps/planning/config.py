@@ -68,7 +68,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.decoder and self.pretrained:
-            raise ValueError("decoder and hub or path are both set: a base is trained here or loaded")
+            raise ValueError(
+                "decoder and hub or path are both set: a base is trained here or loaded (by model.path alone)"
+            )
         if not self.decoder and not self.pretrained:
             raise ValueError("set decoder (to train a base here), hub or path (to load one)")
 
