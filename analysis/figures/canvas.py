@@ -58,6 +58,8 @@ _BAR_OPACITY = 0.6
 """Error bars are paler than their points, as they cross names and other points."""
 _EDGE = 3.0
 """Points between a remark and the edges of the figure."""
+_LINE_SPACING = 1.25
+"""Of a line's height by its font size."""
 _PART_GAP = "   "
 _MOST_PARTS = 8
 _LONGEST_NAME = 30
@@ -145,11 +147,14 @@ def draw_level(axes: Axes, y: float, baseline: str | None) -> None:
 
 def footer(figure: Figure, lines: Sequence[str]) -> None:
     """Quiet remarks below the axes. What is wider than the figure goes on in another line, if possible where parts of
-    a line are three spaces apart."""
+    a line are three spaces apart. The figure has room for one line; it becomes higher by the others, so that the axes
+    keep their height."""
     if not lines:
         return
     text = figure.supxlabel("\n".join(lines), fontsize=SMALLEST, color=MUTED, fontstyle="italic")
     wrap(text, WIDTH * POINTS - 2 * _EDGE)
+    further = text.get_text().count("\n")
+    figure.set_figheight(figure.get_figheight() + further * SMALLEST * _LINE_SPACING / POINTS)
 
 
 def first_parts(parts: Sequence[str]) -> list[str]:

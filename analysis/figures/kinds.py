@@ -38,7 +38,8 @@ class FigureKind:
 
 
 _SCORES = "a variant with a score"
-_CELLS = "a finished measure step"
+_CACHES = "a finished measure step with a cache of more than 0 bytes"
+_SPEEDS = "a finished measure step with a speed above 0"
 
 FIGURES: Registry[FigureKind] = Registry(
     "figure",
@@ -62,12 +63,12 @@ FIGURES: Registry[FigureKind] = Registry(
         "memory": FigureKind(
             "KV cache against batch size, with what ran out of memory",
             "analysis.figures.memory:memory_figure",
-            _CELLS,
+            _CACHES,
         ),
         "throughput": FigureKind(
             "decode speed against batch size, with what ran out of memory",
             "analysis.figures.throughput:throughput_figure",
-            _CELLS,
+            _SPEEDS,
         ),
         "curves": FigureKind(
             "training loss of each variant, smoothed over raw",

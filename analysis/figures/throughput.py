@@ -53,15 +53,16 @@ def speed_lines(table: pd.DataFrame) -> list[SpeedLine]:
 
 
 def _speed_lines(measurements: Measurements) -> list[SpeedLine]:
-    by_step: dict[str, list[Measurement]] = {}
+    by_step: dict[tuple[str, str | None], list[Measurement]] = {}
     for cell in measurements.cells:
-        by_step.setdefault(cell.step or cell.variant, []).append(cell)
+        by_step.setdefault((cell.step or cell.variant, cell.machine), []).append(cell)
     names = Counter(_layout_name(own[0]) for own in by_step.values())
     letters = _machine_letters(measurements)
     drawn = []
     for own in by_step.values():
         name = _layout_name(own[0]) if names[_layout_name(own[0])] == 1 else own[0].variant
-        drawn.append(_speed_line(f"{name} ({letters[own[0].machine]})" if letters else name, own))
+        letter = letters.get(own[0].machine)
+        drawn.append(_speed_line(f"{name} ({letter})" if letter else name, own))
     return sorted((line for line in drawn if line.cells), key=lambda line: -line.budget)
 
 

@@ -32,12 +32,14 @@ from sweeps.store.errors import choices
 def make_tables(source: Source, kinds: Sequence[str], published: Source | None = None) -> dict[str, Table]:
     """The tables of these kinds, by kind; where no kind is named, all that have something to show.
 
-    Raises ValueError for an unknown kind, and for a kind that is named and has nothing to show.
+    Raises ValueError for an unknown kind, for a kind that is named and has nothing to show, and where no kind has.
     """
     made = {kind: _make(kind, source, published) for kind in kinds or TABLES}
     for kind in kinds:
         if made[kind] is None:
             raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
+    if not any(made.values()):
+        raise ValueError(f"{source.name}: there is nothing to show in a table, as it has no variants")
     notes = source.notes
     return {kind: replace(table, notes=[*table.notes, *notes]) for kind, table in made.items() if table is not None}
 

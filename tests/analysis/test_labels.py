@@ -240,3 +240,9 @@ def test_the_best_is_marked_where_there_is_no_bold() -> None:
     assert "bold: the best row" in rendering.markdown(made)
     best = [row["mean of 4 best"] for row in csv.DictReader(io.StringIO(rendering.csv(made)))]
     assert best[:3] == ["", "1", "1"]
+
+
+def test_a_sweep_without_a_variant_says_that_there_is_nothing(tmp_path: Path) -> None:
+    empty = Filler(tmp_path / "store", {}, name="empty")
+    with pytest.raises(ValueError, match="empty: there is nothing to show in a table, as it has no variants"):
+        make_tables(load(empty.store, empty.name), [])

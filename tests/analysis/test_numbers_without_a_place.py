@@ -199,3 +199,19 @@ def test_every_figure_takes_odd_numbers(few: Callable[..., Filler], numbers: tup
 def test_every_figure_takes_any_numbers(finished: Filler, numbers: list[float | None]) -> None:
     rows = [row for row in measured(finished) if row["variant"] in ("untouched", "MHA-36", "MLKV-1", "MQA-6")]
     assert_every_figure_can_be_drawn(rows, numbers)
+
+
+def test_a_long_footer_makes_the_figure_higher_and_not_the_axes_lower(finished: Filler) -> None:
+    """Nine machines with long names, each of them a line's; their caches were recorded elsewhere."""
+    rows = [
+        {**row, "machine": f"node-{row['variant']}.cluster.example.org, NVIDIA H100 80GB HBM3"}
+        if row["metric"] == SPEED
+        else row
+        for row in measured(finished)
+    ]
+    for kind in ("throughput", "pareto_throughput"):
+        short = present(draw_without_a_warning(kind, source_of(frame.make(measured(finished)))))
+        long = present(draw_without_a_warning(kind, source_of(frame.make(rows))))
+        assert_readable(long)
+        heights = [axes.get_window_extent().height for axes in (short.axes[0], long.axes[0])]
+        assert heights[1] > 0.9 * heights[0]
