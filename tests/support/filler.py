@@ -44,7 +44,7 @@ class Filler:
     def __init__(self, root: Path, figures: dict[str, Any] = FIGURES, name: str = "demo") -> None:
         self.store, self.figures, self.name = Store.open(root), figures, name
         self.variants = [self._variant(label) for label in figures]
-        self.plan = {
+        self.plan: dict[str, Any] = {
             "command": ["mlkv", "sweep", "experiment=quickstart"],
             "accuracy": ACCURACY,
             "axis": ["bits_per_byte", "bits_per_byte"],
