@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .layout import KVLayout
 from .patterns import name_of
@@ -19,7 +19,7 @@ from .shape import DecoderShape
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Merge = Callable[[Sequence[Tensor], Tensor], Tensor]
+    Combine = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 def mean(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
@@ -43,9 +43,49 @@ def random(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
     return fresh
 
 
-MERGES: Registry[Merge] = Registry("merge", {"mean": mean, "pairwise": pairwise, "first": first, "random": random})
-"""How heads become one: from float32 `[G, R, K, …]` of each layer that is merged, lowest first, and freshly initialised
-ones `[G, K, …]`, to `[G, K, …]`."""
+@dataclass(frozen=True)
+class Merge:
+    """How heads of a base become one.
+
+    combine: from float32 `[G, R, K, …]` of each layer that is merged, lowest first, and freshly initialised ones
+        `[G, K, …]`, to `[G, K, …]`.
+    frames: heads are first mapped into one frame by orthogonal matrices, or by any (mlkv/convert/frames.py).
+    weighed: each head first counts as much as its Fisher information (arXiv 2111.09832).
+    restores_norms: each merged head is scaled to the size of those that it was made from.
+    """
+
+    combine: Combine
+    frames: Literal["orthogonal", "any"] | None = None
+    weighed: bool = False
+    restores_norms: bool = False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs to know what the base computes."""
+        return self.frames is not None or self.weighed or self.restores_norms
+
+
+MERGES: Registry[Combine | Merge] = Registry(
+    "merge",
+    {
+        "mean": mean,
+        "pairwise": pairwise,
+        "first": first,
+        "random": random,
+        "aligned": Merge(mean, frames="orthogonal", restores_norms=True),
+        "svd": Merge(mean, frames="any"),
+        "fisher": Merge(mean, weighed=True),
+    },
+)
+"""A function alone is a merge that combines the base's heads as they are. `aligned`: arXiv 2412.20677, with the norms
+restored. `svd`: the projection of the owner's input from which all heads are reconstructed best. `fisher`: the mean
+weighed by Fisher information (arXiv 2111.09832)."""
+
+
+def merge_named(name: str) -> Merge:
+    """Raises ValueError for an unknown one."""
+    row = MERGES.choose(name)
+    return row if isinstance(row, Merge) else Merge(row)
 
 
 @dataclass(frozen=True)

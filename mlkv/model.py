@@ -226,7 +226,7 @@ def rotate(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
 
 
 def rotary_angles(shape: DecoderShape, positions_BT: Tensor) -> Angles:
-    rotated = int(shape.head_dim * shape.rotary_fraction) // 2 * 2
+    rotated = shape.rotated_dims
     exponents = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
     angles = positions_BT[:, None, :, None].float() * (1.0 / shape.rotary_base**exponents)
     return angles.cos(), angles.sin()

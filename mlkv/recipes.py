@@ -116,7 +116,7 @@ class TrainRecipe(Choices):
     threads: Threads = 1
     """Compute threads on a CPU: part of the identity, because the order of sums depends on them."""
     seed: Seed = 42
-    micro_batch: Dimension | None = runtime_field(None)
+    micro_batch: Positive | None = runtime_field(None)
     """At most so many sequences at once on a device; unset: its whole share of the batch."""
     strategy: Literal["ddp", "fsdp"] = runtime_field("ddp")
     """Where several processes train together: each has all weights (`ddp`), or a share of them (`fsdp`)."""
@@ -163,6 +163,17 @@ class ConvertRecipe(Choices):
     merge: Merge = "mean"
     widening: Widening = "none"
     seed: Seed = 42
+
+
+@dataclass(frozen=True)
+class CalibrateRecipe:
+    """What a base computes on a little training text. Only merges that align or weigh heads need it."""
+
+    tokens: Positive = 8192
+    """At least this many, in whole rows of the corpus."""
+    seed: Seed = 42
+    """Which rows."""
+    threads: Threads = runtime_field(1)
 
 
 @dataclass(frozen=True)

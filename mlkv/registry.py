@@ -75,11 +75,12 @@ class Registry(Mapping[str, R]):
             _state.added.append((self, name))
 
     def _wrong_type(self, row: R) -> str | None:
-        """Why a row cannot be one of this table: it is not of the type of those that are built in."""
-        like = next(iter(self._rows.values()), row)
-        if isinstance(row, type(like)) or (callable(row) and callable(like)):
+        """Why a row cannot be one of this table: it is not of a type of those that are built in."""
+        rows = list(self._rows.values()) or [row]
+        if any(isinstance(row, type(like)) or (callable(row) and callable(like)) for like in rows):
             return None
-        return f"must be a {'function' if callable(like) else type(like).__name__}, not {type(row).__name__}"
+        types = dict.fromkeys("function" if callable(like) else type(like).__name__ for like in rows)
+        return f"must be a {' or a '.join(types)}, not {type(row).__name__}"
 
     def __delitem__(self, name: str) -> None:
         del self._rows[name]

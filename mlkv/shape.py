@@ -133,6 +133,11 @@ class DecoderShape(Choices):
         norm("norm")
         return found | {"head.weight": (self.vocab_size, self.width)}
 
+    @property
+    def rotated_dims(self) -> int:
+        """How many dimensions of a head its position rotates; none with learned positions."""
+        return int(self.head_dim * self.rotary_fraction) // 2 * 2 if self.positions == "rotary" else 0
+
     def parameters(self, layout: KVLayout, mlp_width: int | None = None) -> int:
         """Parameter count of a decoder of this shape with `layout`, MLPs `mlp_width` wide if given."""
         norm = self.width * (2 if self.norm == "layernorm" else 1)

@@ -191,9 +191,8 @@ class Steps(PlannedSteps):
 def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) -> Iterator[Row]:
     """The rows of a variant: recorded cells, and empty ones for what is planned and not there."""
     own = variant.steps
-    training = {"corpus": own.corpus, "base": own.base, "convert": own.convert, "uptrain": own.uptrain}
-    for kind, step_id in training.items():
-        if step_id:
+    for kind in ("corpus", "base", "calibrate", "convert", "uptrain"):
+        if step_id := getattr(own, kind):
             yield from _step_cells(steps, step_id, kind)
     for task, step_id in own.evaluate.items():
         examples = variant.examples(task)

@@ -6,24 +6,21 @@ Legend: `D` width, `F` MLP width, `G` KV heads of an owner, `K` head width, `R` 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
 from ..layout import KVLayout
-from ..merges import MERGES, WIDENINGS, check_conversion, converted_shape
+from ..merges import WIDENINGS, check_conversion, converted_shape
 from ..recipes import ConvertRecipe
 from ..shape import DecoderShape
+from .merging import merge_kv
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..hf import MLKVForCausalLM
-    from ..merges import Merge
-
-    State = dict[str, Tensor]
+    from .calibration import Calibration
+    from .heads import State
 
 
 def run(
@@ -33,6 +30,7 @@ def run(
     *,
     layout: KVLayout,
     base: Path | None,
+    calibration: Path | None = None,
     shape: DecoderShape | None = None,
     tokenizer: Path | None = None,
 ) -> Outcome:
@@ -43,7 +41,7 @@ def run(
     """
     ctx.log({"step": 0, "steps": 1})
     try:
-        model = _scratch(recipe, layout, shape) if base is None else _converted(recipe, layout, base)
+        model = _scratch(recipe, layout, shape) if base is None else _converted(recipe, layout, base, calibration)
     except ValueError as error:
         raise StepFailed(str(error)) from error
     model.save_pretrained(out)
@@ -62,16 +60,19 @@ def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None
     return MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed)
 
 
-def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path) -> MLKVForCausalLM:
+def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path, calibration: Path | None) -> MLKVForCausalLM:
     from ..hf import load_checked, non_finite
+    from .calibration import Calibration
 
-    model = convert(load_checked(base), layout, recipe)
+    model = convert(load_checked(base), layout, recipe, Calibration.load(calibration) if calibration else None)
     if reason := non_finite(model.state_dict()):
         raise ValueError(f"merge = {recipe.merge}: {reason}, although all weights of the base are")
     return model
 
 
-def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> MLKVForCausalLM:
+def convert(
+    base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe, calibration: Calibration | None = None
+) -> MLKVForCausalLM:
     """A new model with `base`'s weights merged into `layout`; `base` stays unchanged.
 
     KV heads that need no merging stay bit for bit, whatever the merge: with the base's own layout this is the identity.
@@ -90,56 +91,11 @@ def convert(base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe) -> M
     added_norms = [name for name in new if ".kv_norm." in name and name not in old]
     new |= {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added_norms}
     with torch.no_grad():
-        new |= merge_kv(old, new, base.layout, layout, recipe.merge)
+        new |= merge_kv(old, new, base.layout, layout, recipe.merge, base.shape.rotated_dims, calibration)
         new |= widen_mlps(old, shape.mlp_width, recipe.widening)
     model.model.load_state_dict(new)
     model.generation_config = base.generation_config
     return model
-
-
-def merge_kv(old: State, fresh: State, source: KVLayout, layout: KVLayout, merge: str) -> State:
-    """Key and value projections of `layout`'s owners from those of `source`'s. `fresh` has newly initialised ones."""
-    combine = _checked(merge)
-    merged: State = {}
-    for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
-        for kind in ("k.weight", "k.bias", "v.weight", "v.bias"):
-            name = f"blocks.{owner}.attention.{kind}"
-            if name in fresh:
-                merged[name] = _merge(_inputs(old, kind, owner, source, layout), kv_heads, combine, fresh[name])
-    return merged
-
-
-def _inputs(old: State, kind: str, owner: int, source: KVLayout, layout: KVLayout) -> list[Tensor]:
-    """The projections that the layers of an owner's group attend to in the base, lowest first, as `[G_base, K, …]`."""
-    layers = dict.fromkeys(source.kv_source_layers[layer] for layer in (owner, *layout.readers(owner)))
-    return [old[f"blocks.{i}.attention.{kind}"].unflatten(0, (source.heads_of(i), -1)) for i in layers]
-
-
-def _checked(merge: str) -> Merge:
-    """The merge's function. Raises ValueError for an unknown merge, and where the function, which may be an
-    extension's, gives heads of another shape."""
-    function = MERGES.choose(merge)
-
-    def combine(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
-        heads = function(layers, fresh)
-        expected, shape = layers[0][:, 0].shape, getattr(heads, "shape", None)
-        if shape != expected:
-            given = type(heads).__name__ if shape is None else f"the shape {[*shape]}"
-            raise ValueError(f"merge = {merge}: must give the shape {[*expected]}, not {given}")
-        return heads
-
-    return combine
-
-
-def _merge(inputs: list[Tensor], kv_heads: int, combine: Merge, fresh: Tensor) -> Tensor:
-    """Heads within a layer first, then over layers: `[G·K, …]`."""
-    own = inputs[0]
-    if len(inputs) == 1 and own.shape[0] == kv_heads:
-        return own.flatten(0, 1)
-    # Heads whose queries share a KV head in the new layout are neighbours, as in GQA (arXiv 2305.13245). In float32,
-    # because a sum of bf16 weights is rounded at every term.
-    runs = [layer.float().unflatten(0, (kv_heads, -1)) for layer in inputs]
-    return combine(runs, fresh.unflatten(0, (kv_heads, -1))).flatten(0, 1).to(fresh.dtype)
 
 
 def widen_mlps(old: State, width: int, widening: str) -> State:

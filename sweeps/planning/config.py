@@ -23,6 +23,7 @@ from mlkv.layout import KVLayout
 from mlkv.merges import most_heads
 from mlkv.patterns import EXPLICIT, PATTERNS, budgets, of_budget, sources_of
 from mlkv.recipes import (
+    CalibrateRecipe,
     ConvertRecipe,
     CorpusRecipe,
     Count,
@@ -68,9 +69,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.decoder and self.pretrained:
-            raise ValueError(
-                "decoder and hub or path are both set: a base is trained here or loaded (by model.path alone)"
-            )
+            raise ValueError("decoder and hub or path are both set: a base is trained here or loaded")
         if not self.decoder and not self.pretrained:
             raise ValueError("set decoder (to train a base here), hub or path (to load one)")
 
@@ -309,6 +308,7 @@ class Config:
     measure: MeasureRecipe
     cluster: ClusterConfig
     sweep: SweepConfig
+    calibrate: CalibrateRecipe = field(default_factory=CalibrateRecipe)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
     added: dict[str, Any] = field(default_factory=dict)
@@ -471,9 +471,6 @@ def _line(error: ErrorDetails, *place: str) -> str:
 def saved_cluster(saved: SavedSweep) -> ClusterConfig:
     """The cluster part of a frozen plan. Raises StoreError where it is damaged."""
     try:
-        cluster: ClusterConfig = _adapter(ClusterConfig).validate_python(saved.plan.cluster)
-        for kind in cluster.profiles:
-            cluster.profile_of(kind)
-        return cluster
+        return TypeAdapter(ClusterConfig).validate_python(saved.plan.cluster)
     except ValidationError as error:
         raise saved.damaged("cluster", _line(error.errors()[0])) from None

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from mlkv.evaluate.task_files import TaskFiles
 from mlkv.layout import KVLayout, mha
-from mlkv.merges import converted_shape
+from mlkv.merges import converted_shape, merge_named
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
 from sweeps.planning.checks import (
@@ -33,6 +33,7 @@ from sweeps.planning.resolve import (
     uses_corpus,
 )
 from sweeps.steps.base import loaded_base_step, trained_base_step
+from sweeps.steps.calibrate import calibrate_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
 from sweeps.steps.evaluate import evaluate_step
@@ -45,7 +46,7 @@ from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow, VariantSteps
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_ROLES = ("corpus", "base", "convert", "uptrain", "measure")
+_ROLES = ("corpus", "base", "calibrate", "convert", "uptrain", "measure")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
 
 
@@ -65,6 +66,7 @@ class Variant:
     corpus_note: str = ""
     """What the plan found out about the corpus's text."""
     base: Step | None = None
+    calibrate: Step | None = None
     convert: Step | None = None
     uptrain: Step | None = None
     evaluate: dict[str, Step] = field(default_factory=dict)
@@ -83,8 +85,8 @@ class Variant:
     @property
     def steps(self) -> list[Step]:
         """Parents before children."""
-        chain = [self.corpus, self.base, self.convert, self.uptrain, *self.evaluate.values(), self.measure]
-        chain += self.added.values()
+        chain = [self.corpus, self.base, self.calibrate, self.convert, self.uptrain]
+        chain += [*self.evaluate.values(), self.measure, *self.added.values()]
         return [step for step in chain if step]
 
     @cached_property
@@ -240,13 +242,16 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     base = None if config.convert.start == "scratch" else _base_step(config, model, corpus)
     if variant.baseline == "untouched":
         return replace(variant, corpus=corpus, base=base)
+    calibrate = None
     if base:
-        convert = convert_step(config.convert, layout, model.layout, base, name_of(layout))
+        if merge_named(config.convert.merge).calibrated and layout != model.layout:
+            calibrate = calibrate_step(config.calibrate, base, corpus, config.model.name)
+        convert = convert_step(config.convert, layout, model.layout, base, calibrate, name_of(layout))
     else:
         convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
     trained = config.uptrain.steps != 0
     uptrain = uptrain_step(config.uptrain, convert, corpus, name_of(layout)) if trained else None
-    return replace(variant, corpus=corpus, base=base, convert=convert, uptrain=uptrain)
+    return replace(variant, corpus=corpus, base=base, calibrate=calibrate, convert=convert, uptrain=uptrain)
 
 
 def _base_step(config: Config, model: Model, corpus: Step) -> Step:

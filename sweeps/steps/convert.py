@@ -12,9 +12,12 @@ from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of
 
 
-def convert_step(recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base: Step, label: str) -> Step:
-    """From a base. Merge and widening are left out where the layout stays the same, as they then change nothing. The
-    seed counts where the merge may use newly initialised heads: `random` does, and an extension's may."""
+def convert_step(
+    recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base: Step, calibration: Step | None, label: str
+) -> Step:
+    """From a base. Merge and widening are left out where the layout stays the same, as they then change nothing; and so
+    is the calibration, which other merges do not need either. The seed counts where the merge may use newly initialised
+    heads: `random` does, and an extension's may."""
     identity: Json = {"layout": layout.as_dict()}
     pins: dict[str, str] = {}
     if layout != source:
@@ -22,7 +25,8 @@ def convert_step(recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base
         seeded = recipe.merge == "random" or MERGES.extension(recipe.merge)
         identity |= {"seed": recipe.seed} if seeded else {}
         pins = MERGES.pins(recipe.merge) | WIDENINGS.pins(recipe.widening)
-    return Step("convert", identity, {"base": base.id}, pins, {}, label)
+    parents = {"base": base.id} | ({"calibration": calibration.id} if calibration else {})
+    return Step("convert", identity, parents, pins, {}, label)
 
 
 def scratch_step(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape, corpus: Step, label: str) -> Step:
@@ -37,7 +41,7 @@ def run(execution: Execution) -> Outcome:
     layout = KVLayout.from_dict(values["layout"])
     if "base" in inputs:
         recipe = recipe_of(ConvertRecipe, values, {"start": "convert"})
-        return convert(recipe, out, ctx, layout=layout, base=inputs["base"])
+        return convert(recipe, out, ctx, layout=layout, base=inputs["base"], calibration=inputs.get("calibration"))
     recipe = recipe_of(ConvertRecipe, values, {"start": "scratch"})
     shape = execution.recipe(DecoderShape, "shape")
     tokenizer = inputs["corpus"] / "tokenizer"

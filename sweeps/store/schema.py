@@ -235,6 +235,7 @@ class VariantSteps:
     measure: str | None = None
     evaluate: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] | None = later()
+    calibrate: str | None = later()
 
     @property
     def ids(self) -> list[str]:
@@ -243,7 +244,7 @@ class VariantSteps:
 
     def each(self) -> Iterator[tuple[str, str | None, str]]:
         """(kind, task, id) of every step, in that order."""
-        for kind in ("corpus", "base", "convert", "uptrain"):
+        for kind in ("corpus", "base", "calibrate", "convert", "uptrain"):
             if id := getattr(self, kind):
                 yield kind, None, id
         yield from (("evaluate", task, id) for task, id in self.evaluate.items())

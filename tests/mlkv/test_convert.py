@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mlkv import merges
 from mlkv.context import Context, StepFailed
-from mlkv.convert.step import convert, merge_kv, run, widen_mlps
+from mlkv.convert.merging import merge_kv
+from mlkv.convert.step import convert, run, widen_mlps
 from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, mha
@@ -55,16 +56,21 @@ def recipe(merge: Any = "mean", widening: Any = "none", seed: int = 42) -> Conve
 def test_every_choice_of_the_recipe_is_tried_here() -> None:
     hints = get_type_hints(ConvertRecipe, include_extras=True)
     choices = {name: hints[name].__metadata__[0].valid() for name in ("merge", "widening")}
-    assert choices["merge"] == [*merges.MERGES] == MERGES
+    calibrated = ["aligned", "svd", "fisher"]  # tests/mlkv/test_align.py
+    assert choices["merge"] == [*merges.MERGES] == [*MERGES, *calibrated]
     assert choices["widening"] == [*merges.WIDENINGS] == WIDENINGS
 
 
 def test_what_is_no_merge_or_widening_computes_nothing() -> None:
     base = base_model()
     state, layout = base.model.state_dict(), LAYOUTS["mlkv"]
-    with pytest.raises(ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random$"):
+    with pytest.raises(
+        ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random, aligned, svd, fisher$"
+    ):
         recipe("nonsense")
-    with pytest.raises(ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random$"):
+    with pytest.raises(
+        ValueError, match=r"^merge = nonsense: must be one of mean, pairwise, first, random, aligned, svd, fisher$"
+    ):
         merge_kv(state, state, base.layout, base.layout, "nonsense")
     with pytest.raises(ValueError, match=r"^widening = Copy: must be one of none, copy, split$"):
         recipe(widening="Copy")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlkv.merges import MERGES
+from mlkv.merges import MERGES, merge_named
 from mlkv.recipes import ConvertRecipe
 from mlkv.registry import ExtensionError, Registry, extensions, files_of, load, load_extensions
 from mlkv.shape import DecoderShape
 
+BUILT_IN = ["mean", "pairwise", "first", "random", "aligned", "svd", "fisher"]
 ADDS = "from mlkv.merges import MERGES\nMERGES['{name}'] = MERGES['mean']\n"
 
 
@@ -47,15 +48,28 @@ def test_a_file_is_read_where_a_name_is_unknown_and_not_before(config_dir: Path)
     assert "mine" not in MERGES
 
 
+def test_a_row_may_be_of_any_type_that_built_in_ones_have(config_dir: Path) -> None:
+    write(
+        config_dir, "a.py", "from mlkv.merges import MERGES, Merge, first\nMERGES['a'] = Merge(first, frames='any')\n"
+    )
+    with extensions(lambda: files_of(config_dir)):
+        assert merge_named("a").calibrated
+        assert not merge_named("first").calibrated
+
+
 def test_a_table_that_is_listed_has_the_rows_of_extensions_last(config_dir: Path) -> None:
     write(config_dir, "b.py", ADDS.format(name="b"))
     write(config_dir, "a.py", ADDS.format(name="a"))
     write(config_dir, "_helper.py", "1 / 0")
     with extensions(lambda: files_of(config_dir)):
-        assert [*MERGES] == ["mean", "pairwise", "first", "random", "a", "b"]
-        with pytest.raises(ValueError, match=r"^merge = c: must be one of mean, pairwise, first, random, a, b$"):
+        assert [*MERGES] == [*BUILT_IN, "a", "b"]
+        with pytest.raises(
+            ValueError, match=r"^merge = c: must be one of mean, pairwise, first, random, aligned, svd, fisher, a, b$"
+        ):
             ConvertRecipe(merge="c")
-        with pytest.raises(ValueError, match=r"^merge = c: must be one of mean, pairwise, first, random, a, b$"):
+        with pytest.raises(
+            ValueError, match=r"^merge = c: must be one of mean, pairwise, first, random, aligned, svd, fisher, a, b$"
+        ):
             MERGES.choose("c")
 
 
@@ -72,7 +86,7 @@ def test_a_table_that_is_listed_has_the_rows_of_extensions_last(config_dir: Path
         ("class Mine(BaseException): ...\nraise Mine('own')", "Mine: own"),
         ("x = 1\0", "source code string cannot contain null bytes"),
         ("from mlkv.merges import MERGES\nMERGES[3] = MERGES['mean']", "merge 3: its name must be text"),
-        ("from mlkv.merges import MERGES\nMERGES['b'] = 3", "merge b: must be a function, not int"),
+        ("from mlkv.merges import MERGES\nMERGES['b'] = 3", "merge b: must be a function or a Merge, not int"),
         (
             "from mlkv.patterns import PATTERNS\nPATTERNS['b'] = lambda layers, kv_layers: (0,)",
             "pattern b: must be a Pattern, not function",
@@ -85,7 +99,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(config_dir: Path, t
         for _ in range(2):  # and the second look finds no half of it
             with pytest.raises(ExtensionError, match=f"^extension {re.escape(f'{path}: {reason}')}$"):
                 list(MERGES)
-    assert [*MERGES] == ["mean", "pairwise", "first", "random"]
+    assert [*MERGES] == BUILT_IN
 
 
 def test_a_file_that_imports_the_file_beside_it_is_told_that_it_stands_alone(config_dir: Path) -> None:
@@ -101,7 +115,7 @@ def test_an_interrupt_while_a_file_runs_is_an_interrupt(config_dir: Path) -> Non
         with pytest.raises(KeyboardInterrupt):
             load_extensions()
         write(config_dir, "a.py", ADDS.format(name="mine"))
-        assert [*MERGES][4:] == ["mine"], "which was not there already"
+        assert [*MERGES][len(BUILT_IN) :] == ["mine"], "which was not there already"
 
 
 def test_what_a_file_prints_does_not_go_where_tables_are_written(
@@ -138,7 +152,7 @@ def test_a_copy_of_a_file_that_ran_adds_nothing_again(config_dir: Path, tmp_path
     copy = tmp_path / "copy.py"
     copy.write_bytes(path.read_bytes())
     with extensions(lambda: [path, copy]):
-        assert [*MERGES][4:] == ["mine"]
+        assert [*MERGES][len(BUILT_IN) :] == ["mine"]
 
 
 def test_a_file_must_have_the_digest_that_was_planned(config_dir: Path) -> None:
@@ -156,7 +170,7 @@ def test_a_file_must_have_the_digest_that_was_planned(config_dir: Path) -> None:
 def test_an_extension_may_derive_its_rows_from_those_that_are_there(config_dir: Path) -> None:
     write(config_dir, "a.py", "from mlkv.merges import MERGES\nMERGES[f'{len(MERGES)}'] = MERGES['first']\n")
     with extensions(lambda: files_of(config_dir)):
-        assert MERGES["4"] is MERGES["first"]
+        assert MERGES[str(len(BUILT_IN))] is MERGES["first"]
 
 
 def test_a_dataclass_of_an_extension_finds_its_module(config_dir: Path) -> None:

@@ -62,7 +62,10 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("layout=gqb", r"layout = gqb: did you mean gqa\? valid: .*sandwich"),
         ("scale=tiny", r"scale = tiny: valid: full, small"),
         ("layout.pattern=zigzag", r"layout\.pattern = zigzag: must be 'even', 'cla'"),
-        ("convert.merge=median", r"convert\.merge = median: must be 'mean', 'pairwise', 'first' or 'random'"),
+        (
+            "convert.merge=median",
+            r"convert\.merge = median: must be 'mean', 'pairwise', 'first', 'random', 'aligned', 'svd' or 'fisher'",
+        ),
         ("uptrain.lr=-1", r"uptrain\.lr = -1: must be greater than 0"),
         ("uptrain.lr=nan", r"uptrain\.lr = nan: must be"),
         ("uptrain.lr=fast", r"uptrain\.lr = fast: must be a valid number"),

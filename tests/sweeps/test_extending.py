@@ -77,7 +77,7 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with planned(mine, texts) as plan:
-        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure"}
+        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure", "calibrate"}
         steps = list(plan.steps)
     shutil.rmtree(mine)  # what was planned is in the store
     assert run_here(Store(mine.parent / "store"), steps) == DONE
@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_used_ends_a_sweep_in_one_line(
     [
         (
             "convert.merge=nothing",
-            "convert.merge = nothing: must be 'mean', 'pairwise', 'first', 'random' or 'weighted'",
+            "must be 'mean', 'pairwise', 'first', 'random', 'aligned', 'svd', 'fisher' or 'weighted'",
         ),
         ("similarity.centred=maybe", "similarity.centred = maybe: must be a valid boolean"),
         ("similarity.power=2", "similarity.power: unknown key; valid: centred"),
@@ -404,7 +404,7 @@ def test_the_seed_counts_for_a_merge_that_may_use_new_heads(merge: str, ids: int
     layout = make("even", 4, 2, 2, 1)
     with extensions(lambda: files_of(tmp_path)):
         recipes = [ConvertRecipe(merge=merge, seed=seed) for seed in (1, 2)]
-        steps = [convert_step(recipe, layout, mha(4, 2), Step("base", {}), "label") for recipe in recipes]
+        steps = [convert_step(recipe, layout, mha(4, 2), Step("base", {}), None, "label") for recipe in recipes]
     assert len({step.id for step in steps}) == ids
 
 
