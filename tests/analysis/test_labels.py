@@ -23,7 +23,7 @@ from analysis.statistics.sources import PUBLISHED, Source, load, published_sourc
 from analysis.tables import latex, rendering
 from analysis.tables.kinds import TABLES
 from analysis.tables.paper import make_tables, select_columns
-from analysis.tables.table import Table
+from analysis.tables.table import BEST, Table
 from analysis.tables.terminal import CellsTable, FittingTable
 from tests.support.filler import FIGURES as VALUES
 from tests.support.filler import Filler
@@ -125,6 +125,8 @@ def test_the_page_holds_labels_as_text(labelled: Filler, source: Source, tmp_pat
     text = render(page(labelled.store, source, tmp_path), {})
     assert "<script>alert(1)" not in text
     assert r"\u003cscript\u003ealert(1)" in text
+    assert "bold: the best row" in text
+    assert BEST not in text
 
 
 def test_one_line_keeps_what_can_be_read() -> None:
