@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 WATCH_SECONDS = 2.0
+QUIET_LOOKS = 6
+"""Looks at a sweep of which no step runs, before its command is taken to have ended: between two jobs of this machine
+no step runs for as long as a Python needs to start."""
 FOLLOW_SECONDS = 0.5
 JOB_LINES = 5
 """Of a job's output, in `why`."""
@@ -105,26 +108,30 @@ def _status_of_all(console: Console, store: Store, verify: bool) -> int:
 
 
 def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> States:
-    """Show the states of steps until none runs or waits in the queue; on a pipe, a line whenever something changed."""
+    """Show the states of steps until none runs or waits in the queue, nor has for some time where some are left to run;
+    on a pipe, a line whenever something changed."""
     import time
 
     from rich.live import Live
 
     from sweeps.cli.view import counts, summary, watch_view
+    from sweeps.planning.reconcile import to_run
 
-    before, guard = "", Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
+    before, quiet_looks = "", 0
+    guard = Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
             if can_redraw(console):
                 with guard():
-                    live.update(watch_view(graph, states, console.height), refresh=True)
+                    live.update(watch_view(graph, states, console), refresh=True)
             elif shown != before:
                 console.print(shown, highlight=False)
             before = shown
             running = any(state.name is StepState.RUNNING for state in states.values())
-            if not running and not any(job.live for job in jobs.values()):
+            quiet_looks = 0 if running or any(job.live for job in jobs.values()) else quiet_looks + 1
+            if quiet_looks and (not to_run(graph, states) or quiet_looks >= QUIET_LOOKS):
                 return states
             time.sleep(WATCH_SECONDS)
 

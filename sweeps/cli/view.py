@@ -192,11 +192,11 @@ def forecast_lines(forecast: Forecast) -> list[str]:
     return [*lines, *(f"would be refused: {refusal}" for refusal in forecast.refusals), *forecast.notes]
 
 
-def status_table(graph: Graph, states: States) -> RenderableType:
-    """A row per step: id, label, state, attempt, progress, reason. Where the columns do not fit, a step has a line of
-    its id, state and label, and below it what else there is to tell."""
+def status_table(graph: Graph, states: States, shown: Sequence[str] | None = None) -> RenderableType:
+    """A row per step, or for some of them: id, label, state, attempt, progress, reason. Where the columns do not fit, a
+    step has a line of its id, state and label, and below it what else there is to tell."""
     blocked = blockers(graph, states)
-    rows = [_status_row(id, graph, states, blocked) for id in graph]
+    rows = [_status_row(id, graph, states, blocked) for id in (graph if shown is None else shown)]
     table = Table(box=None, pad_edge=False)
     for name in ("step", "what", "state", "attempt", "progress", "why"):
         table.add_column(name, no_wrap=True)
@@ -237,13 +237,16 @@ def _status_row(id: str, graph: Graph, states: States, blocked: Mapping[str, str
     return _StatusRow(id, graph[id].label, name, str(state.attempt or ""), Position.of(state).text(), reason)
 
 
-def watch_view(graph: Graph, states: States, height: int) -> RenderableType:
+def watch_view(graph: Graph, states: States, console: Console) -> RenderableType:
     """What changes on the screen: all steps where they fit, else those that run or need a person."""
-    if len(graph) + 2 > height:
-        quiet = (StepState.DONE, StepState.PENDING, StepState.BLOCKED)
-        blocked = blockers(graph, states)
-        graph = {id: step for id, step in graph.items() if states[id].name not in quiet and id not in blocked}
-    return Group(status_table(graph, states), Text(summary(counts(graph, states))))
+    head = Text(summary(counts(graph, states)))
+    whole = Group(head, status_table(graph, states))
+    if len(console.render_lines(whole, console.options.update(height=None), pad=False)) <= console.height:
+        return whole
+    quiet = (StepState.DONE, StepState.PENDING, StepState.BLOCKED)
+    blocked = blockers(graph, states)
+    active = [id for id in graph if states[id].name not in quiet and id not in blocked]
+    return Group(head, status_table(graph, states, active))
 
 
 def reason_of(id: str, graph: Graph, states: States) -> str:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from sweeps.cli import progress, status
 from sweeps.cli.console import make_console
 from sweeps.cli.progress import Progress
+from sweeps.cli.view import watch_view
 from sweeps.planning.reconcile import Graph
 from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.schema import LoggedRow
-from sweeps.store.stepdir import Claim
+from sweeps.store.states import StepState
+from sweeps.store.stepdir import Claim, State
 from sweeps.store.store import Store
 from sweeps.store.typed_json import as_json
 from tests.support.outputs import terminal
@@ -68,8 +73,6 @@ def test_a_sweep_shows_every_kind_while_it_runs(columns: int, tmp_path: Path, mo
 
 def plain(text: str) -> str:
     """Without colours."""
-    import re
-
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
@@ -149,6 +152,7 @@ def test_an_error_in_a_view_ends_neither_a_sweep_nor_a_watch(tmp_path: Path, mon
     store = Store(tmp_path / "store")
     monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     monkeypatch.setattr(Progress, "_render", _lacks_tokens)
+    monkeypatch.setattr(status, "WATCH_SECONDS", 0.0)
     monkeypatch.setattr("sweeps.cli.view.watch_view", _lacks_tokens)
     with terminal() as text:
         with Progress(make_console(), steps_of_all_kinds(), store, slots=1) as live:
@@ -156,3 +160,39 @@ def test_an_error_in_a_view_ends_neither_a_sweep_nor_a_watch(tmp_path: Path, mon
             live()
         status._watch(make_console(), steps_of_all_kinds(), store.sweep("old"), store)
     assert text().count("the live view: KeyError: 'tokens'") == 2, "once by each"
+
+
+def test_a_screen_that_is_too_low_shows_what_runs_or_needs_a_person(tmp_path: Path) -> None:
+    graph = steps_of_all_kinds()
+    states = {id: State(StepState.DONE) for id in graph}
+    running, failed = list(graph)[-2:]
+    states |= {running: State(StepState.RUNNING), failed: State(StepState.FAILED, "no memory")}
+    for height, shown in ((30, len(graph)), (6, 2)):
+        console = Console(width=60, height=height, record=True, file=StringIO(), force_terminal=True, markup=False)
+        console.print(watch_view(graph, states, console))
+        text = console.export_text()
+        assert "4 done, 1 running, 1 failed" in text
+        assert sum(id in text for id in graph) == shown
+        assert running in text
+        assert "no memory" in text
+
+
+def test_watching_goes_on_between_two_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = steps_of_all_kinds()
+    ended, pending = {id: State(StepState.DONE) for id in graph}, State(StepState.PENDING)
+    first, *_, last = graph
+    looks = [
+        {**ended, first: State(StepState.RUNNING), last: pending},
+        *[{**ended, last: pending}] * (status.QUIET_LOOKS - 1),
+        {**ended, last: State(StepState.RUNNING)},
+        ended,
+        {**ended, last: State(StepState.FAILED)},
+    ]
+    monkeypatch.setattr(status, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(status, "_states_and_jobs", lambda *_: (looks.pop(0), {}))
+    saved = Store(OLD_STORE).sweep("old")
+    assert status._watch(make_console(), graph, saved, Store(tmp_path)) == ended
+    assert len(looks) == 1
+    looks[:] = [{**ended, last: pending}] * (status.QUIET_LOOKS + 1)
+    status._watch(make_console(), graph, saved, Store(tmp_path))
+    assert len(looks) == 1, "its command has ended"

@@ -101,7 +101,7 @@ def test_brackets_in_a_label_are_text_and_no_style(
     for folder in ("words", "data"):
         (tmp_path / folder).mkdir()
         for i in range(8):
-            (tmp_path / folder / f"{i}.txt").write_text(f"{folder} {i}")
+            (tmp_path / folder / f"{i}.txt").write_text(f"{folder} {i} " * 500)
     files = f"corpus.files=[{tmp_path}/words/*.txt],[{tmp_path}/data/*.txt]"
     plan = planner(["layout=mqa", "measure=none", "sweep.baselines=[]", "corpus=text_files", files])
     states = {id: State(StepState.PENDING, "[red]why[/]") for id in plan.steps}
