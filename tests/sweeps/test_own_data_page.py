@@ -53,6 +53,7 @@ def plan_of(line: str, *more: str) -> tuple[Plan, list[str]]:
     return make_plan(Composer(config_dir or TEST_CONF), Resolver(Store(Path("store"))), arguments), arguments
 
 
+@pytest.mark.long
 def test_every_line_plans(here: Path) -> None:
     from mlkv.corpus.tokenizer import train
 

@@ -218,19 +218,9 @@ def test_a_task_that_is_nowhere_is_answered_with_what_may_hide_it(tmp_path: Path
 
 
 @pytest.mark.tried
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ((CODE, "def question(doc):\n    return doc['qestion']\n"), r"sums\.yaml: KeyError: 'qestion'"),
-        ((CODE, "def question(doc):\n    return 1 / 0\n"), r"sums\.yaml: ZeroDivisionError: division by zero"),
-    ],
-)
-def test_lm_eval_tries_a_task_whose_data_are_here(
-    tmp_path: Path, folder: Path, change: tuple[str, str], message: str
-) -> None:
-    (folder / "wording.py").write_text(change[1])
-    reason = refused(f"evaluate.tasks=[{folder}/sums.yaml]")
-    assert re.search(message, reason), reason
+def test_lm_eval_tries_a_task_whose_data_are_here(folder: Path) -> None:
+    (folder / "wording.py").write_text("def question(doc):\n    return doc['qestion']\n")
+    assert f"{folder}/sums.yaml: KeyError: 'qestion'" in refused(f"evaluate.tasks=[{folder}/sums.yaml]")
 
 
 @pytest.mark.tried
