@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from sweeps.store.errors import UserError
-from sweeps.store.outside import describe_error
+from sweeps.store.outside import in_one_line
 
 
 class Guard:
@@ -31,12 +30,3 @@ class Guard:
                 self._reported.add(line)
                 with suppress(Exception):  # it may be the terminal that is gone
                     self._report(line)
-
-
-def in_one_line(error: Exception) -> str:
-    """With its type, unless its message is written for users."""
-    if isinstance(error, OSError):
-        text = describe_error(error)
-    else:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())

@@ -29,14 +29,6 @@ class DamagedFileError(StoreError):
     """A file of the store does not hold what was written to it; the message names it."""
 
 
-def describe_fault(error: BaseException) -> str:
-    """An error in one line: the messages of our own say all; others mean little without the error's type."""
-    text = " ".join(str(error).split())[:2000]
-    if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def shown(value: Any) -> str:
     """A value as YAML writes it, cut where it is long."""
     if isinstance(value, Mapping):

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from sweeps.store.errors import UserError
+
 OUTSIDE_ERRNOS = frozenset(
     {
         # Full, or over its quota.
@@ -68,6 +70,16 @@ def describe_error(error: OSError) -> str:
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)
     words = ": ".join(str(part) for part in (name, error.strerror or error, error.filename) if part)
     return f"{words}{permission_advice(error)}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """Any error; with its type, unless its message is written for users."""
+    if isinstance(error, OSError):
+        return " ".join(describe_error(error).split())
+    text = " ".join(str(error).split())[:2000]
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def plain_reason(error: OSError) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sweeps.store.console import say
-from sweeps.store.errors import describe_fault
+from sweeps.store.outside import in_one_line
 from sweeps.store.store import Store
 from sweeps.worker.job_context import JobContext
 from sweeps.worker.rank_worker import RankWorker
@@ -21,7 +21,7 @@ def main() -> None:
         job = JobContext.current()
         status = RankWorker(store, job).run(steps) if job.rank else Worker(store).run(steps)
     except Exception as error:  # before the first step: the job's environment is not what it has to be
-        reason, log = f"its job could not begin: {describe_fault(error)}", traceback.format_exc()
+        reason, log = f"its job could not begin: {in_one_line(error)}", traceback.format_exc()
         say(f"{log}{reason}", sys.stderr)
         for id in steps:
             with suppress(OSError):

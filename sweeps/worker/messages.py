@@ -9,8 +9,8 @@ from typing import Literal
 
 from mlkv.context import Outcome
 from sweeps.store import typed_json
-from sweeps.store.errors import StoreError, describe_fault
-from sweeps.store.outside import describe_error
+from sweeps.store.errors import StoreError
+from sweeps.store.outside import in_one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ def interrupted_from_outside(cause: str) -> Answer:
 def answer_to(error: Exception) -> Answer:
     """What an error of the store, or of a worker itself, means for the attempt: the step did not cause it."""
     if isinstance(error, OSError):
-        return interrupted_from_outside(describe_error(error))
+        return interrupted_from_outside(in_one_line(error))
     if isinstance(error, StoreError):
-        return Answer(state="interrupted", reason=describe_fault(error), own=False, needs_repair=True)
-    return Answer(state="failed", reason=describe_fault(error))
+        return Answer(state="interrupted", reason=in_one_line(error), own=False, needs_repair=True)
+    return Answer(state="failed", reason=in_one_line(error))
 
 
 TAKEN_OVER = Answer(state="interrupted", reason="another worker took the step over", own=False)
