@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from sweeps.store.attempt import Attempt
 from sweeps.store.code import import_variables
 from sweeps.store.console import say
+from sweeps.store.outside import in_one_line
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
 from sweeps.tracking.target import Target
@@ -73,23 +75,26 @@ class Mirror:
             return
         self._attempt = claim.attempt
         self._began = {"step": claim.step.id, "attempt": claim.attempt.number, "pid": pid}
-        if self._process is None:
-            self._start()
-        if self._runs:
-            self._send(self._began)
-        else:
-            self._replace()
+        with self._harmless():
+            if self._process is None:
+                self._start()
+            if self._runs:
+                self._send(self._began)
+            else:
+                self._replace()
 
     def watch(self) -> None:
         """Replace the helper where it was killed while an attempt runs: a new one reads what was logged from the
         start, and sends what W&B does not have."""
-        if self._began and not self._runs:
-            self._replace()
+        with self._harmless():
+            if self._began and not self._runs:
+                self._replace()
 
     def ended(self, claim: Claim) -> None:
         """The attempt has ended and its record, if any, is written."""
         self.watch()
-        self._send({"step": claim.step.id})
+        with self._harmless():
+            self._send({"step": claim.step.id})
         self._began = None
 
     def close(self) -> None:
@@ -109,6 +114,15 @@ class Mirror:
                 say("W&B took too long; `mlkv sync` uploads the rest", sys.stderr)
             elif code:
                 self._give_up(f"W&B's process ended with {code}")
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Give up mirroring for any error: a step must not fail for it."""
+        try:
+            yield
+        except Exception as error:
+            self._process = None
+            self._give_up(in_one_line(error))
 
     @property
     def _runs(self) -> bool:

@@ -231,7 +231,7 @@ class Worker:
             if (answer.returncode or 0) > 0 and (last := attempt.log_tail(1)):
                 answer = replace(answer, reason=f"{answer.reason}: {' '.join(last[0].split())}")
             answer = self._answer_of_dead_child(answer, peak, out_of_memory_kills() > killed_before)
-        if answer.state == "interrupted" and not answer.outside:
+        if answer.state == "interrupted" and not (answer.outside or answer.needs_repair):
             answer = self._interruption(claim, answer)
         if answer.state == "done":
             wall = time.monotonic() - clock

@@ -236,3 +236,15 @@ def test_offline_a_worker_mirrors_where_no_internet_socket_can_be_had(
     assert {run.id: run.summary["state"] for run in written}[corpus.id] == "DONE"
     assert not any(attempt.tracking_log.exists() for attempt in corpus.attempts())
     assert not server.requests
+
+
+def test_no_error_of_mirroring_reaches_the_step(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(subprocess, "Popen", broken)
+    ends_all_the_same(stage, stage.id("base"), rows=1)
+    assert capsys.readouterr().err == "RuntimeError: broken; `mlkv sync` uploads the rest\n"
+    assert "not mirrored to W&B (RuntimeError: broken)" in stage.log_of(stage.id("base"))
