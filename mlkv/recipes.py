@@ -116,7 +116,7 @@ class TrainRecipe(Choices):
     threads: Threads = 1
     """Compute threads on a CPU: part of the identity, because the order of sums depends on them."""
     seed: Seed = 42
-    micro_batch: Positive | None = runtime_field(None)
+    micro_batch: Dimension | None = runtime_field(None)
     """At most so many sequences at once on a device; unset: its whole share of the batch."""
     strategy: Literal["ddp", "fsdp"] = runtime_field("ddp")
     """Where several processes train together: each has all weights (`ddp`), or a share of them (`fsdp`)."""

@@ -218,18 +218,22 @@ class LocalExecutor(Executor):
         return job.resources.gpus or min(job.resources.tasks, self.slots)
 
     def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         tasks = str(entry.job.resources.tasks)
         command = [sys.executable, "-I", "-S", guard.__file__, str(self.grace_seconds), tasks, *entry.job.argv]
-        with self.output(entry.id).open("ab") as log:
-            entry.process = subprocess.Popen(
-                command,
-                stdin=self._lifeline,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(entry, slots),
-                start_new_session=True,
-            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.output(entry.id).open("ab") as log:
+                entry.process = subprocess.Popen(
+                    command,
+                    stdin=self._lifeline,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment(entry, slots),
+                    start_new_session=True,
+                )
+        except OSError as error:  # a full disk, too many processes: the jobs that run are not to end for it
+            entry.state = JobState(Phase.FAILED, f"could not be started: {error.strerror}: {error.filename}")
+            return
         self._free = [slot for slot in self._free if slot not in slots]
         entry.slots, entry.state = slots, JobState(Phase.RUNNING)
 

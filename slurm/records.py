@@ -68,9 +68,21 @@ def write(folder: Path, record: ArrayRecord) -> None:
 
 
 def read(folder: Path) -> list[ArrayRecord]:
-    """All records of a folder, oldest first."""
-    records = [ArrayRecord(**json.loads(path.read_text())) for path in folder.glob(f"*/{RECORD}")]
-    return sorted(records, key=lambda record: (record.created, record.name))
+    """All records of a folder, oldest first. Raises queue.QueueError for a damaged one: what its jobs do is not known,
+    and to pass over it would submit them again."""
+    return sorted(map(_read_one, folder.glob(f"*/{RECORD}")), key=lambda record: (record.created, record.name))
+
+
+def _read_one(path: Path) -> ArrayRecord:
+    try:
+        record = ArrayRecord(**json.loads(path.read_bytes()))
+        record.ids()
+        if not isinstance(record.created, int | float) or not isinstance(record.name, str):
+            raise TypeError("name, created: of another type")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise queue.QueueError(f"{path}: is damaged ({reason}); cancel its jobs (scancel), then delete it") from None
+    return record
 
 
 def recover(folder: Path) -> list[ArrayRecord]:

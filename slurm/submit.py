@@ -100,7 +100,7 @@ class SlurmExecutor(Executor):
         room = site.room(self.profile)
         if room:
             self._check(ordered)
-        submitted = self._submit_arrays(ordered[:room])
+        submitted = self._submit_arrays(ordered[:room], [job.name for job in ordered])
         if left := [job.name for job in ordered[room:]]:
             reason = f"cluster.max_submit = {self.profile.max_submit} lets {room} more jobs into the queue"
             raise SubmissionRefusedError(reason, submitted, left, full=True)
@@ -156,7 +156,7 @@ class SlurmExecutor(Executor):
         with tempfile.TemporaryDirectory() as folder:
             text = self._batch_script(Path(folder), Job("estimate", ("true",), resources, kind=kind), "true", count)
             script = Path(folder) / "estimate.sh"
-            script.write_text(text)
+            _write(script, text)
             return sbatch.start_estimate(script, self._environment(text, kind))
 
     def overridden(self, resources: Resources, kind: str = "job") -> dict[str, str]:
@@ -171,9 +171,10 @@ class SlurmExecutor(Executor):
     def _environment(self, text: str, kind: str) -> dict[str, str]:
         return sbatch.environment(without=self._overridden(text, kind))
 
-    def _submit_arrays(self, jobs: Sequence[Job]) -> dict[str, JobId]:
-        """Queue jobs that are in order. An array that is too many jobs for the queue is halved, and so on: the site's
-        limit may belong to a QOS that no table shows, and what it lets in makes progress."""
+    def _submit_arrays(self, jobs: Sequence[Job], names: Sequence[str]) -> dict[str, JobId]:
+        """Queue jobs that are in order, the first of those with these names. An array that is too many jobs for the
+        queue is halved, and so on: the site's limit may belong to a QOS that no table shows, and what it lets in makes
+        progress."""
         submitted: dict[str, JobId] = {}
         size = site.max_array_size() if jobs else 1
         ids: list[str] = []
@@ -188,9 +189,9 @@ class SlurmExecutor(Executor):
                     planned = arrays(jobs, size, planned[: len(ids)])
                     continue
                 reason = f"the queue takes no more jobs of yours now ({error})"
-                raise _refused(reason, jobs, submitted, full=True) from None
+                raise _refused(reason, names, submitted, full=True) from None
             except (sbatch.RefusedError, QueueError) as error:
-                raise _refused(str(error), jobs, submitted, full=False) from None
+                raise _refused(str(error), names, submitted, full=False) from None
             ids.append(str(record.array_id))
             submitted |= record.ids()
         return submitted
@@ -200,14 +201,14 @@ class SlurmExecutor(Executor):
         record = records.new_record(array.any_job.kind, tasks, dependency)
         records.write(self.folder, record)  # before sbatch: an array that is queued must never be without a record
         directory = self.folder / record.name
-        (directory / "tasks.sh").write_text(self.task_script(array))
+        _write(directory / "tasks.sh", self.task_script(array))
         limit = f"%{most}" if (most := self.profile_of(array.any_job.kind).max_running) else ""
         options = {"array": array.indices + limit, "job_name": record.name, "parsable": True}
         command = f"sh {shlex.quote(str(directory / 'tasks.sh'))}"
         options |= {"dependency": dependency} if dependency else {}
         text = self._batch_script(directory, array.any_job, command, len(array.jobs), options)
         script = directory / "submission.sh"
-        script.write_text(text)
+        _write(script, text)
         try:
             id = _queued(script, self._environment(text, array.any_job.kind), record.name)
         except sbatch.FullError as error:
@@ -297,6 +298,11 @@ class SlurmExecutor(Executor):
         return records.output(self.folder, record, int(index))
 
 
+def _write(file: Path, text: str) -> None:
+    """Paths and values that came from the shell need not be UTF-8: they are written with the bytes that they had."""
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 def _queued(script: Path, environment: Mapping[str, str], name: str) -> str:
     """Submit a batch script; the id of its array, which has this name. Raises as sbatch.submit."""
     reason = QueueError("sbatch printed no job id, and the queue does not know the job")
@@ -310,5 +316,5 @@ def _queued(script: Path, environment: Mapping[str, str], name: str) -> str:
     raise reason
 
 
-def _refused(reason: str, jobs: Sequence[Job], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:
-    return SubmissionRefusedError(reason, submitted, [j.name for j in jobs if j.name not in submitted], full=full)
+def _refused(reason: str, names: Sequence[str], submitted: dict[str, JobId], *, full: bool) -> SubmissionRefusedError:
+    return SubmissionRefusedError(reason, submitted, [name for name in names if name not in submitted], full=full)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob
 from itertools import islice
-from os.path import commonpath
+from os.path import commonpath, expanduser
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -79,7 +79,7 @@ def check_beginnings(recipe: CorpusRecipe) -> None:
 
 def local_dataset(recipe: CorpusRecipe) -> Path | None:
     """Where on this machine the dataset of source `hf` lies; None where its name is one of the hub."""
-    place = Path(recipe.dataset or "").expanduser()
+    place = Path(expanduser(recipe.dataset or ""))
     return place if recipe.source == "hf" and place.exists() else None
 
 
@@ -137,9 +137,9 @@ def _is_stdlib_source(name: str) -> bool:
 def _matched_files(globs: Iterable[str]) -> list[tuple[str, Path]]:
     matched: set[Path] = set()
     for pattern in globs:
-        if Path(pattern).expanduser().is_dir():
+        if Path(expanduser(pattern)).is_dir():
             raise ValueError(f"files = {pattern}: is a folder; corpus=files reads what lies in it")
-        paths = map(Path, glob(str(Path(pattern).expanduser()), recursive=True))
+        paths = map(Path, glob(str(Path(expanduser(pattern))), recursive=True))
         found = [path for path in paths if path.is_file()]
         if not found:
             raise ValueError(f"files = {pattern}: matches no file")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
-from os.path import commonpath
+from os.path import commonpath, expanduser
 from pathlib import Path
 
 from .compressed import SUFFIXES
@@ -80,7 +80,7 @@ def find(patterns: Iterable[str], noun: str = "files") -> Found:
 
 def _matches(pattern: str) -> tuple[list[Path], list[Path]]:
     """What is read, and what is of no format that is read."""
-    given = Path(pattern).expanduser()
+    given = Path(expanduser(pattern))
     paths = [given] if given.exists() else map(Path, sorted(glob(str(given), recursive=True)))
     files = [file for path in paths for file in _below(Path(os.path.abspath(path)), frozenset())]
     readable = [path for path in files if path.is_dir() or is_readable(path)]

@@ -17,11 +17,9 @@ from ..layout import KVLayout
 from ..patterns import name_of
 from ..shape import DecoderShape
 from .files import read_json_object
-from .tables import FAMILIES, NEOX, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary
+from .tables import FAMILIES, NEOX, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary, shown
 
 OURS = "mlkv"
-_SHOWN = 80
-"""Characters of a value in a message."""
 
 
 ACTIVATIONS = {
@@ -62,9 +60,13 @@ def shape_of(config: Config) -> DecoderShape:
 def layout_of(config: Config) -> KVLayout:
     """The KV layout of the pretrained model itself: MHA, or GQA where the config says so. Raises like `shape_of`."""
     if config.get("model_type") == OURS:
-        heads = _our_shape(config).heads
-        sources, kv_heads = _our_field(config, "kv_source_layers"), _our_field(config, "kv_heads")
-        return KVLayout.from_dict({"kv_source_layers": sources, "kv_heads": kv_heads, "heads": heads})
+        shape = _our_shape(config)
+        if config.get("keys", "rotated") not in ("rotated", "unrotated"):
+            raise ValueError(f"keys = {shown(config['keys'])}: must be rotated or unrotated")
+        sources, kv_heads = _our_integers(config, "kv_source_layers"), _our_integers(config, "kv_heads")
+        if len(sources) != shape.layers:
+            raise ValueError(f"kv_source_layers has {len(sources)} entries: the decoder has {shape.layers} layers")
+        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads)
     return family_of(config).layout(config, shape_of(config))
 
 
@@ -72,6 +74,13 @@ def _our_shape(config: Config) -> DecoderShape:
     needed = {f.name for f in fields(DecoderShape) if f.default is MISSING}
     named = [f.name for f in fields(DecoderShape) if f.name in config or f.name in needed]
     return DecoderShape(**{name: _checked(name, name, _our_field(config, name)) for name in named})
+
+
+def _our_integers(config: Config, key: str) -> list[int]:
+    value = _our_field(config, key)
+    if not isinstance(value, list) or any(type(number) is not int for number in value):
+        raise ValueError(f"{key} = {shown(value)}: must be a list of integers")
+    return value
 
 
 def _our_field(config: Config, key: str) -> Any:
@@ -99,12 +108,6 @@ def family_of(config: Config) -> Family:
     if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
         raise ValueError(f"word_embed_proj_dim = {shown(config['word_embed_proj_dim'])}: must be hidden_size")
     return family
-
-
-def shown(value: object) -> str:
-    """A value of a config.json for a message: on one line, and not all of a long one."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _read(config: Config, family: Family, key: str) -> Any:

@@ -11,7 +11,7 @@ from ..context import Context, Outcome, StepFailed
 from ..patterns import name_of
 from .config import OURS, family_of, layout_of, read_config, shape_of
 from .files import load_pickled, read_headers, read_json_object, weight_files
-from .tables import OWN, Config
+from .tables import OWN, Config, shown
 from .weights import check_weights, checked_weights, from_family
 
 if TYPE_CHECKING:
@@ -97,14 +97,24 @@ def check_checkpoint(source: Path) -> Config:
             f"{source} has an adapter (adapter_config.json): merge it into the weights and remove the file"
         )
     shape, layout = shape_of(config), layout_of(config)
+    _check_special_tokens(config, "config.json")
     if (source / "generation_config.json").exists():
-        read_json_object(source / "generation_config.json")
+        _check_special_tokens(read_json_object(source / "generation_config.json"), "generation_config.json")
     found = read_headers(weight_files(source))
     try:
         check_weights(found, OWN if config.get("model_type") == OURS else family_of(config), shape, layout)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return config
+
+
+def _check_special_tokens(config: Config, file: str) -> None:
+    """Raises ValueError where generate() could not use them."""
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(key)
+        several = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        if any(token is not None and type(token) is not int for token in several):
+            raise ValueError(f"{key} = {shown(value)} in {file}: must be the id of a token, or null")
 
 
 def _read_weights(source: Path) -> State:

@@ -81,12 +81,22 @@ REQUIRED: dict[str, Any] = {
 """Config keys that change what transformers computes, caches or loads for a model of any family; as Family.required."""
 
 
+_SHOWN = 80
+"""Characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """A value of a config.json for a message: on one line, and not all of a long one."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def _divisor(config: Config, key: str, whole: int) -> int:
     value = config.get(key)
     if value is None:
         return whole
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or whole % value:
-        raise ValueError(f"{key} = {value}: must divide the {whole} query heads")
+        raise ValueError(f"{key} = {shown(value)}: must divide the {whole} query heads")
     return value
 
 
@@ -99,7 +109,7 @@ def _published_mlkv(config: Config, shape: DecoderShape) -> KVLayout:
     """Owners by the published code's rule, which divides in floating point (arXiv 2406.09297)."""
     kv_layers = config["num_key_value_layers"]
     if not isinstance(kv_layers, int) or not 1 <= kv_layers <= shape.layers:
-        raise ValueError(f"num_key_value_layers = {kv_layers}: must be 1 to {shape.layers}")
+        raise ValueError(f"num_key_value_layers = {shown(kv_layers)}: must be 1 to {shape.layers}")
     owners = [0, *(int((i + 1) * (shape.layers / kv_layers)) for i in range(kv_layers - 1))]
     sources = from_owners(shape.layers, owners)
     kv_heads = _divisor(config, "num_key_value_heads", shape.heads)

@@ -30,6 +30,7 @@ from ..device import default_device
 from ..files import discard, share
 from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import sharded
+from .arguments import epoch_order, optimizer, training_arguments
 from .schedule import Schedule, spike_of_last
 
 STAGING, OWNER = "staging", "owner"
@@ -56,7 +57,7 @@ class BlockDataset(Dataset[Tensor]):
         return torch.from_numpy(self.blocks.rows[self._order(epoch)[place]].astype(np.int64))
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.blocks.rows))
+        return epoch_order(self.seed, epoch).permutation(len(self.blocks.rows))
 
     def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
         """Padding and a row's first token, which nothing predicts, get the label that the loss leaves out."""
@@ -99,16 +100,9 @@ class BlockTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; biases and norm weights do not decay."""
         if self.optimizer is None:
-            recipe = self.schedule.recipe
-            parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
-            groups = [
-                {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
-                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-            ]
-            betas = (recipe.beta1, recipe.beta2)
-            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+            parameters = (p for p in (model or self.model).parameters() if p.requires_grad)
+            self.optimizer = optimizer(self.schedule.recipe, parameters)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -184,32 +178,13 @@ class BlockTrainer(Trainer):
 
 
 def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArguments:
-    recipe = schedule.recipe
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, cpu = int(os.environ.get("WORLD_SIZE", "1")), default_device().type == "cpu"
     try:
-        micro_batch = recipe.micro_batch_size(devices)
+        arguments = training_arguments(
+            schedule.recipe, schedule.steps, folder, precision=precision, processes=processes, cpu=cpu
+        )
     except ValueError as error:
         raise StepFailed(str(error)) from None
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=schedule.steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // (micro_batch * devices),
-        learning_rate=recipe.lr,
-        max_grad_norm=recipe.grad_clip,
-        seed=recipe.seed,
-        bf16=precision == "bf16",
-        use_cpu=default_device().type == "cpu",
-        ddp_find_unused_parameters=False,
-        **sharded.fsdp_arguments(recipe.strategy, devices),
-        dataloader_pin_memory=default_device().type == "cuda",
-        remove_unused_columns=False,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one process, one device: Trainer would split every batch over all visible devices
     return arguments

@@ -72,8 +72,8 @@ class Command(Generic[T]):
 def user_path(path: str) -> Path:
     """A shell leaves the `~` of `--config-dir=~/mine` as it is. Raises ArgumentTypeError for an empty path, which would
     be the working directory."""
-    if not path:
-        raise argparse.ArgumentTypeError("must not be empty")
+    if not path or "\0" in path:
+        raise argparse.ArgumentTypeError("must not be empty" if not path else "must not contain a null byte")
     return Path(os.path.expanduser(path))  # Path.expanduser would take the directory ./~mine for a user's home
 
 

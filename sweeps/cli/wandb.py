@@ -48,6 +48,8 @@ def sync(options: SyncOptions) -> int:
     from sweeps.tracking.target import saved_target
 
     if os.path.isdir(options.what):  # false where the text cannot be a path
+        if not any(Path(options.what).rglob("run-*.wandb")):
+            raise UserError(f"{options.what}: no W&B files in this directory (run-ID.wandb)")
         return _show(make_console(), _sync_files(Path(options.what), options))
     store = existing(options.store)
     target = _online(saved_target(store.sweep(options.what)), options)
@@ -134,19 +136,28 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
 
 
 def _show(console: Console, results: Iterable[SyncResult]) -> int:
-    """A line per run; runs that were already there are only counted."""
+    """A line per run; runs that were already there are only counted, and those that failed share a line for a reason
+    that they share."""
     counted: Counter[str] = Counter()
+    failed: dict[str, list[SyncResult]] = {}
     for each in results:
         counted[each.outcome] += 1
-        if each.outcome != "already there":
+        if each.outcome == "failed":
+            failed.setdefault(each.reason, []).append(each)
+        elif each.outcome != "already there":
             line = f"{each.outcome}: {each.run} {each.name}" + (f": {each.reason}" if each.reason else "")
-            console.print(line, style="red" if each.outcome == "failed" else None, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False)
+    for reason, runs in failed.items():
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        line = f"failed: {runs[0].run} {runs[0].name}{more}" + (f": {reason}" if reason else "")
+        console.print(line, style="red", highlight=False, markup=False)
     console.print(", ".join(f"{count} {done}" for done, count in counted.items()) or "nothing to upload")
     return NOT_DONE if counted["failed"] else OK
 
 
 def dashboard(options: DashboardOptions) -> int:
     """W&B's own terminal dashboard over a sweep's offline files; online, a saved view of the project's workspace."""
+    from sweeps.tracking.environment import environment
     from sweeps.tracking.target import saved_target
 
     store = existing(options.store)
@@ -162,8 +173,7 @@ def dashboard(options: DashboardOptions) -> int:
             else "run it with tracking=offline"
         )
         raise UserError(f"{saved.name}: no W&B files in {directory}; {tip}")
-    safe = {**os.environ, "PYTHONSAFEPATH": "1"}  # a wandb.py may lie in the working directory
-    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)], env=safe)
+    return subprocess.call([sys.executable, "-m", "wandb", "leet", str(directory)], env=environment())
 
 
 def _save_view(saved: SavedSweep, config: TrackingConfig) -> str:

@@ -69,7 +69,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.decoder and self.pretrained:
-            raise ValueError("decoder and hub or path are both set: a base is trained here or loaded")
+            raise ValueError(
+                "decoder and hub or path are both set: a base is trained here or loaded (by model.path alone)"
+            )
         if not self.decoder and not self.pretrained:
             raise ValueError("set decoder (to train a base here), hub or path (to load one)")
 
@@ -471,6 +473,9 @@ def _line(error: ErrorDetails, *place: str) -> str:
 def saved_cluster(saved: SavedSweep) -> ClusterConfig:
     """The cluster part of a frozen plan. Raises StoreError where it is damaged."""
     try:
-        return TypeAdapter(ClusterConfig).validate_python(saved.plan.cluster)
+        cluster: ClusterConfig = _adapter(ClusterConfig).validate_python(saved.plan.cluster)
+        for kind in cluster.profiles:
+            cluster.profile_of(kind)
+        return cluster
     except ValidationError as error:
         raise saved.damaged("cluster", _line(error.errors()[0])) from None

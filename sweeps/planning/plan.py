@@ -6,17 +6,19 @@ facts; it runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from mlkv.evaluate.task_files import TaskFiles
+from mlkv.recipes import TrainRecipe
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
+from sweeps.planning.training import check_training
 from sweeps.planning.variants import Variant, variants_of_point
 from sweeps.steps.step import Step, with_work
 from sweeps.store.errors import UserError
@@ -91,9 +93,16 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
             variants[ids] = _merged(variants.get(ids, variant), variant)
     if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
+    check_training(_trained(variants.values()))
     resolver.save()
     ordered = sorted(variants.values(), key=lambda variant: variant.baseline is None)
     return Plan(config, list(labelled(ordered)))
+
+
+def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:
+    """The recipes that variants are trained with, each with the kind of step."""
+    bases = {("base", variant.config.base) for variant in variants if variant.base and variant.base.parents}
+    return bases | {("uptrain", variant.config.uptrain) for variant in variants if variant.uptrain}
 
 
 def _merged(first: Variant, again: Variant) -> Variant:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,7 @@ class Resolver:
         return Model(*_read_shape(published, config.hub), lambda: pins, {"hub": config.hub, "revision": commit})
 
     def _local(self, given: str) -> Model:
-        directory, where = Path(given).expanduser(), f"model.path = {given}"
+        directory, where = Path(expanduser(given)), f"model.path = {given}"
         if not (directory / "config.json").is_file():
             raise UserError(f"{where}: no checkpoint there{_near(directory)}")
         with _named(where, directory):
@@ -135,7 +136,7 @@ class Resolver:
     def check_base(self, config: ModelConfig) -> None:
         """Raises UserError for a directory whose weights cannot be loaded, as far as their headers show it."""
         if config.path and config not in self._checked:
-            directory = Path(config.path).expanduser()
+            directory = Path(expanduser(config.path))
             with _named(f"model.path = {config.path}", directory):
                 check_checkpoint(directory)
             self._checked.add(config)
@@ -173,7 +174,7 @@ class Resolver:
     def tokenizer(self, recipe: CorpusRecipe) -> tuple[str, dict[str, str]]:
         """The identity of a tokenizer that is given, and where it is."""
         given = str(recipe.tokenizer_from)
-        directory = Path(given).expanduser()
+        directory = Path(expanduser(given))
         if not directory.is_dir():
             commit = hub.tokenizer_commit(given, recipe.tokenizer_revision)
             return f"{given}@{commit}", {"hub": given, "revision": commit}
@@ -212,7 +213,7 @@ class Resolver:
 
     def _hub_text(self, recipe: CorpusRecipe) -> str:
         assert recipe.dataset
-        if Path(recipe.dataset).expanduser().exists():
+        if Path(expanduser(recipe.dataset)).exists():
             raise UserError(f"corpus.dataset = {recipe.dataset}: no file in it")
         if _looks_like_path(recipe.dataset):
             raise UserError(f"corpus.dataset = {recipe.dataset}: no such file or directory")

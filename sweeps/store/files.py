@@ -183,5 +183,10 @@ def file_clock(directory: Path) -> float:
         discard(probe)
 
 
+def is_number(name: str) -> bool:
+    """Whether a file's name is a number as we write them: people, and file servers, leave other files beside ours."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
+
+
 def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlkv.files import discard
 from sweeps.store import typed_json
 from sweeps.store.errors import StoreError
-from sweeps.store.files import TEMPORARY_FOLDER, file_clock, write_folder_once
+from sweeps.store.files import TEMPORARY_FOLDER, file_clock, is_number, write_folder_once
 from sweeps.store.lines import read_rows
 from sweeps.store.outside import plain_reason
 from sweeps.store.schema import PlanFile, VariantRow
@@ -79,7 +79,7 @@ class SweepFolder:
 
     def _begun(self) -> list[int]:
         try:
-            return sorted(int(path.name) for path in self.path.iterdir() if _is_number(path.name))
+            return sorted(int(path.name) for path in self.path.iterdir() if is_number(path.name))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -162,7 +162,7 @@ def sweep_folders(sweeps: Path) -> Iterator[SweepFolder]:
     for top in sorted(sweeps.glob("*")):
         closed: list[OSError] = []
         for path, folders, _ in os.walk(top, onerror=closed.append):
-            if any(map(_is_number, folders)):
+            if any(map(is_number, folders)):
                 yield SweepFolder(sweeps, Path(path).relative_to(sweeps).as_posix())
             if Path(path).name in (TRACKED, SUBMISSIONS):
                 folders.clear()  # what is in there is W&B's, or an executor's
@@ -174,10 +174,6 @@ def sweep_folders(sweeps: Path) -> Iterator[SweepFolder]:
 
 def _advice(name: str, folder: Path, fault: str) -> str:
     return f"sweep {name}: {fault}: run the sweep's line again, which makes a new plan, or delete {folder}"
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and name[0] != "0"
 
 
 def _has_all(plan: PlanFile, rows: list[VariantRow]) -> bool:

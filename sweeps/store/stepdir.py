@@ -16,7 +16,7 @@ from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
-from sweeps.store.files import describe, file_clock, read_object, sha256, tree, write_json, write_once
+from sweeps.store.files import describe, file_clock, is_number, read_object, sha256, tree, write_json, write_once
 from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
@@ -106,7 +106,7 @@ class StepDir:
 
     def attempts(self) -> list[Attempt]:
         try:
-            numbers = sorted(int(p.name) for p in (self.path / "attempts").iterdir() if p.name.isdigit())
+            numbers = sorted(int(p.name) for p in (self.path / "attempts").iterdir() if is_number(p.name))
         except FileNotFoundError:
             return []
         return [Attempt(self.path / "attempts" / str(number)) for number in numbers]

@@ -10,46 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sweeps.store.attempt import Attempt
-from sweeps.store.code import import_variables
 from sweeps.store.console import say
 from sweeps.store.outside import in_one_line
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store
+from sweeps.tracking.environment import environment
 from sweeps.tracking.target import Target
-
-OF_THE_SERVER = frozenset(
-    {
-        "WANDB_API_KEY",
-        "WANDB_APP_URL",
-        "WANDB_BASE_URL",
-        "WANDB_CACHE_DIR",
-        "WANDB_CONFIG_DIR",
-        "WANDB_CREDENTIALS_FILE",
-        "WANDB_DATA_DIR",
-        "WANDB_ENTITY",
-        "WANDB_ERROR_REPORTING",
-        "WANDB_HTTP_TIMEOUT",
-        "WANDB_IDENTITY_TOKEN_FILE",
-        "WANDB_INSECURE_DISABLE_SSL",
-        "WANDB_USERNAME",
-        "WANDB_USER_EMAIL",
-        "WANDB__EXTRA_HTTP_HEADERS",
-    }
-)
-
-
-def environment(target: Target) -> dict[str, str]:
-    """The environment of a process that writes to W&B. Of W&B's own variables it has those that say where the server is
-    and who asks. The others are about a run of the shell's own (WANDB_MODE, WANDB_RUN_ID, WANDB_SWEEP_ID, WANDB_TAGS,
-    WANDB_SERVICE …): its client would prefer some of them to what we say, and refuses what it does not understand.
-    """
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("WANDB_") or (value and name in OF_THE_SERVER)
-    }
-    return {**inherited, "WANDB_SILENT": "true", **import_variables(), **target.environment()}
-
 
 GAVE_UP = 3
 """Exit status of a helper whose time was up."""

@@ -25,8 +25,8 @@ from mlkv.files import Json
 from sweeps.store.axis import Rows
 from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store, TrackingDir
+from sweeps.tracking.environment import environment
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
-from sweeps.tracking.supervisor import environment
 from sweeps.tracking.target import Target, TrackingConfig
 
 _STATES = {"finished": StepState.DONE, "failed": StepState.FAILED}
@@ -234,10 +234,12 @@ def _process(arguments: list[str], target: Target, timeout: float | None) -> Ite
 
 
 def _why_it_ended(errors: str) -> str:
-    """The line of a traceback that names the error, else the last line that the process printed."""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return ": ".join(["the process that uploads ended early", *(named or lines)[-1:]])
+    """The end of a traceback from the line that names the error on (pydantic's have several), else the last line that
+    the process printed."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    named = [at for at, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    words = " ".join(lines[named[-1] :] if named else lines[-1:])[:500]
+    return ": ".join(filter(None, ["the process that uploads ended early", words]))
 
 
 def main() -> None:

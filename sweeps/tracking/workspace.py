@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sweeps.store.errors import UserError
+from sweeps.tracking.environment import clean_own_environment
 from sweeps.tracking.mirror import redacted
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def save(saved: SavedSweep, config: TrackingConfig, higher_is_better: bool) -> s
         raise UserError(
             "wandb-workspaces is not installed: pip install wandb-workspaces, or see docs/wandb.md, Looking"
         )
+    clean_own_environment()
     import wandb
 
     try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,11 @@ def test_bf16_scores_nearly_the_same(corpus: Path, checkpoint: Path, tmp_path: P
         [scores[precision]] = [row.value for row in outcome.metrics if row.metric == "nats_per_token"]
     assert scores["fp32"] != scores["bf16"]
     assert scores["fp32"] == pytest.approx(scores["bf16"], abs=0.01)
+
+
+def test_a_token_of_a_task_that_the_model_has_no_embedding_for_is_named(tmp_path: Path, corpus: Path) -> None:
+    model = MLKVForCausalLM.from_shape(replace(SHAPE, vocab_size=300), mha(2, 2), seed=3)
+    model.save_pretrained(tmp_path / "small")
+    shutil.copytree(corpus / "tokenizer", tmp_path / "small", dirs_exist_ok=True)
+    with pytest.raises(StepFailed, match=r"^token = \d+ \('.*'\) in a text of the task: the model takes 300 at most"):
+        outcome_of(EvaluateRecipe("heldout_cloze", limit=20), tmp_path, tmp_path / "small", corpus)

@@ -23,14 +23,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from mlkv.families.config import config_of, layout_of, shape_of
-from mlkv.families.load import load_pretrained
+from mlkv.families.config import config_of, layout_of, read_config, shape_of
+from mlkv.families.load import check_checkpoint, load_pretrained
 from mlkv.families.save import to_family
 from mlkv.families.tables import FAMILIES
 from mlkv.files import Json
 from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import mha
 from mlkv.patterns import make
 from mlkv.shape import DecoderShape
+from tests.support.bases import write_zeros
 
 VOCAB, LAYERS, HEADS, WIDTH = 19, 2, 4, 32
 IDS = torch.randint(VOCAB, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -163,6 +165,55 @@ def test_any_config_is_read_as_transformers_reads_it_or_refused(family: str, dat
         torch.testing.assert_close(logits_of(load_pretrained(folder)), logits_of(theirs), atol=1e-4, rtol=1e-4)
 
 
+BAD: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 3, 10**10, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "two\nlines",
+    "2", "😀" * 200, [], [1], [None], {}, {"a": 1}, {"full_attention": {"rope_type": "default"}}, {"rope_type": None},
+    {"rope_theta": None}, {"rope_theta": 10**400}, {"rope_type": ["default"]}, [10**5] * 3,
+)  # fmt: skip
+"""Values that no key has, or few."""
+_KEYS = {
+    name: sorted({*AutoConfig.for_model(name).to_dict(), *config, *_ANY_FAMILY, "num_key_value_layers", "text_config"})
+    for name, config in SMALLEST.items()
+}
+
+
+def plan_and_load(family: str, data: st.DataObject) -> None:
+    """What a plan accepts of a config.json, the base step loads; what it refuses, it refuses in one line."""
+    config = dict(SMALLEST[family])
+    for key in data.draw(st.lists(st.sampled_from(_KEYS[family]), min_size=1, max_size=2, unique=True)):
+        config[key] = data.draw(st.sampled_from(BAD), key)
+        if data.draw(st.sampled_from([False] * 9 + [True]), "left out"):
+            del config[key]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)
+        (source / "config.json").write_text(json.dumps(config))
+        if (message := refusal(lambda: layout_of(read_config(source)))) is None and _is_small(shape_of(config)):
+            write_zeros(source, config)
+            message = refusal(lambda: check_checkpoint(source))
+            if message is None:
+                load_pretrained(source)
+        assert message is None or ("second line" not in message and len(message) < 500), message
+
+
+def _is_small(shape: DecoderShape) -> bool:
+    return shape.parameters(mha(shape.layers, shape.heads)) < 10**6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_a_plan_accepts_the_base_step_loads(family: str, data: st.DataObject) -> None:
+    plan_and_load(family, data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=2000)
+@given(data=st.data())
+def test_whatever_a_config_says_is_loaded_or_refused_in_one_line(family: str, data: st.DataObject) -> None:
+    plan_and_load(family, data)
+
+
 READ: dict[str, tuple[str, Json]] = {
     "llama says in full that it rotates all": ("llama", {"partial_rotary_factor": 1.0}),
     "llama's older and newer keys, the older wins": (
@@ -195,11 +246,15 @@ REFUSED = [
     ("gpt_neox", {"head_dim": 12}, "head_dim = 12: of gpt_neox only models that leave it unset are supported"),
     ("llama", {"sliding_window": 4}, "sliding_window = 4: "),
     ("gpt2", {"is_causal": False}, "is_causal = False: of gpt2 only is_causal = True is supported"),
-    ("opt", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = "),
+    ("opt", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = gptq: quantised"),
     ("opt", {"hidden_size": 30}, "hidden_size = 30: must be a multiple of the 4 query heads"),
     ("llama", {"rope_scaling": "linear"}, "rope_scaling = linear: must be a mapping"),
     ("llama", {"vocab_size": "19"}, "vocab_size = 19: must be a valid integer"),
     ("gpt_neox", {"num_key_value_layers": 9, "num_key_value_heads": 1}, "num_key_value_layers = 9: must be 1 to 2"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 9.0}}}, "rope_parameters = ['full_attention']: "),
+    ("llama", {"num_hidden_layers": 10**10}, "num_hidden_layers = 10000000000: must be less than or equal to 4096"),
+    ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps = inf: must be less than"),
+    ("llama", {"model_type": ["llama"]}, "model_type = ['llama']: supported are"),
     ("mlkv", {}, "vocab_size is missing from the config.json of a mlkv model"),
 ]
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mlkv.context import Interrupted, Outcome, Row, StepFailed
-from mlkv.corpus.blocks import Blocks, open_blocks
+from mlkv.corpus.blocks import Blocks, check_ids, open_blocks
 from mlkv.hf import load_checked
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
@@ -229,6 +229,18 @@ def test_a_corpus_the_model_cannot_take_is_refused(
 ) -> None:
     with pytest.raises(StepFailed, match=rf"= \d+: the model takes {most} at most"):
         train.run(RECIPE, tmp_path, context(tmp_path), corpus=corpus, start=None, shape=shape)
+
+
+def test_ids_without_an_embedding_count_only_where_the_text_uses_them() -> None:
+    rows = np.full((5000, 4), 65535, np.uint16)
+    rows[:, :3] = 299
+    check_ids(Blocks(rows, 15_000), vocab_size=512, known=300)
+    rows[4999, 1] = 300
+    check_ids(Blocks(rows, 15_000), vocab_size=301, known=301)
+    with pytest.raises(
+        StepFailed, match=r"^corpus token = 300: the model takes 300 at most \(its vocab_size; .* 512\)$"
+    ):
+        check_ids(Blocks(rows, 15_000), vocab_size=512, known=300)
 
 
 # Going on

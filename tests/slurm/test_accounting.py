@@ -6,7 +6,7 @@ import getpass
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from slurm.local_cluster.cluster import LocalCluster
 from slurm.profile import Profile
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from tests.support.processes import eventually
+from tests.support.users import as_user
 
 pytestmark = pytest.mark.slow
 
@@ -114,25 +115,6 @@ def test_a_limit_that_no_table_shows_is_filled_and_the_rest_waits(
 NOBODY = 65534
 
 
-def as_nobody(action: Callable[[], object]) -> str:
-    """What an action returns, as text, in a process of another user; that one need not be able to start our Python."""
-    there, here = os.pipe()
-    if not (pid := os.fork()):
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            text = str(action())
-        except BaseException as error:
-            text = repr(error)
-        os.write(here, text.encode())
-        os._exit(0)
-    os.close(here)
-    os.waitpid(pid, 0)
-    with os.fdopen(there) as pipe:
-        return pipe.read()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: SLURM hides nothing from its own")
 def test_jobs_in_a_hidden_partition_are_taken_and_found_again(
     accounted: LocalCluster, monkeypatch: pytest.MonkeyPatch
@@ -154,12 +136,14 @@ def test_jobs_in_a_hidden_partition_are_taken_and_found_again(
 
     with tempfile.TemporaryDirectory() as folder:
         os.chown(folder, NOBODY, NOBODY)
-        seen = as_nobody(lambda: subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=True).stdout)
-        found = as_nobody(lambda: queue_and_look(folder))
+        seen = as_user(
+            NOBODY, NOBODY, lambda: subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=True).stdout
+        )
+        found = as_user(NOBODY, NOBODY, lambda: queue_and_look(folder))
     accounted.run("scontrol", "delete", "partitionname=secret", check=False)
-    assert "preemptible" in seen
-    assert "secret" not in seen
-    assert found == str((Phase.PENDING, True, []))
+    assert "preemptible" in str(seen)
+    assert "secret" not in str(seen)
+    assert found == ["PENDING", True, []]
 
 
 @pytest.mark.long

@@ -10,9 +10,10 @@ import pytest
 
 from slurm import command, queue, sbatch, site
 from slurm.command import Answer, NoAnswerError, QueueError
-from slurm.jobs import JobState, Phase
+from slurm.jobs import Job, JobState, Phase
 from slurm.profile import Profile
 from slurm.sbatch import FullError, RefusedError
+from slurm.submit import SlurmExecutor, SubmissionRefusedError
 
 PROGRAMS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
 HEADERS = {
@@ -196,6 +197,30 @@ def test_a_complaint_is_slurms_own_words_once() -> None:
     assert Answer("sbatch", 1, "", err).complaint == "busy, retrying; Batch job submission failed: no"
     assert Answer("sbatch", 1, "out\n", "").complaint == "out"
     assert Answer("sbatch", 7, "", "").complaint == "exit status 7"
+
+
+def test_a_command_keeps_the_bytes_that_it_had_in_the_shell(programs: Callable[..., None], tmp_path: Path) -> None:
+    programs("#!/bin/sh\necho 12\n", "sbatch")
+    executor = SlurmExecutor(tmp_path / "queue", Profile(setup=("echo \udcfe",)))
+    assert executor.submit([Job("a", ("echo", "\udcff"))]) == {"a": "12_0"}
+    (directory,) = (tmp_path / "queue").iterdir()
+    assert b"\xff" in (directory / "tasks.sh").read_bytes()
+    assert b"\xfe" in (directory / "12_submission.sh").read_bytes()
+
+
+def test_who_is_not_queued_is_named_whatever_the_reason(programs: Callable[..., None], tmp_path: Path) -> None:
+    """The second array is too many for the queue, and `max_submit` leaves out a third job by itself."""
+    full = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    programs(
+        f'#!/bin/sh\n[ "$1" = --test-only ] || {{ [ ! -e {tmp_path}/once ] || {{ {full}; }}; }}\n'
+        f'[ "$1" = --test-only ] || touch {tmp_path}/once\necho 12\n',
+        "sbatch",
+    )
+    programs("#!/bin/sh\necho 'JOBID|STATE'\n", "squeue")
+    jobs = [Job("a", ("true",), kind="x"), Job("b", ("true",), kind="y"), Job("c", ("true",), kind="z")]
+    with pytest.raises(SubmissionRefusedError) as refused:
+        SlurmExecutor(tmp_path / "queue", Profile(max_submit=2)).submit(jobs)
+    assert (refused.value.submitted, refused.value.not_submitted) == ({"a": "12_0"}, ["b", "c"])
 
 
 def test_the_users_variables_reach_sbatch_and_those_of_a_surrounding_job_do_not(

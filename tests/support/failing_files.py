@@ -36,12 +36,29 @@ class Failing:
                 return operation(*arguments, **named)
             self.calls.append(f"{name} {arguments[0]}")
             if len(self.calls) - 1 != self.at:
-                return operation(*arguments, **named)
+                return self.watched(name, operation(*arguments, **named), arguments)
             if self.late:
                 operation(*arguments, **named)
             raise OSError(self.error, os.strerror(self.error))
 
         return call
+
+    def watched(self, name: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+        """A file that was opened to be written: each writing to it counts too, and one that fails has written half, as
+        on a disk that is full."""
+        if name == "open" and not isinstance(result, int) and result.writable():
+            write = result.write
+
+            def failing_write(content: Any) -> Any:
+                self.calls.append(f"write {arguments[0]}")
+                if len(self.calls) - 1 != self.at:
+                    return write(content)
+                write(content[: len(content) if self.late else len(content) // 2])
+                raise OSError(self.error, os.strerror(self.error))
+
+            if not self.only or "write" in self.only:
+                result.write = failing_write
+        return result
 
     def _counts(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         if self.only and name not in self.only:
@@ -85,6 +102,27 @@ def read_only(folder: Path) -> Iterator[list[str]]:
         for module in (io, builtins):
             patched.setattr(module, "open", wrapped("open", io.open))
         yield refused
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Nobody may read or write this file, or enter this folder; root's rights make no difference."""
+
+    def wrapped(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if any(isinstance(a, str | os.PathLike) and Path(a).is_relative_to(path) for a in arguments[:2]):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(arguments[0]))
+            return operation(*arguments, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in (*OPERATIONS, "listdir"):
+            if name != "fsync":
+                patched.setattr(os, name, wrapped(getattr(os, name)))
+        for module in (io, builtins):
+            patched.setattr(module, "open", wrapped(io.open))
+        yield
 
 
 def _writes(path: object, mode: str | int = "r", *_: Any, **__: Any) -> bool:

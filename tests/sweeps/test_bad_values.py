@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from sweeps.planning.compose import Composer
+from sweeps.planning.config import parse
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError, shown
 from tests.support.bad_values import VALUES, keys
@@ -37,6 +41,25 @@ def test_a_bad_value_of_any_key_is_refused_in_one_line_or_planned(planner: Plann
     assert {value for _, value in FEW} == set(VALUES)
     for key, value in FEW:
         check(planner, tiny, key, value)
+
+
+ROW = re.compile(r"^\| `([a-z_.]+)` \| (\d+) \| (\d+) \|", re.MULTILINE)
+RANGES = ROW.findall((Path(__file__).parents[2] / "docs" / "sweeps.md").read_text())
+
+
+@pytest.mark.parametrize(("key", "least", "most"), RANGES)
+def test_ranges_are_what_the_docs_say(key: str, least: str, most: str) -> None:
+    composer = Composer()
+    free = ["corpus.task_items=0"]
+    for value in (int(least), int(most)):
+        parse(composer([*free, f"{key}={value}", *(["uptrain.steps=1"] if key == "uptrain.batch_size" else [])]))
+    for value in (int(least) - 1, int(most) + 1):
+        with pytest.raises(UserError, match=f"{re.escape(key)} = {value}: must be "):
+            parse(composer([*free, f"{key}={value}"]))
+
+
+def test_the_docs_give_ranges() -> None:
+    assert len(RANGES) == 8
 
 
 @pytest.mark.long

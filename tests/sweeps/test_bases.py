@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 from mlkv.layout import KVLayout, divisors, from_owners, mha
 from mlkv.merges import check_conversion, most_heads
 from mlkv.patterns import PATTERNS, budgets, make
+from sweeps.cli.view import _inputs
 from sweeps.planning.config import LayoutConfig
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from tests.support.bases import write_base
+from tests.support.shell import ROOT
 
 Planner = Callable[[Sequence[str]], Plan]
 BARE = ["evaluate=none", "measure=none", "convert=none"]
@@ -110,7 +114,7 @@ def test_a_share_of_the_cache_is_a_budget_by_another_name(planner: Planner, base
         (["layout.cache=0"], r"layout\.cache = 0: must be a share"),
         (["layout.cache=1/0"], r"layout\.cache = 1/0: must be a share"),
         (["layout.cache=half"], r"layout\.cache = half: must be a share"),
-        (["layout.cache=true"], r"layout\.cache = True: must be a share"),
+        (["layout.cache=true"], r"layout\.cache = [Tt]rue: must be a share"),
         (["layout.cache=1e-999999999"], r"layout\.cache = .*: must be a share"),
         (["layout.cache=1/2", "layout.budget=4"], r"layout: budget = 4 and cache = 1/2: both set; choose one"),
         (["layout=explicit", "layout.cache=1/2"], r"layout: cache = 1/2: pattern explicit has its size written out"),
@@ -190,3 +194,36 @@ def test_whatever_a_size_gives_can_be_made_of_the_base(base: KVLayout, pattern: 
 def test_from_random_weights_a_layout_may_have_every_query_head() -> None:
     assert LayoutConfig().layouts(GQA_LAYOUT, mha(6, 8)) == [mha(6, 8)]
     assert LayoutConfig(kv_layers=3).layouts(GQA_LAYOUT, mha(6, 8)) == [make("even", 6, 8, 3, 8)]
+
+
+def test_the_documented_lines_plan_a_model_of_ones_own(
+    planner: Planner, base: Path, text_files: Path, tmp_path: Path
+) -> None:
+    """Each line of the section, without what the hub would be asked for."""
+    section = (ROOT / "docs" / "experiments.md").read_text().partition("## A model of your own")[2]
+    lines = re.findall(r"^mlkv (?:plan|sweep) (.*?)(?:\s*#.*)?$", section, re.MULTILINE)
+    local = [line for line in lines if "model.path=" in line]
+    assert len(local) == len(lines) - 1 == 5
+    second = write_base(tmp_path / "second", seed=3)
+    corpus = ["corpus=text_files", f"corpus.files=[{text_files}/*.txt]", "corpus.sequence_length=64"]
+    for line in local:
+        words = line.replace("DIR1", str(base)).replace("DIR2", str(second)).replace("DIR", str(base)).split()
+        plan = planner([*words, *corpus])
+        assert all("convert=none" in line or variant.base for variant in plan.variants)
+
+
+def test_a_plan_says_which_ids_have_no_embedding(
+    planner: Planner, base: Path, whole: list[str], tmp_path: Path
+) -> None:
+    longer = shutil.copytree(base, tmp_path / "longer")
+    content = json.loads((longer / "tokenizer.json").read_text())
+    plain = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    first = len(content["model"]["vocab"])
+    content["added_tokens"] += [{"id": i, "content": f"<extra{i}>"} | plain for i in range(first, 331)]
+    (longer / "tokenizer.json").write_text(json.dumps(content))
+    lines = {
+        place: [str(line) for line in _inputs(planner([*whole, f"model.path={place}"]))] for place in (base, longer)
+    }
+    assert "tokenizer: that of model gqa" in lines[base]
+    [note] = [line for line in lines[longer] if line.startswith("tokenizer: that of model longer; ")]
+    assert "its ids 320 to 330 cannot be trained on" in note

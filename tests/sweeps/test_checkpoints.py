@@ -259,3 +259,26 @@ def test_one_of_our_checkpoints_is_checked_by_its_headers_too(base: Path, tmp_pa
     state(lambda w: w.pop("model.blocks.1.attention.k.weight"))(own)
     with pytest.raises(ValueError, match=r"missing weight: blocks\.1\.attention\.k\.weight"):
         check_checkpoint(own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_source_layers": 3}, "kv_source_layers = 3: must be a list of integers"),
+        ({"kv_source_layers": [0, "a"]}, "kv_source_layers = .*: must be a list of integers"),
+        ({"kv_source_layers": [0]}, "kv_source_layers has 1 entries: the decoder has 2 layers"),
+        ({"kv_source_layers": [0, 5]}, r"kv_source_layers\[1\] = 5: a layer reads itself"),
+        ({"kv_heads": None}, "kv_heads = None: must be a list of integers"),
+        ({"keys": ["x"]}, "keys = .*: must be rotated or unrotated"),
+        ({"layers": "2"}, "layers = 2: must be a valid integer"),
+        ({"norm": 1}, "norm = 1: must be 'layernorm' or 'rmsnorm'"),
+    ],
+)
+def test_a_damaged_config_of_ours_is_refused_by_the_plan(
+    base: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    import_pretrained(base, own := tmp_path / "own", context(tmp_path))
+    write_config(own, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        plan(own)
+    assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from sweeps.planning.compose import Composer
 from sweeps.planning.config import OF_A_KIND, ClusterConfig, parse, saved_cluster
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
-from sweeps.store.errors import UserError
+from sweeps.store.errors import StoreError, UserError
 from sweeps.store.store import Store
 
 Planner = Callable[[Sequence[str]], Plan]
@@ -152,3 +152,7 @@ def test_a_stored_plan_has_the_same_cluster(planner: Planner, tmp_path: Path) ->
     stored = saved_cluster(store.sweep(plan.name))
     assert stored == plan.config.cluster
     assert stored.profile_of("corpus").setup == ("a",)
+    file = next(tmp_path.rglob("plan.json"))
+    file.write_text(file.read_text().replace('"setup": [\n     "a"\n    ]', '"setup": 7'))
+    with pytest.raises(StoreError, match=r"plan\.json"):
+        saved_cluster(store.sweep(plan.name))

@@ -7,7 +7,9 @@ import json
 import random
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import COMMANDS, OLD_STORE, SLOW, nothing_computes
+from tests.support.failing_files import refusing
 from tests.support.shell import exit_status
 
 FAILED = "steps/uptrain/uptrain-426fc9a7f690d7d8"
@@ -46,11 +49,34 @@ FILES = {
     "plan of another sweep": "sweeps/stopped/1/plan.json",
     "jobs": "queue/jobs.jsonl",
     "digests": "cache/digests.json",
+    "digests of the user": "user/mlkv/digests.json",
     "mark": "sweeps/old/wandb/written/uptrain-426fc9a7f690d7d8.json",
+    "address": "sweeps/old/wandb/address.json",
+    "run of W&B": "sweeps/old/wandb/offline-run-20260101_000000-x/run-x.wandb",
     "import": "imports/theirs.csv",
+    "submission": "queue/mlkv-uptrain-0a1b2c3d/record.json",
+    "tracking log": f"{FAILED}/attempts/1/tracking.log",
+    "checkpoint": f"{FAILED}/work/checkpoint-2/model.safetensors",
 }
-CACHES = ("digests", "mark")
+CACHES = ("digests", "digests of the user", "mark", "address")
 """Thrown away without a word."""
+FOLDERS = {
+    "a step": FAILED,
+    "attempts": f"{FAILED}/attempts",
+    "attempt": f"{FAILED}/attempts/1",
+    "output": f"{SCORED}/out",
+    "work": f"{FAILED}/work",
+    "steps of a kind": "steps/uptrain",
+    "steps": "steps",
+    "sweep": "sweeps/old",
+    "sweeps": "sweeps",
+    "numbered plan": PLAN,
+    "W&B's files": "sweeps/old/wandb",
+    "queue": "queue",
+    "imports": "imports",
+    "code": "code",
+}
+PLACES = {**FILES, **FOLDERS}
 
 
 def _flipped(content: bytes, at: int) -> bytes:
@@ -86,6 +112,9 @@ CONTENTS: dict[str, Damage] = {
     "words": lambda content: _with_numbers(content, '"seven"'),
 }
 DAMAGES = (*CONTENTS, "gone", "folder")
+WRECKS = ("gone", "file", "link to nothing", "link to itself", "refused", "junk beside")
+"""What can happen to a place, a file's or a folder's."""
+JUNK = (".DS_Store", "²", "07", "notes.txt", "done.corrupt-x.json", ".nfs0001", "a-b", "1.5", "x.csv")
 
 
 @dataclass(frozen=True)
@@ -100,14 +129,20 @@ class Damaged:
         shutil.copytree(self.whole, self.root)
 
     def damage(self, file: str, how: str) -> Path:
-        path = self.root / FILES[file]
-        content = path.read_bytes()
+        path = self.root / PLACES[file]
         if how in CONTENTS:
-            path.write_bytes(CONTENTS[how](content))
-        else:
-            path.unlink()
+            path.write_bytes(CONTENTS[how](path.read_bytes()))
+        elif how == "junk beside":
+            for name in JUNK:
+                (path.parent / name).write_bytes(b"\xff\x00")
+        elif how != "refused":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             if how == "folder":
                 path.mkdir()
+            elif how == "file":
+                path.write_bytes(b"\xff\x00")
+            elif how != "gone":
+                path.symlink_to("nowhere" if how == "link to nothing" else path.name)
         return path
 
 
@@ -131,8 +166,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "token": "x",
     }
     (root / FILES["claim"]).write_text(json.dumps(claim))
-    for name in ("heartbeat", "jobs", "digests", "mark"):
+    for name in FILES:
         (root / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
+    (root / "code").mkdir()
+    for name in ("digests of the user", "address", "run of W&B", "submission", "tracking log", "checkpoint"):
+        (root / FILES[name]).write_text("{}")
     (root / FILES["heartbeat"]).touch()
     (root / FILES["log"]).write_text("it diverged\n")
     (root / FILES["jobs"]).write_text(json.dumps({"name": "a", "steps": [FAILED[-24:]], "sweep": "old"}) + "\n")
@@ -142,13 +180,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path, whole: Path) -> Iterator[Damaged]:
+def damaged(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Damaged]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "store" / "user"))
     with nothing_computes(tmp_path):
         yield Damaged(tmp_path / "store", whole)
 
 
 Case = tuple[str, str, str]
-ALL: list[Case] = [*product(FILES, DAMAGES, COMMANDS)]
+ALL: list[Case] = [*product(FILES, DAMAGES, COMMANDS), *product(PLACES, WRECKS, COMMANDS)]
 
 
 def fault_of(damaged: Damaged, case: Case, capsys: pytest.CaptureFixture[str]) -> str | None:
@@ -158,14 +197,18 @@ def fault_of(damaged: Damaged, case: Case, capsys: pytest.CaptureFixture[str]) -
     path = damaged.damage(file, how)
     capsys.readouterr()
     try:
-        status = exit_status(*COMMANDS[command], "--store", str(damaged.root))
+        with refusing(path) if how == "refused" else nullcontext():
+            status = exit_status(*COMMANDS[command], "--store", str(damaged.root))
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return "".join(traceback.format_exception(error)[-3:])
     printed = capsys.readouterr()
     words = printed.out + printed.err
     if "Traceback" in words:
         return words
-    if status == 2 and (printed.err.count("\n") != 1 or (path.name not in words and path.parent.name not in words)):
+    if status == 2 and (
+        printed.err.count("\n") != 1
+        or not any(name in words for name in (path.stem, path.parent.name, path.parents[1].name))
+    ):
         return f"{status}: {words}"
     if file in CACHES and (status == 2 or path.name in words):
         return f"not thrown away: {words}"

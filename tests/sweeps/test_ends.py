@@ -201,3 +201,14 @@ def test_a_reason_is_printed_whatever_the_logs_encoding(monkeypatch: pytest.Monk
     with (tmp_path / "log").open("w", encoding="ascii") as log:
         say("loss = ∞", log)
     assert (tmp_path / "log").read_text() == "loss = \\u221e\n"
+
+
+def test_a_job_that_cannot_be_started_leaves_the_others(tmp_path: Path) -> None:
+    """Its log cannot be written, say."""
+    step = planned(tmp_path, STEP)
+    (tmp_path / "logs").write_text("in the way")
+    jobs = LocalJobs(LocalExecutor(tmp_path / "logs"), [job(step)], Store(tmp_path))
+    while not jobs.idle:
+        jobs.poll()
+    jobs.close()
+    assert "its job could not begin (could not be started: File exists" in step.state().reason

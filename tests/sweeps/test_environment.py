@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.store.code import ROOT
-from sweeps.tracking.supervisor import environment
+from sweeps.tracking.environment import clean_own_environment, environment
 from sweeps.tracking.target import Target, TrackingConfig
 from sweeps.worker.environment import computing
 from tests.support.faults import SMALL, weights
@@ -88,3 +88,11 @@ def test_what_other_launchers_left_in_the_shell_changes_nothing(
             (tmp_path / name / module).write_text("raise SystemExit('not this one')")
         Shell(tmp_path / name)("sweep", *line)
     assert weights(Shell(tmp_path / "clean").store) == weights(Shell(tmp_path / "left").store)
+
+
+def test_a_client_in_this_process_has_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WANDB_MODE": "", "WANDB_CONSOLE": "x", "WANDB_BASE_URL": "http://x", "HOME": "/h"}.items():
+        monkeypatch.setenv(name, value)
+    clean_own_environment()
+    left = {name: os.environ.get(name) for name in ("WANDB_MODE", "WANDB_CONSOLE", "WANDB_BASE_URL", "HOME")}
+    assert left == {"WANDB_MODE": None, "WANDB_CONSOLE": None, "WANDB_BASE_URL": "http://x", "HOME": "/h"}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from sweeps.worker.supervisor import DONE, INTERRUPTED, Worker
 from tests.support.read_back import present
 from tests.support.records import save_sweep
 from tests.support.rows import replace_row
+from tests.support.users import as_user
 from tests.support.workers_here import planned, workers_here
 
 ALICE, BOB, GROUP = 61_001, 61_002, 61_100
@@ -33,24 +32,8 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be two user
 
 
 def by(user: int, umask: int, do: Callable[[], object]) -> object:
-    """What `do` returns, as JSON, in a process of another user whose only group is the store's."""
-    ours, theirs = os.pipe()
-    if not (child := os.fork()):
-        try:
-            os.setgroups([])
-            os.setgid(GROUP)
-            os.setuid(user)
-            os.umask(umask)
-            result = json.dumps(do())
-        except BaseException:
-            result = json.dumps(traceback.format_exc())
-        os.write(theirs, result.encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
+    """What `do` returns in a process of another user whose only group is the store's."""
+    return as_user(user, GROUP, do, umask)
 
 
 @pytest.fixture

@@ -71,8 +71,9 @@ def test_weights_that_are_converted_keep_their_tokenizer(planner: Planner, base:
     line = [*LINE, *text, f"model.path={base}"]
     plan = planner(line)
     assert word(plan) == "model"
-    assert plan.variants[0].corpus
-    assert plan.variants[0].corpus.how["tokenizer_source"] == {"path": str(base)}
+    assert plan.variants[-1].corpus
+    assert plan.variants[-1].corpus.how["tokenizer_source"] == {"path": str(base)}
+    assert plan.variants[0].corpus is None, "nothing of the untouched base reads one"
     assert plan.steps.keys() == planner([*line, "corpus.tokenizer=model"]).steps.keys()
     assert plan.steps.keys() == planner([*line, "corpus.vocab_size=60000"]).steps.keys(), "it is not its to choose"
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from mlkv.files import Json
 from sweeps.steps.registry import axis_of
+from sweeps.tracking.environment import clean_own_environment
 from sweeps.tracking.read.cache import HistoryCache
 from sweeps.tracking.read.runs import LoggedRun, planned
 
@@ -52,6 +53,7 @@ class Project:
     def __init__(
         self, path: str, *, cache: Path | None = None, report: Report = lambda what, done, of: None, timeout: int = 30
     ) -> None:
+        clean_own_environment()
         import wandb
 
         self.path, self._report = path, report

@@ -1,0 +1,45 @@
+"""Plans make what a training run makes of its settings, so that what transformers or torch would refuse is refused
+before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from importlib.metadata import version
+
+from mlkv.recipes import TrainRecipe
+from sweeps.store.errors import UserError
+from sweeps.store.files import read_cache, write_json
+from sweeps.store.user_cache import user_cache
+
+ACCEPTED = "accepted_training.json"
+
+
+def check_training(recipes: Collection[tuple[str, TrainRecipe]]) -> None:
+    """Raises UserError where the recipe of a kind of step could not be begun with.
+
+    This takes torch, whose import takes longer than the rest of most plans. So choices that this installation has taken
+    before are noted in the user's cache. Numbers are no part of such a note: their ranges are in the schema, and
+    tests/mlkv/test_arguments.py holds them against transformers and torch.
+    """
+    accepted = read_cache(user_cache(ACCEPTED))
+    new = {_choices_of(recipe) for _, recipe in recipes} - accepted.keys()
+    if not new:
+        return
+    from mlkv.train.arguments import check
+
+    for kind, recipe in recipes:
+        try:
+            check(recipe)
+        except ValueError as error:
+            raise UserError(f"{kind}: {error}") from None
+    with suppress(OSError):
+        write_json(user_cache(ACCEPTED), {**accepted, **dict.fromkeys(new, True)})
+
+
+def _choices_of(recipe: TrainRecipe) -> str:
+    """What a recipe chooses, and the versions of the packages that take it."""
+    choices = {name: value for name, value in dataclasses.asdict(recipe).items() if isinstance(value, str | bool)}
+    return json.dumps([version("torch"), version("transformers"), choices], sort_keys=True)
