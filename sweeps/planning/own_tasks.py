@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os.path import abspath
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mlkv.evaluate.task_names import own_tasks
 from mlkv.evaluate.tasks import TASKS
 from mlkv.files import Json
 from mlkv.recipes import EvaluateRecipe
+from sweeps.planning.scalars import check_texts
 from sweeps.store.errors import UserError
 from sweeps.store.user_cache import user_cache
 
@@ -40,8 +41,11 @@ class OwnTasks:
         evaluate = values.get("evaluate")
         if not isinstance(evaluate, dict) or not evaluate.get("tasks"):
             return values
-        tasks = evaluate["tasks"]
-        names = {task: self._name(task) for task in ([tasks] if isinstance(tasks, str) else tasks)}
+        tasks = [evaluate["tasks"]] if isinstance(evaluate["tasks"], str) else evaluate["tasks"]
+        if not _are_texts(tasks) or not all(map(_are_scores, (evaluate.get("accuracy"), evaluate.get("axis")))):
+            return values  # which the schema refuses
+        check_texts({"evaluate": evaluate})
+        names = {task: self._name(task) for task in tasks}
         own: Json = {"tasks": list(names.values())}
         if isinstance(evaluate.get("few_shot"), dict):
             own["few_shot"] = {names.get(task, task): count for task, count in evaluate["few_shot"].items()}
@@ -55,7 +59,7 @@ class OwnTasks:
     def _name(self, task: Any) -> Any:
         if not isinstance(task, str) or not _is_path(task):
             return task
-        path = Path(task).expanduser()
+        path = Path(expanduser(task))
         if not path.is_file():
             raise UserError(f"evaluate.tasks = {task}: no such file")
         path = Path(abspath(path))
@@ -132,10 +136,19 @@ def _is_path(task: str) -> bool:
 
 
 def _existing(include_path: str) -> Path:
-    folder = Path(include_path).expanduser()
+    folder = Path(expanduser(include_path))
     if not folder.is_dir():
         raise UserError(f"evaluate.include_path = {include_path}: no such directory")
     return folder
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(each, str) for each in given)
+
+
+def _are_scores(given: Any) -> bool:
+    """(task, metric) pairs, one pair, or none."""
+    return given is None or _are_texts(given) or (isinstance(given, list) and all(map(_are_texts, given)))
 
 
 def _renamed(scored: Any, names: Mapping[Any, Any]) -> Any:

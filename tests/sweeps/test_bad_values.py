@@ -1,13 +1,21 @@
-"""Every key of a configuration with every bad value: the plan refuses it in one line, or can be run."""
+"""Every key with every bad value: the plan refuses it in one line, or what the steps make of it can be made."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from mlkv.layout import KVLayout
+from mlkv.model import Decoder
+from mlkv.recipes import TrainRecipe
+from mlkv.shape import DecoderShape
+from mlkv.train import arguments
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.plan import Plan
@@ -25,15 +33,42 @@ def line(key: str, value: str) -> list[str]:
     return [*(["cluster=slurm"] if key.startswith(("cluster.", "resources")) else []), f"{key}={value}"]
 
 
+@cache
+def train(recipe: TrainRecipe) -> None:
+    arguments.check(recipe)
+
+
+@cache
+def make_decoder(shape: DecoderShape, layout: KVLayout, seed: int) -> None:
+    """Without memory for its weights."""
+    torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        Decoder(shape, layout)
+
+
+def begin(plan: Plan) -> None:
+    """What each step makes before it computes."""
+    for variant in plan.variants:
+        config = variant.config
+        for recipe in (config.base, config.uptrain):
+            train(recipe)
+        if variant.shape.layers <= 8:
+            make_decoder(variant.shape, variant.layout, config.convert.seed)
+        np.random.RandomState(config.evaluate.seed)
+        config.measure.check_fit(variant.shape)
+
+
 def check(planner: Planner, tiny: list[str], key: str, value: str) -> None:
     try:
-        planner([*tiny, *line(key, value)])
+        plan = planner([*tiny, *line(key, value)])
     except UserError as error:
         message = str(error)
         assert message.isprintable(), (key, value)
         assert len(message) < 3000, (key, value)
         named = (key.partition(".")[0], key.rpartition(".")[2], shown(value), "points")
         assert any(name in message for name in named), (key, value, message)
+    else:
+        begin(plan)
 
 
 def test_a_bad_value_of_any_key_is_refused_in_one_line_or_planned(planner: Planner, tiny: list[str]) -> None:
