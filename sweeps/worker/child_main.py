@@ -44,7 +44,8 @@ def main() -> None:
     _die_with_parent()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # SLURM warns of the time limit by SIGUSR2
         signal.signal(number, _on_stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; our parent's SIGTERM follows
+        signal.signal(number, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_obey_signals)
     for line in sys.stdin:
         request = typed_json.parsed(Request, line.encode())

@@ -22,6 +22,7 @@ SIGNALS = {
     signal.SIGUSR2: "warned by SIGUSR2 (time limit or preemption)",
     signal.SIGTERM: "ended by SIGTERM (cancelled, preempted, or its launcher closed)",
     signal.SIGINT: "interrupted from the keyboard",
+    signal.SIGHUP: "ended by SIGHUP (its terminal was closed)",
 }
 
 

@@ -43,7 +43,7 @@ _SEVERITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
 the job again for it (slurm/submit.py), what was interrupted goes on, and what failed is not run again."""
 MAX_ATTEMPTS = 3
 """How many attempts in a row may die, or use up their time, without getting further than the one before."""
-ENDED_BY_OTHERS = (SIGNALS[signal.SIGTERM], SIGNALS[signal.SIGINT])
+ENDED_BY_OTHERS = tuple(SIGNALS[number] for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 """What ends an attempt through no fault of its own."""
 OWN_SIGNALS = frozenset(
     {
@@ -86,7 +86,8 @@ class Worker:
         """Run what is not done; go on past failures to steps that do not depend on them. Each step's end is printed,
         with its reason where it is not a good one."""
         for number in SIGNALS:
-            signal.signal(number, self._on_stop)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._on_stop)
         worst = DONE
         for step in steps:
             status, reason = (INTERRUPTED, self._stopped_by) if self._stopping_since else self._step(step)
