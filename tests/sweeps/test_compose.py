@@ -74,7 +74,7 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("uptrain.micro_batch=3", r"micro_batch = 3: must divide batch_size 4"),
         ("corpus=text_files", r"corpus\.files: must be set"),
         ("model=local", r"model: set decoder \(to train a base here\), hub or path \(to load one\)"),
-        ("evaluate.tasks=[bits_per_byte]", r"heldout_choice4 is scored .* but not among tasks"),
+        ("evaluate.accuracy=[[nope,acc]]", r"nope is scored .* but not among tasks"),
         ("uptrain.lr=${oc.env:HOME}", r"uptrain\.lr = \$\{oc\.env:HOME\}: would change from run to run"),
         ("corpus.seed=${now:%s}", r"corpus\.seed = .*would change from run to run"),
         ("layout.kv_heads=[1", r"layout\.kv_heads=\[1: not an override"),
