@@ -117,7 +117,8 @@ class Composer:
         except OSError as error:  # the name of a file that the file system cannot have
             raise UserError(f"{' '.join(map(shown, lines))}: {error.strerror}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(_reason(error)) from None
+            reason = _reason(error) or "cannot be composed"
+            raise UserError(reason if str(error) else f"{' '.join(map(shown, lines))}: {reason}") from None
         if "experiment" in composed:
             name = next(str(o.value()) for o in parse_overrides(self._scaled(lines)) if o.key_or_group == "experiment")
             raise UserError(f"experiment/{name}.yaml: its first line must be `# @package _global_`")

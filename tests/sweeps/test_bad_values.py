@@ -65,7 +65,8 @@ def check(planner: Planner, tiny: list[str], key: str, value: str) -> None:
         message = str(error)
         assert message.isprintable(), (key, value)
         assert len(message) < 3000, (key, value)
-        named = (key.partition(".")[0], key.rpartition(".")[2], shown(value), "points")
+        # The tests' own model takes its sizes from the corpus.
+        named = (key.partition(".")[0], key.rpartition(".")[2], shown(value), "points", "model.decoder")
         assert any(name in message for name in named), (key, value, message)
     else:
         begin(plan)

@@ -110,6 +110,7 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("uptrain.lr=${nope}", r"uptrain\.lr: Interpolation key 'nope' not found"),
         ("uptrain.lr=${uptrain.lr}", r"uptrain\.lr: Recursive interpolation detected"),
         ("uptrain.lr='${'", r"uptrain\.lr = \$\{: no viable alternative at input '\$\{'"),
+        ("model='${'", r"model='\$\{': cannot be composed"),
         ("reports='a\nb'", r"reports = a b: has a control character"),
         ("model.name='\0'", r"model\.name = \\x00: has the character NUL"),
         ("model.name='\udcff'", r"model\.name = \\udcff: is not UTF-8"),
