@@ -36,7 +36,7 @@ WRITING = {
     "fetch": ["fetch", *LINE],
     "retry": ["retry", "old"],
     "cancel": ["cancel", "stopped"],
-    "prune": ["prune", "--yes"],
+    "prune --yes": ["prune", "--yes"],
     "run": ["run", "uptrain-426fc9a7f690d7d8"],
 }
 
