@@ -232,7 +232,8 @@ class LocalExecutor(Executor):
                     start_new_session=True,
                 )
         except OSError as error:  # a full disk, too many processes: the jobs that run are not to end for it
-            entry.state = JobState(Phase.FAILED, f"could not be started: {error.strerror}: {error.filename}")
+            place = f": {error.filename}" if error.filename else ""
+            entry.state = JobState(Phase.FAILED, f"could not be started: {error.strerror}{place}")
             return
         self._free = [slot for slot in self._free if slot not in slots]
         entry.slots, entry.state = slots, JobState(Phase.RUNNING)

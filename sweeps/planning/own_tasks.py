@@ -50,7 +50,7 @@ class OwnTasks:
         if isinstance(evaluate.get("few_shot"), dict):
             own["few_shot"] = {names.get(task, task): count for task, count in evaluate["few_shot"].items()}
         scored = {key: _renamed(evaluate[key], names) for key in ("accuracy", "axis") if evaluate.get(key)}
-        chosen = {line.partition("=")[0] for line in lines}
+        chosen = {line.partition("=")[0].lstrip("+") for line in lines}
         if "evaluate.tasks" in chosen:
             left = {key: _among(scored[key], own["tasks"]) for key in scored if f"evaluate.{key}" not in chosen}
             scored |= left

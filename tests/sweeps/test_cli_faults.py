@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slurm.jobs import Job
+from slurm.jobs import Job, Phase
 from slurm.local import LocalExecutor
-from sweeps import cli
 from sweeps.cli import status
 from sweeps.cli.console import make_console
-from sweeps.cli.options import Command, PlanOptions
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
 from tests.support.failing_files import failing
 from tests.support.records import record_of
-from tests.support.shell import exit_status
 from tests.support.tracked import record
 
 FAULTS = [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO, errno.ESTALE]
@@ -69,22 +67,15 @@ def test_verify_goes_on_past_an_output_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("error", FAULTS)
-def test_a_failure_of_the_launchers_own_files_is_one_line(
-    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The log of a job that is to be started, say; what runs already is ended as ever."""
+def test_a_job_whose_log_cannot_be_opened_fails_alone_with_the_reason(error: int, tmp_path: Path) -> None:
     folder = tmp_path / "submissions"
     folder.mkdir()
-
-    def sweep(options: PlanOptions) -> int:
-        with LocalExecutor(folder, slots=1, gpus=[]) as executor:
-            executor.submit([Job("a", ("true",))])
-            with failing(folder, at=0, error=error, only=("open",)):
-                executor.poll()
-        return 0
-
-    monkeypatch.setattr(cli, "COMMANDS", [Command("sweep", sweep, PlanOptions, "fails")])
-    assert exit_status("sweep") == 1
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"mlkv: {errno.errorcode[error]}: ")
-    assert printed.count("\n") == 1
+    with LocalExecutor(folder, slots=1, gpus=[]) as executor:
+        ids = executor.submit([Job("a", ("true",)), Job("b", ("true",))])
+        with failing(folder, at=0, error=error, only=("open",)):
+            executor.poll()
+        executor.wait()
+        failed, other = (executor.states([ids[name]])[ids[name]] for name in "ab")
+    assert failed.phase == Phase.FAILED
+    assert failed.reason == f"could not be started: {os.strerror(error)}"
+    assert other.phase == Phase.DONE

@@ -23,6 +23,7 @@ from sweeps.store.schema import LoggedRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
+from tests.support.logged import logged
 
 COSTS = Costs({"base": 2.0, "evaluate": 0.5})
 
@@ -46,16 +47,11 @@ def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
     assert expected_left([measure], states, COSTS, 1) == "time left not known yet"
 
 
-OLD_STORE = Store(Path(__file__).parent / "old_store" / "store")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_row_that_a_kind_logs_can_be_shown(kind: str, tmp_path: Path) -> None:
     """A cell of a measurement has a speed and no number of tokens; a corpus does not know how many steps there are."""
-    rows = [row for each in OLD_STORE.steps() if each.kind == kind for row in each.metrics()]
     running = step(kind, 10)
-    assert rows
-    for row in rows:
+    for row in logged(kind):
         more = LoggedRow(fields={**row.fields, "steps": row.steps and row.steps + 1})
         for shown in (row, more):
             states = {running.id: State(StepState.RUNNING, progress=shown)}
