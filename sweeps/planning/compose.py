@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 
 from mlkv.registry import FOLDER
-from sweeps.planning.config import SIZES, is_hashed
+from sweeps.planning.config import is_hashed
+from sweeps.planning.layout_config import SIZES
 from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.scalars import leaves
 from sweeps.planning.yaml_files import our_files

@@ -7,21 +7,15 @@ combined with what only a sweep needs. `parse` is the one way from YAML to a `Co
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
 from functools import cache
-from math import gcd
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, MaxLen
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
-from mlkv.layout import KVLayout
-from mlkv.merges import most_heads
-from mlkv.patterns import EXPLICIT, PATTERNS, budgets, of_budget, sources_of
 from mlkv.recipes import (
     CalibrateRecipe,
     ConvertRecipe,
@@ -37,6 +31,7 @@ from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
+from sweeps.planning.layout_config import LayoutConfig
 from sweeps.planning.scalars import check_number, check_texts, leaves
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices, shown
@@ -44,7 +39,6 @@ from sweeps.store.names import check_name
 from sweeps.store.plans import SavedSweep
 from sweeps.tracking.target import TrackingConfig
 
-PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
 Baseline = Literal["untouched", "mha"]
 Kind = Annotated[str, NameOf(KINDS)]
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
@@ -78,105 +72,6 @@ class ModelConfig:
     @property
     def pretrained(self) -> bool:
         return bool(self.hub or self.path)
-
-
-SIZES = ("kv_layers", "kv_heads", "factor", "budget", "cache")
-"""The keys of `layout` that say how much a layout keeps."""
-
-
-def _share(value: Any) -> Fraction:
-    """What `1/2` or `0.5` says."""
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?(/0*[1-9]\d{0,8})?", str(value)) and 0 < (share := _fraction(str(value))) <= 1:
-        return share
-    raise PydanticCustomError("share", "a share above 0 and at most 1, such as 1/2 or 0.25")
-
-
-def _fraction(text: str) -> Fraction:
-    above, _, below = text.partition("/")
-    return Fraction(above) / Fraction(below or 1)
-
-
-@dataclass(frozen=True)
-class LayoutConfig:
-    """A rule that makes layouts.
-
-    Unset `kv_layers` means all layers, unset `kv_heads` all heads that the base has there; with neither, the layout is
-    the base's own. A `budget` means every (M, G) with that many KV heads in all, a `cache` every one with that share of
-    the base's; `kv_layers` and `kv_heads` beside them choose among those.
-    """
-
-    pattern: PatternName = "even"
-    kv_layers: Positive | None = None
-    kv_heads: Positive | tuple[Positive, ...] | None = None
-    budget: Positive | None = None
-    cache: Annotated[Fraction, BeforeValidator(_share)] | None = None
-    factor: Positive | None = None
-    kv_source_layers: tuple[int, ...] | None = None
-
-    def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
-        """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
-        model is trained from random weights. Raises ValueError naming the field."""
-        start = start or base
-        if self.pattern != EXPLICIT and (self.budget is not None or self.cache is not None):
-            return self._of_size(base, start)
-        if self.pattern != EXPLICIT and not (self.kv_layers or self.kv_heads or self.factor):
-            return [start]
-        sources = self._sources(start.layers)
-        if len(sources) != start.layers:
-            raise ValueError(f"layout.kv_source_layers has {len(sources)} entries: it has {start.layers} layers")
-        if isinstance(self.kv_heads, tuple):
-            return [KVLayout(sources, self.kv_heads, start.heads)]
-        return [KVLayout(sources, tuple(self.kv_heads or most for most in most_heads(start, sources)), start.heads)]
-
-    def _of_size(self, base: KVLayout, start: KVLayout) -> list[KVLayout]:
-        budget = self.cache * base.budget if self.cache else Fraction(self.budget or 0)
-        layouts = self._of_budget(int(budget), start) if budget.denominator == 1 else []
-        if layouts:
-            return layouts
-        possible = [b for b in budgets(self.pattern, start) if self._of_budget(b, start)]
-        raise ValueError(f"layout.{self._size_fault(base, start, budget, possible)}")
-
-    def _of_budget(self, budget: int, start: KVLayout) -> list[KVLayout]:
-        layouts = of_budget(self.pattern, budget, start)
-        if self.factor:  # two factors may leave equally many owners in different places
-            sources = self._sources(start.layers)
-            layouts = [replace(each, kv_source_layers=sources) for each in layouts if each.kv_layers == len({*sources})]
-        return [layout for layout in layouts if self._admits(layout)]
-
-    def _size_fault(self, base: KVLayout, start: KVLayout, budget: Fraction, possible: list[int]) -> str:
-        """Why there is no layout of this size, and which there are."""
-        keys = ("kv_layers", "kv_heads", "factor")
-        limits = [f"{key} = {value}" for key in keys if (value := getattr(self, key))]
-        rule = f"pattern {self.pattern}{' with ' + ' and '.join(limits) if limits else ''}"
-        kv = "" if start.budget == start.layers * start.heads else "KV "
-        where = f"{rule} on {start.layers} layers of {gcd(*start.kv_heads)} {kv}heads"
-        free = f"; {' '.join(f'layout.{limit.split()[0]}=null' for limit in limits)} allows others" if limits else ""
-        if self.cache is None:
-            return f"budget = {self.budget}: {where} takes {', '.join(map(str, possible)) or 'none'}{free}"
-        distance = min((abs(b - budget) for b in possible), default=None)
-        near = [f"{Fraction(b, base.budget)} ({b} KV heads)" for b in possible if abs(b - budget) == distance]
-        nearest = f"nearest: {' or '.join(near)}" if near else "it has none"
-        return f"cache = {self.cache}: {where} cannot have that share of the base's {base.budget}; {nearest}{free}"
-
-    def __post_init__(self) -> None:
-        if self.pattern == EXPLICIT and not self.kv_source_layers:
-            raise ValueError("kv_source_layers is empty: pattern explicit needs one entry per layer")
-        if self.budget is not None and self.cache is not None:
-            raise ValueError(f"budget = {self.budget} and cache = {self.cache}: both set; choose one")
-        if self.pattern == EXPLICIT and self.cache is not None:
-            raise ValueError(f"cache = {self.cache}: pattern explicit has its size written out; leave cache unset")
-        if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
-            having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
-            raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
-
-    def _sources(self, layers: int) -> tuple[int, ...]:
-        if self.pattern == EXPLICIT:
-            return self.kv_source_layers or ()
-        return sources_of(self.pattern, layers, self.kv_layers or layers, self.factor)
-
-    def _admits(self, layout: KVLayout) -> bool:
-        heads = (None, layout.kv_heads[0], layout.kv_heads)
-        return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in heads
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlkv.layout import KVLayout, divisors, mha
 from mlkv.patterns import PATTERNS, Pattern, budgets, cla, make, name_of, of_budget
-from sweeps.planning.config import LayoutConfig
+from sweeps.planning.layout_config import LayoutConfig
 
 LAYERS = st.integers(1, 40)
 POSSIBLE: dict[str, Callable[[int], Container[int]]] = {

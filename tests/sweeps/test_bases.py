@@ -17,7 +17,7 @@ from mlkv.layout import KVLayout, divisors, from_owners, mha
 from mlkv.merges import check_conversion, most_heads
 from mlkv.patterns import PATTERNS, budgets, make
 from sweeps.cli.view import _inputs
-from sweeps.planning.config import LayoutConfig
+from sweeps.planning.layout_config import LayoutConfig
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from tests.support.bases import write_base
