@@ -208,7 +208,7 @@ def test_what_a_plan_accepts_the_base_step_loads(family: str, data: st.DataObjec
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=2000)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_whatever_a_config_says_is_loaded_or_refused_in_one_line(family: str, data: st.DataObject) -> None:
     plan_and_load(family, data)

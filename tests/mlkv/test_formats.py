@@ -329,7 +329,7 @@ def test_a_folder_gives_documents_or_one_line(
 
 @pytest.mark.long
 @given(st.lists(st.tuples(SUFFIXES, files()), min_size=1, max_size=4))
-@settings(max_examples=3000)
+@settings(max_examples=1000)
 def test_any_folder_gives_documents_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, bytes]]
 ) -> None:

@@ -100,7 +100,7 @@ def test_no_words_lead_to_a_traceback(store: Path, verb: str, words: list[str], 
 
 
 @pytest.mark.long
-@settings(max_examples=1500, suppress_health_check=shared)
+@settings(max_examples=300, suppress_health_check=shared)
 @given(VERBS, st.lists(WORDS, max_size=5), st.sampled_from(sorted(OUTPUTS)))
 def test_no_words_at_all_lead_to_a_traceback(store: Path, verb: str, words: list[str], output: str) -> None:
     check(store, verb, words, output)
