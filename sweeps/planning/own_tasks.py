@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ class OwnTasks:
 
     def _index(self, folders: tuple[Path, ...], deep: bool = True) -> tuple[dict[str, list[Path]], list[str]]:
         if folders not in self._indexes:
-            found = (path for folder in folders for path in (folder.rglob("*") if deep else folder.glob("*")))
-            paths = sorted({Path(abspath(path)) for path in found if path.suffix in _SUFFIXES and path.is_file()})
+            found = (path for folder in folders for path in _listed(folder, deep) if path.suffix in _SUFFIXES)
+            paths = sorted({Path(abspath(path)) for path in found if path.is_file()})
             self._indexes[folders] = names_in(paths)
         return self._indexes[folders]
 
@@ -149,6 +150,14 @@ def _are_texts(given: Any) -> bool:
 def _are_scores(given: Any) -> bool:
     """(task, metric) pairs, one pair, or none."""
     return given is None or _are_texts(given) or (isinstance(given, list) and all(map(_are_texts, given)))
+
+
+def _listed(folder: Path, deep: bool) -> Iterator[Path]:
+    """What lies in a folder, and below it. Folders that cannot be listed, or are gone by then, define no task."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place) / name for name in files)
+        if not deep:
+            folders.clear()
 
 
 def _renamed(scored: Any, names: Mapping[Any, Any]) -> Any:

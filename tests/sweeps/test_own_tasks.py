@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -282,3 +283,18 @@ def checkpoint_line(base: Path, folder: Path) -> list[str]:
         "sweep.filter='False'",
         "corpus.sequence_length=64",
     ]
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_through_defines_no_task(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "gone").mkdir()
+    scan = os.scandir
+
+    def vanished(path: str) -> object:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanished)
+    assert "sums" in OwnTasks().definitions("sums", str(folder.parent))

@@ -211,7 +211,10 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
     shell = Shell(tmp_path)
     line = [*tiny, *SMALL, "sweep.baselines=[]", "measure.batch_sizes=[]"]
     printed = shell("sweep", *line, "tracking=online")
-    assert [line for line in printed.splitlines() if line.startswith("W&B")] == ["W&B (online): 6 already there"]
+    lines = [line for line in printed.splitlines() if line.startswith("W&B")]
+    assert lines[2] == "W&B (online): 6 already there"
+    assert [line.partition(": ")[0] for line in lines[:2]] == ["W&B project", "W&B group"]
+    assert lines[3:] == lines[:2], "the addresses once more, where the sweep's lines end"
     assert len(server.runs) == 6
     assert {run.state for run in server.runs.values()} == {"finished"}
     base = next(step for step in shell.store.steps() if step.kind == "base")
