@@ -97,25 +97,22 @@ def blocks(printed: Table, shown: Sequence[int]) -> list[list[int]]:
 
 
 def _tabular(printed: Table, shown: Sequence[int]) -> Iterator[str]:
-    yield rf"\begin{{tabular}}{{{''.join(_specification(printed, i) for i in shown)}}}"
+    broken = {i for i in shown if _widest_cell(printed, i) > _WIDEST_CELL}
+    yield rf"\begin{{tabular}}{{{''.join(_specification(i, broken) for i in shown)}}}"
     yield r"\toprule"
     yield _line([_header(printed, i) for i in shown])
     yield r"\midrule"
     for number, row in enumerate(printed.rows, start=1):
-        yield _line([_cell(row[i], broken=_is_broken(printed, i)) for i in shown])
+        yield _line([_cell(row[i], broken=i in broken) for i in shown])
         if number == printed.leading_rows:
             yield r"\midrule"
     yield r"\bottomrule"
     yield r"\end{tabular}\par"
 
 
-def _specification(printed: Table, i: int) -> str:
+def _specification(i: int, broken: set[int]) -> str:
     """A name starts on the left, a number ends on the right; long texts have lines."""
-    return f"p{{{_WIDEST_CELL:g}pt}}" if _is_broken(printed, i) else "r" if i else "l"
-
-
-def _is_broken(printed: Table, i: int) -> bool:
-    return max((_cell_width(row[i]) for row in printed.rows), default=0.0) > _WIDEST_CELL
+    return f"p{{{_WIDEST_CELL:g}pt}}" if i in broken else "r" if i else "l"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -175,8 +172,11 @@ def width(printed: Table, shown: Sequence[int]) -> float:
 
 
 def _column_width(printed: Table, i: int) -> float:
-    cells = max((_cell_width(row[i]) for row in printed.rows), default=0.0)
-    return max(min(cells, _WIDEST_CELL), *map(_text_width, _header_lines(printed, i)))
+    return max(min(_widest_cell(printed, i), _WIDEST_CELL), *map(_text_width, _header_lines(printed, i)))
+
+
+def _widest_cell(printed: Table, i: int) -> float:
+    return max((_cell_width(row[i]) for row in printed.rows), default=0.0)
 
 
 def _cell_width(cell: Cell) -> float:

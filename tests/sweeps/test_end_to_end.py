@@ -111,6 +111,7 @@ def test_a_corrupt_checkpoint_is_seen_reported_and_made_again(copy: Shell, tiny:
     assert present(victim.record()).outputs == present(good).outputs
 
 
+@pytest.mark.long
 def test_a_corrupt_input_is_set_aside_by_the_step_that_reads_it(copy: Shell, tiny: list[str]) -> None:
     base = next(step for step in copy.store.steps() if step.kind == "base")
     flip_a_byte(base.out / "model.safetensors")

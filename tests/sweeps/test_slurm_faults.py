@@ -96,6 +96,7 @@ def test_whatever_happens_to_a_job_its_step_ends_as_if_nothing_had(
         cluster.up()
 
 
+@pytest.mark.long
 def test_a_failed_parent_blocks_its_descendants_alone_and_is_failed_in_the_queue(
     disturbed: Shell, tiny: list[str], cluster: LocalCluster
 ) -> None:

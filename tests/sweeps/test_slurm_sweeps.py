@@ -90,6 +90,7 @@ socket.socket.connect = refuse
 """
 
 
+@pytest.mark.long
 def test_jobs_need_no_network_and_a_hub_corpus_is_made_where_there_is_one(
     mlkv: Shell, tiny: list[str], text_files: Path, cluster: LocalCluster
 ) -> None:
