@@ -42,13 +42,13 @@ SMALLER = [
 
 
 def pretrained_lines() -> list[str]:
-    """The documented sweeps of a model from the hub, each once, whatever cluster they are shown on."""
+    """The documented sweeps of a model from the hub that is named, each once, whatever cluster they are shown on."""
     found = set()
     for line in commands():
         words = [word for word in shlex.split(line)[2:] if not word.startswith("cluster")]
         if line.startswith("mlkv sweep ") and all("=" in word for word in words):
             first, _ = next(points(Composer(), words))
-            if parse(Composer()(first)).model.hub:
+            if parse(Composer()(first)).model.hub not in (None, "OWNER/NAME"):
                 found.add(" ".join(words))
     return sorted(found)
 
