@@ -37,11 +37,14 @@ def aligned(heads: Tensor) -> Tensor:
 
 def low_rank(heads: Tensor) -> Tensor:
     """The maps whose common head, the mean of `kU`, gives back all heads by `Uᵀ` with the least squared error."""
-    members, _, width = heads.shape[-3:]
+    members, tokens, width = heads.shape[-3:]
     stacked = heads.movedim(-3, -2).flatten(-2)
-    _, vectors = torch.linalg.eigh(stacked.mH @ stacked)
-    # The largest come last. With the factor the common head is as large as one of the heads.
-    return vectors[..., -width:].unflatten(-2, (members, width)) * members**0.5
+    if width <= tokens < stacked.shape[-1]:  # the heads of many layers: their second moments would not fit in memory
+        vectors = torch.linalg.svd(stacked, full_matrices=False).Vh.mH[..., :width]
+    else:
+        vectors = torch.linalg.eigh(stacked.mH @ stacked).eigenvectors[..., -width:]  # of the largest eigenvalues
+    # With the factor the common head is as large as one of the heads.
+    return vectors.unflatten(-2, (members, width)) * members**0.5
 
 
 FRAMES: dict[str, Frames] = {"orthogonal": aligned, "any": low_rank}

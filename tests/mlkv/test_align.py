@@ -85,9 +85,11 @@ def test_heads_that_differ_by_a_rotation_become_one(seed: int, members: int, wid
         torch.testing.assert_close(common, common[:1].expand_as(common))
 
 
-@given(st.integers(0, 99), st.integers(1, 4), st.integers(1, 5))
-def test_low_rank_reconstructs_as_well_as_the_singular_value_decomposition(seed: int, members: int, width: int) -> None:
-    heads = random_heads(seed, members, 30, width)
+@given(st.integers(0, 99), st.integers(1, 4), st.integers(1, 5), st.integers(1, 30))
+def test_low_rank_reconstructs_as_well_as_the_singular_value_decomposition(
+    seed: int, members: int, width: int, tokens: int
+) -> None:
+    heads = random_heads(seed, members, tokens, width)
     maps = low_rank(heads)
     reconstructed = (heads @ maps).mean(0) @ maps.mT
     values = torch.linalg.svdvals(heads.transpose(0, 1).flatten(1))
