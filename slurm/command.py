@@ -28,11 +28,11 @@ class QueueError(RuntimeError):
 
 
 class NoAnswerError(QueueError):
-    """The command did not end in time: what it was to do may be done all the same. `said`: what it wrote until then."""
+    """The command did not end in time: what it was to do may be done all the same. `output`: what it wrote."""
 
-    def __init__(self, program: str, said: str) -> None:
+    def __init__(self, program: str, output: str) -> None:
         super().__init__(f"{program} did not answer within {PATIENCE_SECONDS:.0f} s")
-        self.said = said
+        self.output = output
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Answer:
         wrote nothing, the first line that there is."""
         lines = [line.strip() for line in [*self.err.splitlines(), *self.out.splitlines()] if line.strip()]
         own = re.compile(rf"(?:{re.escape(self.program)}: (?:(?:error|fatal): )?|{_PREFIX})+")
-        said = [line[match.end() :] for line in lines if (match := own.match(line))]
-        return "; ".join(dict.fromkeys(said or lines[:1])) or f"exit status {self.status}"
+        own_lines = [line[match.end() :] for line in lines if (match := own.match(line))]
+        return "; ".join(dict.fromkeys(own_lines or lines[:1])) or f"exit status {self.status}"
 
 
 def answer(*argv: str, environment: Mapping[str, str] | None = None) -> Answer:

@@ -53,7 +53,7 @@ def submit(script: Path, environment: Mapping[str, str]) -> str | None:
     try:
         given = answer("sbatch", str(script), environment=environment)
     except NoAnswerError as error:
-        if words := FULL.search(error.said):  # it tries again and again, for two minutes
+        if words := FULL.search(error.output):  # it tries again and again, for two minutes
             raise FullError(f"sbatch: {words.group()}", certain=False) from None
         raise
     _raise_for(given)
@@ -81,13 +81,13 @@ def start_estimate(script: Path, environment: Mapping[str, str]) -> datetime | N
 def _raise_for(given: Answer) -> None:
     if not given.status:
         return
-    said = given.complaint
-    if UNREACHABLE.search(said):
-        raise QueueError(f"sbatch: {said}")
-    reason = REASON.search(said)
-    if FULL.search(said) or TOO_LARGE.search(said) or (POLICY.search(said) and not reason):
-        raise FullError(reason.group() if reason else said)
-    raise NoNodesError(said) if NO_NODES.search(said) else RefusedError(said)
+    complaint = given.complaint
+    if UNREACHABLE.search(complaint):
+        raise QueueError(f"sbatch: {complaint}")
+    reason = REASON.search(complaint)
+    if FULL.search(complaint) or TOO_LARGE.search(complaint) or (POLICY.search(complaint) and not reason):
+        raise FullError(reason.group() if reason else complaint)
+    raise NoNodesError(complaint) if NO_NODES.search(complaint) else RefusedError(complaint)
 
 
 VARIABLES = {

@@ -341,12 +341,12 @@ def _cached(function: Callable[..., R], task: str) -> R:
 def answer_pins(config: EvaluateConfig, task: str, context: int, given: Mapping[str, Path]) -> Pins:
     """A generated answer has at most half the context. Earlier code gave it more where that was less than all: there
     the id is new. Raises UserError where a context has no room for a question and an answer."""
-    asked = _read(answer_tokens, task, given).values()
-    if asked and context < 2:
+    lengths = _read(answer_tokens, task, given).values()
+    if lengths and context < 2:
         raise UserError(
             f"evaluate.tasks: {task} has answers that are generated, and a context of {context} has no room"
         )
-    changed = any(context // 2 < tokens < context for tokens in asked)
+    changed = any(context // 2 < tokens < context for tokens in lengths)
     return {"answers": "half the context"} if changed else {}
 
 

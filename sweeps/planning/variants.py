@@ -155,23 +155,23 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
         return Variant(config, values, model, layout, baseline, tuple(varying))
 
-    kept = []
+    chosen = []
     if "untouched" in config.sweep.baselines and config.convert.start == "convert":
-        kept.append(variant(model.layout, "untouched"))
+        chosen.append(variant(model.layout, "untouched"))
     if "mha" in config.sweep.baselines:
-        kept.append(variant(model.layout, "mha"))
+        chosen.append(variant(model.layout, "mha"))
     for layout in _layouts(config, values, model):
         own = variant(layout, "mha" if layout == model.layout else None)
         if keeps(config.sweep.filter, _filter_names(own)):
             check_layout(config, model, layout)
-            kept.append(own)
-    if kept and config.convert.start == "convert":
+            chosen.append(own)
+    if chosen and config.convert.start == "convert":
         resolver.check_base(config.model)
-    if kept:
+    if chosen:
         check_read_fields(config)
         check_tasks(config)
         check_measure(config, model)
-    for each in kept:
+    for each in chosen:
         yield _with_steps(each, resolver)
 
 
@@ -189,10 +189,10 @@ def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
 
 def _removed(config: Config, values: Values, model: Model) -> bool:
     """Whether the filter removes a point, by what is known without a layout."""
-    asked = {key: value for key in ("kv_layers", "kv_heads", "budget") if (value := getattr(config.layout, key))}
+    sizes = {key: value for key in ("kv_layers", "kv_heads", "budget") if (value := getattr(config.layout, key))}
     shape = {"layers": model.shape.layers, "heads": model.shape.heads, "head_dim": model.shape.head_dim}
     try:
-        return not keeps(config.sweep.filter, {**values, "pattern": config.layout.pattern, **shape, **asked})
+        return not keeps(config.sweep.filter, {**values, "pattern": config.layout.pattern, **shape, **sizes})
     except UserError:  # it asks for what only a layout has
         return False
 

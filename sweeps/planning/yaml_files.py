@@ -33,7 +33,7 @@ _SCALARS = {
         "-+0123456789.",
     ),
 }
-_KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+_RESOLVED_AS_BEFORE = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,9 +49,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: kept
+    first: left
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT])
+    if (left := [(tag, pattern) for tag, pattern in resolvers if tag in _RESOLVED_AS_BEFORE])
 }
 for _tag, (_pattern, _first) in _SCALARS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})$"), list(_first))

@@ -44,8 +44,8 @@ def environment(target: Target | None = None) -> dict[str, str]:
 
 def clean_own_environment() -> None:
     """The same for the client in this very process; before it is imported."""
-    kept = _without_a_run(os.environ)
-    for name in [name for name in os.environ if name not in kept]:
+    without = _without_a_run(os.environ)
+    for name in [name for name in os.environ if name not in without]:
         del os.environ[name]
 
 
