@@ -2,70 +2,28 @@
 
 Data order depends on the seed and the step alone, checkpoints appear whole or not at all, and a resumed run continues
 bit for bit as an undisturbed one would (on one kind of processor with equally many threads).
-
-Legend: `B` sequences, `T` tokens of a sequence.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..context import Context, StepFailed
 from ..corpus.blocks import Blocks
 from ..device import default_device
-from ..files import discard, share
 from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import sharded
-from .arguments import epoch_order, optimizer, training_arguments
-from .schedule import Schedule, spike_of_last
-
-STAGING, OWNER = "staging", "owner"
-"""The folder of each attempt where checkpoints are written before they are moved into place, and the empty file in it
-that shows that it is still this attempt's: a later attempt deletes the folder."""
-IGNORED = -100
-"""The label that the loss leaves out."""
-
-DIVERGED = "training diverged; lower lr or raise warmup"
-
-
-class BlockDataset(Dataset[Tensor]):
-    """Every sequence of a run in the order of training: a fresh seeded permutation of the rows for each epoch."""
-
-    def __init__(self, blocks: Blocks, sequences: int, seed: int) -> None:
-        self.blocks, self.sequences, self.seed = blocks, sequences, seed
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    def __len__(self) -> int:
-        return self.sequences
-
-    def __getitem__(self, i: int) -> Tensor:
-        epoch, place = divmod(i, len(self.blocks.rows))
-        return torch.from_numpy(self.blocks.rows[self._order(epoch)[place]].astype(np.int64))
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return epoch_order(self.seed, epoch).permutation(len(self.blocks.rows))
-
-    def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
-        """Padding and a row's first token, which nothing predicts, get the label that the loss leaves out."""
-        rows_BT = torch.stack(rows)
-        padding_BT = rows_BT == self.blocks.padding
-        labels_BT = rows_BT.masked_fill(padding_BT, IGNORED)
-        labels_BT[:, 0] = IGNORED
-        return {"input_ids": rows_BT.masked_fill(padding_BT, 0), "labels": labels_BT}
+from .arguments import optimizer, training_arguments
+from .dataset import BlockDataset
+from .schedule import Schedule
+from .watcher import DIVERGED, Watcher
 
 
 class BlockTrainer(Trainer):
@@ -188,135 +146,3 @@ def _arguments(schedule: Schedule, folder: Path, precision: str) -> TrainingArgu
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one process, one device: Trainer would split every batch over all visible devices
     return arguments
-
-
-class Watcher(TrainerCallback):
-    """Logs, checks the losses, publishes checkpoints and stops the training when the step should stop.
-
-    A checkpoint is written to `work/staging-<attempt>` and renamed to `work/checkpoint-<step>`, so every
-    `checkpoint-*` is whole.
-    """
-
-    def __init__(self, schedule: Schedule, ctx: Context) -> None:
-        self.schedule, self.ctx = schedule, ctx
-        self.staging = ctx.work / f"{STAGING}-{ctx.attempt}"
-        self.losses: list[tuple[int, float]] = []
-        self.seconds = 0.0
-        self.steps_timed = 0
-        self._since: tuple[int, float] | None = None
-
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint. Deletes unfinished ones of earlier attempts."""
-        if _is_first_process():
-            for staging in self.ctx.work.glob(f"{STAGING}*"):
-                discard(staging)
-            self.staging.mkdir(exist_ok=True)
-            (self.staging / OWNER).touch()
-        return max(self.ctx.work.glob("checkpoint-*"), key=_step_of, default=None)
-
-    def close(self) -> None:
-        """Delete an unfinished checkpoint: it may be what filled the disk."""
-        if _is_first_process():
-            discard(self.staging)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.losses = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row]
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._since = self._since or (state.global_step, time.monotonic())
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        recipe, step = self.schedule.recipe, state.global_step
-        stop = _anywhere(self.ctx.should_stop(), args)
-        last = step >= self.schedule.steps
-        control.should_save = stop or (step % recipe.save_every == 0 and not last)
-        control.should_log = control.should_save or last or step % recipe.log_every == 0
-        control.should_training_stop = stop or last
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        if "loss" not in logs:
-            return
-        step = state.global_step
-        values = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-        done = {"step": step, "steps": self.schedule.steps, "tokens": self.schedule.tokens_by(step)}
-        rate = {"tokens_per_second": self._time(step)}
-        if state.is_world_process_zero:
-            self.ctx.log({**done, **{name: _finite(value) for name, value in values.items()}, **rate})
-        for name, value in values.items():
-            if value is not None and not math.isfinite(value):
-                raise StepFailed(f"{name} = {value} at step {step}: {DIVERGED}")
-        self.losses.append((step, logs["loss"]))
-        self._check_spike()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            torch.distributed.barrier()  # until all have written their random states
-        if state.is_world_process_zero:
-            # Raises FileNotFoundError if this attempt was suspended and a later one deleted its folder: Trainer makes
-            # another and writes the rest of the files, so this checkpoint is not whole.
-            (self.staging / OWNER).stat()
-            _publish(self.staging / f"checkpoint-{state.global_step}", self.ctx.work)
-        self._since = None
-
-    def tokens_per_second(self) -> float | None:
-        """Over this process's steps, without the time that checkpoints take; None before the first logged row."""
-        return self.steps_timed * self.schedule.tokens_per_step / self.seconds if self.seconds else None
-
-    def _time(self, step: int) -> float | None:
-        now = time.monotonic()
-        before, since = self._since or (step, now)
-        self._since = (step, now)
-        self.seconds += now - since
-        self.steps_timed += step - before
-        return (step - before) * self.schedule.tokens_per_step / (now - since) if now > since else None
-
-    def _check_spike(self) -> None:
-        spike = spike_of_last(self.losses, self.schedule.warmup_steps)
-        if spike and self.schedule.recipe.on_spike == "fail":
-            raise StepFailed(
-                f"loss = {spike.loss:.3f} at step {spike.step}: a spike over the running median "
-                f"{spike.median:.3f} (on_spike = fail)"
-            )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _anywhere(flag: bool, args: TrainingArguments) -> bool:
-    """Whether `flag` is true in any process: all of them must stop at the same step, or the others wait for ever."""
-    if args.world_size == 1:
-        return flag
-    shared = torch.tensor(float(flag), device=args.device)
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-    return bool(shared.item())
-
-
-def _publish(checkpoint: Path, work: Path) -> None:
-    """Move a checkpoint into place once it is on disk, then delete older ones."""
-    share(checkpoint)
-    for path in [*checkpoint.rglob("*"), checkpoint]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    place = work / checkpoint.name
-    try:
-        os.replace(checkpoint, place)
-    except OSError:
-        if not place.is_dir():
-            raise
-        discard(checkpoint)  # another attempt at the same training has saved this step
-    with suppress(OSError):  # one old checkpoint too many is no reason to stop
-        for other in work.glob("checkpoint-*"):
-            if _step_of(other) < _step_of(checkpoint):
-                discard(other)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])

@@ -12,7 +12,7 @@ from transformers import TrainerState
 
 from mlkv.recipes import TrainRecipe
 from mlkv.train.schedule import Schedule
-from mlkv.train.trainer import OWNER, Watcher, _publish
+from mlkv.train.watcher import OWNER, Watcher, _publish
 from tests.support.failing_files import failing
 from tests.support.read_back import present
 from tests.support.tiny import context

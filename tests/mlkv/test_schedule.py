@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from mlkv.context import Row, StepFailed
 from mlkv.recipes import TrainRecipe
 from mlkv.train.schedule import SPIKE, Schedule, final_loss, spikes
-from mlkv.train.trainer import Watcher
+from mlkv.train.watcher import Watcher
 from tests.support.tiny import context
 
 

@@ -28,8 +28,8 @@ from mlkv.hf import load_checked
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
+from mlkv.train.dataset import IGNORED, BlockDataset
 from mlkv.train.schedule import final_loss
-from mlkv.train.trainer import IGNORED, BlockDataset
 from tests.support.processes import PATIENCE
 from tests.support.read_back import present
 from tests.support.tiny import SHAPE, context, make_corpus, start_python

@@ -1,0 +1,46 @@
+"""The sequences of a training run, in their order: it depends on the seed and the step alone.
+
+Legend: `B` sequences, `T` tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..corpus.blocks import Blocks
+from .arguments import epoch_order
+
+IGNORED = -100
+"""The label that the loss leaves out."""
+
+
+class BlockDataset(Dataset[Tensor]):
+    """Every sequence of a run in the order of training: a fresh seeded permutation of the rows for each epoch."""
+
+    def __init__(self, blocks: Blocks, sequences: int, seed: int) -> None:
+        self.blocks, self.sequences, self.seed = blocks, sequences, seed
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def __len__(self) -> int:
+        return self.sequences
+
+    def __getitem__(self, i: int) -> Tensor:
+        epoch, place = divmod(i, len(self.blocks.rows))
+        return torch.from_numpy(self.blocks.rows[self._order(epoch)[place]].astype(np.int64))
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return epoch_order(self.seed, epoch).permutation(len(self.blocks.rows))
+
+    def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
+        """Padding and a row's first token, which nothing predicts, get the label that the loss leaves out."""
+        rows_BT = torch.stack(rows)
+        padding_BT = rows_BT == self.blocks.padding
+        labels_BT = rows_BT.masked_fill(padding_BT, IGNORED)
+        labels_BT[:, 0] = IGNORED
+        return {"input_ids": rows_BT.masked_fill(padding_BT, 0), "labels": labels_BT}
