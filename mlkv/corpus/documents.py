@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -119,19 +120,22 @@ def _position(key: str) -> float:
 
 
 def _stdlib_files() -> list[tuple[str, Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
-    files = [(name, root / name) for name in names if _is_stdlib_source(name)]
-    if len(files) < 2:
+    """Folders that are left out are not even listed: installed packages hold ten times as many files as the library."""
+    root = sysconfig.get_path("stdlib")
+    names: list[str] = []
+    for folder, folders, files in os.walk(root):
+        place = "" if folder == root else Path(folder).relative_to(root).as_posix() + "/"
+        folders[:] = [name for name in folders if _has_stdlib_sources(name, at_top=not place)]
+        names += [place + name for name in files if name.endswith(".py")]
+    if len(names) < 2:
         raise ValueError(f"source = python_stdlib: no Python source in {root}; choose text_files or hf")
-    return files
+    return [(name, Path(root, name)) for name in sorted(names)]
 
 
-def _is_stdlib_source(name: str) -> bool:
-    folders = name.split("/")[:-1]
-    if _SKIPPED_PARTS.intersection(folders):
+def _has_stdlib_sources(folder: str, at_top: bool) -> bool:
+    if folder in _SKIPPED_PARTS:
         return False
-    return not folders or (folders[0] not in _SKIPPED_PACKAGES and not folders[0].startswith("config-"))
+    return not at_top or (folder not in _SKIPPED_PACKAGES and not folder.startswith("config-"))
 
 
 def _matched_files(globs: Iterable[str]) -> list[tuple[str, Path]]:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -48,6 +50,21 @@ def test_stdlib_is_sources_without_tests_and_named_by_their_place() -> None:
     assert {"json/decoder.py", "argparse.py", documents.TOPICS} <= set(names)
     parts = {part for name in names for part in name.split("/")}
     assert not parts & {"test", "tests", "idle_test", "site-packages", "encodings"}
+
+
+def test_stdlib_lists_no_folder_that_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = ["a.py", "json/b.py", "json/config-x/c.py", "json/encodings/d.py", "e.txt", "z/y/x.py", "z.py"]
+    left_out = ["test/f.py", "json/tests/g.py", "site-packages/h/i.py", "encodings/j.py", "config-3.11/k.py"]
+    for name in (*named, *left_out):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    scandir = Mock(wraps=os.scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr("mlkv.corpus.documents.sysconfig.get_path", lambda name: str(tmp_path))
+    found = documents.local_files(CorpusRecipe())
+    assert found == [(name, tmp_path / name) for name in sorted(named) if name.endswith(".py")]
+    listed = {os.path.relpath(call.args[0], tmp_path) for call in scandir.call_args_list}
+    assert listed == {".", "json", "json/config-x", "json/encodings", "z", "z/y"}
 
 
 def test_stdlib_gives_about_nine_megabytes_some_of_it_held_out() -> None:
