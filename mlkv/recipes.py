@@ -6,7 +6,7 @@ Cross-field rules raise ValueError in `__post_init__`; types, ranges and choices
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -28,6 +28,10 @@ ADDRESSES = 2**47
 """Bytes that a process can address on a 64-bit machine."""
 
 
+LENGTHS = ("steps", "tokens", "epochs", "rungs")
+"""The fields of which one sets the length of a training."""
+READ_WITH = {"decay": ("schedule", "wsd")}
+"""Fields of a training that are read under one value of another field alone."""
 FEWEST_ITEM_TOKENS = 5
 """Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
 
@@ -94,7 +98,7 @@ class CorpusRecipe(Choices):
 
 @dataclass(frozen=True)
 class TrainRecipe(Choices):
-    """One loop for base training and uptraining. Exactly one of `steps`, `tokens`, `epochs` sets its length."""
+    """One loop for base training and uptraining. Exactly one of LENGTHS is set."""
 
     steps: Count | None = None
     tokens: Positive | None = None
@@ -102,7 +106,9 @@ class TrainRecipe(Choices):
     batch_size: Dimension = 16
     """Sequences per optimiser step, over all devices."""
     lr: Real = 1e-3
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """`wsd` (warmup, stable, decay; arXiv 2404.06395): the peak rate until the last `decay` of the steps, in which it
+    falls."""
     warmup: Share = 0.1
     min_lr_ratio: Share = 0.0
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -124,22 +130,60 @@ class TrainRecipe(Choices):
     save_every: Positive = runtime_field(50)
     log_every: Positive = runtime_field(5)
     on_spike: Literal["record", "fail"] = runtime_field("record")
+    rungs: tuple[Positive, ...] = added(())
+    """Lengths, in steps, of runs that each continue the one before; the last one is this run's. `warmup` is a share of
+    the first."""
+    decay: Share = added(0.2)
+    """`wsd` alone. A fifth is enough (arXiv 2405.18392)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
+        given = [name for name in LENGTHS if getattr(self, name) not in (None, ())]
         if len(given) != 1:
-            raise ValueError(f"set exactly one of steps, tokens, epochs (set: {', '.join(given) or 'none'})")
+            raise ValueError(f"set exactly one of {', '.join(LENGTHS)} (set: {', '.join(given) or 'none'})")
+        self._check_rungs()
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
-        if self.steps and self.steps * self.batch_size > INT64:
-            raise ValueError(f"steps = {self.steps}: with batch_size {self.batch_size} more than 2^63 sequences")
+        if self.last_step and self.last_step * self.batch_size > INT64:
+            name = "rungs" if self.rungs else "steps"
+            raise ValueError(f"{name} = {self.last_step}: with batch_size {self.batch_size} more than 2^63 sequences")
+
+    def _check_rungs(self) -> None:
+        listed = ", ".join(map(str, self.rungs))
+        if self.rungs and self.schedule != "wsd":
+            raise ValueError(
+                f"rungs = [{listed}]: a run with schedule {self.schedule} is not continued, as its rate depends on its "
+                "length; set schedule=wsd"
+            )
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs = [{listed}]: must rise from each to the next")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"decay = {self.decay:g}: with warmup {self.warmup:g} more than the whole run")
+
+    @property
+    def last_step(self) -> int | None:
+        """The length in steps; None where it depends on the corpus."""
+        return self.rungs[-1] if self.rungs else self.steps
+
+    def trunk_of(self, steps: int) -> int:
+        """Of a `wsd` run of so many steps, those before the decay: what a longer run continues."""
+        return steps - round(self.decay * steps)
+
+    def without_unread(self) -> TrainRecipe:
+        """The same run, with the fields that it does not read at their neutral value."""
+        neutral: dict[str, Any] = {f.name: f.metadata.get("neutral") for f in fields(self)}
+        return replace(self, **{name: neutral[name] for name in READ_WITH if not self.reads(name)})
+
+    def reads(self, name: str) -> bool:
+        """Whether the value of a field means anything for this run."""
+        key, value = READ_WITH.get(name, (name, getattr(self, name)))
+        return bool(getattr(self, key) == value)
 
     def tokens_of(self, sequence_length: int) -> int | None:
         """The number of tokens that it trains on; None for epochs, which depend on the corpus."""
         if self.epochs is not None:
             return None
-        return self.tokens or (self.steps or 0) * self.batch_size * sequence_length
+        return self.tokens or (self.last_step or 0) * self.batch_size * sequence_length
 
     def micro_batch_size(self, processes: int) -> int:
         """Sequences that each of the processes computes at once. Raises ValueError where they cannot share a batch."""

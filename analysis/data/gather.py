@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
 from mlkv.context import MetricRow
 from mlkv.recipes import TrainRecipe
-from sweeps.steps.registry import axis_of, kind_of, outdated_note
+from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
 from sweeps.store.schema import PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
@@ -183,17 +184,19 @@ class Steps(PlannedSteps):
         return outdated_note(specs)
 
     def history(self, step_id: str) -> Rows:
-        """What the step has logged so far, along its axis."""
-        step = self._store.step(step_id)
-        return step.history(axis_of(step.kind))
+        """What the step, and those that it continues, have logged so far, along its axis."""
+        return whole_history(self._store, step_id)
 
 
 def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) -> Iterator[Row]:
     """The rows of a variant: recorded cells, and empty ones for what is planned and not there."""
     own = variant.steps
-    for kind in ("corpus", "base", "calibrate", "convert", "uptrain"):
+    for kind in ("corpus", "base", "calibrate", "convert"):
         if step_id := getattr(own, kind):
             yield from _step_cells(steps, step_id, kind)
+    if own.uptrain:
+        cost = _cost_of([record for id in own.earlier or () if (record := steps.record(id))])
+        yield from (_with_cost(cell, cost) for cell in _step_cells(steps, own.uptrain, "uptrain"))
     for task, step_id in own.evaluate.items():
         examples = variant.examples(task)
         for cell in _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task]):
@@ -206,6 +209,23 @@ def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) ->
         yield from _step_cells(steps, own.measure, "measure")
     for kind, step_id in (own.added or {}).items():
         yield from _step_cells(steps, step_id, kind)
+
+
+def _cost_of(records: Sequence[Record]) -> Row:
+    return {
+        "wall_seconds": math.fsum(record.wall_seconds for record in records),
+        "device_seconds": math.fsum(record.device_seconds for record in records),
+        "peak_memory_bytes": max((record.peak_memory_bytes for record in records), default=0),
+    }
+
+
+def _with_cost(cell: Row, earlier: Row) -> Row:
+    """The row of a training with the cost of those that it continues: what it takes to get there."""
+    if "wall_seconds" not in cell:
+        return cell
+    seconds = {name: cell[name] + earlier[name] for name in ("wall_seconds", "device_seconds")}
+    peak = max(cell["peak_memory_bytes"], earlier["peak_memory_bytes"])
+    return {**cell, **seconds, "peak_memory_bytes": peak}
 
 
 def _examples_of(cell: Row, examples: int | Mapping[str, int] | None) -> int | None:

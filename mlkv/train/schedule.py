@@ -39,8 +39,8 @@ class Schedule:
     def of(cls, recipe: TrainRecipe, rows: int, tokens: int) -> Schedule:
         """The schedule of `recipe` over a corpus of `rows` rows with `tokens` tokens in all."""
         per_step = recipe.batch_size * tokens / rows
-        if recipe.steps is not None:
-            return cls(recipe, recipe.steps, per_step)
+        if recipe.last_step is not None:
+            return cls(recipe, recipe.last_step, per_step)
         if recipe.tokens is not None:
             return cls(recipe, math.ceil(recipe.tokens / per_step), per_step)
         assert recipe.epochs is not None
@@ -48,7 +48,18 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        return round(self.recipe.warmup * self.steps)
+        """Of a chain of runs: those of the first, as all of them begin with the same steps."""
+        return round(self.recipe.warmup * (self.recipe.rungs or (self.steps,))[0])
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps before the decay of `wsd`."""
+        return self.recipe.trunk_of(self.steps)
+
+    @property
+    def trunk_ends(self) -> set[int]:
+        """The last steps of the trunks of a chain: this run's own, and those of the shorter ones that it passes."""
+        return {self.recipe.trunk_of(rung) for rung in self.recipe.rungs}
 
     def tokens_by(self, step: int) -> int:
         return round(step * self.tokens_per_step)
@@ -58,10 +69,23 @@ class Schedule:
         the peak, then the schedule, down to `min_lr_ratio` just after the last step."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        if self.recipe.schedule == "wsd":
+            return self._wsd_factor(step)
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         floor = self.recipe.min_lr_ratio
         return floor + (1 - floor) * shape[self.recipe.schedule]
+
+    def _wsd_factor(self, step: int) -> float:
+        """After the warmup. The decay is 1 − √, which ends lower than a linear one (arXiv 2405.18392).
+
+        Exactly 1 at the first step of the decay too: the optimizer's state at the end of a trunk holds the rate of the
+        step after it, and a longer run takes that step at the peak.
+        """
+        if step <= self.trunk_steps:
+            return 1.0
+        left = 1 - math.sqrt(min(1.0, (step - self.trunk_steps) / (self.steps - self.trunk_steps)))
+        return self.recipe.min_lr_ratio + (1 - self.recipe.min_lr_ratio) * left
 
 
 def spikes(losses: list[tuple[int, float]], warmup_steps: int) -> list[Spike]:

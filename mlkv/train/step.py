@@ -16,6 +16,7 @@ from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
+from . import trunk
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
@@ -28,10 +29,12 @@ def run(
     corpus: Path,
     start: Path | None,
     shape: DecoderShape | None = None,
+    shorter: Path | None = None,
 ) -> Outcome:
     """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and write the checkpoint into `out`.
 
-    Continues from the checkpoint in `ctx.work` if there is one. In torch.distributed's environment the processes share
+    Continues from the checkpoint in `ctx.work` if there is one, else from the trunk of `shorter`, the output of a run
+    with the same recipe but its last rung (mlkv/train/trunk.py). In torch.distributed's environment the processes share
     `recipe.batch_size`; the first of them logs and saves. Raises StepFailed where corpus and model do not fit, where
     weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted when the step should stop.
     """
@@ -40,11 +43,12 @@ def run(
     blocks = _blocks(corpus, model.shape)
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
-    trainer = _train(model, schedule, blocks, ctx, precision)
+    trainer = _train(model, schedule, blocks, ctx, precision, trunk.of_shorter(shorter))
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
         whole.save_pretrained(out)
         copy_tokenizer([corpus / "tokenizer"] if start is None else [start, corpus / "tokenizer"], out)
+        trunk.leave(schedule, ctx.work, shorter, out)
     return _outcome(trainer, precision)
 
 
@@ -70,12 +74,14 @@ def _blocks(corpus: Path, shape: DecoderShape) -> Blocks:
     return blocks
 
 
-def _train(model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str) -> BlockTrainer:
+def _train(
+    model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str, continued: Path | None
+) -> BlockTrainer:
     ctx.work.mkdir(parents=True, exist_ok=True)
     model.loss_only = True
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
     trainer = BlockTrainer(model, schedule, blocks, ctx, precision)
-    checkpoint = trainer.watcher.latest()
+    checkpoint = trainer.watcher.latest() or continued
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

@@ -61,8 +61,11 @@ class Watcher(TrainerCallback):
         recipe, step = self.schedule.recipe, state.global_step
         stop = _anywhere(self.ctx.should_stop(), args)
         last = step >= self.schedule.steps
-        control.should_save = stop or (step % recipe.save_every == 0 and not last)
+        own_trunk = bool(recipe.rungs) and step == self.schedule.trunk_steps
+        control.should_save = stop or own_trunk or (step % recipe.save_every == 0 and not last)
+        # At the ends of shorter trunks too, so that a run has the same rows whether it passed or continued them.
         control.should_log = control.should_save or last or step % recipe.log_every == 0
+        control.should_log = control.should_log or step in self.schedule.trunk_ends
         control.should_training_stop = stop or last
 
     def on_log(
@@ -89,7 +92,8 @@ class Watcher(TrainerCallback):
             # Raises FileNotFoundError if this attempt was suspended and a later one deleted its folder: Trainer makes
             # another and writes the rest of the files, so this checkpoint is not whole.
             (self.staging / OWNER).stat()
-            _publish(self.staging / f"checkpoint-{state.global_step}", self.ctx.work)
+            keep = self.schedule.trunk_steps if self.schedule.recipe.rungs else None
+            _publish(self.staging / f"checkpoint-{state.global_step}", self.ctx.work, keep)
         self._since = None
 
     def tokens_per_second(self) -> float | None:
@@ -130,8 +134,8 @@ def _anywhere(flag: bool, args: TrainingArguments) -> bool:
     return bool(shared.item())
 
 
-def _publish(checkpoint: Path, work: Path) -> None:
-    """Move a checkpoint into place once it is on disk, then delete older ones."""
+def _publish(checkpoint: Path, work: Path, keep: int | None = None) -> None:
+    """Move a checkpoint into place once it is on disk, then delete older ones, but that of step `keep`."""
     share(checkpoint)
     for path in [*checkpoint.rglob("*"), checkpoint]:
         descriptor = os.open(path, os.O_RDONLY)
@@ -146,7 +150,7 @@ def _publish(checkpoint: Path, work: Path) -> None:
         discard(checkpoint)  # another attempt at the same training has saved this step
     with suppress(OSError):  # one old checkpoint too many is no reason to stop
         for other in work.glob("checkpoint-*"):
-            if _step_of(other) < _step_of(checkpoint):
+            if _step_of(other) < _step_of(checkpoint) and _step_of(other) != keep:
                 discard(other)
 
 

@@ -2,12 +2,13 @@
 
 A process start costs seconds (importing torch, transformers and lm-eval), so cheap steps run in the job of the step
 that uses them or made their input: a conversion in its uptraining's job, the evaluations of a checkpoint in the job
-that makes it. Many jobs wait for a base, so its job holds nothing else. All measurements share one job that runs alone.
+that makes it. Many jobs wait for a base, so its job holds nothing else; and so with a training that a longer one
+continues, as the longer one needs none of its evaluations. All measurements share one job that runs alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from slurm.limits import UNLIMITED
@@ -42,10 +43,17 @@ def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:
     todo = {step.id: step for step in steps}
     brought = {step.id: _parents_in_its_job(step, todo) for step in todo.values()}
     elsewhere = {parent.id for parents in brought.values() for parent in parents}
+    alone = {
+        parent
+        for step in todo.values()
+        if kind_of(step.kind).trains
+        for parent in step.parents.values()
+        if parent in todo and kind_of(todo[parent].kind).trains
+    }
     groups: dict[str, list[Step]] = {}
     for step in todo.values():
         if step.id not in elsewhere:
-            groups.setdefault(_job_name(step, todo), []).extend([*brought[step.id], step])
+            groups.setdefault(_job_name(step, todo, alone), []).extend([*brought[step.id], step])
     job_of = {step.id: name for name, group in groups.items() for step in group}
     jobs = [_job_spec(name, group, job_of, cluster) for name, group in groups.items()]
     return sorted(jobs, key=lambda job: kind_of(job.kind).job == "together")
@@ -58,13 +66,14 @@ def _parents_in_its_job(step: Step, todo: dict[str, Step]) -> list[Step]:
     return [parent for parent in parents if kind_of(parent.kind).job == "with_child"]
 
 
-def _job_name(step: Step, todo: dict[str, Step]) -> str:
-    """The name of the job that a step belongs to; steps with one name share the job."""
+def _job_name(step: Step, todo: dict[str, Step], alone: Collection[str]) -> str:
+    """The name of the job that a step belongs to; steps with one name share the job. `alone`: steps whose job has no
+    evaluations in it."""
     kind = kind_of(step.kind)
     if kind.job == "together":
         return step.kind
     if kind.job == "with_parent" and (parent := step.parents.get(kind.reads)):
-        with_parent = parent in todo and kind_of(todo[parent].kind).shares_job
+        with_parent = parent in todo and parent not in alone and kind_of(todo[parent].kind).shares_job
         return _short(parent) if with_parent else f"{step.kind}-{_short(parent)}"
     return _short(step.id)
 

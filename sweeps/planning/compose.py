@@ -21,8 +21,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 
+from mlkv.recipes import LENGTHS
 from mlkv.registry import FOLDER
-from sweeps.planning.config import is_hashed
+from sweeps.planning.config import TRAINED, is_hashed
 from sweeps.planning.layout_config import SIZES
 from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.scalars import leaves
@@ -80,6 +81,7 @@ class Composer:
         if _needs_local(config, values) and "model" not in chosen:
             config = self._copy((*groups, "model=local"))
         _replace_size(config, values)
+        _replace_length(config, values)
         for key, value in values.items():
             _refuse_changing(key, value)
             _set(config, key, value)
@@ -194,6 +196,17 @@ def _replace_size(config: DictConfig, values: Mapping[str, Any]) -> None:
     for key in SIZES:
         if OmegaConf.select(config, f"layout.{key}") is not None:
             config.layout[key] = None
+
+
+def _replace_length(config: DictConfig, values: Mapping[str, Any]) -> None:
+    """Rungs that the line gives take the place of the length in the option file of the training, and the other way
+    round."""
+    for kind in TRAINED:
+        given = [name for name in LENGTHS if values.get(f"{kind}.{name}") not in (None, [])]
+        replaced = () if not given else LENGTHS if given == ["rungs"] else ("rungs",)
+        for name in set(replaced).difference(given):
+            if OmegaConf.select(config, f"{kind}.{name}") is not None:
+                config[kind][name] = [] if name == "rungs" else None
 
 
 def _named(values: Values) -> Values:

@@ -213,6 +213,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        if self.base.rungs:
+            raise ValueError(f"base.rungs = {list(self.base.rungs)}: a base is trained once; only uptrain has rungs")
         for kind in TRAINED:
             recipe, resources = getattr(self, kind), self.cluster.resources_of(kind)
             if recipe.steps == 0:

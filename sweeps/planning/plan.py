@@ -18,7 +18,7 @@ from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
-from sweeps.planning.training import check_training
+from sweeps.planning.training import check_read, check_training
 from sweeps.planning.variants import Variant, variants_of_point
 from sweeps.steps.step import Step, with_work
 from sweeps.store.errors import UserError
@@ -52,8 +52,10 @@ class Plan:
         for variant in self.variants:
             if variant.base:
                 parameters[variant.base.id] = variant.model.shape.parameters(variant.model.layout)
-            for step in filter(None, (variant.convert, variant.uptrain)):
-                parameters[step.id] = variant.parameters
+            for step in filter(None, (variant.convert, *variant.earlier, variant.uptrain)):
+                # A run that can be continued also leaves its weights and the optimizer's two moments as they were
+                # before the decay.
+                parameters[step.id] = variant.parameters * (4 if step.slice.get("rungs") else 1)
         return sum(4 * count for id, count in parameters.items() if id in steps)
 
     def plan_file(self, arguments: Sequence[str]) -> PlanFile:
@@ -93,7 +95,8 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
             variants[ids] = _merged(variants.get(ids, variant), variant)
     if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
-    check_training(_trained(variants.values()))
+    check_read(trained := _trained(variants.values()))
+    check_training(trained)
     resolver.save()
     ordered = sorted(variants.values(), key=lambda variant: variant.baseline is None)
     return Plan(config, list(labelled(ordered)))

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from importlib.metadata import version
 
-from mlkv.recipes import TrainRecipe
+from mlkv.recipes import READ_WITH, TrainRecipe
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, write_json
 from sweeps.store.user_cache import user_cache
@@ -37,6 +37,19 @@ def check_training(recipes: Collection[tuple[str, TrainRecipe]]) -> None:
             raise UserError(f"{kind}: {error}") from None
     with suppress(OSError):
         write_json(user_cache(ACCEPTED), {**accepted, **dict.fromkeys(new, True)})
+
+
+def check_read(recipes: Collection[tuple[str, TrainRecipe]]) -> None:
+    """Raises UserError for a field that was set and that no training of the sweep reads. A sweep over the field beside
+    it may have some that do not: their steps do not depend on it."""
+    for name, (key, value) in READ_WITH.items():
+        for kind in {kind for kind, _ in recipes}:
+            own = [recipe for of_kind, recipe in recipes if of_kind == kind]
+            if any(recipe.reads(name) for recipe in own):
+                continue
+            given = next((r for r in own if getattr(r, name) != getattr(r.without_unread(), name)), None)
+            if given:
+                raise UserError(f"{kind}.{name} = {getattr(given, name)}: only {kind}.{key}={value} reads it")
 
 
 def _choices_of(recipe: TrainRecipe) -> str:

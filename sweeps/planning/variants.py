@@ -41,11 +41,13 @@ from sweeps.steps.kind import Planned
 from sweeps.steps.measure import measure_step
 from sweeps.steps.registry import KINDS, kind_of
 from sweeps.steps.step import Step, canonical
-from sweeps.steps.uptrain import uptrain_step
+from sweeps.steps.uptrain import uptrain_steps
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow, VariantSteps
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STEPS = "uptrain.steps"
+"""The key under which the rungs of a chain are swept values."""
 _ROLES = ("corpus", "base", "calibrate", "convert", "uptrain", "measure")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
 
@@ -68,6 +70,8 @@ class Variant:
     base: Step | None = None
     calibrate: Step | None = None
     convert: Step | None = None
+    earlier: tuple[Step, ...] = ()
+    """The trainings that its own continues, the shortest first."""
     uptrain: Step | None = None
     evaluate: dict[str, Step] = field(default_factory=dict)
     """By task."""
@@ -85,7 +89,7 @@ class Variant:
     @property
     def steps(self) -> list[Step]:
         """Parents before children."""
-        chain = [self.corpus, self.base, self.calibrate, self.convert, self.uptrain]
+        chain = [self.corpus, self.base, self.calibrate, self.convert, *self.earlier, self.uptrain]
         chain += [*self.evaluate.values(), self.measure, *self.added.values()]
         return [step for step in chain if step]
 
@@ -123,6 +127,7 @@ class Variant:
         """What the store holds of it, for tables."""
         layout = self.layout
         added = {kind: step.id for kind, step in self.added.items()} or None
+        earlier = [step.id for step in self.earlier] or None
         ids = {role: step.id if (step := getattr(self, role)) else None for role in _ROLES}
         return VariantRow(
             variant=self.label,
@@ -140,7 +145,12 @@ class Variant:
             parameters=self.parameters,
             few_shot=self.few_shot,
             config={key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
-            steps=VariantSteps(**ids, evaluate={task: step.id for task, step in self.evaluate.items()}, added=added),
+            steps=VariantSteps(
+                **ids,
+                evaluate={task: step.id for task, step in self.evaluate.items()},
+                added=added,
+                earlier=earlier,
+            ),
         )
 
 
@@ -159,12 +169,12 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     if "untouched" in config.sweep.baselines and config.convert.start == "convert":
         chosen.append(variant(model.layout, "untouched"))
     if "mha" in config.sweep.baselines:
-        chosen.append(variant(model.layout, "mha"))
+        chosen += _of_rungs(variant(model.layout, "mha"))
     for layout in _layouts(config, values, model):
-        own = variant(layout, "mha" if layout == model.layout else None)
-        if keeps(config.sweep.filter, _filter_names(own)):
-            check_layout(config, model, layout)
-            chosen.append(own)
+        for own in _of_rungs(variant(layout, "mha" if layout == model.layout else None)):
+            if keeps(config.sweep.filter, _filter_names(own)):
+                check_layout(config, model, layout)
+                chosen.append(own)
     if chosen and config.convert.start == "convert":
         resolver.check_base(config.model)
     if chosen:
@@ -173,6 +183,23 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         check_measure(config, model)
     for each in chosen:
         yield _with_steps(each, resolver)
+
+
+def _of_rungs(variant: Variant) -> list[Variant]:
+    """One for each rung of its training, which is then a swept value: its length. The configuration of each ends with
+    its own rung."""
+    recipe = variant.config.uptrain
+    if not recipe.rungs or variant.config.convert.start == "none":
+        return [variant]
+    return [
+        replace(
+            variant,
+            config=replace(variant.config, uptrain=replace(recipe, rungs=rungs)),
+            values={**variant.values, "uptrain": {**variant.values["uptrain"], "rungs": list(rungs)}},
+            varying=(*variant.varying, f"{STEPS}={rungs[-1]}"),
+        )
+        for rungs in (recipe.rungs[: i + 1] for i in range(len(recipe.rungs)))
+    ]
 
 
 def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
@@ -199,9 +226,11 @@ def _removed(config: Config, values: Values, model: Model) -> bool:
 
 def _filter_names(variant: Variant) -> Values:
     """The names that `sweep.filter` can use: the configuration, and the properties of the layout that it gives."""
-    layout, shape = variant.layout, variant.shape
+    layout, shape, rungs = variant.layout, variant.shape, variant.config.uptrain.rungs
+    length = {"uptrain": {**variant.values["uptrain"], "steps": rungs[-1]}} if rungs else {}
     return {
         **variant.values,
+        **length,
         "name": f"{variant.family}-{layout.budget}",
         "family": variant.family,
         "pattern": variant.config.layout.pattern,
@@ -219,6 +248,8 @@ def _filter_names(variant: Variant) -> Values:
 def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
     """The variant with the steps that make and score it."""
     label = "untouched" if variant.baseline == "untouched" else name_of(variant.layout)
+    if rungs := variant.config.uptrain.rungs if variant.baseline != "untouched" else ():
+        label += f" {rungs[-1]} steps"
     if variant.config.convert.start != "none":
         variant = _with_checkpoint(variant, resolver)
     variant = _with_scores(variant, resolver, label)
@@ -250,8 +281,11 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     else:
         convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
     trained = config.uptrain.steps != 0
-    uptrain = uptrain_step(config.uptrain, convert, corpus, name_of(layout)) if trained else None
-    return replace(variant, corpus=corpus, base=base, calibrate=calibrate, convert=convert, uptrain=uptrain)
+    variant = replace(variant, corpus=corpus, base=base, calibrate=calibrate, convert=convert)
+    if not trained:
+        return variant
+    *earlier, uptrain = uptrain_steps(config.uptrain, convert, corpus, name_of(layout))
+    return replace(variant, earlier=tuple(earlier), uptrain=uptrain)
 
 
 def _base_step(config: Config, model: Model, corpus: Step) -> Step:

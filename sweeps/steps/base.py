@@ -13,7 +13,7 @@ from sweeps.steps.uptrain import training_work
 def trained_base_step(recipe: TrainRecipe, shape: DecoderShape, corpus: Step, label: str) -> Step:
     return Step(
         "base",
-        {"train": identity_fields(recipe), "shape": identity_fields(shape)},
+        {"train": identity_fields(recipe.without_unread()), "shape": identity_fields(shape)},
         {"corpus": corpus.id},
         {},
         runtime_fields(recipe),

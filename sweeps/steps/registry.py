@@ -10,8 +10,9 @@ from mlkv.context import Outcome, StepFailed
 from mlkv.registry import ExtensionError, Registry
 from sweeps.steps import base, calibrate, convert, corpus, evaluate, measure, uptrain
 from sweeps.steps.kind import Execution, StepKind
-from sweeps.store.axis import Axis
+from sweeps.store.axis import Axis, Rows
 from sweeps.store.schema import Spec
+from sweeps.store.store import Store
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = ("model", "layout", "cluster", "sweep", "tracking", "resources", "name", "reports", "experiment", "scale")
@@ -62,6 +63,16 @@ def trains(spec: Spec) -> bool:
 def axis_of(kind: str) -> Axis:
     """What the rows of a step of this kind are drawn against."""
     return Axis("train", counts_steps=True) if kind_of(kind).trains else Axis(kind)
+
+
+def whole_history(store: Store, step_id: str) -> Rows:
+    """What a step has logged, along its axis; of a training that continues a shorter one, behind what that one logged
+    up to there."""
+    step = store.step(step_id)
+    spec, own = step.spec(), step.history(axis_of(step.kind))
+    if spec is None or not (begun := uptrain.begins_after(spec)):
+        return own
+    return [row for row in whole_history(store, spec.parents[uptrain.SHORTER]) if row[0] <= begun] + own
 
 
 def scored_kinds() -> list[str]:

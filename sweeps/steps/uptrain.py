@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlkv.context import Outcome
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
+from sweeps.store.schema import Spec
+
+SHORTER = "shorter"
+"""The role of the parent that a rung continues: the same training with the rung before as its last."""
 
 
-def uptrain_step(recipe: TrainRecipe, start: Step, corpus: Step, label: str) -> Step:
-    return Step(
-        "uptrain", identity_fields(recipe), {"start": start.id, "corpus": corpus.id}, {}, runtime_fields(recipe), label
-    )
+def uptrain_steps(recipe: TrainRecipe, start: Step, corpus: Step, label: str) -> list[Step]:
+    """The training, behind those that it continues. A rung knows those before it and none after it: a longer chain has
+    the steps of a shorter one. One `wsd` run of some steps is a chain of one, so that it can be continued."""
+    recipe = recipe.without_unread()
+    if recipe.schedule == "wsd" and recipe.steps:
+        recipe = replace(recipe, rungs=(recipe.steps,), steps=None)
+    chain: list[Step] = []
+    for i in range(len(recipe.rungs) or 1):
+        rung = replace(recipe, rungs=recipe.rungs[: i + 1])
+        parents = {"start": start.id, "corpus": corpus.id} | ({SHORTER: chain[-1].id} if chain else {})
+        name = f"{label} {rung.last_step} steps" if len(recipe.rungs) > 1 else label
+        chain.append(Step("uptrain", identity_fields(rung), parents, {}, runtime_fields(rung), name))
+    return chain
 
 
 def run(execution: Execution) -> Outcome:
     from mlkv.train.step import run as train
 
     recipe, inputs = execution.recipe(TrainRecipe), execution.inputs
-    return train(recipe, execution.out, execution.ctx, corpus=inputs["corpus"], start=inputs["start"])
+    corpus, start, shorter = inputs["corpus"], inputs["start"], inputs.get(SHORTER)
+    return train(recipe, execution.out, execution.ctx, corpus=corpus, start=start, shorter=shorter)
 
 
 def training_work(recipe: TrainRecipe, millions: float, sequence_length: int) -> float:
@@ -28,7 +44,19 @@ def training_work(recipe: TrainRecipe, millions: float, sequence_length: int) ->
 
 
 def work(step: Step, millions: float, sequence_length: int) -> float:
-    return training_work(recipe_of(TrainRecipe, step.slice, step.how), millions, sequence_length)
+    """Of a rung, from the shorter one's trunk on."""
+    recipe = recipe_of(TrainRecipe, step.slice, step.how)
+    if begun := begins_after(step.spec):
+        recipe = replace(recipe, rungs=(recipe.rungs[-1] - begun,))
+    return training_work(recipe, millions, sequence_length)
+
+
+def begins_after(spec: Spec) -> int:
+    """The last step of the trunk that a training continues; 0 for one that continues none."""
+    if SHORTER not in spec.parents:
+        return 0
+    recipe = recipe_of(TrainRecipe, spec.slice, {})
+    return recipe.trunk_of(recipe.rungs[-2])
 
 
 KIND = StepKind(run, TrainRecipe, trains=True, scores=True, work=work, cost="training")

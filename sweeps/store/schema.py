@@ -226,7 +226,7 @@ class PlanFile:
 @dataclass(frozen=True, kw_only=True)
 class VariantSteps:
     """The ids of a variant's steps by kind; None for a kind that is not planned. `evaluate`: task → id. `added`: kind →
-    id, of kinds that extensions add."""
+    id, of kinds that extensions add. `earlier`: the trainings that `uptrain` continues, the shortest first."""
 
     corpus: str | None = None
     base: str | None = None
@@ -236,6 +236,7 @@ class VariantSteps:
     evaluate: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] | None = later()
     calibrate: str | None = later()
+    earlier: list[str] | None = later()
 
     @property
     def ids(self) -> list[str]:
@@ -244,9 +245,12 @@ class VariantSteps:
 
     def each(self) -> Iterator[tuple[str, str | None, str]]:
         """(kind, task, id) of every step, in that order."""
-        for kind in ("corpus", "base", "calibrate", "convert", "uptrain"):
+        for kind in ("corpus", "base", "calibrate", "convert"):
             if id := getattr(self, kind):
                 yield kind, None, id
+        for id in (*(self.earlier or ()), self.uptrain):
+            if id:
+                yield "uptrain", None, id
         yield from (("evaluate", task, id) for task, id in self.evaluate.items())
         if self.measure:
             yield "measure", None, self.measure

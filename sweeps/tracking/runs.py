@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mlkv.context import MetricRow
 from mlkv.files import Json
-from sweeps.steps.registry import axis_of, kind_of
+from sweeps.steps.registry import axis_of, kind_of, whole_history
 from sweeps.store.axis import Rows
 from sweeps.store.schema import PlanFile, Record, Spec, VariantRow, VariantSteps
 from sweeps.store.states import StepState, worst
@@ -167,7 +167,7 @@ class SweepRuns:
 
     def _rows(self, steps: VariantSteps) -> Rows:
         """Its uptraining curve, then its measured memory against batch size, so that one group draws both."""
-        logged = self.store.step(steps.uptrain).history(axis_of("uptrain")) if steps.uptrain else []
+        logged = whole_history(self.store, steps.uptrain) if steps.uptrain else []
         measured = self._record(steps.measure) if steps.measure else None
         return list(enumerate([*(values for _, values in logged), *_by_batch(measured.metrics if measured else [])]))
 
