@@ -30,7 +30,7 @@ ADDRESSES = 2**47
 
 LENGTHS = ("steps", "tokens", "epochs", "rungs")
 """The fields of which one sets the length of a training."""
-READ_WITH = {"decay": ("schedule", "wsd")}
+READ_WITH = {"decay": ("schedule", "wsd"), "lora_rank": ("train", "lora"), "lora_alpha": ("train", "lora")}
 """Fields of a training that are read under one value of another field alone."""
 FEWEST_ITEM_TOKENS = 5
 """Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
@@ -135,10 +135,17 @@ class TrainRecipe(Choices):
     the first."""
     decay: Share = added(0.2)
     """`wsd` alone. A fifth is enough (arXiv 2405.18392)."""
+    train: Literal["all", "kv", "lora"] = added("all")
+    """The weights that are trained: all, the owners' key and value projections, or low-rank adapters of attention's
+    projections (mlkv/train/adapters.py)."""
+    lora_rank: Dimension = added(16)
+    """`lora` alone."""
+    lora_alpha: Real = added(32.0)
+    """`lora` alone: adapters are scaled by `lora_alpha / lora_rank`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in LENGTHS if getattr(self, name) not in (None, ())]
+        given = [name for name in LENGTHS if getattr(self, name) is not None and (name != "rungs" or self.rungs)]
         if len(given) != 1:
             raise ValueError(f"set exactly one of {', '.join(LENGTHS)} (set: {', '.join(given) or 'none'})")
         self._check_rungs()

@@ -37,6 +37,7 @@ TABLES: Registry[TableKind] = Registry(
         "losses": TableKind("losses", "analysis.tables.paper:losses"),
         "benchmarks": TableKind("benchmarks", "analysis.tables.paper:benchmarks"),
         "memory": TableKind("memory and throughput", "analysis.tables.paper:memory"),
+        "training": TableKind("cost of uptraining", "analysis.tables.training_table:training"),
     },
 )
 """In the order of a paper."""

@@ -12,6 +12,7 @@ from ..corpus.blocks import Blocks, check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import copy_tokenizer
 from ..device import default_device, resolve_precision
+from ..files import Json
 from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..recipes import TrainRecipe
@@ -43,13 +44,16 @@ def run(
     blocks = _blocks(corpus, model.shape)
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     trainer = _train(model, schedule, blocks, ctx, precision, trunk.of_shorter(shorter))
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
         whole.save_pretrained(out)
         copy_tokenizer([corpus / "tokenizer"] if start is None else [start, corpus / "tokenizer"], out)
         trunk.leave(schedule, ctx.work, shorter, out)
-    return _outcome(trainer, precision)
+    counts = {"parameters": parameters, "trained_parameters": trained}
+    return _outcome(trainer, precision, counts)
 
 
 def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) -> MLKVForCausalLM:
@@ -91,7 +95,7 @@ def _train(
     return trainer
 
 
-def _outcome(trainer: BlockTrainer, precision: str) -> Outcome:
+def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
     watcher, schedule = trainer.watcher, trainer.schedule
     found_spikes = spikes(watcher.losses, schedule.warmup_steps)
     tokens = schedule.tokens_by(schedule.steps)
@@ -99,11 +103,12 @@ def _outcome(trainer: BlockTrainer, precision: str) -> Outcome:
         "train_loss": final_loss(watcher.losses),
         "tokens": float(tokens),
         "tokens_per_second": watcher.tokens_per_second(),
+        "trained_parameters": float(counts["trained_parameters"]),
     }
     return Outcome(
         [MetricRow(name, value) for name, value in values.items()],
         {
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            **counts,
             "steps": schedule.steps,
             "tokens": tokens,
             "precision": precision,

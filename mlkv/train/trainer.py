@@ -19,7 +19,7 @@ from ..context import Context, StepFailed
 from ..corpus.blocks import Blocks
 from ..device import default_device
 from ..hf import MLKVForCausalLM, load_checked, non_finite
-from . import sharded
+from . import adapters, sharded
 from .arguments import optimizer, training_arguments
 from .dataset import BlockDataset
 from .schedule import Schedule
@@ -35,6 +35,7 @@ class BlockTrainer(Trainer):
     ) -> None:
         recipe = schedule.recipe
         self.schedule = schedule
+        self.adapters = adapters.choose_trained(model, recipe)
         self.optimizer: Any = None  # torch's own, and accelerate's around it once training has begun
         self.lr_scheduler: Any = None
         dataset = BlockDataset(blocks, schedule.steps * recipe.batch_size, recipe.seed)
@@ -72,6 +73,8 @@ class BlockTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Trainer's own only logs missing and unexpected keys, and goes on with fresh weights in their place.
+        if self.adapters:
+            return adapters.load(model or self.model, Path(resume_from_checkpoint))
         weights = load_checked(resume_from_checkpoint).state_dict()
         if self.is_fsdp_enabled:
             sharded.load_weights(self.model, weights)
@@ -93,11 +96,12 @@ class BlockTrainer(Trainer):
     # first process collects all weights and optimiser state and writes what one process alone would write.
 
     def whole_model(self) -> MLKVForCausalLM:
-        """The model with all weights. Every process has to call; only the first one's result holds the weights.
+        """The model with all weights, and adapters merged into them. Every process has to call; only the first one's
+        result holds the weights. No step can be taken after it.
 
         Raises StepFailed where they are not finite: no loss has been computed yet with the last update.
         """
-        whole = self._whole_model()
+        whole = adapters.merge(self.adapters) if self.adapters else self._whole_model()
         if reason := non_finite(whole.state_dict()):
             raise StepFailed(f"{reason} after step {self.state.global_step}: {DIVERGED}")
         return whole
@@ -113,11 +117,20 @@ class BlockTrainer(Trainer):
         return model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.adapters:
+            return self._save_adapters(Path(output_dir or self.args.output_dir or ""))
         whole = self.whole_model()
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             whole.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_adapters(self, folder: Path) -> None:
+        weights = adapters.trained(self.model)
+        if reason := non_finite(weights):
+            raise StepFailed(f"{reason} after step {self.state.global_step}: {DIVERGED}")
+        if self.is_world_process_zero():
+            adapters.save(weights, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

@@ -215,12 +215,20 @@ class Config:
         check_name("name", self.name)
         if self.base.rungs:
             raise ValueError(f"base.rungs = {list(self.base.rungs)}: a base is trained once; only uptrain has rungs")
+        if self.base.train != "all":
+            raise ValueError(f"base.train = {self.base.train}: a base begins with random weights, so all are trained")
         for kind in TRAINED:
             recipe, resources = getattr(self, kind), self.cluster.resources_of(kind)
             if recipe.steps == 0:
                 continue
+            processes = resources.nodes * resources.tasks
+            if recipe.train == "lora" and recipe.strategy == "fsdp" and processes > 1:
+                raise ValueError(
+                    f"{kind}.strategy = fsdp: train = lora keeps all weights in every process, as few of them are "
+                    f"trained; set {kind}.strategy=ddp"
+                )
             try:
-                recipe.micro_batch_size(resources.nodes * resources.tasks)
+                recipe.micro_batch_size(processes)
             except ValueError as error:
                 raise ValueError(f"{kind}.{error} (cluster.resources.{kind})") from None
 

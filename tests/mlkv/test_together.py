@@ -107,3 +107,13 @@ def test_shared_tied_weights(precision: Literal["fp32", "bf16"], corpus: Path, t
     trained(tmp_path / "one", corpus, recipe, tied=True)
     together(tmp_path / "two", corpus, replace(recipe, strategy="fsdp"), tied=True)
     assert_alike(tmp_path / "two", tmp_path / "one", 2e-5 if precision == "fp32" else 5e-3)
+
+
+@pytest.mark.parametrize(("train", "strategy"), [("lora", "ddp"), ("kv", "ddp"), ("kv", "fsdp")])
+def test_parts_of_a_model_train_as_in_one_process(
+    train: Literal["kv", "lora"], strategy: Literal["ddp", "fsdp"], corpus: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, train=train, steps=4)
+    trained(tmp_path / "one", corpus, recipe)
+    together(tmp_path / "two", corpus, replace(recipe, strategy=strategy))
+    assert_alike(tmp_path / "two", tmp_path / "one", 2e-5)

@@ -124,6 +124,7 @@ def test_training_learns_and_leaves_a_checkpoint_with_its_tokenizer(corpus: Path
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (corpus / "tokenizer" / "tokenizer.json").read_bytes()
     assert result.facts == {
         "parameters": SHAPE.parameters(model.layout),
+        "trained_parameters": SHAPE.parameters(model.layout),
         "steps": 40,
         "tokens": result.facts["tokens"],
         "precision": "fp32",

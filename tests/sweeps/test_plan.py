@@ -318,6 +318,8 @@ WRITTEN_OUT = (
     f"{SHARED} {LOADED} {OF_MODEL} uptrain.lr=1e-3,1e-4 uptrain.seed=1,2 sweep.zip=[uptrain.lr,uptrain.seed]",
     f"{SHARED} model=tiny {TRAINED} evaluate.few_shot=0,2 evaluate.limit=null,5 "
     "sweep.zip=[evaluate.few_shot,evaluate.limit]",
+    f"{SHARED} {LOADED} {OF_MODEL} uptrain.steps=null uptrain.rungs=[3,6] uptrain.schedule=wsd uptrain.decay=0.25 "
+    "uptrain.train=lora uptrain.lora_rank=2 uptrain.lora_alpha=4",
 )
 """Configurations with nothing left to a default: whatever a default becomes, these stay what they are."""
 

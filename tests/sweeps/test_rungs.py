@@ -10,6 +10,8 @@ import pytest
 
 from analysis.data.gather import gather
 from analysis.statistics.results import results
+from analysis.statistics.sources import load
+from analysis.tables.paper import make_tables
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
@@ -142,9 +144,54 @@ def test_rows_of_a_chain_differ_in_their_length_alone(done: tuple[Store, Plan]) 
     assert set(frame["state"]) == {"DONE"}
 
 
+def test_the_table_of_training_shows_what_it_cost(done: tuple[Store, Plan]) -> None:
+    store, plan = done
+    table = make_tables(load(store, "tiny"), ["training"])["training"]
+    shown = [dict(zip(table.headers, (cell.number for cell in row), strict=True)) for row in table.rows]
+    assert [row["trained parameters"] for row in shown] == [variant.parameters for variant in plan.variants]
+    assert [row["parameters"] for row in shown] == [variant.parameters for variant in plan.variants]
+    records = [present(store.step(id).record()) for id in trainings(plan).values()]
+    assert [row["tokens"] for row in shown] == [record.facts["tokens"] for record in records]
+    assert shown[1]["time"] == pytest.approx(sum(record.wall_seconds for record in records))
+    assert shown[1]["peak memory"] == max(record.peak_memory_bytes for record in records)
+    assert table.notes == ["time of a rung: with those that it continues"]
+
+
 def test_pruning_keeps_what_a_longer_rung_needs(done: tuple[Store, Plan]) -> None:
     store, plan = done
     assert list(prunable(store)) == []
     short, long = (store.step(id) for id in trainings(plan).values())
     assert {"trunk/optimizer.pt", "trunk/model.safetensors"} < present(short.record()).outputs.keys()
     assert present(short.record()).outputs.keys() == present(long.record()).outputs.keys()
+
+
+# Other fields that only one choice reads
+
+
+def test_adapters_fields_are_part_of_runs_with_adapters_alone(planner: Planner, tiny: list[str]) -> None:
+    line = [*tiny, "layout.kv_layers=1", "layout.kv_heads=1", "sweep.baselines=[]"]
+    plan = planner([*line, "uptrain.train=all,lora", "uptrain.lora_rank=2,4"])
+    assert [variant.label for variant in plan.variants] == [
+        "MLKV-1 uptrain.train=all",
+        "MLKV-1 uptrain.train=lora uptrain.lora_rank=2",
+        "MLKV-1 uptrain.train=lora uptrain.lora_rank=4",
+    ]
+    assert planner(line).steps.keys() <= plan.steps.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["uptrain.lora_rank=2"], r"uptrain\.lora_rank = 2: only uptrain\.train=lora reads it"),
+        (["uptrain.train=kv", "uptrain.lora_alpha=2"], r"uptrain\.lora_alpha = 2\.0: only uptrain\.train=lora"),
+        (["uptrain.train=some"], r"uptrain\.train = some: must be 'all', 'kv' or 'lora'"),
+        (["base.train=lora"], r"base\.train = lora: a base begins with random weights"),
+        (
+            ["uptrain.train=lora", "uptrain.strategy=fsdp", "cluster=slurm", "resources.gpus=2"],
+            r"uptrain\.strategy = fsdp: train = lora keeps .*; set uptrain\.strategy=ddp",
+        ),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(line: list[str], message: str, planner: Planner, tiny: list[str]) -> None:
+    with pytest.raises(UserError, match=message):
+        planner([*tiny, *line])
