@@ -85,7 +85,9 @@ def lora_parameters(start: Path) -> int:
     return sum(RANK * sum(weights(start)[f"model.{name}"].shape) for name in PROJECTIONS)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("kv", KEYS_AND_VALUES), ("lora", PROJECTIONS)])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("kv", KEYS_AND_VALUES), pytest.param("lora", PROJECTIONS, marks=pytest.mark.long)]
+)
 def test_the_rest_stays_and_has_no_state(
     kind: Literal["kv", "lora"], expected: set[str], corpus: Path, start: Path, tmp_path: Path
 ) -> None:

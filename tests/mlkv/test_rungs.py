@@ -1,4 +1,7 @@
-"""A chain of runs that each continue the shorter one's trunk: bit for bit what one run of the same schedule gives."""
+"""A chain of runs that each continue the shorter one's trunk: bit for bit what one run of the same schedule gives.
+
+The fast suite has a short example in test_adapters.py.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[int, t
     return found
 
 
-@pytest.mark.parametrize("i", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("i", [0, 1])
 def test_a_rung_is_what_one_run_of_its_schedule_gives(
     i: int, chain: dict[int, tuple[Path, Outcome, list[Row]]], corpus: Path, tmp_path: Path
 ) -> None:
@@ -116,12 +120,14 @@ def test_a_third_rung_continues_the_second(
     assert_same(tmp_path / "12", tmp_path / "alone")
 
 
+@pytest.mark.long
 def test_rungs_differ_in_their_weights(chain: dict[int, tuple[Path, Outcome, list[Row]]]) -> None:
     with pytest.raises(AssertionError):
         assert_same(chain[4][0], chain[7][0])
 
 
-@pytest.mark.parametrize("stopped", [5, *(pytest.param(step, marks=pytest.mark.long) for step in (3, 6))])
+@pytest.mark.long
+@pytest.mark.parametrize("stopped", [3, 5, 6])
 def test_an_interrupted_rung_resumes_bit_for_bit(
     stopped: int, chain: dict[int, tuple[Path, Outcome, list[Row]]], corpus: Path, tmp_path: Path
 ) -> None:
