@@ -43,6 +43,10 @@ def random(layers: Sequence[Tensor], fresh: Tensor) -> Tensor:
     return fresh
 
 
+FrameKind = Literal["orthogonal", "any"]
+"""Which matrices may map heads into a common frame."""
+
+
 @dataclass(frozen=True)
 class Merge:
     """How heads of a base become one.
@@ -55,7 +59,7 @@ class Merge:
     """
 
     combine: Combine
-    frames: Literal["orthogonal", "any"] | None = None
+    frames: FrameKind | None = None
     weighed: bool = False
     restores_norms: bool = False
 
@@ -86,6 +90,22 @@ def merge_named(name: str) -> Merge:
     """Raises ValueError for an unknown one."""
     row = MERGES.choose(name)
     return row if isinstance(row, Merge) else Merge(row)
+
+
+def counted_grouping(grouping: str, merge: str, base: KVLayout, layout: KVLayout) -> str:
+    """The grouping that a conversion can show: `adjacent` where there is nothing to choose. That is where an owner has
+    one head, made of all, or those of the base; and where heads are newly initialised. The one rule for it, for plans
+    and steps."""
+    if merge == "random" or not any(
+        layout.heads_of(owner) > 1 and _merges_into(owner, base, layout) for owner in layout.owners
+    ):
+        return "adjacent"
+    return grouping
+
+
+def _merges_into(owner: int, base: KVLayout, layout: KVLayout) -> bool:
+    sources = {base.kv_source_layers[layer] for layer in (owner, *layout.readers(owner))}
+    return len(sources) > 1 or base.heads_of(owner) != layout.heads_of(owner)
 
 
 @dataclass(frozen=True)

@@ -214,11 +214,14 @@ class ConvertRecipe(Choices):
     merge: Merge = "mean"
     widening: Widening = "none"
     seed: Seed = 42
+    grouping: Literal["adjacent", "similar"] = added("adjacent")
+    """Which heads of a layer become one: neighbours, or those that lose least by it on the calibration."""
 
 
 @dataclass(frozen=True)
 class CalibrateRecipe:
-    """What a base computes on a little training text. Only merges that align or weigh heads need it."""
+    """What a base computes on a little training text. Only merges that align or weigh heads, and a grouping by
+    similarity, need it."""
 
     tokens: Positive = 8192
     """At least this many, in whole rows of the corpus."""

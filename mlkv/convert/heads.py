@@ -54,6 +54,10 @@ class Group:
         """Layers of the base whose keys and values they read there, lowest first."""
         return tuple(dict.fromkeys(self.base.kv_source_layers[layer] for layer in self.layers))
 
+    def readers_of(self, source: int) -> list[int]:
+        """The group's layers that read this layer of the base."""
+        return [layer for layer in self.layers if self.base.kv_source_layers[layer] == source]
+
     @property
     def run_lengths(self) -> list[int]:
         """`R` of each source."""
@@ -106,7 +110,7 @@ def in_frames(state: State, group: Group, frames: Frames, calibration: Calibrati
     """
     changed: State = {}
     for kind in ("k", "v"):
-        heads = {layer: _heads(state, group, layer, kind, calibration, refit) for layer in group.sources}
+        heads = {layer: fitted_heads(state, group, layer, kind, calibration, refit) for layer in group.sources}
         inputs = {layer: calibration.inputs[group.owner if refit else layer] for layer in group.sources}
         outputs = [apply(heads[layer], inputs[layer]).unflatten(0, (group.kv_heads, -1)) for layer in group.sources]
         heads_GMNK = torch.cat(outputs, 1).double()  # in float32 the maps themselves would not be orthogonal enough
@@ -116,8 +120,8 @@ def in_frames(state: State, group: Group, frames: Frames, calibration: Calibrati
     return changed
 
 
-def _heads(state: State, group: Group, layer: int, kind: str, calibration: Calibration, refit: bool) -> Tensor:
-    """A layer's projection head by head, `[heads, K, C]`."""
+def fitted_heads(state: State, group: Group, layer: int, kind: str, calibration: Calibration, refit: bool) -> Tensor:
+    """A layer's projection head by head, `[heads, K, C]`; `refit` as in `in_frames`."""
     own = projection(state, layer, kind).unflatten(0, (group.base.heads_of(layer), -1))
     if not refit or layer == group.owner:
         return own
@@ -133,9 +137,7 @@ def _mapped(state: State, group: Group, source: int, kind: str, heads_HKC: Tenso
     """One layer's keys or values through these maps, and what uses them in each of the group's layers that read it."""
     heads = len(maps_HKK)
     changed = written(state, source, kind, (maps_HKK.mT @ heads_HKC).flatten(0, 1))
-    for layer in group.layers:
-        if group.base.kv_source_layers[layer] != source:
-            continue
+    for layer in group.readers_of(source):
         if kind == "k":
             queries_HQKC = projection(state, layer, "q").unflatten(0, (heads, -1, maps_HKK.shape[-1]))
             changed |= written(state, layer, "q", (maps_HKK.mT[:, None] @ queries_HQKC).flatten(0, 2))

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..layout import KVLayout
-from ..merges import merge_named
+from ..merges import counted_grouping, merge_named
 from .frames import FRAMES
+from .grouping import grouped
 from .heads import Group, State, in_frames, restored_norms, weighed
 
 if TYPE_CHECKING:
@@ -28,14 +29,19 @@ def merge_kv(
     merge: str,
     rotated: int = 0,
     calibration: Calibration | None = None,
+    grouping: str = "adjacent",
 ) -> State:
     """What a merge changes: the key and value projections of `layout`'s owners, made from those of `source`'s, and the
-    queries and outputs of their readers where it maps heads into common frames. `fresh` has newly initialised ones.
+    queries and outputs of their readers where it maps heads into common frames, or heads in another order. `fresh` has
+    newly initialised ones.
 
-    rotated: how many dimensions of a key its position rotates. calibration: for a merge that needs it.
-    Raises ValueError for an unknown merge, and for one that needs a calibration where there is none.
+    rotated: how many dimensions of a key its position rotates. calibration: for a merge or grouping that needs it.
+    Raises ValueError for an unknown merge, and for what needs a calibration where there is none.
     """
     row = merge_named(merge)
+    similar = counted_grouping(grouping, merge, source, layout) == "similar"
+    if similar and calibration is None:
+        raise ValueError("grouping = similar: needs a calibration")
     merged: State = {}
     for owner in layout.owners:
         group = Group(source, layout, owner, rotated)
@@ -45,10 +51,12 @@ def merge_kv(
         if row.calibrated and calibration is None:
             raise ValueError(f"merge = {merge}: needs a calibration")
         # In float32 until the end, because a sum of bf16 weights is rounded at every term.
-        prepared = _prepared(old, group, row, calibration) if calibration else {}
-        heads = _combined(old | prepared, fresh, group, merge, row)
-        if row.restores_norms and calibration:
-            heads |= restored_norms(heads, old, group, calibration)
+        moved, known = grouped(old, group, row.frames, calibration) if similar and calibration else ({}, calibration)
+        given = old | moved
+        prepared = moved | (_prepared(given, group, row, known) if known else {})
+        heads = _combined(given | prepared, fresh, group, merge, row)
+        if row.restores_norms and known:
+            heads |= restored_norms(heads, given, group, known)
         folded = {
             name: weight for name, weight in prepared.items() if ".attention.q." in name or ".attention.o." in name
         }

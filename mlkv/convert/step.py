@@ -91,7 +91,9 @@ def convert(
     added_norms = [name for name in new if ".kv_norm." in name and name not in old]
     new |= {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added_norms}
     with torch.no_grad():
-        new |= merge_kv(old, new, base.layout, layout, recipe.merge, base.shape.rotated_dims, calibration)
+        new |= merge_kv(
+            old, new, base.layout, layout, recipe.merge, base.shape.rotated_dims, calibration, recipe.grouping
+        )
         new |= widen_mlps(old, shape.mlp_width, recipe.widening)
     model.model.load_state_dict(new)
     model.generation_config = base.generation_config

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from mlkv.evaluate.task_files import TaskFiles
 from mlkv.layout import KVLayout, mha
-from mlkv.merges import converted_shape, merge_named
+from mlkv.merges import converted_shape, counted_grouping, merge_named
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
 from sweeps.planning.checks import (
@@ -275,7 +275,9 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
         return replace(variant, corpus=corpus, base=base)
     calibrate = None
     if base:
-        if merge_named(config.convert.merge).calibrated and layout != model.layout:
+        grouping = counted_grouping(config.convert.grouping, config.convert.merge, model.layout, layout)
+        needed = merge_named(config.convert.merge).calibrated or grouping == "similar"
+        if needed and layout != model.layout:
             calibrate = calibrate_step(config.calibrate, base, corpus, config.model.name)
         convert = convert_step(config.convert, layout, model.layout, base, calibrate, name_of(layout))
     else:

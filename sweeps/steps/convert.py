@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlkv.context import Outcome
 from mlkv.files import Json
 from mlkv.layout import KVLayout
-from mlkv.merges import MERGES, WIDENINGS
+from mlkv.merges import MERGES, WIDENINGS, counted_grouping
 from mlkv.recipes import ConvertRecipe
 from mlkv.shape import DecoderShape
 from sweeps.steps.kind import Execution, StepKind
@@ -17,13 +17,15 @@ def convert_step(
 ) -> Step:
     """From a base. Merge and widening are left out where the layout stays the same, as they then change nothing; and so
     is the calibration, which other merges do not need either. The seed counts where the merge may use newly initialised
-    heads: `random` does, and an extension's may."""
+    heads: `random` does, and an extension's may. So does the grouping where there are heads to choose."""
     identity: Json = {"layout": layout.as_dict()}
     pins: dict[str, str] = {}
     if layout != source:
         identity |= {"merge": recipe.merge, "widening": recipe.widening}
         seeded = recipe.merge == "random" or MERGES.extension(recipe.merge)
         identity |= {"seed": recipe.seed} if seeded else {}
+        grouping = counted_grouping(recipe.grouping, recipe.merge, source, layout)
+        identity |= {"grouping": grouping} if grouping != "adjacent" else {}
         pins = MERGES.pins(recipe.merge) | WIDENINGS.pins(recipe.widening)
     parents = {"base": base.id} | ({"calibration": calibration.id} if calibration else {})
     return Step("convert", identity, parents, pins, {}, label)

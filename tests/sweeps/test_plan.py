@@ -108,6 +108,17 @@ def test_conversion_to_the_bases_own_layout_is_one_step_however_it_merges(planne
     assert added(planner, ["layout=mha"], ["layout=mha", "convert=published"]) == {}
 
 
+def test_grouping_is_identity_where_heads_can_be_chosen(planner: Planner) -> None:
+    similar = "convert.grouping=similar"
+    gqa = ["layout.kv_heads=2", "sweep.baselines=[]", "measure=none", "evaluate=none", "evaluate.axis=null"]
+    assert added(planner, gqa, [*gqa, "convert.grouping=adjacent"]) == {}
+    assert added(planner, gqa, [*gqa, similar]) == {"calibrate": 1, "convert": 1, "uptrain": 1}
+    assert added(planner, [*gqa, "convert=svd"], [*gqa, "convert=svd", similar]) == {"convert": 1, "uptrain": 1}
+    mqa = ["layout=mqa", *gqa[1:]]
+    assert added(planner, mqa, [*mqa, similar]) == {}
+    assert added(planner, mqa, [*mqa, "convert.merge=random", similar]) == {"convert": 1, "uptrain": 1}
+
+
 def test_measure_knows_no_weights(planner: Planner) -> None:
     steps = planner(["layout=mqa", "uptrain.lr=1e-3,1e-4"]).steps.values()
     measures = [step for step in steps if step.kind == "measure"]
