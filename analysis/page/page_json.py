@@ -331,10 +331,12 @@ def _steps(seeds: list[VariantRow]) -> list[StepNameJson]:
         for _, _, id in seed.steps.each():
             users.setdefault(id, []).append(seed)
     names: dict[str, StepNameJson] = {}
+    continued = {id for seed in seeds for id in seed.steps.earlier or ()}
     for seed in seeds:
         for kind, task, id in seed.steps.each():
             whose = [] if len(users[id]) == len(seeds) else [_seed(users[id])]
-            names.setdefault(id, StepNameJson(" ".join(filter(None, [kind, task, *whose])), id))
+            before = "shorter" if id in continued else None
+            names.setdefault(id, StepNameJson(" ".join(filter(None, [before, kind, task, *whose])), id))
     return list(names.values())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.data.gather import gather
+from analysis.page.page_json import _steps
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
@@ -155,6 +156,13 @@ def test_the_table_of_training_shows_what_it_cost(done: tuple[Store, Plan]) -> N
     assert shown[1]["time"] == pytest.approx(sum(record.wall_seconds for record in records))
     assert shown[1]["peak memory"] == max(record.peak_memory_bytes for record in records)
     assert table.notes == ["time of a rung: with those that it continues"]
+
+
+def test_the_page_names_the_shorter_training_apart(done: tuple[Store, Plan]) -> None:
+    store, plan = done
+    short, long = trainings(plan).values()
+    named = {each.id: each.name for each in _steps(store.sweep("tiny").variants[1:])}
+    assert (named[short], named[long]) == ("shorter uptrain", "uptrain")
 
 
 def test_pruning_keeps_what_a_longer_rung_needs(done: tuple[Store, Plan]) -> None:
