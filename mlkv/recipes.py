@@ -30,7 +30,15 @@ ADDRESSES = 2**47
 
 LENGTHS = ("steps", "tokens", "epochs", "rungs")
 """The fields of which one sets the length of a training."""
-READ_WITH = {"decay": ("schedule", "wsd"), "lora_rank": ("train", "lora"), "lora_alpha": ("train", "lora")}
+READ_WITH = {
+    "decay": ("schedule", "wsd"),
+    "lora_rank": ("train", "lora"),
+    "lora_alpha": ("train", "lora"),
+    "teacher_logits": ("teacher", "base"),
+    "temperature": ("teacher", "base"),
+    "distill_weight": ("teacher", "base"),
+    "hidden_weight": ("teacher", "base"),
+}
 """Fields of a training that are read under one value of another field alone."""
 FEWEST_ITEM_TOKENS = 5
 """Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
@@ -142,6 +150,16 @@ class TrainRecipe(Choices):
     """`lora` alone."""
     lora_alpha: Real = added(32.0)
     """`lora` alone: adapters are scaled by `lora_alpha / lora_rank`."""
+    teacher: Literal["none", "base"] = added("none")
+    """`base`: the converted model learns to predict what its untouched base predicts (mlkv/train/distillation.py)."""
+    teacher_logits: Literal["online", "stored"] = added("online")
+    """The teacher computes them at every step, or a step of its own computed the largest ones before."""
+    temperature: Annotated[float, Ge(1e-3), Le(1e3)] = added(1.0)
+    """Of both distributions that are compared."""
+    distill_weight: Share = added(1.0)
+    """Of the KL divergence; the rest is that of the text's cross-entropy."""
+    hidden_weight: Factor = added(0.0)
+    """Of the distance between the hidden states of model and teacher, added to the loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,6 +167,11 @@ class TrainRecipe(Choices):
         if len(given) != 1:
             raise ValueError(f"set exactly one of {', '.join(LENGTHS)} (set: {', '.join(given) or 'none'})")
         self._check_rungs()
+        if self.hidden_weight and self.teacher_stored:
+            raise ValueError(
+                f"hidden_weight = {self.hidden_weight:g}: stored logits have no hidden states; "
+                "set teacher_logits = online"
+            )
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
         if self.last_step and self.last_step * self.batch_size > INT64:
@@ -185,6 +208,15 @@ class TrainRecipe(Choices):
         """Whether the value of a field means anything for this run."""
         key, value = READ_WITH.get(name, (name, getattr(self, name)))
         return bool(getattr(self, key) == value)
+
+    @property
+    def teacher_online(self) -> bool:
+        """Whether a teacher computes at every step."""
+        return self.teacher != "none" and self.teacher_logits == "online"
+
+    @property
+    def teacher_stored(self) -> bool:
+        return self.teacher != "none" and self.teacher_logits == "stored"
 
     def tokens_of(self, sequence_length: int) -> int | None:
         """The number of tokens that it trains on; None for epochs, which depend on the corpus."""
@@ -228,6 +260,38 @@ class CalibrateRecipe:
     seed: Seed = 42
     """Which rows."""
     threads: Threads = runtime_field(1)
+
+
+@dataclass(frozen=True)
+class TeacherRecipe(Choices):
+    """The largest predictions of a base on training text, computed once for all runs that learn from them."""
+
+    top_k: Dimension = 1024
+    """At most so many tokens have their probability stored at each place; that of all others is stored as one
+    number."""
+    tokens: Positive | None = None
+    """So many, padding included, in whole rows of the corpus; all of them if it has fewer. Unset: as many as a run
+    trains on."""
+    seed: Seed = 42
+    """Which rows."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: Positive = runtime_field(8)
+    """Rows at once."""
+    threads: Threads = runtime_field(1)
+
+    def for_run(self, run: TrainRecipe, sequence_length: int, vocab_size: int) -> TeacherRecipe:
+        """With what is left to the run and the vocabulary filled in; `tokens` stays unset for a run that counts
+        epochs."""
+        batch = run.batch_size * sequence_length
+        wanted = run.tokens_of(sequence_length)
+        whole = None if wanted is None else -(-wanted // batch) * batch
+        return replace(self, top_k=min(self.top_k, vocab_size), tokens=self.tokens or whole)
+
+    def row_bytes(self, sequence_length: int, vocab_size: int) -> int:
+        """What a row of the corpus takes on disk, with its tokens (mlkv/train/teacher.py says how)."""
+        known, id_bytes = min(self.top_k, vocab_size), 2 if vocab_size < 2**16 else 4
+        ids = 0 if known == vocab_size else id_bytes * known
+        return sequence_length * id_bytes + (sequence_length - 1) * (ids + 2 * (known + 1))
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ METRICS = _Metrics(
         "perplexity": _cost("perplexity", 2),
         "loss": _cost("loss"),
         "train_loss": _cost("training loss"),
+        "train_kl": _cost("training KL from the base"),
+        "train_cross_entropy": _cost("training cross-entropy"),
+        "train_hidden": _cost("training distance of hidden states"),
         "nats_per_token": _cost("nats per token"),
     },
 )

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from analysis.data.frame import Row
     from analysis.statistics.sources import Source
 
-LOSS = "train/loss"
+LOSS, CROSS_ENTROPY = "train/loss", "train/cross_entropy"
+"""A run that learns from a teacher logs both, and of these the cross-entropy is what other runs call their loss."""
 MOST_CURVES = 10
 SETTLED = 0.08
 """The vertical axis leaves out what came before this share of the steps: the first losses would squeeze all others."""
@@ -112,7 +113,7 @@ def _published_curve(rows: list[Row]) -> Curve:
 
 def _logged_curve(source: Source, row: Row) -> Curve:
     history = source.steps.history(row["step"]) if source.steps else []
-    losses = [(at, logged.get(LOSS)) for at, logged in history]
+    losses = [(at, logged.get(CROSS_ENTROPY, logged.get(LOSS))) for at, logged in history]
     points = [
         (at, math.inf if loss > sys.float_info.max else float(loss))
         for at, loss in losses

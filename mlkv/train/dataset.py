@@ -31,8 +31,12 @@ class BlockDataset(Dataset[Tensor]):
         return self.sequences
 
     def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(self.blocks.rows[self.row(i)].astype(np.int64))
+
+    def row(self, i: int) -> int:
+        """Which row the run's sequence number `i` is."""
         epoch, place = divmod(i, len(self.blocks.rows))
-        return torch.from_numpy(self.blocks.rows[self._order(epoch)[place]].astype(np.int64))
+        return int(self._order(epoch)[place])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         return epoch_order(self.seed, epoch).permutation(len(self.blocks.rows))

@@ -18,6 +18,7 @@ from ..layout import mha
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
 from . import trunk
+from .distillation import Distillation, open_teacher
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
@@ -31,8 +32,11 @@ def run(
     start: Path | None,
     shape: DecoderShape | None = None,
     shorter: Path | None = None,
+    teacher: Path | None = None,
 ) -> Outcome:
     """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and write the checkpoint into `out`.
+
+    teacher: where the recipe has one, the base's checkpoint or, if its logits are stored, what the teacher step left.
 
     Continues from the checkpoint in `ctx.work` if there is one, else from the trunk of `shorter`, the output of a run
     with the same recipe but its last rung (mlkv/train/trunk.py). In torch.distributed's environment the processes share
@@ -44,8 +48,9 @@ def run(
     blocks = _blocks(corpus, model.shape)
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
+    distillation = _distillation(recipe, teacher, model, blocks, precision)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainer = _train(model, schedule, blocks, ctx, precision, trunk.of_shorter(shorter))
+    trainer = _train(model, schedule, blocks, ctx, precision, distillation, trunk.of_shorter(shorter))
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
@@ -78,13 +83,29 @@ def _blocks(corpus: Path, shape: DecoderShape) -> Blocks:
     return blocks
 
 
+def _distillation(
+    recipe: TrainRecipe, teacher: Path | None, model: MLKVForCausalLM, blocks: Blocks, precision: str
+) -> Distillation | None:
+    if recipe.teacher == "none":
+        return None
+    if teacher is None:
+        raise ValueError(f"teacher = {recipe.teacher}: train needs its checkpoint or its stored predictions")
+    return Distillation(recipe, open_teacher(recipe, teacher, model, blocks.rows.shape[1]), precision)
+
+
 def _train(
-    model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str, continued: Path | None
+    model: MLKVForCausalLM,
+    schedule: Schedule,
+    blocks: Blocks,
+    ctx: Context,
+    precision: str,
+    distillation: Distillation | None,
+    continued: Path | None,
 ) -> BlockTrainer:
     ctx.work.mkdir(parents=True, exist_ok=True)
     model.loss_only = True
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
-    trainer = BlockTrainer(model, schedule, blocks, ctx, precision)
+    trainer = BlockTrainer(model, schedule, blocks, ctx, precision, distillation)
     checkpoint = trainer.watcher.latest() or continued
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -101,6 +122,7 @@ def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
     tokens = schedule.tokens_by(schedule.steps)
     values = {
         "train_loss": final_loss(watcher.losses),
+        **{f"train_{name}": final_loss(rows) for name, rows in watcher.terms.items()},
         "tokens": float(tokens),
         "tokens_per_second": watcher.tokens_per_second(),
         "trained_parameters": float(counts["trained_parameters"]),
@@ -117,5 +139,6 @@ def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
             "threads": schedule.recipe.threads,
             "unstable": bool(found_spikes),
             "spikes": [asdict(spike) for spike in found_spikes],
+            **(trainer.distillation.facts if trainer.distillation else {}),
         },
     )

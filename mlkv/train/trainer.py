@@ -7,6 +7,7 @@ bit for bit as an undisturbed one would (on one kind of processor with equally m
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from ..hf import MLKVForCausalLM, load_checked, non_finite
 from . import adapters, sharded
 from .arguments import optimizer, training_arguments
 from .dataset import BlockDataset
+from .distillation import Distillation
 from .schedule import Schedule
+from .teacher import TaughtDataset
 from .watcher import DIVERGED, Watcher
 
 
@@ -31,14 +34,24 @@ class BlockTrainer(Trainer):
     weights."""
 
     def __init__(
-        self, model: MLKVForCausalLM, schedule: Schedule, blocks: Blocks, ctx: Context, precision: str
+        self,
+        model: MLKVForCausalLM,
+        schedule: Schedule,
+        blocks: Blocks,
+        ctx: Context,
+        precision: str,
+        distillation: Distillation | None = None,
     ) -> None:
         recipe = schedule.recipe
-        self.schedule = schedule
+        self.schedule, self.distillation = schedule, distillation
         self.adapters = adapters.choose_trained(model, recipe)
         self.optimizer: Any = None  # torch's own, and accelerate's around it once training has begun
         self.lr_scheduler: Any = None
-        dataset = BlockDataset(blocks, schedule.steps * recipe.batch_size, recipe.seed)
+        stored = distillation.stored if distillation else None
+        sequences = schedule.steps * recipe.batch_size
+        dataset: BlockDataset | TaughtDataset = BlockDataset(blocks, sequences, recipe.seed)
+        if stored:
+            dataset = TaughtDataset(stored, sequences, recipe.seed)
         self.watcher = Watcher(schedule, ctx)
         super().__init__(
             model=model,
@@ -84,12 +97,18 @@ class BlockTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Trainer's own. Before the first update a loss that is not finite is the start's fault, not the training's: it
-        raises StepFailed that says so."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Trainer's own, of the model or of the distillation that asks it. Before the first update a loss that is not
+        finite is the start's fault, not the training's: it raises StepFailed that says so."""
+        computed = partial(self.distillation, model) if self.distillation else model
+        loss = super().compute_loss(computed, inputs, return_outputs, num_items_in_batch)
         if self.state.global_step == 0 and not torch.isfinite(loss):
             raise StepFailed(f"loss = {loss.item()} before the first update: the start computes nothing finite")
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.distillation and "loss" in logs:
+            logs |= self.distillation.take_means(partial(self.accelerator.reduce, reduction="sum"))
+        super().log(logs, start_time)
 
     # Saving and resuming with weights that processes share (FSDP): Trainer's own checkpoints hold the weights twice and
     # can only be resumed by equally many processes, while a queue may start the next attempt with more or fewer. So the

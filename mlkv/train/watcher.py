@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..context import Context, StepFailed
 from ..files import discard, share
+from .distillation import TERMS
 from .schedule import Schedule, spike_of_last
 
 STAGING, OWNER = "staging", "owner"
@@ -33,6 +34,8 @@ class Watcher(TrainerCallback):
         self.schedule, self.ctx = schedule, ctx
         self.staging = ctx.work / f"{STAGING}-{ctx.attempt}"
         self.losses: list[tuple[int, float]] = []
+        self.terms: dict[str, list[tuple[int, float]]] = {}
+        """What the losses are made of, where a teacher takes part."""
         self.seconds = 0.0
         self.steps_timed = 0
         self._since: tuple[int, float] | None = None
@@ -52,7 +55,9 @@ class Watcher(TrainerCallback):
             discard(self.staging)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.losses = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row]
+        rows = [row for row in state.log_history if "loss" in row]
+        self.losses = [(row["step"], row["loss"]) for row in rows]
+        self.terms = {name: [(row["step"], row[name]) for row in rows] for name in TERMS if rows and name in rows[0]}
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = self._since or (state.global_step, time.monotonic())
@@ -74,7 +79,8 @@ class Watcher(TrainerCallback):
         if "loss" not in logs:
             return
         step = state.global_step
-        values = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+        terms = {name: logs[name] for name in TERMS if name in logs}
+        values = {"loss": logs["loss"], **terms, "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
         done = {"step": step, "steps": self.schedule.steps, "tokens": self.schedule.tokens_by(step)}
         rate = {"tokens_per_second": self._time(step)}
         if state.is_world_process_zero:
@@ -83,6 +89,8 @@ class Watcher(TrainerCallback):
             if value is not None and not math.isfinite(value):
                 raise StepFailed(f"{name} = {value} at step {step}: {DIVERGED}")
         self.losses.append((step, logs["loss"]))
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append((step, value))
         self._check_spike()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

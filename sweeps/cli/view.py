@@ -19,6 +19,7 @@ from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, States, blockers, to_run
+from sweeps.planning.teachers import TeacherCosts, teacher_costs
 from sweeps.planning.variants import Variant
 from sweeps.store.states import StepState
 
@@ -47,7 +48,8 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
-    return Group(_variants(plan, states), *_inputs(plan), _kinds(plan.steps, states, costs), _work(plan, states))
+    inputs = [*_inputs(plan), *_teacher(teacher_costs(plan, costs))]
+    return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,26 @@ def _examples(counts: int | dict[str, int]) -> str:
     if not numbers[-1]:
         return ""
     return f" ({'to '.join(dict.fromkeys(f'{number}-shot ' for number in (numbers[0], numbers[-1]))).strip()})"
+
+
+def _teacher(costs: TeacherCosts | None) -> Iterator[Text]:
+    """What it costs to ask teachers at every step, and to store what they predict."""
+    if costs is None:
+        return
+    runs = f"{costs.online + costs.stored} runs"
+    tokens = "all their tokens" if costs.tokens is None else f"{count(costs.tokens)} tokens in all"
+    online = f"online: {runs} ask it on {tokens}{_took(costs.seconds)}"
+    if costs.stored_tokens is None:
+        stored = f"stored: once on all rows{_took(costs.stored_seconds)}, {size(costs.bytes)} on disk for a token"
+    else:
+        once = f"once on {count(costs.stored_tokens)} tokens{_took(costs.stored_seconds)}"
+        stored = f"stored: {once}, {size(costs.bytes)} on disk"
+    chosen = [name for name, some in (("online", costs.online), ("stored", costs.stored)) if some]
+    yield Text(f"teacher: {' and '.join(chosen)} (uptrain.teacher_logits); {online}; {stored}")
+
+
+def _took(seconds: float | None) -> str:
+    return "" if seconds is None else f" ({duration(seconds)})"
 
 
 def _kinds(graph: Graph, states: States, costs: Costs) -> RenderableType:

@@ -78,6 +78,23 @@ def check_tasks(config: Config) -> None:
         raise UserError(f"evaluate.tasks: {items} is made of the corpus's items, and corpus.task_items = 0 makes none")
 
 
+def check_teacher(config: Config) -> None:
+    """A teacher is the base that was converted."""
+    if config.base.teacher != "none":
+        raise UserError(f"base.teacher = {config.base.teacher}: a base has no teacher; set uptrain.teacher")
+    if config.convert.start == "scratch" and config.uptrain.teacher != "none":
+        raise UserError(
+            f"uptrain.teacher = {config.uptrain.teacher}: convert = scratch has no base to learn from; "
+            "convert one (convert=svd), or set uptrain.teacher=none"
+        )
+    recipe = config.uptrain
+    if recipe.teacher_stored and len(recipe.rungs) > 1 and config.teacher.tokens is None:
+        raise UserError(
+            "teacher.tokens is unset: all rungs of a chain learn from the same rows; set it "
+            f"({recipe.tokens_of(config.corpus.sequence_length)} is what the last one trains on)"
+        )
+
+
 def check_measure(config: Config, model: Model) -> None:
     try:
         config.measure.check_fit(model.shape)

@@ -24,6 +24,7 @@ from mlkv.recipes import (
     EvaluateRecipe,
     MeasureRecipe,
     Seed,
+    TeacherRecipe,
     Threads,
     TrainRecipe,
 )
@@ -206,6 +207,7 @@ class Config:
     cluster: ClusterConfig
     sweep: SweepConfig
     calibrate: CalibrateRecipe = field(default_factory=CalibrateRecipe)
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
     added: dict[str, Any] = field(default_factory=dict)

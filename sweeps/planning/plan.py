@@ -19,7 +19,7 @@ from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training
-from sweeps.planning.variants import Variant, variants_of_point
+from sweeps.planning.variants import Variant, check_teacher_line, variants_of_point
 from sweeps.steps.step import Step, with_work
 from sweeps.store.errors import UserError
 from sweeps.store.schema import PlanFile, PlannedStep
@@ -95,6 +95,7 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
             variants[ids] = _merged(variants.get(ids, variant), variant)
     if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
+    check_teacher_line(arguments, variants.values())
     check_read(trained := _trained(variants.values()))
     check_training(trained)
     resolver.save()

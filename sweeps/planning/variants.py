@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from sweeps.planning.checks import (
     check_read_fields,
     check_size,
     check_tasks,
+    check_teacher,
 )
 from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
@@ -41,6 +42,7 @@ from sweeps.steps.kind import Planned
 from sweeps.steps.measure import measure_step
 from sweeps.steps.registry import KINDS, kind_of
 from sweeps.steps.step import Step, canonical
+from sweeps.steps.teacher import teacher_step
 from sweeps.steps.uptrain import uptrain_steps
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow, VariantSteps
@@ -48,7 +50,7 @@ from sweeps.store.schema import VariantRow, VariantSteps
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STEPS = "uptrain.steps"
 """The key under which the rungs of a chain are swept values."""
-_ROLES = ("corpus", "base", "calibrate", "convert", "uptrain", "measure")
+_ROLES = ("corpus", "base", "calibrate", "teacher", "convert", "uptrain", "measure")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
 
 
@@ -69,6 +71,7 @@ class Variant:
     """What the plan found out about the corpus's text."""
     base: Step | None = None
     calibrate: Step | None = None
+    teacher: Step | None = None
     convert: Step | None = None
     earlier: tuple[Step, ...] = ()
     """The trainings that its own continues, the shortest first."""
@@ -89,7 +92,7 @@ class Variant:
     @property
     def steps(self) -> list[Step]:
         """Parents before children."""
-        chain = [self.corpus, self.base, self.calibrate, self.convert, *self.earlier, self.uptrain]
+        chain = [self.corpus, self.base, self.calibrate, self.teacher, self.convert, *self.earlier, self.uptrain]
         chain += [*self.evaluate.values(), self.measure, *self.added.values()]
         return [step for step in chain if step]
 
@@ -180,6 +183,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     if chosen:
         check_read_fields(config)
         check_tasks(config)
+        check_teacher(config)
         check_measure(config, model)
     for each in chosen:
         yield _with_steps(each, resolver)
@@ -282,12 +286,28 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
         convert = convert_step(config.convert, layout, model.layout, base, calibrate, name_of(layout))
     else:
         convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
-    trained = config.uptrain.steps != 0
     variant = replace(variant, corpus=corpus, base=base, calibrate=calibrate, convert=convert)
-    if not trained:
-        return variant
-    *earlier, uptrain = uptrain_steps(config.uptrain, convert, corpus, name_of(layout))
-    return replace(variant, earlier=tuple(earlier), uptrain=uptrain)
+    return variant if config.uptrain.steps == 0 else _with_training(variant, convert, corpus)
+
+
+def _with_training(variant: Variant, start: Step, corpus: Step) -> Variant:
+    config, base = variant.config, variant.base
+    recipe, stored = config.uptrain, None
+    if base and recipe.teacher_stored:
+        length = config.corpus.sequence_length
+        stored = teacher_step(config.teacher, recipe, base, corpus, variant.model.shape, length, config.model.name)
+    teacher = base if recipe.teacher_online else stored
+    *earlier, uptrain = uptrain_steps(recipe, start, corpus, name_of(variant.layout), teacher)
+    return replace(variant, teacher=stored, earlier=tuple(earlier), uptrain=uptrain)
+
+
+def check_teacher_line(arguments: Iterable[str], variants: Collection[Variant]) -> None:
+    """Raises UserError where the line sets what only stored predictions read, and no run learns from such."""
+    given = next((line for line in arguments if line.startswith("teacher.")), None)
+    if given and not any(variant.teacher for variant in variants):
+        raise UserError(
+            f"{given}: no run of this sweep reads it; set uptrain.teacher_logits=stored (with uptrain.teacher=base)"
+        )
 
 
 def _base_step(config: Config, model: Model, corpus: Step) -> Step:

@@ -14,16 +14,22 @@ SHORTER = "shorter"
 """The role of the parent that a rung continues: the same training with the rung before as its last."""
 
 
-def uptrain_steps(recipe: TrainRecipe, start: Step, corpus: Step, label: str) -> list[Step]:
+def uptrain_steps(
+    recipe: TrainRecipe, start: Step, corpus: Step, label: str, teacher: Step | None = None
+) -> list[Step]:
     """The training, behind those that it continues. A rung knows those before it and none after it: a longer chain has
-    the steps of a shorter one. One `wsd` run of some steps is a chain of one, so that it can be continued."""
+    the steps of a shorter one. One `wsd` run of some steps is a chain of one, so that it can be continued.
+
+    teacher: the base, or the step that stored what it predicts.
+    """
     recipe = recipe.without_unread()
     if recipe.schedule == "wsd" and recipe.steps:
         recipe = replace(recipe, rungs=(recipe.steps,), steps=None)
+    shared = {"start": start.id, "corpus": corpus.id} | ({"teacher": teacher.id} if teacher else {})
     chain: list[Step] = []
     for i in range(len(recipe.rungs) or 1):
         rung = replace(recipe, rungs=recipe.rungs[: i + 1])
-        parents = {"start": start.id, "corpus": corpus.id} | ({SHORTER: chain[-1].id} if chain else {})
+        parents = shared | ({SHORTER: chain[-1].id} if chain else {})
         name = f"{label} {rung.last_step} steps" if len(recipe.rungs) > 1 else label
         chain.append(Step("uptrain", identity_fields(rung), parents, {}, runtime_fields(rung), name))
     return chain
@@ -33,14 +39,22 @@ def run(execution: Execution) -> Outcome:
     from mlkv.train.step import run as train
 
     recipe, inputs = execution.recipe(TrainRecipe), execution.inputs
-    corpus, start, shorter = inputs["corpus"], inputs["start"], inputs.get(SHORTER)
-    return train(recipe, execution.out, execution.ctx, corpus=corpus, start=start, shorter=shorter)
+    return train(
+        recipe,
+        execution.out,
+        execution.ctx,
+        corpus=inputs["corpus"],
+        start=inputs["start"],
+        shorter=inputs.get(SHORTER),
+        teacher=inputs.get("teacher"),
+    )
 
 
 def training_work(recipe: TrainRecipe, millions: float, sequence_length: int) -> float:
-    """Millions of parameters times the tokens that pass through them."""
+    """Millions of parameters times the tokens that pass through them; a third more where a teacher computes too, as a
+    pass forward is a third of a training step."""
     tokens = recipe.tokens_of(sequence_length) or 1e6 * (recipe.epochs or 1)
-    return max(millions * tokens, 1.0)
+    return max(millions * tokens, 1.0) * (4 / 3 if recipe.teacher_online else 1)
 
 
 def work(step: Step, millions: float, sequence_length: int) -> float:

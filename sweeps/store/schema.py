@@ -237,6 +237,7 @@ class VariantSteps:
     added: dict[str, str] | None = later()
     calibrate: str | None = later()
     earlier: list[str] | None = later()
+    teacher: str | None = later()
 
     @property
     def ids(self) -> list[str]:
@@ -245,7 +246,7 @@ class VariantSteps:
 
     def each(self) -> Iterator[tuple[str, str | None, str]]:
         """(kind, task, id) of every step, in that order."""
-        for kind in ("corpus", "base", "calibrate", "convert"):
+        for kind in ("corpus", "base", "calibrate", "teacher", "convert"):
             if id := getattr(self, kind):
                 yield kind, None, id
         for id in (*(self.earlier or ()), self.uptrain):

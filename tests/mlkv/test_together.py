@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import socket
@@ -14,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from mlkv.context import Interrupted
-from mlkv.recipes import TrainRecipe
+from mlkv.convert.step import convert
+from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import KVLayout, mha
+from mlkv.recipes import ConvertRecipe, TrainRecipe
 from mlkv.train import step as train
 from tests.support.processes import PATIENCE
 from tests.support.tiny import SHAPE, context, make_corpus, start_python
@@ -51,15 +55,18 @@ def trained(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied
     ctx = context(folder / "work", rows, lambda: bool(stop and rows and rows[-1]["step"] >= stop))
     facts: dict[str, Any] = {}
     try:
-        shape = replace(SHAPE, tied=tied)
-        facts = train.run(recipe, folder / "out", ctx, corpus=corpus, start=None, shape=shape).facts
+        shape, bases = replace(SHAPE, tied=tied), corpus.parent
+        teacher = bases / "base" if recipe.teacher == "base" else None
+        start = bases / "converted" if teacher else None
+        out = folder / "out"
+        facts = train.run(recipe, out, ctx, corpus=corpus, start=start, shape=shape, teacher=teacher).facts
     except Interrupted:
         assert stop
-    return {**facts, "losses": [row["loss"] for row in rows]}
+    return {**facts, "losses": [row["loss"] for row in rows], "kl": [row.get("kl") for row in rows]}
 
 
-def together(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False) -> None:
-    """Two processes; what they leave is where `trained` would leave it."""
+def together(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False) -> str:
+    """Two processes; what they leave is where `trained` would leave it. What the first one printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -74,6 +81,7 @@ def together(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tie
     printed = [process.communicate(timeout=PATIENCE)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     assert not list((folder / "second" / "out").iterdir()), "the first process saves"
+    return printed[0]
 
 
 def assert_alike(folder: Path, other: Path, tolerance: float) -> None:
@@ -117,3 +125,21 @@ def test_parts_of_a_model_train_as_in_one_process(
     trained(tmp_path / "one", corpus, recipe)
     together(tmp_path / "two", corpus, replace(recipe, strategy=strategy))
     assert_alike(tmp_path / "two", tmp_path / "one", 2e-5)
+
+
+def test_runs_that_learn_from_a_teacher_share_a_batch(corpus: Path, tmp_path: Path) -> None:
+    """Weights that are shared, and whole ones; each process has the teacher for itself."""
+    shape = replace(SHAPE, tied=True, init_std=0.2)
+    base = MLKVForCausalLM.from_shape(shape, mha(shape.layers, shape.heads), seed=1)
+    base.save_pretrained(corpus.parent / "base")
+    convert(base, KVLayout((0, 0), (1,), 2), ConvertRecipe()).save_pretrained(corpus.parent / "converted")
+    recipe = replace(RECIPE, teacher="base", distill_weight=0.7, hidden_weight=0.5, steps=4)
+    alone = trained(tmp_path / "one", corpus, recipe)
+    for strategy in ("ddp", "fsdp"):
+        printed = together(tmp_path / strategy, corpus, replace(recipe, strategy=strategy))
+        assert_alike(tmp_path / strategy, tmp_path / "one", 2e-5)
+        found = ast.literal_eval(printed.splitlines()[-1])
+        assert [found["losses"], found["kl"]] == [
+            pytest.approx(alone["losses"], 1e-4),
+            pytest.approx(alone["kl"], 1e-4),
+        ]

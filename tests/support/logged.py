@@ -8,7 +8,8 @@ from sweeps.store.schema import LoggedRow
 from sweeps.store.store import Store
 
 OLD_STORE = Path(__file__).parents[1] / "sweeps" / "old_store" / "store"
-LATER = {"calibrate": [LoggedRow(fields={"time": 1.0 + i, "step": i, "steps": 2}) for i in range(3)]}
+_BATCHES = [LoggedRow(fields={"time": 1.0 + i, "step": i, "steps": 2}) for i in range(3)]
+LATER = {"calibrate": _BATCHES, "teacher": _BATCHES}
 """Of kinds that the old store does not have."""
 
 
