@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,22 @@ from slurm.local_cluster.cluster import LocalCluster
 # Its deadline of 200 ms an example judges the machine, which may be busy, not the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+CACHE = "XDG_CACHE_HOME"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What plans of tests find out stays out of the user's cache; the caches of other programs are the user's own."""
+    if hasattr(config, "workerinput"):  # of pytest-xdist, with the environment of the process that started it
+        return
+    users = Path(os.environ.get(CACHE) or Path.home() / ".cache")
+    folder = Path(tempfile.mkdtemp(prefix="mlkv-test-cache-"))
+    for each in users.iterdir() if users.is_dir() else ():
+        if each.name != "mlkv":
+            (folder / each.name).symlink_to(each)
+    os.environ[CACHE] = str(folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
 
 SBIN = "/usr/sbin:/usr/local/sbin"
 

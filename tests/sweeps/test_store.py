@@ -21,6 +21,7 @@ from sweeps.store.files import last_line, read_json, write_atomic, write_json, w
 from sweeps.store.schema import LoggedRow, Runtime, Spec
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import Store, StoreError
+from sweeps.store.user_cache import user_cache
 from tests.support.read_back import present
 from tests.support.records import record_of, save_sweep
 
@@ -49,6 +50,10 @@ def finish(claim: Claim, files: dict[str, bytes]) -> bool:
     claim.attempt.finish("done", "", 0)
     claim.release()
     return published
+
+
+def test_tests_leave_the_users_cache_alone() -> None:
+    assert user_cache("digests").parents[1].name.startswith("mlkv-test-cache-")
 
 
 def test_states_of_a_step_from_first_to_last(tmp_path: Path) -> None:
