@@ -190,12 +190,16 @@ def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:
 
 
 def keeps(expression: str | None, names: Values) -> bool:
-    """Whether a variant passes `sweep.filter`. Raises UserError listing the names it may use."""
+    """Whether a variant passes `sweep.filter`. Raises UserError listing the names it may use, also where the expression
+    is neither true nor false: `12` would keep every variant."""
     if expression is None:
         return True
     try:
         ast.parse(expression.strip(), mode="eval")  # simpleeval alone would pass over `budget = 6`
-        return bool(EvalWithCompoundTypes(names=names, functions=_FUNCTIONS).eval(expression))
+        passes = EvalWithCompoundTypes(names=names, functions=_FUNCTIONS).eval(expression)
+        if not isinstance(passes, bool):
+            raise TypeError(f"is {passes!r}, neither true nor false; compare it, as in `budget > 6`")
+        return passes
     except Exception as error:  # whatever the expression raises is the expression's own fault
         reason = f"no key {error}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
         known = ", ".join(sorted(names))

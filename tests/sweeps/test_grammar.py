@@ -123,6 +123,10 @@ def test_filters_see_the_configuration_and_the_layout(planner: Planner) -> None:
         ("[x for x in range(10)]", "Function 'range' not defined"),
         ("(" * 300 + ")" * 300, "too many nested parentheses"),
         ("2 ** 10 ** 10", "I don't want to evaluate"),
+        ("12", "is 12, neither true nor false; compare it, as in `budget > 6`"),
+        ("budget", "neither true nor false"),
+        ("name or None", "neither true nor false"),
+        ("None", "is None, neither true nor false"),
     ],
 )
 def test_a_filter_that_cannot_be_evaluated_is_one_line(planner: Planner, expression: str, reason: str) -> None:
