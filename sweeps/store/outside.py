@@ -88,7 +88,8 @@ def plain_reason(error: OSError) -> str:
 
 
 def permission_advice(error: OSError) -> str:
-    """Whose file or folder refused it, with which permissions, and what opens it; empty for any other error."""
+    """Whose file or folder refused it, with which permissions, and what opens it, to go on with a reason that may stand
+    in parentheses; empty for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM) or not isinstance(error.filename, str):
         return ""
     for path in (Path(error.filename), *Path(error.filename).parents):
@@ -97,7 +98,7 @@ def permission_advice(error: OSError) -> str:
         except OSError:  # it is not there, or a folder above is closed, which stands in the way then
             continue
         if path.is_dir() or not os.access(path, os.R_OK):
-            return f" ({path} is {_owner(found.st_uid)}'s, {stat.filemode(found.st_mode)}; {_remedy(path, found)})"
+            return f"; {path} is {_owner(found.st_uid)}'s, {stat.filemode(found.st_mode)}; {_remedy(path, found)}"
     return ""
 
 

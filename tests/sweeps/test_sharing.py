@@ -119,7 +119,7 @@ def test_where_a_group_may_not_write_the_line_says_whose_it_is_and_what_to_do(
     line = capfd.readouterr().err
     assert line.count("\n") == 1
     place = Store(shared).step(STEPS[1].id).path
-    assert f"({place} is user {ALICE}'s, drwxr-sr-x; to share a store, its owner runs `chmod -R g+rwX` on it" in line
+    assert f"; {place} is user {ALICE}'s, drwxr-sr-x; to share a store, its owner runs `chmod -R g+rwX` on it" in line
     assert "`umask 002`" in line
 
 
@@ -135,7 +135,7 @@ def test_a_store_closed_to_others_is_named_with_its_owner(shared: Path) -> None:
         return "opened"
 
     assert str(by(BOB, 0o002, why)).startswith(
-        f"store = {shared}: cannot be written (Permission denied ({shared} is user {ALICE}'s, drwx------; to share"
+        f"store = {shared}: cannot be written (Permission denied; {shared} is user {ALICE}'s, drwx------; to share"
     )
 
 
@@ -156,4 +156,5 @@ def test_only_a_refusal_names_an_owner(tmp_path: Path) -> None:
     missing = tmp_path / "a" / "b"
     assert describe_error(OSError(errno.EIO, "broken", str(missing))) == f"EIO: broken: {missing}"
     own = describe_error(OSError(errno.EACCES, "Permission denied", str(missing)))
-    assert own.endswith(f"; `chmod u+rwX {tmp_path}`)")
+    assert own.endswith(f"; `chmod u+rwX {tmp_path}`")
+    assert "(" not in own, "it stands in parentheses where the sentence around it names the place"
