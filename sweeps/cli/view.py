@@ -201,9 +201,12 @@ def _work(plan: Plan, states: States) -> str:
         return ""
     jobs = job_specs(missing, plan.config.cluster)
     hours = [job.device_hours for job in jobs]
+    on_gpus = sum(each or 0.0 for each, job in zip(hours, jobs, strict=True) if job.resources.gpus)
+    elsewhere = sum(each or 0.0 for each, job in zip(hours, jobs, strict=True) if not job.resources.gpus)
+    parts = [f"{on_gpus:.1f} GPU-hours"] if on_gpus else []
+    parts += [f"{elsewhere:.1f} hours{' without a GPU' if parts else ''}"] if elsewhere or not parts else []
     checkpoints = size(plan.checkpoint_bytes({step.id for step in missing}))
-    unit = "GPU-hours" if any(job.resources.gpus for job in jobs) else "hours"
-    most = f"at most {sum(each or 0.0 for each in hours):.1f} {unit} by their time limits"
+    most = f"at most {' and '.join(parts)} by their time limits"
     return f"{len(jobs)} jobs: {'no time limit' if None in hours else most}, {checkpoints} of checkpoints"
 
 

@@ -90,6 +90,14 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
     assert "tasks: bits_per_byte, heldout_choice4, heldout_choice2, heldout_cloze; at most 200 items of each" in text
 
 
+def test_a_plan_counts_no_gpu_where_a_job_has_none(planner: Callable[[Sequence[str]], Plan]) -> None:
+    minutes = [f"cluster.resources.{kind}.minutes=60" for kind in ("corpus", "base", "uptrain", "evaluate", "measure")]
+    plan = planner(["layout=mlkv", "cluster=slurm", "sweep.baselines=[]", "cluster.resources.corpus.gpus=0", *minutes])
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(plan_tables(plan, {id: State(StepState.PENDING) for id in plan.steps}, COSTS))
+    assert "4 jobs: at most 3.0 GPU-hours and 1.0 hours without a GPU by their time limits" in console.export_text()
+
+
 def test_brackets_in_a_label_are_text_and_no_style(
     planner: Callable[[Sequence[str]], Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
