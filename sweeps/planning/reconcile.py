@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from sweeps.steps.registry import kind_of, outdated
@@ -97,33 +97,43 @@ def refuse_outdated(graph: Graph, store: Store) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per unit of work that steps of each kind took in this store.
+    """Seconds per unit of work that steps of each kind took in this store, and seconds before their work began.
 
-    The median over records: a first run that downloads or compiles, and a busy machine, are outliers.
+    The medians over records: a first run that downloads or compiles, and a busy machine, are outliers. A start takes as
+    long for a tiny step as for a large one, so it is no part of the pace where the rows that a step logged show both.
     """
 
     seconds_per_work: dict[str, float]
+    start_seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_store(cls, store: Store) -> Costs:
         rates: dict[str, list[float]] = defaultdict(list)
+        starts: dict[str, list[float]] = defaultdict(list)
         for step in store.steps():
             with suppress(DamagedFileError, OSError):  # the command that needs this very step names the file
                 if (record := step.record()) and record.work:
-                    rates[step.kind].append(record.wall_seconds / record.work)
-        return cls({kind: median(values) for kind, values in rates.items()})
+                    attempt = next((a for a in step.attempts() if a.number == record.attempt), None)
+                    known = attempt.computing_seconds() if attempt else None
+                    computing = min(known or record.wall_seconds, record.wall_seconds)
+                    rates[step.kind].append(computing / record.work)
+                    starts[step.kind].append(record.wall_seconds - computing)
+        medians = ({kind: median(values) for kind, values in each.items()} for each in (rates, starts))
+        return cls(*medians)
 
     def seconds(self, step: Step) -> float | None:
         """Expected wall seconds of a step; None where no step like it has ever finished here."""
-        rate, work = self._rate(step.kind), step.how.get("work")  # which a how.json of earlier code lacks
-        return None if rate is None or work is None else rate * work
+        kind, work = self._known_kind(step.kind), step.how.get("work")  # which a how.json of earlier code lacks
+        if kind is None or work is None:
+            return None
+        return self.start_seconds.get(kind, 0.0) + self.seconds_per_work[kind] * work
 
-    def _rate(self, kind: str) -> float | None:
-        """The rate of the kind, or else of another kind whose steps take the same time per unit of work."""
-        rate, cost = self.seconds_per_work.get(kind), kind_of(kind).cost
-        if rate or not cost:
-            return rate
-        return next((rate for other, rate in self.seconds_per_work.items() if kind_of(other).cost == cost), None)
+    def _known_kind(self, kind: str) -> str | None:
+        """The kind itself, or else another one whose steps take the same time per unit of work."""
+        cost = kind_of(kind).cost
+        if kind in self.seconds_per_work or not cost:
+            return kind if kind in self.seconds_per_work else None
+        return next((other for other in self.seconds_per_work if kind_of(other).cost == cost), None)
 
     def total(self, steps: Iterable[Step]) -> float | None:
         """Their sum in seconds; None if any is unknown."""

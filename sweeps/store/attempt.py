@@ -100,6 +100,22 @@ class Attempt:
         rows = parse_rows(LoggedRow, f"{last_line(self.metrics_file)}\n".encode()).rows
         return rows[-1] if rows else None
 
+    def computing_seconds(self) -> float | None:
+        """Seconds that all of its work takes at the pace between its first row and its newest, without its start; None
+        where rows show no pace."""
+        try:
+            with self.metrics_file.open("rb") as file:
+                rows = parse_rows(LoggedRow, file.readline()).rows
+        except FileNotFoundError:
+            return None
+        if not rows or not (last := self.progress()):
+            return None
+        facts = rows[0].time, rows[0].step, last.time, last.step, last.steps
+        if None in facts:
+            return None
+        began, first, ended, newest, steps = (fact or 0 for fact in facts)
+        return (ended - began) * steps / (newest - first) if newest > first and ended > began else None
+
     def log_tracking(self, reason: str) -> bool:
         """Note why W&B does not have all of it; false where that cannot be written: it may be the disk that is full."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 from tests.support.logged import logged
+from tests.support.workers_here import finished, workers_here
 
 COSTS = Costs({"base": 2.0, "evaluate": 0.5})
 
@@ -45,6 +47,19 @@ def test_what_is_left_counts_records_progress_and_what_nobody_knows() -> None:
     states = {base.id: done, evaluate.id: pending, measure.id: pending}
     assert expected_left([base, evaluate, measure], states, COSTS, 1) == "over 4 s left"
     assert expected_left([measure], states, COSTS, 1) == "time left not known yet"
+
+
+def test_a_start_is_no_part_of_the_pace(tmp_path: Path) -> None:
+    """A tiny base of 6 s trained for half a second; what is a hundred times its work does not take ten minutes."""
+    store = Store(tmp_path)
+    with workers_here():
+        base = finished(store, Step("base", {}), {"wall_seconds": 6.0, "work": 10.0})
+    rows = [{"time": 100.0 + step / 20, "step": step, "steps": 10} for step in (2, 6, 10)]
+    base.attempts()[-1].metrics_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    uptrain = step("uptrain", 1000)
+    assert Costs.of_store(store).seconds(uptrain) == pytest.approx(5.5 + 50)
+    base.attempts()[-1].metrics_file.unlink()
+    assert Costs.of_store(store).seconds(uptrain) == pytest.approx(600), "without rows nothing shows what a start took"
 
 
 @pytest.mark.parametrize("kind", KINDS)
