@@ -18,11 +18,11 @@ TRAINED = "trained_parameters"
 
 def training(source: Source, published: Source | None) -> Table | None:
     """A row per layout that was trained; time and memory of several seeds are their mean and their maximum. None where
-    no training is done."""
+    nothing is trained. A training that is not done has a dash."""
     steps: dict[str, dict[str, Row]] = {}
     trained: dict[str, float] = {}
     for row in frame.records(source.table):
-        if row["kind"] == "uptrain" and row["wall_seconds"] is not None:
+        if row["kind"] == "uptrain" and row["step"] is not None:
             name = row["replicate_of"] or row["variant"]
             steps.setdefault(name, {})[row["step"]] = row
             if row["metric"] == TRAINED and row["value"] is not None:
@@ -31,12 +31,17 @@ def training(source: Source, published: Source | None) -> Table | None:
     if not rows:
         return None
     own = [list(steps[row["variant"]].values()) for row in rows]
+    done = [any(step["wall_seconds"] is not None for step in of_one) for of_one in own]
     # Code that did not record what it trained trained everything.
     parameters = [trained.get(row["variant"], row["parameters"]) for row in rows]
     columns = [
         shape_columns(rows)[0],
         Column("parameters", "part", [count(row["parameters"]) for row in rows]),
-        Column("trained parameters", "score", [count(number) for number in parameters]),
+        Column(
+            "trained parameters",
+            "score",
+            [count(n) if of_one else NOTHING for n, of_one in zip(parameters, done, strict=True)],
+        ),
         Column("tokens", "score", [count(row.get("uptrain.tokens")) for row in rows]),
         Column("time", "score", _cells(own, "wall_seconds", _mean, duration)),
         Column("peak memory", "score", _cells(own, "peak_memory_bytes", max, lambda number: size(round(number)))),

@@ -335,7 +335,14 @@ TABLES["owners"] = TableKind("layers that own keys and values", owners)
 def test_an_extension_adds_a_table(source: Source, tmp_path: Path) -> None:
     (tmp_path / "owners.py").write_text(EXTENSION)
     with extensions(lambda: [tmp_path / "owners.py"]):
-        assert list(make_tables(source, [])) == ["configuration", "losses", "benchmarks", "memory", "owners"]
+        assert list(make_tables(source, [])) == [
+            "configuration",
+            "losses",
+            "benchmarks",
+            "memory",
+            "training",
+            "owners",
+        ]
         assert column(make_tables(source, ["owners"])["owners"], "owners")[0] == "6"
     with pytest.raises(ValueError, match="table = owners: must be one of"):
         make_tables(source, ["owners"])

@@ -15,7 +15,7 @@ from mlkv.recipes import TrainRecipe
 from mlkv.train.arguments import check
 
 HINTS = get_type_hints(TrainRecipe, include_extras=True)
-LENGTH = ("steps", "tokens", "epochs")
+LENGTH = ("steps", "tokens", "epochs", "rungs")
 
 
 def ends(hint: Any) -> list[Any]:
@@ -46,7 +46,8 @@ def test_the_ends_of_every_range_are_taken(name: str) -> None:
     for value in ends(HINTS[name]):
         length = {} if name in LENGTH else {"steps": 1}
         others = {"batch_size": 1} if name in LENGTH else {"batch_size": value} if name == "micro_batch" else {}
-        check(TypeAdapter(TrainRecipe).validate_python({**length, **others, name: value}))
+        given = {"rungs": (value,), "schedule": "wsd"} if name == "rungs" else {name: value}
+        check(TypeAdapter(TrainRecipe).validate_python({**length, **others, **given}))
 
 
 def test_every_combination_of_choices_is_taken() -> None:
