@@ -67,7 +67,8 @@ def similar_orders(state: State, group: Group, frames: FrameKind | None, calibra
 def _outputs(
     state: State, group: Group, layer: int, frames: FrameKind | None, calibration: Calibration
 ) -> tuple[Tensor, Tensor]:
-    """Keys before rotation and values, `[heads, N, K]`, each kind divided by the size of the owner's."""
+    """Keys before rotation and values, `[heads, N, K]`, of the input that the merged head will see where heads are
+    fitted to it."""
     refit = frames == "any"
     inputs = calibration.inputs[group.owner if refit else layer]
     keys, values = (
