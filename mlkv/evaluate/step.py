@@ -13,11 +13,12 @@ import torch
 
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.tokenizer import load as load_tokenizer
-from ..device import default_device, resolve_precision
+from ..device import resolve_precision
 from ..files import Json
-from ..hf import MLKVForCausalLM, load_checked
+from ..hf import MLKVForCausalLM
 from ..recipes import EvaluateRecipe
 from . import outcomes
+from .models import load_model
 from .task_files import TaskCopy
 from .task_names import TASKS_FOLDER, check_task
 from .tasks import TASKS, Scores, Scoring
@@ -30,15 +31,16 @@ def run(
     *,
     checkpoint: Path,
     corpus: Path | None,
+    base: Path | None = None,
     tasks: Path = TASKS_FOLDER,
     own: Path | None = None,
 ) -> Outcome:
     """Score `checkpoint`. Writes results.json, scores/ (each sample's share of the scores) and, for lm-eval's tasks,
     samples.jsonl (the answers) into `out`.
 
-    `tasks` is the folder of our task definitions; `own` that of a copy of the user's. Raises StepFailed for an unknown
-    task, a task whose data cannot be loaded, and a corpus that the checkpoint does not fit; Interrupted when the step
-    should stop.
+    `base` is the checkpoint that `checkpoint` was made of, for tasks that compare the two. `tasks` is the folder of our
+    task definitions; `own` that of a copy of the user's. Raises StepFailed for an unknown task, a task whose data
+    cannot be loaded, and a corpus that the checkpoint does not fit; Interrupted when the step should stop.
     """
     try:
         copy = TaskCopy.read(own) if own else None
@@ -49,7 +51,7 @@ def run(
     torch.set_num_threads(recipe.threads)
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
     precision = resolve_precision(recipe.precision, model.device)
-    scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx))
+    scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx), base)
     facts: Json = {"precision": precision, "device": model.device.type}
     if copy is None and recipe.task in TASKS:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -91,10 +93,7 @@ def _scores_of_lm_eval(
 def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
     """The checkpoint's model, cached for the next task on it. `written`, its config's time of change, makes another
     checkpoint that replaced it at the same path another entry."""
-    try:
-        return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
-    except ValueError as error:
-        raise StepFailed(str(error)) from error
+    return load_model(checkpoint)
 
 
 @dataclass

@@ -23,7 +23,8 @@ class Scoring:
 
     model: the checkpoint's, in evaluation mode; autocast to `precision` (fp32 or bf16) is on. checkpoint: its folder,
     with its tokenizer. corpus: the corpus step's output, for tasks that are made of it. progress: is called with how
-    many samples are done and how many there are, and raises Interrupted where the step has to stop.
+    many samples are done and how many there are, and raises Interrupted where the step has to stop. base: the folder of
+    the untouched base, for tasks that compare a checkpoint with it; `load_model` of mlkv/evaluate/models.py loads it.
     """
 
     recipe: EvaluateRecipe
@@ -32,6 +33,7 @@ class Scoring:
     corpus: Path | None
     precision: str
     progress: Callable[[int, int], None]
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,23 @@ Score = Callable[[Scoring], Scores]
 @dataclass(frozen=True)
 class Task:
     """`score`: a function, or `module:function` as text where importing the module should wait until a step runs.
-    `of_corpus`: its samples are made of the corpus's held-out documents."""
+    `of_corpus`: its samples are made of the corpus's held-out documents. `of_base`: it compares a checkpoint with the
+    base that this was made of; the untouched base and what is trained from scratch are not scored."""
 
     score: str | Score
     of_corpus: bool = False
+    of_base: bool = False
 
     def scores(self, scoring: Scoring) -> Scores:
         function = cast(Score, pkgutil.resolve_name(self.score)) if isinstance(self.score, str) else self.score
         return function(scoring)
 
 
-BITS_PER_BYTE = "bits_per_byte"
-TASKS = Registry("task", {BITS_PER_BYTE: Task("mlkv.evaluate.bits:score", of_corpus=True)})
+BITS_PER_BYTE, AGREEMENT = "bits_per_byte", "agreement"
+TASKS = Registry(
+    "task",
+    {
+        BITS_PER_BYTE: Task("mlkv.evaluate.bits:score", of_corpus=True),
+        AGREEMENT: Task("mlkv.evaluate.agreement:score", of_corpus=True, of_base=True),
+    },
+)

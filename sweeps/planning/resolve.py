@@ -362,6 +362,11 @@ def uses_corpus(task: str) -> bool:
     return task in own_tasks() or (task in TASKS and TASKS[task].of_corpus)
 
 
+def uses_base(task: str) -> bool:
+    """Whether a task compares a checkpoint with the base that it was made of."""
+    return task not in own_tasks() and task in TASKS and TASKS[task].of_base
+
+
 @cache
 def package_version(name: str) -> str:
     try:

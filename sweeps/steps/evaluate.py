@@ -18,13 +18,20 @@ TASK = "task"
 
 
 def evaluate_step(
-    recipe: EvaluateRecipe, checkpoint: Step, corpus: Step | None, pins: dict[str, str], label: str
+    recipe: EvaluateRecipe,
+    checkpoint: Step,
+    corpus: Step | None,
+    pins: dict[str, str],
+    label: str,
+    base: Step | None = None,
 ) -> Step:
-    """`corpus` for tasks made of its held-out documents. The seed only picks few-shot examples."""
+    """`corpus` for tasks made of its held-out documents, `base` for those that compare a checkpoint with it. The seed
+    only picks few-shot examples."""
     identity = identity_fields(recipe)
     if not recipe.few_shot:
         identity.pop("seed")
     parents = {"checkpoint": checkpoint.id} | ({"corpus": corpus.id} if corpus else {})
+    parents |= {"base": base.id} if base else {}
     return Step("evaluate", identity, parents, pins, runtime_fields(recipe), label)
 
 
@@ -33,8 +40,8 @@ def run(execution: Execution) -> Outcome:
 
     recipe, inputs = execution.recipe(EvaluateRecipe), execution.inputs
     checkpoint, corpus = inputs["checkpoint"], inputs.get("corpus")
-    own = inputs.get(TASK)
-    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus, own=own)
+    base, own = inputs.get("base"), inputs.get(TASK)
+    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus, base=base, own=own)
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:
