@@ -20,7 +20,7 @@ from mlkv.context import MetricRow
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
-from sweeps.store.schema import PlanFile, Record, VariantRow
+from sweeps.store.schema import CONVERTED, PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
@@ -64,7 +64,8 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "overrides": shlex.join(f"{key}={value}" for key, value in variant.overrides.items()) or None,
         }
         for cell in _cells(variant, steps, scores.all):
-            score = (cell.get("task"), cell.get("metric"))
+            # The plan's scores are those after uptraining, also where conversions have the same ones.
+            score = (cell.get("task"), cell.get("metric")) if cell["kind"] != CONVERTED else None
             rows.append({**identity, **cell, "in_axis": score == scores.axis, "in_accuracy": score in scores.accuracy})
     return frame.make(rows)
 
@@ -201,6 +202,8 @@ def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) ->
         examples = variant.examples(task)
         for cell in _step_cells(steps, step_id, "evaluate", task, [metric for t, metric in wanted if t == task]):
             yield {**cell, "n_shot": _examples_of(cell, examples)}
+    for task, step_id in (own.converted or {}).items():
+        yield from _step_cells(steps, step_id, CONVERTED, task)
     for task, metric in wanted:
         if task not in own.evaluate:
             score = {"kind": "evaluate", "task": task, "metric": metric}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlkv.registry import Registry
+from sweeps.store.schema import CONVERTED
 
 if TYPE_CHECKING:
     from analysis.data.frame import Row
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _LONGEST = 1e12
 COMPUTED = "computed"
 """The kind of a cell that is computed from others."""
+CONVERTED_PREFIX = f"{CONVERTED}."
+"""Before a task, in the name of a column: its scores of the conversion before uptraining."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Metric:
 
     A metric that no step records has `compute`: a function from the cells of one variant (rows of the long table with a
     value; columns in analysis/data/frame.py) to the value and its standard error, which may be None; or None where a
-    cell is missing.
+    cell is missing. `everywhere`: every table of scores has a column for it, also where the plan averages other scores.
     """
 
     label: str
@@ -30,6 +33,7 @@ class Metric:
     scale: float = 1.0
     digits: int = 3
     compute: Callable[[Sequence[Row]], tuple[float, float | None] | None] | None = None
+    everywhere: bool = False
 
     def text(self, value: float, stderr: float | None = None) -> str:
         """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
@@ -89,6 +93,8 @@ METRICS = _Metrics(
         "train_cross_entropy": _cost("training cross-entropy"),
         "train_hidden": _cost("training distance of hidden states"),
         "nats_per_token": _cost("nats per token"),
+        "agreement": Metric("agreement with the base", True, scale=100.0, digits=1, everywhere=True),
+        "kl": Metric("KL from the base", False, everywhere=True),
     },
 )
 
@@ -109,6 +115,7 @@ TASKS = Registry(
         "wikitext": "WikiText",
         "winogrande": "WinoGrande",
         "bits_per_byte": "bits per byte",
+        "agreement": "agreement with the base",
     },
 )
 
@@ -126,12 +133,15 @@ def task_label(task: str) -> str:
 
 
 def score_label(task: str, name: str) -> str:
-    """How a (task, metric) is headed: `ARC-e`, `LAMBADA perplexity`, `bits per byte`."""
+    """How a (task, metric) is headed: `ARC-e`, `LAMBADA perplexity`, `bits per byte`; of a conversion before uptraining
+    `bits per byte, converted`."""
+    if task.startswith(CONVERTED_PREFIX):
+        return f"{score_label(task.removeprefix(CONVERTED_PREFIX), name)}, {CONVERTED}"
     plain, _, filtered = name.partition(",")
     label = METRICS[plain].label if plain in METRICS else plain.replace("_", " ")
     if filtered:
         label = f"{label} ({filtered})"
-    if task in ("bits_per_byte", COMPUTED):
+    if task in ("bits_per_byte", "agreement", COMPUTED):
         return label
     known = task_label(task)
     return known if name == "acc" or label == known else f"{known} {label}"

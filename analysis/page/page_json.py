@@ -328,7 +328,7 @@ def _steps(seeds: list[VariantRow]) -> list[StepNameJson]:
     """Every step, each once; the name of a step that not all seeds share says whose it is."""
     users: dict[str, list[VariantRow]] = {}
     for seed in seeds:
-        for _, _, id in seed.steps.each():
+        for id in seed.steps.ids:
             users.setdefault(id, []).append(seed)
     names: dict[str, StepNameJson] = {}
     continued = {id for seed in seeds for id in seed.steps.earlier or ()}

@@ -10,6 +10,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from analysis.data import frame
+from analysis.data.metrics import CONVERTED_PREFIX
+
+GAP = "_gap"
+"""Ends the column of how far a converted checkpoint's score is from the base's; `_low` and `_high` behind it end the
+95 % interval."""
 
 BASELINES = ("untouched", "mha")
 COMPARED = ("quality", "accuracy")
@@ -63,7 +68,23 @@ def split_parts(joined: str | None) -> list[str]:
 def columns(scores: Iterable[str], parts: Sequence[str], shots: Iterable[str]) -> list[str]:
     """All columns of a table with these scores, these `parts` of the accuracy, and these columns of N_SHOT."""
     recorded = [f"{name}{end}" for name in scores for end in ("", *_ENDS)]
-    return [*_LEADING, *recorded, *shots, *_TRAILING, *comparison_columns([*COMPARED, *parts])]
+    return [
+        *_LEADING,
+        *recorded,
+        *gap_columns(list(scores)),
+        *shots,
+        *_TRAILING,
+        *comparison_columns([*COMPARED, *parts]),
+    ]
+
+
+def is_converted(column: str) -> bool:
+    """Whether a column is of scores of conversions before uptraining."""
+    return column.startswith(CONVERTED_PREFIX)
+
+
+def gap_columns(scores: Iterable[str]) -> list[str]:
+    return [f"{name}{GAP}{end}" for name in scores if is_converted(name) for end in ("", "_low", "_high")]
 
 
 def dtype(column: str) -> str:

@@ -13,6 +13,7 @@ from analysis.data.frame import Row
 from analysis.data.samples import Samples
 from analysis.statistics.columns import BASELINES, COMPARED, N_SHOT, columns, dtype, split_parts
 from analysis.statistics.compare import TableStatistics, compare
+from analysis.statistics.conversion import add_gaps
 from analysis.statistics.estimates import Estimates, Scored
 from analysis.statistics.variant_rows import ACCURACY, scored_cells, variant_rows
 
@@ -94,6 +95,7 @@ def _of_rows(
 def _compared(rows: list[Row], names: Sequence[str], estimates: Estimates) -> Results:
     """The rows with all that compares them, as a frame of these columns."""
     _add_differences(rows)
+    add_gaps(rows, estimates)
     statistics = compare(rows, estimates)
     return Results(frame.make(rows, {name: dtype(name) for name in names}), estimates, statistics)
 

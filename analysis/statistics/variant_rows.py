@@ -10,11 +10,12 @@ from analysis.data import frame, replicates
 from analysis.data.frame import Row
 from analysis.data.means import mean
 from analysis.data.measured import CACHE_PER_TOKEN, OUT_OF_MEMORY, SPEED
-from analysis.data.metrics import COMPUTED
+from analysis.data.metrics import COMPUTED, CONVERTED_PREFIX
 from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT, join_parts
 from analysis.statistics.estimates import Scored
 from sweeps.steps.registry import scored_kinds
+from sweeps.store.schema import CONVERTED
 
 NOT_PLANNED = "not planned"
 ACCURACY = "accuracy"
@@ -73,7 +74,7 @@ def _planned(table: pd.DataFrame) -> _Planned:
 def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
     """Every score that there is, by variant and column."""
     wanted = table.loc[
-        table["kind"].isin([*scored_kinds(), COMPUTED]) & table["value"].notna() & table["metric"].notna(),
+        table["kind"].isin(_kinds()) & table["value"].notna() & table["metric"].notna(),
         list(_SCORED),
     ]
     found: dict[tuple[str, str], Scored] = {}
@@ -87,16 +88,25 @@ def scored_cells(table: pd.DataFrame) -> dict[tuple[str, str], Scored]:
 def _score_names(table: pd.DataFrame) -> dict[str, tuple[str, str | None, str]]:
     """Column name → (kind, task, metric), evaluations first."""
     scored = table["metric"].notna() & ((table["metric"] != ACCURACY) | table["task"].notna())
-    kinds = [*scored_kinds(), COMPUTED]
+    kinds = _kinds()
     rows = table[scored & table["kind"].isin(kinds)]
     keys = rows[["kind", "task", "metric"]].drop_duplicates().itertuples(index=False)
     found = [(k, None if t is pd.NA else t, m) for k, t, m in keys]
     found.sort(key=lambda key: kinds.index(key[0]))
-    return {f"{task or kind}.{metric}": (kind, task, metric) for kind, task, metric in found}
+    return {
+        _column({"kind": kind, "task": task, "metric": metric}): (kind, task, metric) for kind, task, metric in found
+    }
+
+
+def _kinds() -> list[str]:
+    """Kinds of the rows that hold scores of a variant, in the order of their columns."""
+    first, *others = scored_kinds()
+    return [first, CONVERTED, *others, COMPUTED]
 
 
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
+    row |= {"sources": rows[0]["sources"], "overrides": rows[0]["overrides"]}
     row["accuracy_parts"] = join_parts(planned.parts)
     accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
     printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]
@@ -119,7 +129,8 @@ def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[
 
 
 def _column(row: Row) -> str:
-    return f"{row['task'] or row['kind']}.{row['metric']}"
+    source = f"{CONVERTED_PREFIX}{row['task']}" if row["kind"] == CONVERTED else row["task"] or row["kind"]
+    return f"{source}.{row['metric']}"
 
 
 def _measured(rows: list[Row]) -> Row:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
-from analysis.statistics.columns import BASELINES, COMPARED
+from analysis.statistics.columns import BASELINES, COMPARED, GAP, is_converted
 from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.estimate import ALPHA
 from analysis.statistics.results import Results
@@ -22,6 +22,7 @@ from analysis.tables.merge_published import IS_PUBLISHED
 from analysis.tables.table import BEST, Cell, Column, Table, make_table
 
 BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
+AT_CONVERSION = "gap at conversion"
 WITHIN_NOISE = " ≈"
 NOTHING = Cell("–")
 FINAL = ("PUBLISHED", "IMPORTED")
@@ -77,7 +78,22 @@ def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
         if any(row["baseline"] == baseline for row in rows):
             cells = [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]
             columns.append(Column(f"Δ {baseline}", "difference", cells))
+    # A metric that is a distance from the base already is its own gap.
+    has_gap = is_converted(name) and not metric.everywhere
+    if has_gap and any(row.get(f"{name}{GAP}") is not None for row in rows):
+        of_axis = score.metric == rows[0]["quality_score"].rpartition(".")[2]
+        header = AT_CONVERSION if of_axis else f"{score.label.partition(',')[0]} {AT_CONVERSION}"
+        columns.append(Column(header, "difference", [_gap(row, f"{name}{GAP}", metric) for row in rows]))
     return columns
+
+
+def _gap(row: Row, name: str, metric: Metric) -> Cell:
+    """A difference from the base at conversion, with half of its 95 % interval."""
+    value, low, high = row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")
+    if value is None:
+        return Cell("")
+    reach = "" if low is None or high is None else f" ± {metric.text((high - low) / 2)}"
+    return Cell(f"{metric.difference(value)}{reach}", value)
 
 
 def compare_rows(rows: Sequence[Row], scores: Sequence[ScoreColumn], results: Results) -> None:
@@ -157,6 +173,8 @@ def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[Score
         notes.append(f"≈: a difference within noise, {comparison} corrected (Holm)")
     if any(column.role == "chance" and any(cell.text for cell in column.cells) for column in columns):
         notes.append("P(front): probability of being Pareto-optimal")
+    if any(column.header.endswith(AT_CONVERSION) for column in columns):
+        notes.append(f"{AT_CONVERSION}: how far the converted checkpoint is from the base, ± half of its 95 % interval")
     if statistics.hypervolume and statistics.hypervolume[0] > 0:
         value, low, high = statistics.hypervolume
         interval = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""

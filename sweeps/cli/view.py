@@ -104,8 +104,10 @@ def _trained(variant: Variant) -> str:
 
 def _inputs(plan: Plan) -> Iterator[Text]:
     """What variants are trained on and scored by: a line for each of the sweep's values."""
+    # An untouched base is on the same text as the variants of its point, and scored by no more tasks.
+    variants = [variant for variant in plan.variants if variant.baseline != "untouched"] or plan.variants
     for name, value in (("corpus", _corpus), ("tokenizer", _tokenizer), ("tasks", _tasks)):
-        for line in dict.fromkeys(filter(None, map(value, plan.variants))):
+        for line in dict.fromkeys(filter(None, map(value, variants))):
             yield Text(f"{name}: {line}")
 
 
@@ -138,7 +140,8 @@ def _tokenizer(variant: Variant) -> str:
 def _tasks(variant: Variant) -> str:
     limit = variant.config.evaluate.limit
     tasks = [f"{task}{_examples(variant.few_shot.get(task, 0))}" for task in variant.evaluate]
-    return ", ".join(tasks) + (f"; at most {limit:,} items of each" if tasks and limit else "")
+    converted = f"; before uptraining: {', '.join(variant.converted)}" if variant.uptrain and variant.converted else ""
+    return ", ".join(tasks) + (f"; at most {limit:,} items of each" if tasks and limit else "") + converted
 
 
 def _examples(counts: int | dict[str, int]) -> str:

@@ -3,12 +3,13 @@
 A process start costs seconds (importing torch, transformers and lm-eval), so cheap steps run in the job of the step
 that uses them or made their input: a conversion in its uptraining's job, the evaluations of a checkpoint in the job
 that makes it. Many jobs wait for a base, so its job holds nothing else; and so with a training that a longer one
-continues, as the longer one needs none of its evaluations. All measurements share one job that runs alone.
+continues, as the longer one needs none of its evaluations. What scores a conversion runs behind its training, which
+then has all of the process's memory. All measurements share one job that runs alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from slurm.limits import UNLIMITED
@@ -50,10 +51,13 @@ def job_specs(steps: Iterable[Step], cluster: ClusterConfig) -> list[JobSpec]:
         for parent in step.parents.values()
         if parent in todo and kind_of(todo[parent].kind).trains
     }
+    makers = {parent.id: id for id, parents in reversed(brought.items()) for parent in parents}
     groups: dict[str, list[Step]] = {}
     for step in todo.values():
         if step.id not in elsewhere:
-            groups.setdefault(_job_name(step, todo, alone), []).extend([*brought[step.id], step])
+            groups.setdefault(_job_name(step, todo, alone, makers), []).extend([*brought[step.id], step])
+    order = {id: place for place, id in enumerate(todo)}
+    groups = {name: sorted(group, key=lambda step: order[step.id]) for name, group in groups.items()}
     job_of = {step.id: name for name, group in groups.items() for step in group}
     jobs = [_job_spec(name, group, job_of, cluster) for name, group in groups.items()]
     return sorted(jobs, key=lambda job: kind_of(job.kind).job == "together")
@@ -66,13 +70,14 @@ def _parents_in_its_job(step: Step, todo: dict[str, Step]) -> list[Step]:
     return [parent for parent in parents if kind_of(parent.kind).job == "with_child"]
 
 
-def _job_name(step: Step, todo: dict[str, Step], alone: Collection[str]) -> str:
+def _job_name(step: Step, todo: dict[str, Step], alone: Collection[str], makers: Mapping[str, str]) -> str:
     """The name of the job that a step belongs to; steps with one name share the job. `alone`: steps whose job has no
-    evaluations in it."""
+    evaluations in it. `makers`: step that runs in another's job → the first such other."""
     kind = kind_of(step.kind)
     if kind.job == "together":
         return step.kind
     if kind.job == "with_parent" and (parent := step.parents.get(kind.reads)):
+        parent = makers.get(parent, parent)
         with_parent = parent in todo and parent not in alone and kind_of(todo[parent].kind).shares_job
         return _short(parent) if with_parent else f"{step.kind}-{_short(parent)}"
     return _short(step.id)

@@ -14,7 +14,7 @@ from mlkv.layout import KVLayout, divisors
 from mlkv.merges import check_conversion
 from mlkv.recipes import ADDRESSES
 from sweeps.planning.config import Config
-from sweeps.planning.resolve import Model
+from sweeps.planning.resolve import Model, uses_base
 from sweeps.store.errors import UserError
 
 _READ_BY = {
@@ -73,6 +73,10 @@ def check_tasks(config: Config) -> None:
     """Tasks need a checkpoint to score, and items if they are made of them."""
     if config.convert.start == "none" and config.evaluate.tasks:
         raise UserError("convert = none: makes no checkpoint that evaluate.tasks could score; add evaluate=none")
+    if config.convert.start == "scratch":
+        wanted = [*config.evaluate.accuracy, *([config.evaluate.axis] if config.evaluate.axis else [])]
+        if task := next((task for task, _ in wanted if uses_base(task)), None):
+            raise UserError(f"convert = scratch: has no base that {task} (evaluate.accuracy, axis) could compare with")
     items = next((task for task in config.evaluate.tasks if task in ITEM_TASKS), None)
     if items and not config.corpus.task_items:
         raise UserError(f"evaluate.tasks: {items} is made of the corpus's items, and corpus.task_items = 0 makes none")

@@ -94,6 +94,8 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = 32
     threads: Threads = 1
+    converted: tuple[str, ...] = ()
+    """Tasks, of `tasks`, that are also scored on every converted checkpoint before it is uptrained."""
 
     def recipe(self, task: str, few_shot: int | dict[str, int]) -> EvaluateRecipe:
         own = ("task", "few_shot")
@@ -111,6 +113,9 @@ class EvaluateConfig:
         for task in self.few_shot if isinstance(self.few_shot, dict) else ():
             if task not in self.tasks:
                 raise ValueError(f"few_shot.{task}: not among tasks; {choices(task, self.tasks)}")
+        for task in self.converted:
+            if task not in self.tasks:
+                raise ValueError(f"converted = {task}: not among tasks; {choices(task, self.tasks)}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class OwnTasks:
         if "evaluate.tasks" in chosen:
             left = {key: _among(scored[key], own["tasks"]) for key in scored if f"evaluate.{key}" not in chosen}
             scored |= left
+        if converted := evaluate.get("converted"):
+            scored["converted"] = _converted(converted, names, chosen)
         return {**values, "evaluate": {**evaluate, **own, **scored}}
 
     def _name(self, task: Any) -> Any:
@@ -165,6 +167,18 @@ def _renamed(scored: Any, names: Mapping[Any, Any]) -> Any:
     if isinstance(scored, list) and scored and isinstance(scored[0], list):
         return [_renamed(pair, names) for pair in scored]
     return [names.get(scored[0], scored[0]), *scored[1:]] if isinstance(scored, list) and scored else scored
+
+
+def _converted(given: Any, names: Mapping[Any, Any], chosen: Collection[str]) -> Any:
+    """`evaluate.converted` by names. An option's own go with the tasks that a line or an experiment replaced."""
+    tasks = [given] if isinstance(given, str) else given
+    if not _are_texts(tasks):
+        return given  # which the schema refuses
+    if "evaluate.converted" not in chosen:
+        replaced = "evaluate.tasks" in chosen
+        shipped = [task for task in tasks if task not in names and (task in TASKS or task in own_tasks())]
+        tasks = [task for task in tasks if task in names or not (replaced or task in shipped)]
+    return [names.get(task, task) for task in tasks]
 
 
 def _among(scored: Any, tasks: Sequence[str]) -> Any:

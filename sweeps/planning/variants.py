@@ -31,6 +31,7 @@ from sweeps.planning.resolve import (
     check_room,
     few_shot,
     package_version,
+    uses_base,
     uses_corpus,
 )
 from sweeps.steps.base import loaded_base_step, trained_base_step
@@ -78,6 +79,8 @@ class Variant:
     uptrain: Step | None = None
     evaluate: dict[str, Step] = field(default_factory=dict)
     """By task."""
+    converted: dict[str, Step] = field(default_factory=dict)
+    """By task, those that score the conversion before uptraining; without uptraining they are those of `evaluate`."""
     task_files: dict[str, TaskFiles] = field(default_factory=dict)
     """Of the tasks that files of the user's define."""
     measure: Step | None = None
@@ -93,8 +96,8 @@ class Variant:
     def steps(self) -> list[Step]:
         """Parents before children."""
         chain = [self.corpus, self.base, self.calibrate, self.teacher, self.convert, *self.earlier, self.uptrain]
-        chain += [*self.evaluate.values(), self.measure, *self.added.values()]
-        return [step for step in chain if step]
+        chain += [*self.converted.values(), *self.evaluate.values(), self.measure, *self.added.values()]
+        return list({step.id: step for step in chain if step}.values())
 
     @cached_property
     def shape(self) -> DecoderShape:
@@ -153,6 +156,7 @@ class Variant:
                 evaluate={task: step.id for task, step in self.evaluate.items()},
                 added=added,
                 earlier=earlier,
+                converted={task: step.id for task, step in self.converted.items()} or None,
             ),
         )
 
@@ -317,11 +321,13 @@ def _base_step(config: Config, model: Model, corpus: Step) -> Step:
 
 
 def _with_scores(variant: Variant, resolver: Resolver, label: str) -> Variant:
-    """The variant with the steps that score its checkpoint, if there is one."""
+    """The variant with the steps that score its checkpoint, if there is one, and its conversion."""
     if variant.checkpoint is None:
         return variant
-    steps, found, config = {}, {}, variant.config.evaluate
+    steps, converted, found, config = {}, {}, {}, variant.config.evaluate
     for task in config.tasks:
+        if uses_base(task) and (variant.base is None or variant.baseline == "untouched"):
+            continue  # there is no other checkpoint to compare with
         files = resolver.own_tasks.files(task, config.include_path)
         given = resolver.own_tasks.definitions(task, config.include_path) if files else {}
         held_out = variant.corpus if uses_corpus(task) else None
@@ -333,8 +339,12 @@ def _with_scores(variant: Variant, resolver: Resolver, label: str) -> Variant:
         if files:
             resolver.own_tasks.try_out(files, recipe)
             found[task] = files
-        steps[task] = evaluate_step(recipe, variant.checkpoint, held_out, pins, f"{label} {task}")
-    return replace(variant, evaluate=steps, task_files=found)
+        base = variant.base if uses_base(task) else None
+        steps[task] = evaluate_step(recipe, variant.checkpoint, held_out, pins, f"{label} {task}", base)
+        if task in config.converted and variant.base and variant.convert:
+            name = f"{label} {task}" if variant.uptrain is None else f"{label} converted {task}"
+            converted[task] = evaluate_step(recipe, variant.convert, held_out, pins, name, base)
+    return replace(variant, evaluate=steps, converted=converted, task_files=found)
 
 
 def _measure_step(variant: Variant) -> Step | None:

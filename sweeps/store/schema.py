@@ -223,10 +223,15 @@ class PlanFile:
     """The extension files that it was planned with: name → SHA-256."""
 
 
+CONVERTED = "converted"
+"""In place of the kind `evaluate`: a score of the conversion before uptraining."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VariantSteps:
     """The ids of a variant's steps by kind; None for a kind that is not planned. `evaluate`: task → id. `added`: kind →
-    id, of kinds that extensions add. `earlier`: the trainings that `uptrain` continues, the shortest first."""
+    id, of kinds that extensions add. `earlier`: the trainings that `uptrain` continues, the shortest first.
+    `converted`: task → id, of what scores the conversion before uptraining; without uptraining that of `evaluate`."""
 
     corpus: str | None = None
     base: str | None = None
@@ -238,14 +243,15 @@ class VariantSteps:
     calibrate: str | None = later()
     earlier: list[str] | None = later()
     teacher: str | None = later()
+    converted: dict[str, str] | None = later()
 
     @property
     def ids(self) -> list[str]:
-        """Parents before children; evaluations and measurements behind all that trains."""
-        return [id for _, _, id in self.each()]
+        """Parents before children; evaluations and measurements behind all that trains. Each once."""
+        return list(dict.fromkeys(id for _, _, id in self.each()))
 
     def each(self) -> Iterator[tuple[str, str | None, str]]:
-        """(kind, task, id) of every step, in that order."""
+        """(kind, task, id) of every step, in that order; the kind of an evaluation of the conversion is CONVERTED."""
         for kind in ("corpus", "base", "calibrate", "teacher", "convert"):
             if id := getattr(self, kind):
                 yield kind, None, id
@@ -253,6 +259,7 @@ class VariantSteps:
             if id:
                 yield "uptrain", None, id
         yield from (("evaluate", task, id) for task, id in self.evaluate.items())
+        yield from ((CONVERTED, task, id) for task, id in (self.converted or {}).items())
         if self.measure:
             yield "measure", None, self.measure
         yield from ((kind, None, id) for kind, id in (self.added or {}).items())

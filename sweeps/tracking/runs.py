@@ -17,7 +17,7 @@ from mlkv.context import MetricRow
 from mlkv.files import Json
 from sweeps.steps.registry import axis_of, kind_of, whole_history
 from sweeps.store.axis import Rows
-from sweeps.store.schema import PlanFile, Record, Spec, VariantRow, VariantSteps
+from sweeps.store.schema import CONVERTED, PlanFile, Record, Spec, VariantRow, VariantSteps
 from sweeps.store.states import StepState, worst
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
@@ -98,7 +98,8 @@ def step_state(step: StepDir) -> tuple[StepState, str]:
 
 
 def scores(kind: str, spec: Spec | None, record: Record | None) -> Json:
-    """A record's metrics under names a dashboard can plot: eval/TASK/METRIC, measure/METRIC/batch_8."""
+    """A record's metrics under names a dashboard can plot: eval/TASK/METRIC, measure/METRIC/batch_8; of a conversion
+    before uptraining converted/TASK/METRIC."""
     if not record:
         return {}
     values: Json = {f"{kind}/wall_seconds": record.wall_seconds}
@@ -114,6 +115,8 @@ def scores(kind: str, spec: Spec | None, record: Record | None) -> Json:
 def _metric_path(kind: str, task: str | None, row: MetricRow) -> list[str]:
     if kind == "evaluate":
         return ["eval", *filter(None, [task, row.subtask]), row.metric]
+    if kind == CONVERTED:
+        return [CONVERTED, *filter(None, [task, row.subtask]), row.metric]
     return ["final" if kind_of(kind).trains else kind, row.metric]
 
 
@@ -144,8 +147,9 @@ class SweepRuns:
         records = {id: record for id in ids if (record := self._record(id))}
         state = worst(StepState.DONE if id in records else step_state(self.store.step(id))[0] for id in ids)
         values: Json = {"state": state.value, "steps_done": len(records), "steps_total": len(ids)}
-        for id, record in records.items():
-            values |= scores(self.store.step(id).kind, self.store.step(id).spec(), record)
+        for kind, _, id in row.steps.each():
+            if record := records.get(id):
+                values |= scores(kind, self.store.step(id).spec(), record)
         return Run(
             id=variant_id(self.sweep.name, row.variant),
             name=row.variant,

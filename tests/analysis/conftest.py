@@ -37,4 +37,4 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrored]:
     """Three variants in every state, in the store and in W&B; read only."""
     few = {label: FIGURES[label] for label in ("MHA-36", "MQA-6", "MLKV-3")}
     with WandbServer() as server:
-        yield mirror(Filler(tmp_path_factory.mktemp("mirrored") / "store", few), server)
+        yield mirror(Filler(tmp_path_factory.mktemp("mirrored") / "store", few, converted=["bits_per_byte"]), server)

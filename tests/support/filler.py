@@ -41,8 +41,12 @@ def hash_of(text: str) -> int:
 class Filler:
     """A store with one saved sweep, and the means to let its steps finish or fail."""
 
-    def __init__(self, root: Path, figures: dict[str, Any] = FIGURES, name: str = "demo") -> None:
+    def __init__(
+        self, root: Path, figures: dict[str, Any] = FIGURES, name: str = "demo", converted: Iterable[str] = ()
+    ) -> None:
+        """`converted`: tasks that conversions are scored on."""
         self.store, self.figures, self.name = Store.open(root), figures, name
+        self.converted = list(converted)
         self.variants = [self._variant(label) for label in figures]
         self.plan: dict[str, Any] = {
             "command": ["mlkv", "sweep", "experiment=quickstart"],
@@ -81,8 +85,12 @@ class Filler:
                 "uptrain": step_id("uptrain", label) if converted else None,
                 "evaluate": {task: step_id("evaluate", label, task) for task in TASKS},
                 "measure": step_id("measure", label),
+                **({"converted": self._of_conversion(label)} if converted and self.converted else {}),
             },
         }
+
+    def _of_conversion(self, label: str) -> dict[str, str]:
+        return {task: step_id("evaluate", label, "converted", task) for task in self.converted}
 
     def _steps(self) -> dict[str, Any]:
         steps: dict[str, Any] = {}
@@ -96,6 +104,8 @@ class Filler:
                 self._plan(steps, row, own["uptrain"], {"start": own["convert"], "corpus": own["corpus"]})
             for evaluate in own["evaluate"].values():
                 self._plan(steps, row, evaluate, {"checkpoint": checkpoint, "corpus": own["corpus"]})
+            for evaluate in own.get("converted", {}).values():
+                self._plan(steps, row, evaluate, {"checkpoint": own["convert"], "corpus": own["corpus"]})
             self._plan(steps, row, own["measure"], {})
         return steps
 
@@ -154,6 +164,11 @@ class Filler:
             share = shares[TASKS.index(task) - 1]
             metrics = [{"metric": "acc", "value": share, "stderr": (share * (1 - share) / 250) ** 0.5, "n": 250}]
         self.done(self.variant(label)["steps"]["evaluate"][task], metrics, 3.0)
+
+    def evaluate_conversion(self, label: str, task: str, value: float) -> None:
+        """Bits per byte before uptraining."""
+        metrics = [{"metric": "bits_per_byte", "value": value, "stderr": 0.004, "n": 400}]
+        self.done(self.variant(label)["steps"]["converted"][task], metrics, 3.0)
 
     def measure(self, label: str, batches: tuple[int, ...] = (1, 8), failed: tuple[int, ...] = ()) -> None:
         """256 tokens and 16 decoded after them."""

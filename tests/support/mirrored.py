@@ -43,6 +43,7 @@ def play(filler: Filler) -> str:
     for task in ("bits_per_byte", "cloze"):
         filler.evaluate("MLKV-3", task)
         filler.evaluate("MHA-36", task)
+    filler.evaluate_conversion("MLKV-3", "bits_per_byte", 2.9)
     filler.done(odd["evaluate"]["four_way"], [{"metric": "acc", "value": None, "stderr": None, "n": 0}])
     filler.fail(filler.variant("MQA-6")["steps"]["convert"], "kv_heads = 4 at layer 0")
     filler.measure("MHA-36", failed=(64,))

@@ -213,6 +213,7 @@ TRAINED = [
     "base.steps=1",
     "evaluate.limit=4",
     "evaluate.tasks=[bits_per_byte,heldout_choice4]",
+    "evaluate.converted=[]",
     "evaluate.accuracy=[[heldout_choice4,acc]]",
 ]
 STEPS = [*TRAINED, "uptrain.steps=2"]
