@@ -78,6 +78,12 @@ def new_panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axe
     return figure, list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
 
 
+def new_stack(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels below each other that share their horizontal axis."""
+    figure = _figure(height)
+    return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False).flat)
+
+
 def _figure(height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

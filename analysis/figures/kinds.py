@@ -75,6 +75,11 @@ FIGURES: Registry[FigureKind] = Registry(
             "analysis.figures.curves:curves_figure",
             "a training step that has logged a loss",
         ),
+        "recovery": FigureKind(
+            "loss, accuracy and agreement with the base against tokens of uptraining",
+            "analysis.figures.recovery:recovery_figure",
+            "scores after two lengths of uptraining",
+        ),
         "spectrum": FigureKind(
             "quality against the number of KV layers at fixed heads",
             "analysis.figures.spectrum:spectrum_figure",

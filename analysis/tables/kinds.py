@@ -38,6 +38,7 @@ TABLES: Registry[TableKind] = Registry(
         "benchmarks": TableKind("benchmarks", "analysis.tables.paper:benchmarks"),
         "memory": TableKind("memory and throughput", "analysis.tables.paper:memory"),
         "training": TableKind("cost of uptraining", "analysis.tables.training_table:training"),
+        "recovery": TableKind("gap at conversion and tokens to recover it", "analysis.tables.recovery:recovery_table"),
     },
 )
 """In the order of a paper."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.data.metrics import COMPUTED
 from analysis.statistics.results import Results
-from analysis.statistics.scores import named_scores, other_scores, shown_scores
+from analysis.statistics.scores import named_scores, shown_scores, standing_scores
 from analysis.tables import rendering
 from analysis.tables.columns import (
     compare_rows,
@@ -17,7 +16,8 @@ from analysis.tables.columns import (
     shape_columns,
     table_of,
 )
-from analysis.tables.merge_published import merge_published
+from analysis.tables.merge_published import IS_PUBLISHED, merge_published
+from analysis.tables.recovery import recovery_columns
 from analysis.tables.table import Table
 
 if TYPE_CHECKING:
@@ -28,17 +28,18 @@ def results_table(results: Results, published: Results | None = None) -> Table:
     """The results table of a sweep; with published rows merged in, also of the scores that only they have."""
     rows = merge_published(results, published)
     columns = [*shape_columns(rows), *measured_columns(rows)]
-    computed = [score for score in other_scores(results) if score.column.startswith(f"{COMPUTED}.")]
-    compare_rows(rows, computed, results)
-    shown = [*shown_scores(results), *computed]
+    standing = standing_scores(results)
+    compare_rows(rows, standing, results)
+    shown = [*shown_scores(results), *standing]
     for score in shown:
         columns += score_columns(rows, score)
     known = {score.label for score in shown}
     for score in named_scores(published) if published is not None else []:
         if score.label not in known:
             columns += score_columns(rows, score)
-    columns.append(front_column(rows))
-    return table_of(rows, columns, notes_on(results, columns, shown))
+    recovered, notes = recovery_columns(results, [row["variant"] if not row[IS_PUBLISHED] else "" for row in rows])
+    columns += [*recovered, front_column(rows)]
+    return table_of(rows, columns, [*notes_on(results, columns, shown), *notes])
 
 
 def csv(results: Results) -> str:
