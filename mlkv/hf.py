@@ -1,7 +1,7 @@
 """The decoder as a transformers model: generate(), caches, save and load, AutoModel, and an export that needs no mlkv.
 
 A saved checkpoint carries copies of this module and of those it imports, so `trust_remote_code=True` loads it where
-mlkv is not installed. It therefore imports nothing of ours but `.layout`, `.model` and `.shape`.
+mlkv is not installed. It therefore imports nothing of ours but `.layout`, `.model` (with `.latent`) and `.shape`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .layout import KVLayout
+from .layout import KVLayout, Latent, LatentFields
 from .model import Decoder, Keys
 from .shape import DecoderShape
 
 
 class MLKVConfig(PreTrainedConfig):
-    """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner."""
+    """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner, and
+    `latent` (the fields of layout.Latent) where owners cache one in place of keys and values."""
 
     model_type = "mlkv"
     has_no_defaults_at_init: ClassVar[bool] = True
@@ -52,6 +53,7 @@ class MLKVConfig(PreTrainedConfig):
         kv_source_layers: list[int] | None = None,
         kv_heads: list[int] | None = None,
         keys: Keys = "rotated",
+        latent: LatentFields | None = None,
         **kwargs: Any,
     ) -> None:
         given = {field.name: kwargs.pop(field.name) for field in fields(DecoderShape) if field.name in kwargs}
@@ -60,6 +62,8 @@ class MLKVConfig(PreTrainedConfig):
         self.kv_source_layers = list(kv_source_layers or [])
         self.kv_heads = list(kv_heads or [])
         self.keys = keys
+        if latent:  # other configs stay as they were
+            self.latent = dict(latent)
         super().__init__(**kwargs)
 
     @property
@@ -68,7 +72,9 @@ class MLKVConfig(PreTrainedConfig):
 
     @property
     def layout(self) -> KVLayout:
-        return KVLayout(tuple(self.kv_source_layers), tuple(self.kv_heads), self.heads)
+        given = getattr(self, "latent", None)
+        latent = Latent.from_dict(given) if given else None
+        return KVLayout(tuple(self.kv_source_layers), tuple(self.kv_heads), self.heads, latent)
 
     @property
     def num_key_value_heads(self) -> int | list[int]:

@@ -25,12 +25,14 @@ from .shape import DecoderShape, check_choice
 Keys = Literal["rotated", "unrotated"]
 KeysValues = tuple[Tensor, Tensor]
 """`k_BGSK` and `v_BGSK` of one owner."""
+SharedKV = tuple[Tensor | None, ...]
+"""What an owner gives to its readers: KeysValues, or SharedLatent of mlkv/latent.py."""
 
 
 class KVCache(Protocol):
     """The methods that the decoder needs of a cache; transformers' DynamicCache and StaticCache have them."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> KeysValues: ...
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]: ...
 
     def get_seq_length(self) -> int: ...
 
@@ -47,8 +49,8 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, keys: Keys = "rotated") -> None:
         super().__init__()
-        _check_fit(shape, layout)
         check_choice("keys", keys, get_args(Keys))
+        _check_fit(shape, layout, keys)
         self.shape, self.layout, self.keys = shape, layout, keys
         self.embed = nn.Embedding(shape.vocab_size, shape.width)
         if shape.positions == "learned":
@@ -76,13 +78,13 @@ class Decoder(nn.Module):
         x_BTD = self.embed(ids_BT)
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
-        shared: dict[int, KeysValues] = {}
+        shared: dict[int, SharedKV] = {}
         for i, block in enumerate(self.blocks):
             owner = self.layout.kv_source_layers[i]
             x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
         return self.norm(x_BTD)
 
-    def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeysValues]:
+    def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, SharedKV]:
         # Reentrant checkpointing gives wrong gradients where a layer's keys and values are used outside of it (relative
         # error 0.9, measured; no error is raised).
         if self.gradient_checkpointing and self.training:
@@ -99,11 +101,11 @@ class Block(nn.Module):
         self.attention_norm = _norm(shape)
         if shape.has_kv_norms(layout) and layer in layout.owners:
             self.kv_norm = _norm(shape)
-        self.attention = Attention(shape, layout, layer, keys)
+        self.attention = _attention(shape, layout, layer, keys)
         self.mlp_norm = _norm(shape)
         self.mlp = MLP(shape)
 
-    def forward(self, x_BTD: Tensor, shared_kv: KeysValues | None, tokens: Tokens) -> tuple[Tensor, KeysValues]:
+    def forward(self, x_BTD: Tensor, shared_kv: SharedKV | None, tokens: Tokens) -> tuple[Tensor, SharedKV]:
         q_input_BTD = self.attention_norm(x_BTD)
         kv_input_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else q_input_BTD
         attended_BTD, shared_kv = self.attention(q_input_BTD, kv_input_BTD, shared_kv, tokens)
@@ -111,6 +113,14 @@ class Block(nn.Module):
             return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
         x_BTD = x_BTD + attended_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
+
+
+def _attention(shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> Attention:
+    if layout.latent is None:
+        return Attention(shape, layout, layer, keys)
+    from .latent import LatentAttention  # which is made of this file's functions
+
+    return LatentAttention(shape, layout, layer)  # type: ignore[return-value]  # has the same attributes for others
 
 
 class Attention(nn.Module):
@@ -187,26 +197,41 @@ def _norm(shape: DecoderShape) -> nn.Module:
     return NORMS[shape.norm](shape.width, eps=shape.norm_eps)
 
 
-def _check_fit(shape: DecoderShape, layout: KVLayout) -> None:
+def _check_fit(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
     if (layout.layers, layout.heads) != (shape.layers, shape.heads):
         raise ValueError(
             f"layout has {layout.layers} layers of {layout.heads} heads, the decoder {shape.layers} of {shape.heads}"
         )
+    if layout.latent:
+        shape.check_latent(layout.latent)
+        if keys == "unrotated":
+            raise ValueError("keys = unrotated: a latent needs rotated ones")
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor | None) -> Tensor:
-    """Softmax attention `[B, H, T, K]`; no mask means causal over `T = S` tokens, or one token that sees all `S`."""
+def attend(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor | None, scale: float | None = None
+) -> Tensor:
+    """Softmax attention `[B, H, T, K]`; no mask means causal over `T = S` tokens, or one token that sees all `S`.
+
+    scale: of the logits; 1/√K unless given.
+    """
     (_, heads, query_length, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
     if query_length == 1:
         # The query heads of a KV head become the rows of one matrix product, so keys and values are read once per KV
         # head. At batch 8 and more on CPUs this is 1.06 to 1.4 times as fast as `enable_gqa` in fp32 and 2.9 to 8
         # times in bf16 (measured).
         q_BGRK = q_BHTK.squeeze(2).unflatten(1, (kv_heads, heads // kv_heads))
-        out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS)
+        out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, scale=scale)
         return out_BGRK.flatten(1, 2).unsqueeze(2)
     # `is_causal` aligns its triangle to the first key: right for T = S alone, which `_causal_mask` sees to.
     return functional.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=mask_B1TS is None, enable_gqa=kv_heads < heads
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        attn_mask=mask_B1TS,
+        is_causal=mask_B1TS is None,
+        scale=scale,
+        enable_gqa=kv_heads < heads,
     )
 
 

@@ -128,8 +128,9 @@ def family_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
 
 
 def name_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
-    """Family and total KV heads, as papers print it: `MLKV-6`."""
-    return f"{family_of(layout, pattern)}-{layout.budget}"
+    """Family and total KV heads, as papers print it: `MLKV-6`; with a latent, its rank too: `MLKV-6 r=32`."""
+    rank = f" r={'/'.join(map(str, dict.fromkeys(layout.latent.ranks)))}" if layout.latent else ""
+    return f"{family_of(layout, pattern)}-{layout.budget}{rank}"
 
 
 def sources_of(pattern: str, layers: int, kv_layers: int, factor: int | None = None) -> Sources:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_
 
 from annotated_types import Ge, Gt, Le
 
-from .layout import KVLayout
+from .layout import KVLayout, Latent, mha
 
 INT64, INT32 = 2**63 - 1, 2**31 - 1
 FLOAT32 = 3.4e38
@@ -122,9 +122,10 @@ class DecoderShape(Choices):
                 norm(f"{block}.kv_norm")
             linear(f"{block}.attention.q", self.width, query, self.attention_bias)
             if layer == source:
-                for part in "kv":
-                    heads = layout.heads_of(layer)
-                    linear(f"{block}.attention.{part}", self.width, heads * self.head_dim, self.attention_bias)
+                for part, (inputs, outputs, bias) in self.kv_projections(layout, layer).items():
+                    linear(f"{block}.attention.{part}", inputs, outputs, bias)
+                if layout.latent and self.chooses_planes(layout.latent):
+                    found[f"{block}.attention.planes"] = layout.latent.planes_size(layout.heads_of(layer))
             linear(f"{block}.attention.o", query, self.width, self.attention_bias)
             norm(f"{block}.mlp_norm")
             for part in ("gate", "up") if self.gated_mlp else ("up",):
@@ -151,22 +152,54 @@ class DecoderShape(Choices):
             embeddings += (self.context + self.position_offset) * self.width
         blocks = self.layers * (2 * norm + attention + mlp_parameters)
         kv_norms = norm * layout.kv_layers * self.has_kv_norms(layout)
-        return embeddings + blocks + norm + kv_norms + layout.budget * self._kv_head_parameters
+        return embeddings + blocks + norm + kv_norms + self.kv_parameters(layout)
+
+    def kv_projections(self, layout: KVLayout, owner: int) -> dict[str, tuple[int, int, bool]]:
+        """The linear maps by which an owner computes keys and values: name → inputs, outputs, whether it has a bias.
+
+        With a latent: `k` gives the rotated part of the keys, `latent` the vector that is cached, and `k_up` and `v_up`
+        the rest of the keys and the values from that. A constant in `k_up` would add the same to all logits of a query,
+        so it has no bias; `v_up` has one, and so `latent` needs none.
+        """
+        heads, latent = layout.heads_of(owner), layout.latent
+        if latent is None:
+            return dict.fromkeys(("k", "v"), (self.width, heads * self.head_dim, self.attention_bias))
+        rank, rest = layout.rank_of(owner), self.head_dim - latent.rotary_dims
+        projections = {
+            "k": (self.width, latent.rotary_width(heads), self.attention_bias),
+            "latent": (self.width, rank, False),
+            "k_up": (rank, heads * rest, False),
+            "v_up": (rank, heads * self.head_dim, True),
+        }
+        return {name: sizes for name, sizes in projections.items() if sizes[1]}
+
+    def chooses_planes(self, latent: Latent) -> bool:
+        """Whether owners keep the rotation in some planes of a head and drop it in others."""
+        return 0 < latent.rotary_dims < self.rotated_dims
+
+    def kv_parameters(self, layout: KVLayout) -> int:
+        """Parameters of all owners' maps to keys and values."""
+        maps = (each for owner in layout.owners for each in self.kv_projections(layout, owner).values())
+        return sum(inputs * outputs + outputs * bias for inputs, outputs, bias in maps)
+
+    def check_latent(self, latent: Latent) -> None:
+        """Raises ValueError where it keeps more rotated dimensions than a head has."""
+        if latent.rotary_dims > self.rotated_dims:
+            raise ValueError(f"latent.rotary_dims = {latent.rotary_dims}: a head has {self.rotated_dims} that rotate")
+
+    def full_rank(self, layout: KVLayout, owner: int, rotary_dims: int) -> int:
+        """The width from which a latent of an owner can hold all that its keys and values hold."""
+        return min(self.width, layout.heads_of(owner) * (2 * self.head_dim - rotary_dims))
 
     def has_kv_norms(self, layout: KVLayout) -> bool:
         """Whether the owners of `layout` have a separate norm for keys and values."""
         return self.kv_norm and layout.kv_layers < layout.layers
 
-    @property
-    def _kv_head_parameters(self) -> int:
-        """Parameters of one key head and one value head together."""
-        return 2 * self.head_dim * (self.width + self.attention_bias)
-
     def widened_mlp(self, layout: KVLayout, source: KVLayout | None = None) -> int:
         """MLP width once the parameters of the KV heads dropped from `source` (MHA unless given) are spread over all
         MLPs (arXiv 2406.09297's rule)."""
-        had = source.budget if source else self.layers * self.heads
-        lost = (had - layout.budget) * self._kv_head_parameters // self.layers
+        had = self.kv_parameters(source or mha(self.layers, self.heads))
+        lost = max(0, had - self.kv_parameters(layout)) // self.layers  # a latent of high rank has more than MHA
         matrices = 3 if self.gated_mlp else 2
         return self.mlp_width + round(lost / self.width) // matrices
 

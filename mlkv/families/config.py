@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..layout import KVLayout
+from ..layout import KVLayout, Latent, LatentFields
 from ..patterns import name_of
 from ..shape import DecoderShape
 from .files import read_json_object
@@ -66,7 +66,7 @@ def layout_of(config: Config) -> KVLayout:
         sources, kv_heads = _our_integers(config, "kv_source_layers"), _our_integers(config, "kv_heads")
         if len(sources) != shape.layers:
             raise ValueError(f"kv_source_layers has {len(sources)} entries: the decoder has {shape.layers} layers")
-        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads)
+        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads, _our_latent(config, shape))
     return family_of(config).layout(config, shape_of(config))
 
 
@@ -81,6 +81,22 @@ def _our_integers(config: Config, key: str) -> list[int]:
     if not isinstance(value, list) or any(type(number) is not int for number in value):
         raise ValueError(f"{key} = {shown(value)}: must be a list of integers")
     return value
+
+
+def _our_latent(config: Config, shape: DecoderShape) -> Latent | None:
+    given = config.get("latent")
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or given.keys() != get_type_hints(LatentFields).keys():
+        raise ValueError(f"latent = {shown(given)}: must have {', '.join(get_type_hints(LatentFields))}, and no more")
+    ranks, rotary_dims, shared = _our_integers(given, "ranks"), given["rotary_dims"], given["shared"]
+    if type(rotary_dims) is not int or type(shared) is not bool:
+        raise ValueError(f"latent = {shown(given)}: rotary_dims must be an integer, and shared true or false")
+    latent = Latent(tuple(ranks), rotary_dims, shared)
+    shape.check_latent(latent)
+    if config.get("keys") == "unrotated":
+        raise ValueError("keys = unrotated: a latent needs rotated ones")
+    return latent
 
 
 def _our_field(config: Config, key: str) -> Any:
@@ -179,6 +195,8 @@ def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
 def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
     """`shape_of` backwards: the config.json of family `name`. Raises ValueError if the family has no such model."""
     family = FAMILIES.choose(name)
+    if layout.latent:
+        raise ValueError(f"family = {name}: cannot express a latent")
     config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
     config |= {key: value for key, value in family.required.items() if value is not None}
     config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}

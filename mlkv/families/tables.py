@@ -333,6 +333,10 @@ OWN = Family(
             "attention.k",
             "attention.v",
             "attention.o",
+            "attention.latent",
+            "attention.k_up",
+            "attention.v_up",
+            "attention",
             "mlp_norm",
             "mlp.gate",
             "mlp.up",
@@ -340,4 +344,5 @@ OWN = Family(
         )
     },
 )
-"""How our own checkpoints name their weights; their config.json holds a DecoderShape as it is."""
+"""How our own checkpoints name their weights (and `attention` the planes of a latent); their config.json holds a
+DecoderShape as it is."""

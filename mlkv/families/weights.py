@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..layout import KVLayout
 from ..shape import DecoderShape
 from .files import WeightInfo, differ
-from .tables import Family
+from .tables import OWN, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BUFFERS = re.compile(r"(^|\.)(attention|attn)\.(bias|masked_bias)$|(^|\.)rotary_emb\.\w+$")
 """Masks and rotary tables that older files have besides the weights."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+_PLANES = ".attention.planes"
+"""Indices of rotary planes, which a latent of ours may have besides its weights."""
 _LISTED = 5
 """Names of weights in a message at most."""
 
@@ -44,7 +46,7 @@ def own_names(found: Mapping[str, WeightInfo], family: Family) -> dict[str, str]
         name = "head.weight" if key in heads else key.removeprefix(prefix)
         if name in names:
             raise ValueError(f"{key}: the files hold this weight twice, under two names")
-        if weight.dtype not in FLOATS:
+        if weight.dtype not in FLOATS and not (family is OWN and name.endswith(_PLANES)):
             raise ValueError(
                 f"{key} is {weight.dtype}: quantised weights are not supported; save the model in one of "
                 f"{', '.join(FLOATS)}"

@@ -190,9 +190,12 @@ class FilledRun(Run):
 
     def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
         cache, layout = DynamicCache(), self.model.layout
-        for owner, kv_heads in zip(layout.owners, layout.kv_heads, strict=True):
-            size_BGSK = (self.batch, kv_heads, self.context, self.model.shape.head_dim)
-            keys, values = (torch.randn(size_BGSK, dtype=self.model.dtype, device=self.device) for _ in range(2))
+        for owner in layout.owners:
+            heads, *widths = layout.cached_sizes(owner, self.model.shape.head_dim)
+            keys, values = (
+                torch.randn(self.batch, heads, self.context, width, dtype=self.model.dtype, device=self.device)
+                for width in widths
+            )
             cache.update(keys, values, owner)
         return cache, self._ids(1, generator)
 

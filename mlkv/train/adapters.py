@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 FILE = "adapters.safetensors"
 """In a resume checkpoint of a run with adapters, instead of the model: its other weights are those of the start."""
-ADAPTED = r".*\.attention\.[qkvo]"
-"""The modules that get an adapter, by name: every projection of attention."""
-_KEYS_AND_VALUES = re.compile(r".*\.(attention\.[kv]|kv_norm)\.(weight|bias)")
+ADAPTED = r".*\.attention\.([qkvo]|latent)"
+"""The modules that get an adapter, by name: every projection of attention's input and output. A latent's maps to keys
+and values (`k_up`, `v_up`) get none: their weights are multiplied into queries and outputs."""
+_KEYS_AND_VALUES = re.compile(r".*\.(attention\.([kv]|latent|k_up|v_up)|kv_norm)\.(weight|bias)")
 """Of the owners, which alone have them; a norm of their own where the shape gives them one (`kv_norm`)."""
 
 

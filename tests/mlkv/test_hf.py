@@ -30,6 +30,8 @@ IDS = torch.randint(1, VOCAB, (2, 7), generator=torch.Generator().manual_seed(6)
 PADDED = torch.ones_like(IDS)
 PADDED[0, :3] = 0
 
+MODULES = {"hf.py", "latent.py", "layout.py", "model.py", "shape.py"}
+
 NEOX, MLKV = SHAPES["neox"], LAYOUTS["mlkv"]
 
 
@@ -141,9 +143,9 @@ def test_a_saved_model_comes_back_bit_for_bit_with_its_layout_in_full(
     assert (loaded.model.head.weight is loaded.model.embed.weight) is shape.tied
 
 
-def test_a_checkpoint_carries_the_four_modules_that_it_needs_and_no_more(tmp_path: Path) -> None:
+def test_a_checkpoint_carries_the_five_modules_that_it_needs_and_no_more(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == {"hf.py", "layout.py", "model.py", "shape.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} == MODULES
 
 
 def test_saving_keeps_the_kind_of_keys_and_the_type_of_the_weights(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mlkv.context import Interrupted
 from mlkv.convert.step import convert
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, mha
+from mlkv.layout import KVLayout, Latent, mha
 from mlkv.recipes import ConvertRecipe, TrainRecipe
 from mlkv.train import step as train
 from tests.support.processes import PATIENCE
@@ -34,7 +34,7 @@ from pathlib import Path
 from tests.mlkv.test_together import trained
 from mlkv.recipes import TrainRecipe
 folder, corpus, recipe, stop, tied = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
-print(trained(folder, corpus, TrainRecipe(**recipe), stop, tied))
+print(trained(folder, corpus, TrainRecipe(**recipe), stop, tied, start=folder / "start"))
 """
 RECIPE = TrainRecipe(
     steps=6, batch_size=8, micro_batch=2, lr=3e-3, precision="fp32", log_every=1, eps=1e-4, save_every=2
@@ -48,8 +48,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(folder, task_items=0, packing="whole_documents", snippets=True)
 
 
-def trained(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False) -> dict[str, Any]:
-    """The facts, with `losses`; those alone if it stopped, a step after `stop`."""
+def trained(
+    folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied: bool = False, start: Path | None = None
+) -> dict[str, Any]:
+    """The facts, with `losses`; those alone if it stopped, a step after `stop`. From `start` if it is there."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     ctx = context(folder / "work", rows, lambda: bool(stop and rows and rows[-1]["step"] >= stop))
@@ -57,7 +59,7 @@ def trained(folder: Path, corpus: Path, recipe: TrainRecipe, stop: int = 0, tied
     try:
         shape, bases = replace(SHAPE, tied=tied), corpus.parent
         teacher = bases / "base" if recipe.teacher == "base" else None
-        start = bases / "converted" if teacher else None
+        start = bases / "converted" if teacher else start if start and start.is_dir() else None
         out = folder / "out"
         facts = train.run(recipe, out, ctx, corpus=corpus, start=start, shape=shape, teacher=teacher).facts
     except Interrupted:
@@ -143,3 +145,15 @@ def test_runs_that_learn_from_a_teacher_share_a_batch(corpus: Path, tmp_path: Pa
             pytest.approx(alone["losses"], 1e-4),
             pytest.approx(alone["kl"], 1e-4),
         ]
+
+
+def test_readers_of_a_latent_train_the_maps_of_an_owner_whose_weights_are_shared_out(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """While a reader runs, its owner's weights are gathered no longer."""
+    start = MLKVForCausalLM.from_shape(SHAPE, KVLayout((0, 0), (2,), 2, Latent((9,), 4)), seed=3)
+    for folder in (tmp_path / "two", tmp_path / "two" / "second"):
+        start.save_pretrained(folder / "start")
+    trained(tmp_path / "one", corpus, RECIPE, start=tmp_path / "two" / "start")
+    together(tmp_path / "two", corpus, replace(RECIPE, strategy="fsdp"))
+    assert_alike(tmp_path / "two", tmp_path / "one", 2e-5)
