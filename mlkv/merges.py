@@ -155,6 +155,8 @@ def check_conversion(base: KVLayout, layout: KVLayout) -> None:
         raise ValueError(
             f"layout has {layout.layers} layers of {layout.heads} heads, the decoder {base.layers} of {base.heads}"
         )
+    if base.latent and layout != base:
+        raise ValueError(f"layout {name_of(layout)}: the base caches a latent, which converts to no other layout")
     for layer, source in enumerate(layout.kv_source_layers):
         have, want = base.heads_of(layer), layout.heads_of(layer)
         if have % want:

@@ -78,26 +78,53 @@ def convert(
     KV heads that need no merging stay bit for bit, whatever the merge: with the base's own layout this is the identity.
     Raises ValueError like `check_conversion`.
     """
-    import torch
 
     from ..hf import MLKVForCausalLM
 
     check_conversion(base.layout, layout)
+    if layout.latent and layout != base.layout:
+        return _with_latent(base, layout, recipe, calibration)
     shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
     model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
-    old, new = base.model.state_dict(), model.model.state_dict()
+    model.model.load_state_dict(_state(base, model, recipe, calibration))
+    model.generation_config = base.generation_config
+    return model
+
+
+def _with_latent(
+    base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe, calibration: Calibration | None
+) -> MLKVForCausalLM:
+    """First the heads are merged, then each owner's keys and values become a latent."""
+    from ..hf import MLKVForCausalLM
+    from .latent import with_latent
+
+    if calibration is None:
+        raise ValueError("latent: needs a calibration")
+    shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
+    heads = MLKVForCausalLM.from_shape(shape, layout.without_latent, seed=recipe.seed, dtype=base.dtype)
+    state = _state(base, heads, recipe, calibration)
+    model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
+    model.model.load_state_dict(with_latent(state, shape, layout, calibration))
+    model.generation_config = base.generation_config
+    return model
+
+
+def _state(
+    base: MLKVForCausalLM, fresh: MLKVForCausalLM, recipe: ConvertRecipe, calibration: Calibration | None
+) -> State:
+    """The weights of `fresh`, whose layout has fewer heads than `base`'s, made from those of `base`."""
+    import torch
+
+    old, new = base.model.state_dict(), fresh.model.state_dict()
     new |= {name: old[name] for name in new if name in old and not re.search(r"\.attention\.[kv]\.", name)}
     # An owner's separate norm for keys and values starts as the one that they shared with the queries.
     added_norms = [name for name in new if ".kv_norm." in name and name not in old]
     new |= {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added_norms}
     with torch.no_grad():
-        new |= merge_kv(
-            old, new, base.layout, layout, recipe.merge, base.shape.rotated_dims, calibration, recipe.grouping
-        )
-        new |= widen_mlps(old, shape.mlp_width, recipe.widening)
-    model.model.load_state_dict(new)
-    model.generation_config = base.generation_config
-    return model
+        rotated = base.shape.rotated_dims
+        new |= merge_kv(old, new, base.layout, fresh.layout, recipe.merge, rotated, calibration, recipe.grouping)
+        new |= widen_mlps(old, fresh.shape.mlp_width, recipe.widening)
+    return new
 
 
 def widen_mlps(old: State, width: int, widening: str) -> State:
