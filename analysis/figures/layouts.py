@@ -38,6 +38,8 @@ class NamedLayout:
     name: str
     family: str | None
     layout: KVLayout
+    head_dim: int = 0
+    """0 where it is not known; the size of a latent is drawn by it."""
 
 
 def layouts_of(source: Source) -> list[NamedLayout]:
@@ -52,7 +54,7 @@ def layouts_of(source: Source) -> list[NamedLayout]:
 def _of_plan(row: VariantRow) -> NamedLayout:
     # The untouched base has the layout of a variant and is named like it.
     name = name_of(row.layout) if row.baseline == "untouched" else row.variant
-    return NamedLayout(name, row.family, row.layout)
+    return NamedLayout(name, row.family, row.layout, row.head_dim)
 
 
 def _of_file(name: str) -> list[NamedLayout]:
@@ -75,16 +77,19 @@ def layouts_figure(source: Source, published: Source | None = None) -> Figure | 
     figure, axes = new_figure(_ROW_HEIGHT * len(shown) + _MARGIN)
     layers = max(named.layout.layers for named in shown)
     for row, named in enumerate(shown):
-        _draw(axes, named.layout, row, family_style(named.family).colour)
+        _draw(axes, named, row, family_style(named.family).colour)
         axes.text(layers + 0.1, row, _summary(named.layout), va="center", fontsize=SMALLEST, color=MUTED)
     _set_axes(axes, shown, layers)
     rest = f"   {len(shown)} of {len(layouts)} layouts" if len(shown) < len(layouts) else ""
-    footer(figure, [f"bar: KV heads of an owner   dot: a layer that reads them{rest}"])
+    latent = "   bar without lines: a latent, by its bytes" if any(named.layout.latent for named in shown) else ""
+    footer(figure, [f"bar: KV heads of an owner   dot: a layer that reads them{latent}{rest}"])
     return figure
 
 
 def _summary(layout: KVLayout) -> str:
-    """`4 × 3 = 12`: KV layers times heads."""
+    """`4 × 3 = 12`: KV layers times heads; of a latent `4 × r 48`, with its largest rank."""
+    if layout.latent:
+        return f"{layout.kv_layers} × r {max(layout.latent.ranks):,}"
     if len(set(layout.kv_heads)) > 1:
         return f"{layout.budget:,} heads"
     return f"{layout.kv_layers} × {layout.kv_heads[0]} = {layout.budget:,}"
@@ -103,11 +108,12 @@ def _set_axes(axes: Axes, shown: list[NamedLayout], layers: int) -> None:
     axes.set_xlabel("layer")
 
 
-def _draw(axes: Axes, layout: KVLayout, row: int, colour: str) -> None:
-    """Boxes of all layers, filled from the bottom by the share of the query heads that have KV heads of their own;
-    threads from the owners to their readers."""
+def _draw(axes: Axes, named: NamedLayout, row: int, colour: str) -> None:
+    """Boxes of all layers, filled from the bottom by the share of the query heads that have KV heads of their own, of a
+    latent by its share of their bytes; threads from the owners to their readers."""
     from matplotlib.patches import Rectangle
 
+    layout = named.layout
     bottom = row + _BOX_HEIGHT / 2
     for layer, owner in enumerate(layout.kv_source_layers):
         left = layer - _BOX_WIDTH / 2
@@ -115,20 +121,24 @@ def _draw(axes: Axes, layout: KVLayout, row: int, colour: str) -> None:
             Rectangle((left, row - _BOX_HEIGHT / 2), _BOX_WIDTH, _BOX_HEIGHT, facecolor=_EMPTY, edgecolor="none")
         )
         if layer == owner:
-            filled = _filled(layout, owner)
+            filled = _filled(named, owner)
             axes.add_patch(Rectangle((left, bottom - filled), _BOX_WIDTH, filled, facecolor=colour, edgecolor="none"))
-            if layout.heads <= _MOST_STRIPES:
+            if layout.heads <= _MOST_STRIPES and not layout.latent:
                 _stripes(axes, layout.heads_of(layer), (left, bottom), filled)
     for owner in layout.owners:
         if readers := layout.readers(owner):
-            middle = bottom - _filled(layout, owner) / 2
+            middle = bottom - _filled(named, owner) / 2
             axes.plot([owner, readers[-1]], [middle, middle], color=colour, linewidth=0.7, zorder=1.5)
             axes.plot(list(readers), [middle] * len(readers), "o", color=colour, markersize=2.4, zorder=4, **_HOLLOW)
 
 
-def _filled(layout: KVLayout, owner: int) -> float:
-    """Height of an owner's KV heads, in rows."""
-    return _BOX_HEIGHT * max(layout.heads_of(owner) / layout.heads, _LEAST_SHARE)
+def _filled(named: NamedLayout, owner: int) -> float:
+    """Height of an owner's KV heads or its latent, in rows."""
+    heads, keys, values = named.layout.cached_sizes(owner, named.head_dim)
+    share = heads / named.layout.heads
+    if named.layout.latent and named.head_dim:
+        share *= (keys + values) / (2 * named.head_dim)
+    return _BOX_HEIGHT * max(share, _LEAST_SHARE)
 
 
 def _stripes(axes: Axes, heads: int, corner: tuple[float, float], filled: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,12 @@ class Measurement:
     context: int
     value: float
     x: int
+
+    @property
+    def layout(self) -> str:
+        """Family and KV heads, and the rank of a latent, which the label has: `MHA-36 r=48`."""
+        rank = re.search(r" r=[\d/]+(?= |$)", self.variant)
+        return f"{self.family}-{self.budget}{rank[0] if rank else ''}"
 
 
 @dataclass(frozen=True)

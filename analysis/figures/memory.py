@@ -131,7 +131,7 @@ def _line(axis: Axis, size: float, tokens: int, factor: float, cells: list[Measu
             peaks[cell.family or ""].add((cell.x, cell.value))
     return Line(
         fixed=tokens if of_batch else cells[0].batch,
-        layouts=tuple(dict.fromkeys(f"{cell.family}-{cell.budget}{width}" for cell in cells)),
+        layouts=tuple(dict.fromkeys(f"{cell.layout}{width}" for cell in cells)),
         unit=size * (tokens if of_batch else cells[0].batch),
         extra=0 if of_batch else max(0, tokens - cells[0].context),
         caches=caches,

@@ -71,7 +71,7 @@ def _machine_letters(measurements: Measurements) -> dict[machine.Machine, str]:
 
 
 def _layout_name(cell: Measurement) -> str:
-    return f"{cell.family}-{cell.budget}" if cell.step else cell.variant
+    return cell.layout if cell.step else cell.variant
 
 
 def _speed_line(name: str, own: list[Measurement]) -> SpeedLine:

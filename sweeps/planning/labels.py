@@ -78,7 +78,7 @@ def _of_layout(key: str) -> bool:
 def _layout_label(variant: Variant, wide: bool) -> str:
     """`MLKV-6`; with `wide`, where head widths differ, as CLA's authors write it: `H64 MLKV-6`."""
     width = f"H{variant.shape.head_dim} " if wide else ""
-    return width + ("untouched" if variant.baseline == "untouched" else f"{variant.family}-{variant.layout.budget}")
+    return width + ("untouched" if variant.baseline == "untouched" else variant.name)
 
 
 def _shape(variant: Variant, others: Sequence[Variant]) -> list[str]:

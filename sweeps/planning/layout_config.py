@@ -8,14 +8,15 @@ from fractions import Fraction
 from math import gcd
 from typing import Annotated, Any
 
+from annotated_types import Ge
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from mlkv.layout import KVLayout
+from mlkv.layout import KVLayout, Latent
 from mlkv.merges import most_heads
 from mlkv.patterns import EXPLICIT, PATTERNS, budgets, of_budget, sources_of
 from mlkv.registry import NameOf
-from mlkv.shape import Positive
+from mlkv.shape import DecoderShape, Positive
 
 PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
 SIZES = ("kv_layers", "kv_heads", "factor", "budget", "cache")
@@ -50,6 +51,13 @@ class LayoutConfig:
     cache: Annotated[Fraction, BeforeValidator(_share)] | None = None
     factor: Positive | None = None
     kv_source_layers: tuple[int, ...] | None = None
+    latent: Positive | None = None
+    """The rank of the latent vector that each owner caches in place of keys and values; an owner with less than that to
+    hold has the rank of what it holds. Unset: keys and values."""
+    rotary_dims: Annotated[int, Ge(0)] | None = None
+    """With a latent: how many dimensions of a head stay rotated; unset: all that its position rotates."""
+    shared_rotary: bool = False
+    """With a latent: an owner's heads have one rotated part of a key together."""
 
     def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
         """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
@@ -65,6 +73,22 @@ class LayoutConfig:
         if isinstance(self.kv_heads, tuple):
             return [KVLayout(sources, self.kv_heads, start.heads)]
         return [KVLayout(sources, tuple(self.kv_heads or most for most in most_heads(start, sources)), start.heads)]
+
+    def with_latent(self, layout: KVLayout, start: KVLayout, shape: DecoderShape) -> KVLayout:
+        """A layout with the latent that is asked for, if any. Raises ValueError naming the field."""
+        if self.latent is None:
+            return layout
+        rotary = shape.rotated_dims if self.rotary_dims is None else self.rotary_dims
+        if rotary % 2 or rotary > shape.rotated_dims:
+            most = shape.rotated_dims
+            raise ValueError(
+                f"layout.rotary_dims = {rotary}: must be even, and 0 to {most}: a head has {most} that rotate"
+            )
+        most = max(shape.full_rank(start, owner, rotary) for owner in start.owners)
+        if self.latent > most:
+            raise ValueError(f"layout.latent = {self.latent}: must be 1 to {most}, the rank of all keys and values")
+        ranks = tuple(min(self.latent, shape.full_rank(layout, owner, rotary)) for owner in layout.owners)
+        return replace(layout, latent=Latent(ranks, rotary, self.shared_rotary))
 
     def _of_size(self, base: KVLayout, start: KVLayout) -> list[KVLayout]:
         budget = self.cache * base.budget if self.cache else Fraction(self.budget or 0)
@@ -103,6 +127,9 @@ class LayoutConfig:
             raise ValueError(f"budget = {self.budget} and cache = {self.cache}: both set; choose one")
         if self.pattern == EXPLICIT and self.cache is not None:
             raise ValueError(f"cache = {self.cache}: pattern explicit has its size written out; leave cache unset")
+        if self.latent is None and (self.rotary_dims is not None or self.shared_rotary):
+            name = "shared_rotary" if self.rotary_dims is None else "rotary_dims"
+            raise ValueError(f"{name} = {getattr(self, name)}: is of a latent; set latent too")
         if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")

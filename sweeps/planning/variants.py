@@ -109,6 +109,10 @@ class Variant:
         return family_of(self.layout, self.config.layout.pattern)
 
     @property
+    def name(self) -> str:
+        return name_of(self.layout, self.config.layout.pattern)
+
+    @property
     def parameters(self) -> int:
         return self.shape.parameters(self.layout)
 
@@ -215,7 +219,8 @@ def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
     own = model.layout
     start = own if config.convert.start == "convert" else mha(own.layers, own.heads)
     try:
-        return config.layout.layouts(own, start)
+        layouts = config.layout.layouts(own, start)
+        return [config.layout.with_latent(layout, start, model.shape) for layout in layouts]
     except ValueError as error:
         if _removed(config, values, model):
             return []
@@ -239,7 +244,7 @@ def _filter_names(variant: Variant) -> Values:
     return {
         **variant.values,
         **length,
-        "name": f"{variant.family}-{layout.budget}",
+        "name": variant.name,
         "family": variant.family,
         "pattern": variant.config.layout.pattern,
         "kv_layers": layout.kv_layers,
@@ -285,7 +290,8 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     if base:
         grouping = counted_grouping(config.convert.grouping, config.convert.merge, model.layout, layout)
         needed = merge_named(config.convert.merge).calibrated or grouping == "similar"
-        if needed and layout != model.layout:
+        merges = needed and layout.without_latent != model.layout
+        if layout != model.layout and (layout.latent or merges):
             calibrate = calibrate_step(config.calibrate, base, corpus, config.model.name)
         convert = convert_step(config.convert, layout, model.layout, base, calibrate, name_of(layout))
     else:

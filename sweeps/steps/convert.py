@@ -16,17 +16,21 @@ def convert_step(
     recipe: ConvertRecipe, layout: KVLayout, source: KVLayout, base: Step, calibration: Step | None, label: str
 ) -> Step:
     """From a base. Merge and widening are left out where the layout stays the same, as they then change nothing; and so
-    is the calibration, which other merges do not need either. The seed counts where the merge may use newly initialised
-    heads: `random` does, and an extension's may. So does the grouping where there are heads to choose."""
+    is the calibration where neither the merge nor a latent needs it. The merge is left out too where no heads become
+    fewer. The seed counts where the merge may use newly initialised heads: `random` does, and an extension's may.
+    So does the grouping where there are heads to choose."""
     identity: Json = {"layout": layout.as_dict()}
     pins: dict[str, str] = {}
     if layout != source:
-        identity |= {"merge": recipe.merge, "widening": recipe.widening}
+        identity |= {"widening": recipe.widening}
+        pins = WIDENINGS.pins(recipe.widening)
+    if layout.without_latent != source.without_latent:
+        identity |= {"merge": recipe.merge}
         seeded = recipe.merge == "random" or MERGES.extension(recipe.merge)
         identity |= {"seed": recipe.seed} if seeded else {}
         grouping = counted_grouping(recipe.grouping, recipe.merge, source, layout)
         identity |= {"grouping": grouping} if grouping != "adjacent" else {}
-        pins = MERGES.pins(recipe.merge) | WIDENINGS.pins(recipe.widening)
+        pins = MERGES.pins(recipe.merge) | pins
     parents = {"base": base.id} | ({"calibration": calibration.id} if calibration else {})
     return Step("convert", identity, parents, pins, {}, label)
 
