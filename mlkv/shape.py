@@ -187,6 +187,13 @@ class DecoderShape(Choices):
         if latent.rotary_dims > self.rotated_dims:
             raise ValueError(f"latent.rotary_dims = {latent.rotary_dims}: a head has {self.rotated_dims} that rotate")
 
+    def keeps_rotation(self, layout: KVLayout) -> bool:
+        """Whether every head keeps all of its own rotated part: without that, no rank gives back the function of a
+        model without a latent."""
+        latent = layout.latent
+        whole = latent is None or latent.rotary_dims == self.rotated_dims
+        return whole and not (latent and latent.shared and self.rotated_dims and max(layout.kv_heads) > 1)
+
     def full_rank(self, layout: KVLayout, owner: int, rotary_dims: int) -> int:
         """The width from which a latent of an owner can hold all that its keys and values hold."""
         return min(self.width, layout.heads_of(owner) * (2 * self.head_dim - rotary_dims))

@@ -49,7 +49,10 @@ def run(
         if source is not None:
             copy_companions(source, out)
     ctx.log({"step": 1, "steps": 1})
-    return Outcome(facts={"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width})
+    facts: dict[str, int | str] = {"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width}
+    if layout.latent and base is not None:
+        facts["rotation"] = "whole" if model.shape.keeps_rotation(layout) else "approximate"
+    return Outcome(facts={**facts})
 
 
 def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None) -> MLKVForCausalLM:

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from mlkv.convert.calibration import Calibration, calibrate
 from mlkv.convert.step import convert
+from mlkv.convert.step import run as run_conversion
 from mlkv.families.load import load_pretrained
 from mlkv.families.save import to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
@@ -346,6 +347,26 @@ def test_heads_that_are_copies_share_one_rotated_part_without_loss(shape: str) -
             by_head.copy_(by_head[:1] * torch.tensor([1.0, -2.0, 0.5, 3.0]).view(-1, *[1] * (by_head.dim() - 1)))
     whole = latent_of(SHAPES[shape], LAYOUTS["mha"], 99, shared=True)
     assert difference(convert(copies, whole, SVD, calibrate(copies, TEXT)), copies) < 1e-9
+
+
+def test_the_record_says_where_rotation_is_lost(tmp_path: Path) -> None:
+    subject, calibration = base("neox")
+    subject.save_pretrained(tmp_path)
+    calibration.save(tmp_path)
+    found = [
+        run_conversion(
+            SVD,
+            tmp_path / f"out{i}",
+            context(tmp_path),
+            layout=latent_of(SHAPES["neox"], LAYOUTS[layout], 5, dims, shared),
+            base=tmp_path,
+            calibration=tmp_path,
+        ).facts["rotation"]
+        for i, (layout, dims, shared) in enumerate(
+            [("mha", 4, False), ("mha", 2, False), ("mha", 4, True), ("mqa", 4, True)]
+        )
+    ]
+    assert found == ["whole", "approximate", "approximate", "whole"]
 
 
 def test_a_latent_needs_a_calibration_and_a_base_without_one() -> None:
