@@ -108,6 +108,12 @@ def _merges_into(owner: int, base: KVLayout, layout: KVLayout) -> bool:
     return len(sources) > 1 or base.heads_of(owner) != layout.heads_of(owner)
 
 
+def is_trainable(name: str) -> bool:
+    """Whether a merge is a function of the base's weights alone, so that a training of the merged heads reaches them:
+    not with a calibration, which is of other weights, nor with newly initialised heads."""
+    return name != "random" and not merge_named(name).calibrated
+
+
 @dataclass(frozen=True)
 class Widening:
     """How the MLPs use the parameters that merging saves."""

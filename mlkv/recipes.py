@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from .merges import MERGES, WIDENINGS
+from .patterns import PATTERNS
 from .registry import NameOf
 from .shape import FLOAT32, INT32, INT64, Choices, DecoderShape, Dimension, Positive, Real, added
 
 Merge = Annotated[str, NameOf(MERGES)]
 Widening = Annotated[str, NameOf(WIDENINGS)]
+Pattern = Annotated[str, NameOf(PATTERNS)]
 Count = Annotated[int, Ge(0), Le(INT64)]
 Share = Annotated[float, Ge(0), Le(1)]
 Factor = Annotated[float, Ge(0), Le(FLOAT32)]
@@ -234,6 +236,43 @@ class TrainRecipe(Choices):
                 f"batch_size = {self.batch_size}: {processes} processes with micro_batch {micro} cannot share it evenly"
             )
         return size
+
+
+@dataclass(frozen=True)
+class ElasticRecipe(TrainRecipe):
+    """One training in which layouts are sampled, so that each of them can be cut from it by a conversion."""
+
+    pattern: Pattern = "even"
+    """The rule that places the KV layers."""
+    kv_layers: tuple[Dimension, ...] = ()
+    """Of each layout, with its `kv_heads` in the same place of the other list; the base's own layout is always among
+    them. Where one list is empty, each entry of the other goes with every divisor of the base's layers, or with every
+    number that its KV heads can be merged into."""
+    kv_heads: tuple[Dimension, ...] = ()
+    layouts_per_step: Dimension = 1
+    """Layouts in one optimizer step, for equal parts of its batch."""
+    align: bool = True
+    """Turn the heads that merge into one frame before the training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kv_layers and self.kv_heads and len(self.kv_layers) != len(self.kv_heads):
+            raise ValueError(
+                f"kv_layers has {len(self.kv_layers)} entries and kv_heads {len(self.kv_heads)}: they go in pairs, or "
+                "one of them is empty"
+            )
+        if self.batch_size % self.layouts_per_step:
+            raise ValueError(f"layouts_per_step = {self.layouts_per_step}: must divide batch_size {self.batch_size}")
+        if self.strategy != "ddp":
+            raise ValueError(f"strategy = {self.strategy}: elastic training takes ddp")
+        if self.rungs:
+            raise ValueError(f"rungs = {list(self.rungs)}: an elastic training has one length; only uptrain has rungs")
+        if self.teacher_stored:
+            raise ValueError("teacher_logits = stored: the teacher of an elastic training computes them; set online")
+        if self.hidden_weight:
+            raise ValueError(f"hidden_weight = {self.hidden_weight:g}: an elastic training learns from logits alone")
+        if self.train == "lora":
+            raise ValueError("train = lora: an elastic training merges the weights themselves; valid: all, kv")
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class Steps(PlannedSteps):
 def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) -> Iterator[Row]:
     """The rows of a variant: recorded cells, and empty ones for what is planned and not there."""
     own = variant.steps
-    for kind in ("corpus", "base", "calibrate", "teacher", "convert"):
+    for kind in ("corpus", "base", "calibrate", "teacher", "elastic", "convert"):
         if step_id := getattr(own, kind):
             yield from _step_cells(steps, step_id, kind)
     if own.uptrain:

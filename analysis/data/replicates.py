@@ -11,7 +11,7 @@ from analysis.data.frame import Row
 from analysis.data.states import severity
 from sweeps.store.schema import VariantRow
 
-SEEDS = ("base.seed", "calibrate.seed", "teacher.seed", "convert.seed", "uptrain.seed")
+SEEDS = ("base.seed", "calibrate.seed", "teacher.seed", "elastic.seed", "convert.seed", "uptrain.seed")
 """Variants that differ only in these are repetitions of one another."""
 _IN_LABEL = re.compile(rf" (?:{'|'.join(map(re.escape, SEEDS))})=\S+")
 

@@ -14,6 +14,7 @@ from typing import Any
 from analysis.data.gather import Steps
 from analysis.page.page_json import Links, PageJson, page_json
 from analysis.statistics.sources import Source
+from analysis.tables.elastic_table import elastic
 from analysis.tables.results_table import results_table
 from analysis.tables.table import Table
 from sweeps.store.schema import PlanFile, Record
@@ -62,6 +63,8 @@ class Page:
     common: list[tuple[str, str]]
     provenance: list[tuple[str, list[tuple[str, int]]]]
     data: PageJson
+    elastic: Table | None = None
+    """Layouts cut from an elastic training beside those trained separately, where a sweep has both."""
 
     @property
     def steps(self) -> int:
@@ -111,6 +114,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         common=sorted(common.items()),
         provenance=provenance(record for step in plan.steps if (record := steps.record(step))),
         data=page_json(sweep, steps, results, printed, own, links),
+        elastic=elastic(source, None),
     )
 
 

@@ -39,6 +39,9 @@ TABLES: Registry[TableKind] = Registry(
         "memory": TableKind("memory and throughput", "analysis.tables.paper:memory"),
         "training": TableKind("cost of uptraining", "analysis.tables.training_table:training"),
         "recovery": TableKind("gap at conversion and tokens to recover it", "analysis.tables.recovery:recovery_table"),
+        "elastic": TableKind(
+            "layouts cut from an elastic training and trained separately", "analysis.tables.elastic_table:elastic"
+        ),
     },
 )
 """In the order of a paper."""

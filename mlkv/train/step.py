@@ -19,6 +19,7 @@ from ..recipes import TrainRecipe
 from ..shape import DecoderShape
 from . import trunk
 from .distillation import Distillation, open_teacher
+from .elastic import Elastic, ElasticTrainer
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
@@ -33,8 +34,10 @@ def run(
     shape: DecoderShape | None = None,
     shorter: Path | None = None,
     teacher: Path | None = None,
+    elastic: Elastic | None = None,
 ) -> Outcome:
     """Train `start`, or an MHA decoder of `shape` initialised from `recipe.seed`, and write the checkpoint into `out`.
+    With `elastic` each sequence is computed as one of its layouts.
 
     teacher: where the recipe has one, the base's checkpoint or, if its logits are stored, what the teacher step left.
 
@@ -44,13 +47,14 @@ def run(
     weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted when the step should stop.
     """
     torch.set_num_threads(recipe.threads)
-    model = _model(recipe, start, shape)
+    model = _model(recipe, start, shape, elastic)
     blocks = _blocks(corpus, model.shape)
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
     distillation = _distillation(recipe, teacher, model, blocks, precision)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainer = _train(model, schedule, blocks, ctx, precision, distillation, trunk.of_shorter(shorter))
+    continued = trunk.of_shorter(shorter)
+    trainer = _train(model, schedule, blocks, ctx, precision, distillation, continued, elastic)
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
@@ -61,10 +65,15 @@ def run(
     return _outcome(trainer, precision, counts)
 
 
-def _model(recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None) -> MLKVForCausalLM:
+def _model(
+    recipe: TrainRecipe, start: Path | None, shape: DecoderShape | None, elastic: Elastic | None
+) -> MLKVForCausalLM:
     if start is not None:
         try:
-            return load_checked(start, dtype=torch.float32)
+            model = load_checked(start, dtype=torch.float32)
+            if elastic:
+                elastic.prepare(model)
+            return model
         except ValueError as error:
             raise StepFailed(str(error)) from error
     if shape is None:
@@ -101,11 +110,13 @@ def _train(
     precision: str,
     distillation: Distillation | None,
     continued: Path | None,
+    elastic: Elastic | None,
 ) -> BlockTrainer:
     ctx.work.mkdir(parents=True, exist_ok=True)
     model.loss_only = True
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
-    trainer = BlockTrainer(model, schedule, blocks, ctx, precision, distillation)
+    own = (model, schedule, blocks, ctx, precision, distillation)
+    trainer = ElasticTrainer(elastic, *own) if elastic else BlockTrainer(*own)
     checkpoint = trainer.watcher.latest() or continued
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -14,9 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import count, duration, size
+from mlkv.patterns import name_of
+from mlkv.recipes import TrainRecipe
+from mlkv.train.sampling import layouts_of
 from sweeps.cli.console import UNLIMITED
 from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
+from sweeps.planning.labels import shape_label
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, States, blockers, to_run
 from sweeps.planning.teachers import TeacherCosts, teacher_costs
@@ -94,19 +98,32 @@ def _variants(plan: Plan, states: States) -> RenderableType:
 
 
 def _trained(variant: Variant) -> str:
-    """How much text uptraining, or training from random weights, sees."""
-    recipe = variant.config.uptrain
-    if variant.uptrain is None:
-        return "─"
+    """How much text uptraining, or training from random weights, sees; before that the elastic training that several
+    variants are cut from, in parentheses."""
+    shared = f"({_tokens(variant, variant.config.elastic)})" if variant.elastic else ""
+    own = _tokens(variant, variant.config.uptrain) if variant.uptrain else ""
+    return " + ".join(filter(None, [shared, own])) or "─"
+
+
+def _tokens(variant: Variant, recipe: TrainRecipe) -> str:
     tokens = recipe.tokens_of(variant.config.corpus.sequence_length)
     return f"{recipe.epochs:g} epochs" if tokens is None else count(tokens)
+
+
+def _elastic(variant: Variant) -> str:
+    if variant.elastic is None:
+        return ""
+    layouts = layouts_of(variant.config.elastic, variant.model.layout)
+    tokens = _tokens(variant, variant.config.elastic)
+    names = ", ".join(f"{name_of(layout)} ({shape_label(layout)})" for layout in layouts)
+    return f"{tokens} tokens, in parentheses above, for all layouts together: {names}"
 
 
 def _inputs(plan: Plan) -> Iterator[Text]:
     """What variants are trained on and scored by: a line for each of the sweep's values."""
     # An untouched base is on the same text as the variants of its point, and scored by no more tasks.
     variants = [variant for variant in plan.variants if variant.baseline != "untouched"] or plan.variants
-    for name, value in (("corpus", _corpus), ("tokenizer", _tokenizer), ("tasks", _tasks)):
+    for name, value in (("elastic", _elastic), ("corpus", _corpus), ("tokenizer", _tokenizer), ("tasks", _tasks)):
         for line in dict.fromkeys(filter(None, map(value, variants))):
             yield Text(f"{name}: {line}")
 

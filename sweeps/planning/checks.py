@@ -6,14 +6,18 @@ model, or several parts of the configuration together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 
 from mlkv.corpus.tokenizer import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS
 from mlkv.layout import KVLayout, divisors
-from mlkv.merges import check_conversion
+from mlkv.merges import MERGES, check_conversion, counted_grouping, is_trainable
+from mlkv.patterns import name_of
 from mlkv.recipes import ADDRESSES
+from mlkv.train.sampling import layouts_of
 from sweeps.planning.config import Config
+from sweeps.planning.labels import shape_label
 from sweeps.planning.resolve import Model, uses_base
 from sweeps.store.errors import UserError
 
@@ -38,6 +42,35 @@ def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
         fault = f"layout.{error}" if str(error).startswith("kv_heads") else str(error)
         valid = ", ".join(map(str, divisors(gcd(*model.layout.kv_heads))))
         raise UserError(f"model {config.model.name}: {fault} (valid: {valid})") from None
+
+
+def check_elastic(config: Config, model: Model, layouts: Sequence[KVLayout]) -> None:
+    """Elastic training converts a base by a merge that needs the weights alone, and samples all of these layouts."""
+    recipe, convert = config.elastic, config.convert
+    if recipe.steps == 0:
+        return
+    if convert.start != "convert":
+        raise UserError(f"convert.start = {convert.start}: elastic training needs a base to convert; add elastic=none")
+    if not is_trainable(convert.merge):
+        raise UserError(
+            f"convert.merge = {convert.merge}: elastic training cuts layouts as it trained them, by a merge that "
+            f"needs the weights alone; valid: {', '.join(filter(is_trainable, MERGES))}"
+        )
+    for layout in layouts:
+        if (grouping := counted_grouping(convert.grouping, convert.merge, model.layout, layout)) != "adjacent":
+            raise UserError(
+                f"convert.grouping = {grouping}: elastic training merges neighbours; set convert.grouping=adjacent"
+            )
+    try:
+        sampled = layouts_of(recipe, model.layout)
+    except ValueError as error:
+        raise UserError(f"model {config.model.name}: elastic.{str(error).removeprefix('layout.')}") from None
+    if missing := [layout for layout in layouts if layout not in sampled]:
+        names = [f"{name_of(each, recipe.pattern)} ({shape_label(each)})" for each in (missing[0], *sampled)]
+        raise UserError(
+            f"layout {names[0]}: not among those that elastic training samples (elastic.pattern, elastic.kv_layers, "
+            f"elastic.kv_heads): {', '.join(names[1:])}"
+        )
 
 
 def check_corpus(config: Config, model: Model) -> None:
@@ -110,7 +143,7 @@ def check_size(config: Config, model: Model) -> None:
     """Nothing that a process holds whole is larger than what a process can address, on whatever machine it runs."""
     parameters = model.shape.parameters(model.layout)
     _check_bytes(f"model {config.model.name} has {parameters:,} parameters, which", 4 * parameters)
-    for kind, recipe in (("base", config.base), ("uptrain", config.uptrain)):
+    for kind, recipe in (("base", config.base), ("elastic", config.elastic), ("uptrain", config.uptrain)):
         tokens = recipe.batch_size * config.corpus.sequence_length
         _check_bytes(f"{kind}.batch_size = {recipe.batch_size}: a step's {tokens:,} tokens", 8 * tokens)
     measure = config.measure

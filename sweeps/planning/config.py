@@ -21,6 +21,7 @@ from mlkv.recipes import (
     ConvertRecipe,
     CorpusRecipe,
     Count,
+    ElasticRecipe,
     EvaluateRecipe,
     MeasureRecipe,
     Seed,
@@ -120,7 +121,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class TrainingResources:
-    """Short for fields of `cluster.resources.base` and `cluster.resources.uptrain` together; unset: as they are."""
+    """Short for fields of `cluster.resources.KIND` of every kind that trains together; unset: as they are."""
 
     gpus: Annotated[int, Ge(0)] | None = None
     nodes: Positive | None = None
@@ -213,6 +214,7 @@ class Config:
     sweep: SweepConfig
     calibrate: CalibrateRecipe = field(default_factory=CalibrateRecipe)
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    elastic: ElasticRecipe = field(default_factory=lambda: ElasticRecipe(steps=0))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
     added: dict[str, Any] = field(default_factory=dict)

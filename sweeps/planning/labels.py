@@ -83,12 +83,12 @@ def _layout_label(variant: Variant, wide: bool) -> str:
 
 def _shape(variant: Variant, others: Sequence[Variant]) -> list[str]:
     """M×G, where layouts of one name differ in it."""
-    return [_shape_label(variant.layout)] if len({_shape_label(other.layout) for other in others}) > 1 else []
+    return [shape_label(variant.layout)] if len({shape_label(other.layout) for other in others}) > 1 else []
 
 
 def _values(variant: Variant, others: Sequence[Variant], differing: Collection[str]) -> Iterator[str]:
     """The swept values to show; a layout's own only where its name and M×G are the same in one of `others`."""
-    unclear = len({other.layout for other in others}) > len({_shape_label(other.layout) for other in others})
+    unclear = len({other.layout for other in others}) > len({shape_label(other.layout) for other in others})
     for line in variant.varying:
         if _of_layout(key_of(line)):
             if unclear and any(line not in other.varying for other in others):
@@ -97,6 +97,7 @@ def _values(variant: Variant, others: Sequence[Variant], differing: Collection[s
             yield line
 
 
-def _shape_label(layout: KVLayout) -> str:
+def shape_label(layout: KVLayout) -> str:
+    """M×G; where owners have different numbers of KV heads, all of them."""
     heads = str(layout.kv_heads[0]) if len(set(layout.kv_heads)) == 1 else "/".join(map(str, layout.kv_heads))
     return f"{layout.kv_layers}×{heads}"

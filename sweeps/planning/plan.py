@@ -50,8 +50,8 @@ class Plan:
         """Bytes of the checkpoints among these steps, in float32."""
         parameters: dict[str, int] = {}
         for variant in self.variants:
-            if variant.base:
-                parameters[variant.base.id] = variant.model.shape.parameters(variant.model.layout)
+            for step in filter(None, (variant.base, variant.elastic)):
+                parameters[step.id] = variant.model.shape.parameters(variant.model.layout)
             for step in filter(None, (variant.convert, *variant.earlier, variant.uptrain)):
                 # A run that can be continued also leaves its weights and the optimizer's two moments as they were
                 # before the decay.
@@ -106,7 +106,8 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
 def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:
     """The recipes that variants are trained with, each with the kind of step."""
     bases = {("base", variant.config.base) for variant in variants if variant.base and variant.base.parents}
-    return bases | {("uptrain", variant.config.uptrain) for variant in variants if variant.uptrain}
+    elastic = {("elastic", variant.config.elastic) for variant in variants if variant.elastic}
+    return bases | elastic | {("uptrain", variant.config.uptrain) for variant in variants if variant.uptrain}
 
 
 def _merged(first: Variant, again: Variant) -> Variant:

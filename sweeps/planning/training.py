@@ -54,5 +54,6 @@ def check_read(recipes: Collection[tuple[str, TrainRecipe]]) -> None:
 
 def _choices_of(recipe: TrainRecipe) -> str:
     """What a recipe chooses, and the versions of the packages that take it."""
-    choices = {name: value for name, value in dataclasses.asdict(recipe).items() if isinstance(value, str | bool)}
+    names = [f.name for f in dataclasses.fields(TrainRecipe)]  # what an elastic training adds is not transformers'
+    choices = {name: value for name in names if isinstance(value := getattr(recipe, name), str | bool)}
     return json.dumps([version("torch"), version("transformers"), choices], sort_keys=True)

@@ -11,8 +11,10 @@ from mlkv.layout import KVLayout, mha
 from mlkv.merges import converted_shape, counted_grouping, merge_named
 from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
+from mlkv.train.sampling import layouts_of
 from sweeps.planning.checks import (
     check_corpus,
+    check_elastic,
     check_layout,
     check_measure,
     check_read_fields,
@@ -38,6 +40,7 @@ from sweeps.steps.base import loaded_base_step, trained_base_step
 from sweeps.steps.calibrate import calibrate_step
 from sweeps.steps.convert import convert_step, scratch_step
 from sweeps.steps.corpus import corpus_step
+from sweeps.steps.elastic import elastic_step
 from sweeps.steps.evaluate import evaluate_step
 from sweeps.steps.kind import Planned
 from sweeps.steps.measure import measure_step
@@ -51,7 +54,7 @@ from sweeps.store.schema import VariantRow, VariantSteps
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STEPS = "uptrain.steps"
 """The key under which the rungs of a chain are swept values."""
-_ROLES = ("corpus", "base", "calibrate", "teacher", "convert", "uptrain", "measure")
+_ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
 
 
@@ -73,6 +76,7 @@ class Variant:
     base: Step | None = None
     calibrate: Step | None = None
     teacher: Step | None = None
+    elastic: Step | None = None
     convert: Step | None = None
     earlier: tuple[Step, ...] = ()
     """The trainings that its own continues, the shortest first."""
@@ -95,7 +99,16 @@ class Variant:
     @property
     def steps(self) -> list[Step]:
         """Parents before children."""
-        chain = [self.corpus, self.base, self.calibrate, self.teacher, self.convert, *self.earlier, self.uptrain]
+        chain = [
+            self.corpus,
+            self.base,
+            self.calibrate,
+            self.teacher,
+            self.elastic,
+            self.convert,
+            *self.earlier,
+            self.uptrain,
+        ]
         chain += [*self.converted.values(), *self.evaluate.values(), self.measure, *self.added.values()]
         return list({step.id: step for step in chain if step}.values())
 
@@ -189,6 +202,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     if chosen and config.convert.start == "convert":
         resolver.check_base(config.model)
     if chosen:
+        check_elastic(config, model, [each.layout for each in chosen if each.baseline != "untouched"])
         check_read_fields(config)
         check_tasks(config)
         check_teacher(config)
@@ -286,17 +300,18 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
     base = None if config.convert.start == "scratch" else _base_step(config, model, corpus)
     if variant.baseline == "untouched":
         return replace(variant, corpus=corpus, base=base)
-    calibrate = None
+    calibrate = elastic = None
     if base:
-        grouping = counted_grouping(config.convert.grouping, config.convert.merge, model.layout, layout)
-        needed = merge_named(config.convert.merge).calibrated or grouping == "similar"
-        merges = needed and layout.without_latent != model.layout
-        if layout != model.layout and (layout.latent or merges):
+        if _needs_calibration(variant):
             calibrate = calibrate_step(config.calibrate, base, corpus, config.model.name)
-        convert = convert_step(config.convert, layout, model.layout, base, calibrate, name_of(layout))
+        if config.elastic.steps != 0:
+            elastic = _elastic_step(config, model, base, corpus, calibrate)
+        source, calibration = (elastic, None) if elastic else (base, calibrate)
+        convert = convert_step(config.convert, layout, model.layout, source, calibration, name_of(layout))
     else:
         convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
-    variant = replace(variant, corpus=corpus, base=base, calibrate=calibrate, convert=convert)
+    variant = replace(variant, corpus=corpus, base=base, calibrate=calibrate)
+    variant = replace(variant, elastic=elastic, convert=convert)
     return variant if config.uptrain.steps == 0 else _with_training(variant, convert, corpus)
 
 
@@ -318,6 +333,22 @@ def check_teacher_line(arguments: Iterable[str], variants: Collection[Variant]) 
         raise UserError(
             f"{given}: no run of this sweep reads it; set uptrain.teacher_logits=stored (with uptrain.teacher=base)"
         )
+
+
+def _needs_calibration(variant: Variant) -> bool:
+    config = variant.config
+    if config.elastic.steps != 0:
+        return config.elastic.align
+    own, layout = variant.model.layout, variant.layout
+    grouping = counted_grouping(config.convert.grouping, config.convert.merge, own, layout)
+    needed = merge_named(config.convert.merge).calibrated or grouping == "similar"
+    return layout != own and (bool(layout.latent) or (needed and layout.without_latent != own))
+
+
+def _elastic_step(config: Config, model: Model, base: Step, corpus: Step, calibrate: Step | None) -> Step:
+    layouts = layouts_of(config.elastic, model.layout)
+    label = f"{config.model.name} as {len(layouts)} layouts"
+    return elastic_step(config.elastic, layouts, config.convert.merge, base, corpus, calibrate, label)
 
 
 def _base_step(config: Config, model: Model, corpus: Step) -> Step:

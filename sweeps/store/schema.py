@@ -244,6 +244,7 @@ class VariantSteps:
     earlier: list[str] | None = later()
     teacher: str | None = later()
     converted: dict[str, str] | None = later()
+    elastic: str | None = later()
 
     @property
     def ids(self) -> list[str]:
@@ -252,7 +253,7 @@ class VariantSteps:
 
     def each(self) -> Iterator[tuple[str, str | None, str]]:
         """(kind, task, id) of every step, in that order; the kind of an evaluation of the conversion is CONVERTED."""
-        for kind in ("corpus", "base", "calibrate", "teacher", "convert"):
+        for kind in ("corpus", "base", "calibrate", "teacher", "elastic", "convert"):
             if id := getattr(self, kind):
                 yield kind, None, id
         for id in (*(self.earlier or ()), self.uptrain):

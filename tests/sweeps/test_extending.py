@@ -77,7 +77,7 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with planned(mine, texts) as plan:
-        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure", "calibrate", "teacher"}
+        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure", "calibrate", "teacher", "elastic"}
         steps = list(plan.steps)
     shutil.rmtree(mine)  # what was planned is in the store
     assert run_here(Store(mine.parent / "store"), steps) == DONE
