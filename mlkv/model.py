@@ -27,6 +27,8 @@ KeysValues = tuple[Tensor, Tensor]
 """`k_BGSK` and `v_BGSK` of one owner."""
 SharedKV = tuple[Tensor | None, ...]
 """What an owner gives to its readers: KeysValues, or SharedLatent of mlkv/latent.py."""
+Rounding = Callable[[Tensor, Tensor], KeysValues]
+"""New keys and values `[B, G, T, K]` → what a cache that holds them in fewer bits gives back."""
 
 
 class KVCache(Protocol):
@@ -61,6 +63,10 @@ class Decoder(nn.Module):
         if shape.tied:
             self.head.weight = self.embed.weight
         self.gradient_checkpointing = False
+        self.rounding: Rounding | None = None
+        """Attention reads what this makes of keys and values, with a cache and without: scores then are those of a
+        quantised cache, however a text is cut into passes."""
+        self._last_use = {source: i for i, source in enumerate(layout.kv_source_layers)}
 
     def forward(
         self,
@@ -74,7 +80,7 @@ class Decoder(nn.Module):
         mask: `[B, past + T]` (0 at padding), or a complete `[B, 1, T, S]` one.
         positions_BT: default: the number of real tokens before each token.
         """
-        tokens = _prepare_tokens(self.shape, self.keys, ids_BT, mask, positions_BT, cache)
+        tokens = _prepare_tokens(self.shape, self.keys, ids_BT, mask, positions_BT, cache, self.rounding)
         x_BTD = self.embed(ids_BT)
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
@@ -82,6 +88,8 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             owner = self.layout.kv_source_layers[i]
             x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
+            if i == self._last_use[owner]:
+                del shared[owner]  # a quantised cache made them for this pass alone
         return self.norm(x_BTD)
 
     def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, SharedKV]:
@@ -158,6 +166,8 @@ class Attention(nn.Module):
         k_BGTK, v_BGTK = self._split_heads(self.k(x_BTD)), self._split_heads(self.v(x_BTD))
         if self.keys == "rotated":
             k_BGTK = rotate(k_BGTK, tokens.query_angles)
+        if tokens.rounding is not None:
+            k_BGTK, v_BGTK = tokens.rounding(k_BGTK, v_BGTK)
         if tokens.cache is None:
             return k_BGTK, v_BGTK
         return tokens.cache.update(k_BGTK, v_BGTK, self.layer)
@@ -269,6 +279,7 @@ class Tokens:
     key_angles: Angles | None
     """Of all `S` keys; only where they are cached unrotated."""
     cache: KVCache | None
+    rounding: Rounding | None
 
 
 def _prepare_tokens(
@@ -278,6 +289,7 @@ def _prepare_tokens(
     mask: Tensor | None,
     positions_BT: Tensor | None,
     cache: KVCache | None,
+    rounding: Rounding | None,
 ) -> Tokens:
     query_length = ids_BT.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
@@ -290,7 +302,7 @@ def _prepare_tokens(
     key_angles = None
     if rotary and keys == "unrotated":
         key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached))
-    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache)
+    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding)
 
 
 def _positions(ids_BT: Tensor, mask: Tensor | None, past: int) -> Tensor:

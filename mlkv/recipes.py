@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from .cache.formats import AS_COMPUTED, CacheName
 from .merges import MERGES, WIDENINGS
 from .patterns import PATTERNS
 from .registry import NameOf
@@ -346,6 +347,8 @@ class EvaluateRecipe(Choices):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = runtime_field(32)
     threads: Threads = runtime_field(1)
+    cache: CacheName = added(AS_COMPUTED)
+    """Attention reads keys and values as a cache of this format gives them back."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..cache.formats import AS_COMPUTED
+from ..cache.packing import rounding
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.tokenizer import load as load_tokenizer
 from ..device import resolve_precision
@@ -50,9 +52,11 @@ def run(
         raise StepFailed(str(error)) from error
     torch.set_num_threads(recipe.threads)
     model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
+    model.model.rounding = rounding(recipe.cache)  # of every task anew: the next one on this checkpoint finds the model
     precision = resolve_precision(recipe.precision, model.device)
     scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx), base)
     facts: Json = {"precision": precision, "device": model.device.type}
+    facts |= {"cache": recipe.cache} if recipe.cache != AS_COMPUTED else {}
     if copy is None and recipe.task in TASKS:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             scores = TASKS[recipe.task].scores(scoring)

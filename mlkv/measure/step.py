@@ -2,7 +2,8 @@
 
 Weights are random. Protocol `prefill`: one run prefills `context` tokens into a cache that is allocated at its full
 length, then decodes `new_tokens` tokens one by one. Protocol `filled`: one run starts from a cache of `context` random
-keys and values and decodes as many tokens, and each makes the cache longer.
+keys and values and decodes as many tokens, and each makes the cache longer. Where the cache holds packed integers, the
+times are also those of packing and unpacking them: on a CPU more than what reading fewer bytes saves.
 
 `peak_bytes` is the most memory that the runs of a cell added: on CUDA the allocator's peak minus what was allocated
 before; on a CPU the growth of the process's resident size, which counts whole pages and is coarser (None where the
@@ -29,6 +30,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
+from ..cache.formats import AS_COMPUTED, CACHES
+from ..cache.quantised import QuantisedCache
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..device import DTYPES, available_memory, is_out_of_memory, require_device
 from ..hf import MLKVForCausalLM
@@ -37,7 +40,15 @@ from ..recipes import MeasureRecipe
 from ..shape import DecoderShape
 
 
-def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, layout: KVLayout) -> Outcome:
+def run(
+    recipe: MeasureRecipe,
+    out: Path,
+    ctx: Context,
+    *,
+    shape: DecoderShape,
+    layout: KVLayout,
+    cache: str = AS_COMPUTED,
+) -> Outcome:
     """Measure every batch size at every context; a cell that runs out of memory has the one row `oom`.
 
     Raises StepFailed where the device is missing or learned positions end before the longest context.
@@ -48,7 +59,7 @@ def run(recipe: MeasureRecipe, out: Path, ctx: Context, *, shape: DecoderShape, 
     except ValueError as error:
         raise StepFailed(str(error)) from None
     torch.set_num_threads(recipe.threads)
-    bench = Bench(recipe, shape, layout, device)
+    bench = Bench(recipe, shape, layout, device, cache)
     metrics: list[MetricRow] = []
     cells = list(product(recipe.batch_sizes, recipe.contexts))
     for done, (batch, context) in enumerate(cells, start=1):
@@ -82,6 +93,7 @@ class Bench:
     shape: DecoderShape
     layout: KVLayout
     device: torch.device
+    cache: str = AS_COMPUTED
     _model: MLKVForCausalLM | None = None
 
     def measure(self, batch: int, context: int) -> dict[str, Measured]:
@@ -103,9 +115,10 @@ class Bench:
             dtype = DTYPES[self.recipe.dtype]
             model = MLKVForCausalLM.from_shape(self.shape, self.layout, seed=0, dtype=dtype)
             self._model = model.to(self.device).eval()
-            kind(self._model, 1, 1, 1, self.device).go()
+            kind(self._model, 1, 1, 1, self.device, self.cache).go()
         model, peak = self._model, Peak(self.device)
-        runs = [kind(model, batch, context, self.recipe.new_tokens, self.device) for _ in range(self.recipe.repeats)]
+        sizes = (batch, context, self.recipe.new_tokens)
+        runs = [kind(model, *sizes, self.device, self.cache) for _ in range(self.recipe.repeats)]
         for decoding in runs:
             decoding.go()
         prefills = [decoding.prefill for decoding in runs if decoding.prefill is not None]
@@ -125,7 +138,7 @@ class Bench:
         # Linux grants more memory than it has, and kills the process that then uses it: a cell that cannot fit must
         # raise here instead.
         element = DTYPES[self.recipe.dtype].itemsize
-        per_token = self.layout.kv_bytes_per_token(self.shape.head_dim, element)
+        per_token = CACHES[self.cache].kv_bytes_per_token(self.layout, self.shape.head_dim, element)
         needed = per_token * batch * (context + self.recipe.new_tokens)
         if self.device.type == "cpu" and needed > available_memory():
             raise MemoryError(f"the cache alone needs {needed} bytes")
@@ -137,6 +150,7 @@ class Bench:
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             **({} if cuda else {"processor": processor()}),
             "dtype": self.recipe.dtype,
+            **({"cache": self.cache} if self.cache != AS_COMPUTED else {}),
             "threads": self.recipe.threads,
         }
 
@@ -144,8 +158,17 @@ class Bench:
 class Run:
     """One prefill and decode on a cache of its own, which is freed once its size is known."""
 
-    def __init__(self, model: MLKVForCausalLM, batch: int, context: int, new_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: MLKVForCausalLM,
+        batch: int,
+        context: int,
+        new_tokens: int,
+        device: torch.device,
+        cache: str = AS_COMPUTED,
+    ) -> None:
         self.model, self.batch, self.context, self.new_tokens, self.device = model, batch, context, new_tokens, device
+        self.cache = cache
         self.prefill: float | None = None
         self.cache_bytes = 0
         self.steps: list[float] = []
@@ -165,7 +188,9 @@ class Run:
 
     def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
         """A cache of `context` tokens and the token that comes next."""
-        cache = StaticCache(config=self.model.config, max_cache_len=self.context + self.new_tokens)
+        config, length = self.model.config, self.context + self.new_tokens
+        packed = CACHES[self.cache].bits is not None
+        cache = QuantisedCache(config, self.cache, length) if packed else StaticCache(config, max_cache_len=length)
         next_B1, self.prefill = self._step(self._ids(self.context, generator), cache)
         return cache, next_B1
 
@@ -189,7 +214,8 @@ class FilledRun(Run):
     """Decoding alone: nothing is prefilled, and each new token copies every owner's cache into one a token longer."""
 
     def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
-        cache, layout = DynamicCache(), self.model.layout
+        packed, layout = CACHES[self.cache].bits is not None, self.model.layout
+        cache = QuantisedCache(self.model.config, self.cache) if packed else DynamicCache()
         for owner in layout.owners:
             heads, *widths = layout.cached_sizes(owner, self.model.shape.head_dim)
             keys, values = (

@@ -16,6 +16,7 @@ from annotated_types import Ge, MaxLen
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from mlkv.cache.formats import AS_COMPUTED, CacheName
 from mlkv.recipes import (
     CalibrateRecipe,
     ConvertRecipe,
@@ -45,7 +46,7 @@ Baseline = Literal["untouched", "mha"]
 Kind = Annotated[str, NameOf(KINDS)]
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
 """What several processes can do together."""
-_HASHED = ("model", "layout", *BUILT_IN)
+_HASHED = ("model", "layout", "cache", *BUILT_IN)
 
 
 def is_hashed(group: str) -> bool:
@@ -98,10 +99,10 @@ class EvaluateConfig:
     converted: tuple[str, ...] = ()
     """Tasks, of `tasks`, that are also scored on every converted checkpoint before it is uptrained."""
 
-    def recipe(self, task: str, few_shot: int | dict[str, int]) -> EvaluateRecipe:
-        own = ("task", "few_shot")
+    def recipe(self, task: str, few_shot: int | dict[str, int], cache: str = AS_COMPUTED) -> EvaluateRecipe:
+        own = ("task", "few_shot", "cache")
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name not in own}
-        return EvaluateRecipe(task, few_shot, **shared)
+        return EvaluateRecipe(task, few_shot, **shared, cache=cache)
 
     def few_shot_of(self, task: str) -> int | None:
         return self.few_shot.get(task) if isinstance(self.few_shot, dict) else self.few_shot
@@ -217,6 +218,8 @@ class Config:
     elastic: ElasticRecipe = field(default_factory=lambda: ElasticRecipe(steps=0))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
+    cache: CacheName = AS_COMPUTED
+    """The format of the cache that a variant is scored and measured with."""
     added: dict[str, Any] = field(default_factory=dict)
     """The recipes of the kinds of steps that extensions add, by kind; `parse` fills it from groups of that name."""
 

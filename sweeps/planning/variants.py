@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from mlkv.cache.formats import AS_COMPUTED, CACHES
 from mlkv.evaluate.task_files import TaskFiles
 from mlkv.layout import KVLayout, mha
 from mlkv.merges import converted_shape, counted_grouping, merge_named
@@ -131,11 +132,17 @@ class Variant:
 
     @property
     def element_bytes(self) -> int:
+        """Bytes of a number as the model computes it."""
         return ELEMENT_BYTES[self.config.measure.dtype]
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.layout.kv_bytes_per_token(self.shape.head_dim, self.element_bytes)
+        """Of the cache that it is scored and measured with."""
+        return self.kv_bytes_of(self.element_bytes)
+
+    def kv_bytes_of(self, element_bytes: int) -> int:
+        """The same for a model that computes in numbers of so many bytes."""
+        return CACHES[self.config.cache].kv_bytes_per_token(self.layout, self.shape.head_dim, element_bytes)
 
     @property
     def few_shot(self) -> dict[str, int | dict[str, int]]:
@@ -163,8 +170,9 @@ class Variant:
             budget=layout.budget,
             layout=layout,
             head_dim=self.shape.head_dim,
-            kv_element_bytes=self.element_bytes,
+            kv_element_bytes=self.element_bytes if CACHES[self.config.cache].bits is None else None,
             kv_bytes_per_token=self.kv_bytes_per_token,
+            cache=None if self.config.cache == AS_COMPUTED else self.config.cache,
             parameters=self.parameters,
             few_shot=self.few_shot,
             config={key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
@@ -267,7 +275,7 @@ def _filter_names(variant: Variant) -> Values:
         "layers": layout.layers,
         "heads": layout.heads,
         "head_dim": shape.head_dim,
-        "kv_bytes_per_token": layout.kv_bytes_per_token(shape.head_dim),
+        "kv_bytes_per_token": variant.kv_bytes_of(2),
         "parameters": variant.parameters,
     }
 
@@ -372,7 +380,7 @@ def _with_scores(variant: Variant, resolver: Resolver, label: str) -> Variant:
         pins |= answer_pins(config, task, variant.shape.context, given)
         counts = few_shot(config, task, given)
         check_room(task, counts, variant.shape.context)
-        recipe = config.recipe(task, counts)
+        recipe = config.recipe(task, counts, variant.config.cache)
         if files:
             resolver.own_tasks.try_out(files, recipe)
             found[task] = files
@@ -389,7 +397,8 @@ def _measure_step(variant: Variant) -> Step | None:
     if not measure.batch_sizes:
         return None
     pins = {name: package_version(name) for name in ("torch", "transformers")}
-    return measure_step(measure, variant.layout, variant.shape, pins, name_of(variant.layout))
+    label, cache = name_of(variant.layout), variant.config.cache
+    return measure_step(measure, variant.layout, variant.shape, cache, pins, label)
 
 
 def _added_steps(variant: Variant, label: str) -> Iterator[tuple[str, Step]]:

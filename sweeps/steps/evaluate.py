@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mlkv.cache.formats import CACHES
 from mlkv.context import MetricRow, Outcome
 from mlkv.recipes import EvaluateRecipe
 from sweeps.steps.kind import Execution, StepKind
@@ -32,6 +33,7 @@ def evaluate_step(
         identity.pop("seed")
     parents = {"checkpoint": checkpoint.id} | ({"corpus": corpus.id} if corpus else {})
     parents |= {"base": base.id} if base else {}
+    pins = pins | CACHES.pins(recipe.cache)
     return Step("evaluate", identity, parents, pins, runtime_fields(recipe), label)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlkv.cache.formats import AS_COMPUTED, CACHES
 from mlkv.context import MetricRow, Outcome
+from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
@@ -14,10 +16,12 @@ from sweeps.store.schema import LoggedRow
 
 
 def measure_step(
-    recipe: MeasureRecipe, layout: KVLayout, shape: DecoderShape, pins: dict[str, str], label: str
+    recipe: MeasureRecipe, layout: KVLayout, shape: DecoderShape, cache: str, pins: dict[str, str], label: str
 ) -> Step:
-    identity = {"measure": identity_fields(recipe), "layout": layout.as_dict(), "shape": identity_fields(shape)}
-    return Step("measure", identity, {}, pins, runtime_fields(recipe), label)
+    """The cache is left out where it is the model's own, as before there were others."""
+    identity: Json = {"measure": identity_fields(recipe), "layout": layout.as_dict(), "shape": identity_fields(shape)}
+    identity |= {"cache": cache} if cache != AS_COMPUTED else {}
+    return Step("measure", identity, {}, pins | CACHES.pins(cache), runtime_fields(recipe), label)
 
 
 def run(execution: Execution) -> Outcome:
@@ -25,7 +29,8 @@ def run(execution: Execution) -> Outcome:
 
     recipe, shape = execution.recipe(MeasureRecipe, "measure"), execution.recipe(DecoderShape, "shape")
     layout = KVLayout.from_dict(execution.step.slice["layout"])
-    return measure(recipe, execution.out, execution.ctx, shape=shape, layout=layout)
+    cache = execution.step.slice.get("cache", AS_COMPUTED)
+    return measure(recipe, execution.out, execution.ctx, shape=shape, layout=layout, cache=cache)
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:

@@ -15,7 +15,19 @@ from sweeps.store.schema import Spec
 from sweeps.store.store import Store
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_TAKEN = ("model", "layout", "cluster", "sweep", "tracking", "resources", "name", "reports", "experiment", "scale")
+_TAKEN = (
+    "model",
+    "layout",
+    "cluster",
+    "sweep",
+    "tracking",
+    "resources",
+    "name",
+    "reports",
+    "experiment",
+    "scale",
+    "cache",
+)
 
 
 class _Kinds(Registry[StepKind]):

@@ -282,7 +282,8 @@ class VariantRow:
     budget: int
     layout: KVLayout
     head_dim: int
-    kv_element_bytes: int
+    kv_element_bytes: int | None
+    """None where the cache holds packed integers."""
     kv_bytes_per_token: int
     parameters: int
     few_shot: dict[str, int | dict[str, int]] | None = later()
@@ -290,6 +291,8 @@ class VariantRow:
     config: Json
     """The resolved configuration."""
     steps: VariantSteps
+    cache: str | None = later()
+    """The format of its cache (mlkv/cache/formats.py); None: as the model computes keys and values."""
 
     @property
     def model(self) -> str | None:

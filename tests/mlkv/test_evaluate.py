@@ -12,10 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from mlkv.cache.packing import rounding
+from mlkv.cache.quantised import QuantisedCache
 from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
 from mlkv.corpus.blocks import open_blocks
 from mlkv.corpus.manifest import read_manifest
@@ -402,3 +405,52 @@ def test_a_token_of_a_task_that_the_model_has_no_embedding_for_is_named(tmp_path
     shutil.copytree(corpus / "tokenizer", tmp_path / "small", dirs_exist_ok=True)
     with pytest.raises(StepFailed, match=r"^token = \d+ \('.*'\) in a text of the task: the model takes 300 at most"):
         outcome_of(EvaluateRecipe("heldout_cloze", limit=20), tmp_path, tmp_path / "small", corpus)
+
+
+# With a quantised cache
+
+
+@torch.inference_mode()
+def test_bits_per_byte_are_those_of_decoding_with_the_cache(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    recipe, found = EvaluateRecipe(task="bits_per_byte", limit=3), {}
+    for cache in ("model", "int4", "model"):
+        outcome = outcome_of(replace(recipe, cache=cache), tmp_path, checkpoint, corpus)
+        found.setdefault(cache, []).append(outcome.metrics[0].value)
+        assert outcome.facts.get("cache", "model") == cache
+    assert found["model"][0] == found["model"][1], "the next task on the checkpoint has its own cache"
+    assert found["model"][0] != found["int4"][0]
+    model, windows, nats = MLKVForCausalLM.from_pretrained(checkpoint).eval(), bits.cut_windows(corpus, 3), 0.0
+    for ids_T, counted_T in zip(torch.from_numpy(windows.ids), windows.counted, strict=True):
+        cache = QuantisedCache(model.config, "int4")
+        for i, counted in enumerate(counted_T):
+            logits = model(ids_T[None, i : i + 1], past_key_values=cache).logits[0, -1]
+            nats -= float(counted) * float(logits.log_softmax(-1)[ids_T[i + 1]])
+    assert found["int4"][0] == pytest.approx(nats / math.log(2) / windows.bytes.sum(), rel=1e-6)
+
+
+@torch.inference_mode()
+def test_lm_evals_answers_are_those_of_decoding_with_the_cache(corpus: Path, checkpoint: Path) -> None:
+    """Likelihoods, with a context of their own and with one that several share, and generated answers."""
+    model = MLKVForCausalLM.from_pretrained(checkpoint).eval()
+    model.model.rounding = rounding("int4")
+    lm = HarnessLM(model, load_tokenizer(checkpoint), batch_size=8, precision="fp32", progress=lambda done, of: None)
+    requests = [("def f(x):", " return x"), ("def f(x):", " pass"), ("import os", "\nimport sys")]
+    answers = [lm.tok_encode(text) for pair in requests for text in pair]
+    pairs = [(pair, *answers[2 * i : 2 * i + 2]) for i, pair in enumerate(requests)]
+    likelihoods = [likelihood for likelihood, _ in lm._loglikelihood_tokens(pairs)]
+    generated = lm.generate_until([Instance("generate_until", {}, ("import", {"max_gen_toks": 6, "until": []}), 0)])
+    model.model.rounding = None
+    for (_, context_tokens, tokens), likelihood in zip(pairs, likelihoods, strict=True):
+        cache, total, ids = QuantisedCache(model.config, "int4"), 0.0, context_tokens + tokens
+        for i, token in enumerate(ids[:-1]):
+            log_p = model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1].log_softmax(-1)
+            total += float(log_p[ids[i + 1]]) if i + 1 >= len(context_tokens) else 0.0
+        assert likelihood == pytest.approx(total, rel=1e-4)
+    prompt, cache = torch.tensor([lm.tok_encode("import")]), QuantisedCache(model.config, "int4")
+    decoded = model.generate(prompt, past_key_values=cache, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert generated == [lm.tok_decode(decoded[0, prompt.shape[1] :].tolist())]
+
+
+def test_an_unknown_cache_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="cache = int5: must be one of model, int8, int4"):
+        EvaluateRecipe(task="bits_per_byte", cache="int5")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mlkv.cache.formats import CACHES
 from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
 from mlkv.device import available_memory, is_out_of_memory
 from mlkv.layout import KVLayout, mha
@@ -228,3 +229,28 @@ def test_learned_positions_bound_the_context() -> None:
 def test_a_stop_is_heard() -> None:
     with pytest.raises(Interrupted, match="0 of 4 cells"):
         go(LAYOUTS[0], ctx=context(Path("unused"), should_stop=lambda: True))
+
+
+@pytest.mark.parametrize("protocol", ["prefill", "filled"])
+@pytest.mark.parametrize("cache", ["int8", "int4"])
+def test_a_quantised_caches_bytes_are_its_formulas(cache: str, protocol: str) -> None:
+    for layout in (LAYOUTS[3], LAYOUTS[5]):
+        recipe = MeasureRecipe(batch_sizes=(3,), contexts=(20,), new_tokens=4, protocol=protocol, dtype="bf16")  # type: ignore[arg-type]
+        result = measure.run(recipe, Path("unused"), context(Path("unused")), shape=DEEPER, layout=layout, cache=cache)
+        per_token = CACHES[cache].kv_bytes_per_token(layout, DEEPER.head_dim)
+        values = {row.metric: row.value for row in result.metrics}
+        assert values["cache_bytes"] == per_token * 3 * 24
+        assert values["cache_bytes_per_token"] == per_token
+        assert present(values["tokens_per_second"]) > 0
+        assert result.facts["cache"] == cache
+
+
+def test_the_peak_of_a_quantised_cache_is_far_below_the_models_own() -> None:
+    """An expanded copy of every owner would be as large as the cache that is saved."""
+    shape = DecoderShape(vocab_size=97, width=32, layers=12, heads=4, head_dim=64, mlp_width=32, context=64)
+    recipe = MeasureRecipe(batch_sizes=(8,), contexts=(256,), new_tokens=2, repeats=1, protocol="filled")
+    found = {}
+    for cache in ("model", "int4"):
+        done = measure.run(recipe, Path("unused"), context(Path("unused")), shape=shape, layout=mha(12, 4), cache=cache)
+        found[cache] = peaks(done)[8]
+    assert found["int4"] < 0.6 * found["model"]
