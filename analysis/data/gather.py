@@ -16,6 +16,7 @@ from analysis.data.machine import machine_of
 from analysis.data.means import mean
 from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
+from mlkv.cache.formats import AS_COMPUTED
 from mlkv.context import MetricRow
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
@@ -56,6 +57,7 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "kv_heads": frame.heads_text(variant.kv_heads),
             "budget": variant.budget,
             "kv_bytes_per_token": variant.kv_bytes_per_token,
+            "cache": variant.cache or AS_COMPUTED,
             "parameters": variant.parameters,
             "model": variant.model,
             "sources": " ".join(map(str, variant.layout.kv_source_layers)),

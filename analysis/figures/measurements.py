@@ -30,6 +30,7 @@ class Measurement:
     family: str | None
     budget: int | None
     kv_bytes_per_token: int | None
+    cache: str | None
     step: str | None
     machine: str | None
     metric: str
@@ -100,6 +101,7 @@ def _measurement(row: Row, axis: Axis) -> Measurement:
         family=row["family"],
         budget=row["budget"],
         kv_bytes_per_token=row["kv_bytes_per_token"],
+        cache=row["cache"],
         step=row["step"],
         machine=row["machine"],
         metric=row["metric"],

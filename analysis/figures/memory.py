@@ -25,6 +25,7 @@ from analysis.figures.measurements import (
 from analysis.figures.names import EndName, name_ends
 from analysis.figures.style import ALARM, family_style
 from analysis.statistics.sources import Source
+from mlkv.cache.formats import AS_COMPUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,13 +132,18 @@ def _line(axis: Axis, size: float, tokens: int, factor: float, cells: list[Measu
             peaks[cell.family or ""].add((cell.x, cell.value))
     return Line(
         fixed=tokens if of_batch else cells[0].batch,
-        layouts=tuple(dict.fromkeys(f"{cell.layout}{width}" for cell in cells)),
+        layouts=tuple(dict.fromkeys(f"{cell.layout}{_cache(cell)}{width}" for cell in cells)),
         unit=size * (tokens if of_batch else cells[0].batch),
         extra=0 if of_batch else max(0, tokens - cells[0].context),
         caches=caches,
         peaks={family: sorted(cells_of) for family, cells_of in peaks.items()},
         failed={cell.x for cell in cells if cell.metric == OUT_OF_MEMORY},
     )
+
+
+def _cache(cell: Measurement) -> str:
+    """` int4` where the cache is not the model's own."""
+    return "" if cell.cache in (None, AS_COMPUTED) else f" {cell.cache}"
 
 
 def memory_figure(source: Source, published: Source | None = None) -> Figure | None:

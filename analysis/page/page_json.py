@@ -363,6 +363,7 @@ def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
     facts = [
         FactJson("KV heads in all", f"{variant.budget:,}"),
         FactJson("KV bytes per token", f"{variant.kv_bytes_per_token:,}"),
+        FactJson("cache", variant.cache or ""),
         FactJson("as measured", _number(row["measured_bytes_per_token"])),
         FactJson("fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""),
         FactJson("measured on", row["machine"] or ""),

@@ -150,23 +150,33 @@ def borrow(lone: Estimate, others: Sequence[Estimate]) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:
-    """a - b, with the Welch-Satterthwaite degrees of freedom of its error. An unknown error counts as zero where the
-    other is known."""
-    value = a.value - b.value
-    if not a.is_known and not b.is_known:
+    """a - b."""
+    return contrast([(1, a), (-1, b)])
+
+
+def contrast(weighted: Sequence[tuple[int, Estimate]]) -> Difference:
+    """The sum of weight times estimate, with the Welch-Satterthwaite degrees of freedom of its error. The weights sum
+    to zero. An unknown error counts as zero where another is known."""
+    value, estimates = math.fsum(weight * one.value for weight, one in weighted), [one for _, one in weighted]
+    if not any(one.is_known for one in estimates):
         return Difference(value, None, math.inf)
-    terms = [((one.error or 0.0) ** 2, one.freedom) for one in (a, b)]
-    # Paired by document: the influences are subtracted first, so that what both scores share cancels.
-    names = sorted({*a.influence, *b.influence})
-    pairs = [np.asarray(a.influence.get(name, 0.0) - b.influence.get(name, 0.0)) for name in names]
-    sampled = [(_variance(pair), len(pair) - 1.0) for pair in pairs]
+    terms = [((weight * (one.error or 0.0)) ** 2, one.freedom) for weight, one in weighted]
+    # Paired by document: the influences are summed first, so that what the scores share cancels.
+    names = sorted({name for one in estimates for name in one.influence})
+    sums = [
+        np.sum([weight * one.influence[name] for weight, one in weighted if name in one.influence], axis=0)
+        for name in names
+    ]
+    sampled = [(_variance(each), len(each) - 1.0) for each in sums]
     total = math.fsum(variance for variance, _ in sampled)
     # The spread of seeds contains part of the samples' variance (overlap); only the rest is added. Without seeds: all.
-    share = max(0.0, total - a.overlap - b.overlap) / total if total > 0 else 0.0
+    overlap = math.fsum(weight**2 * one.overlap for weight, one in weighted)
+    share = max(0.0, total - overlap) / total if total > 0 else 0.0
     terms += [(variance * share, freedom) for variance, freedom in sampled]
     error, freedom = _combined(terms)
-    # Welch's formula adds the degrees of freedom of two independent spreads; a borrowed one is no second observation.
-    return Difference(value, error, min(freedom, a.freedom, b.freedom) if a.borrowed or b.borrowed else freedom)
+    # Welch's formula adds the degrees of freedom of independent spreads; a borrowed one is no further observation.
+    borrowed = any(one.borrowed for one in estimates)
+    return Difference(value, error, min([freedom, *(one.freedom for one in estimates)]) if borrowed else freedom)
 
 
 def _combined(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from analysis.statistics.scores import ScoreColumn
 from analysis.statistics.variant_rows import NOT_PLANNED
 from analysis.tables.merge_published import IS_PUBLISHED
 from analysis.tables.table import BEST, Cell, Column, Table, make_table
+from mlkv.cache.formats import AS_COMPUTED
 
 BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
 AT_CONVERSION = "gap at conversion"
@@ -49,8 +50,16 @@ def shape_columns(rows: Sequence[Row]) -> list[Column]:
         Column("variant", "name", [Cell(variant_text(row)) for row in rows]),
         Column("KV layers", "shape", [count(row["kv_layers"]) for row in rows]),
         Column("KV heads/layer", "shape", heads),
+        *_cache_columns(rows),
         Column("KV bytes/token", "cost", [count(row["kv_bytes_per_token"]) for row in rows]),
     ]
+
+
+def _cache_columns(rows: Sequence[Row]) -> list[Column]:
+    """The formats of the caches; no column where all are the models' own."""
+    if all(row.get("cache") in (None, AS_COMPUTED) for row in rows):
+        return []
+    return [Column("cache", "shape", [Cell(row.get("cache") or "") for row in rows])]
 
 
 def measured_columns(rows: Sequence[Row]) -> list[Column]:

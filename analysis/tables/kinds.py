@@ -42,6 +42,7 @@ TABLES: Registry[TableKind] = Registry(
         "elastic": TableKind(
             "layouts cut from an elastic training and trained separately", "analysis.tables.elastic_table:elastic"
         ),
+        "stacking": TableKind("savings on top of one another", "analysis.tables.stacking:stacking"),
     },
 )
 """In the order of a paper."""

@@ -74,7 +74,7 @@ def configuration(source: Source, published: Source | None) -> Table | None:
         for origin in (False, True)
     }
     owners = {False: owners_of(source), True: {} if published is None else owners_of(published)}
-    variant, layers, heads, cost = shape_columns(rows)
+    variant, layers, heads, *caches, cost = shape_columns(rows)
     columns = [
         variant,
         replace(layers, role="score"),
@@ -82,6 +82,7 @@ def configuration(source: Source, published: Source | None) -> Table | None:
         Column("KV heads", "shape", [count(row["budget"]) for row in rows]),
         Column("KV layers (0-based)", "part", [Cell(owners[row[IS_PUBLISHED]].get(row[ROW], "")) for row in rows]),
         Column("parameters", "part", [count(row["parameters"]) for row in rows]),
+        *caches,
         cost,
         Column("smaller by", "score", [_ratio(row, largest[row[IS_PUBLISHED]]) for row in rows]),
     ]

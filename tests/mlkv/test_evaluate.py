@@ -412,10 +412,11 @@ def test_a_token_of_a_task_that_the_model_has_no_embedding_for_is_named(tmp_path
 
 @torch.inference_mode()
 def test_bits_per_byte_are_those_of_decoding_with_the_cache(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    recipe, found = EvaluateRecipe(task="bits_per_byte", limit=3), {}
+    recipe = EvaluateRecipe(task="bits_per_byte", limit=3)
+    found: dict[str, list[float]] = {}
     for cache in ("model", "int4", "model"):
         outcome = outcome_of(replace(recipe, cache=cache), tmp_path, checkpoint, corpus)
-        found.setdefault(cache, []).append(outcome.metrics[0].value)
+        found.setdefault(cache, []).append(present(outcome.metrics[0].value))
         assert outcome.facts.get("cache", "model") == cache
     assert found["model"][0] == found["model"][1], "the next task on the checkpoint has its own cache"
     assert found["model"][0] != found["int4"][0]

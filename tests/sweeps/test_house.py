@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "sweeps.store",
         "sweeps.steps.registry",
         "sweeps.tracking.read",
+        "mlkv.cache.formats",  # without torch: the name of the cache that is a model's own
         "mlkv.files",
         "mlkv.layout",
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
