@@ -56,7 +56,8 @@ def _interactions(found: Sequence[Stacked], metric: Metric) -> list[Cell]:
 
 def _number(value: float, metric: Metric) -> Cell:
     """Two digits more than a score has: these are differences of differences."""
-    return Cell(fixed(value * metric.scale, metric.digits + 2, "+"), value)
+    digits = metric.digits + 2
+    return Cell(fixed(round(value * metric.scale, digits) + 0.0, digits, "+"), value)  # + 0.0: never -0.00000
 
 
 def _estimate(cost: Difference, metric: Metric) -> Cell:
