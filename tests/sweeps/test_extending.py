@@ -70,7 +70,7 @@ def run_here(store: Store, steps: list[str]) -> int:
 
 def test_the_page_shows_every_kind_of_row() -> None:
     tables = {name for text in FILES.values() for name in re.findall(r"^([A-Z]+)\[\"", text, re.MULTILINE)}
-    assert tables == {"PATTERNS", "MERGES", "TASKS", "METRICS", "KINDS", "FIGURES"}
+    assert tables == {"PATTERNS", "MERGES", "CACHES", "TASKS", "METRICS", "KINDS", "FIGURES"}
 
 
 def test_its_examples_are_planned_run_gathered_and_shown(
