@@ -279,7 +279,7 @@ class Tokens:
     key_angles: Angles | None
     """Of all `S` keys; only where they are cached unrotated."""
     cache: KVCache | None
-    rounding: Rounding | None
+    rounding: Rounding | None = None
 
 
 def _prepare_tokens(

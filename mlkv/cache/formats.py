@@ -57,19 +57,15 @@ class CacheFormat:
 
     def vector_bytes(self, width: int, element_bytes: int) -> int:
         """Bytes that a vector of `width` numbers takes. `element_bytes`: of a number as the model computes it."""
-        if self.bits is None:
+        if self.bits is None or not width:
             return width * element_bytes
         scales = self.groups(width)[0] * (2 if self.offset else 1)
         return self.packed_bytes(width) + scales * SCALE_BYTES
 
     def kv_bytes_per_token(self, layout: KVLayout, head_dim: int, element_bytes: int = 2) -> int:
-        """Bytes that one token leaves in the cache: the keys and the values of every KV head of every owner. Raises
-        ValueError for integers of a latent, which no cache packs yet."""
-        if self.bits is None:
-            return layout.kv_bytes_per_token(head_dim, element_bytes)
-        if layout.latent is not None:
-            raise ValueError("a latent is cached as the model computes it; choose cache=model")
-        return 2 * layout.budget * self.vector_bytes(head_dim, element_bytes)
+        """Bytes that one token leaves in the cache: the keys and the values of every KV head of every owner."""
+        sizes = (layout.cached_sizes(owner, head_dim) for owner in layout.owners)
+        return sum(heads * self.vector_bytes(width, element_bytes) for heads, *widths in sizes for width in widths)
 
 
 CACHES = Registry(

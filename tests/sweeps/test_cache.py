@@ -79,3 +79,10 @@ def test_a_cache_of_ones_own_is_a_row_and_pins_its_file(planner: Planner, tmp_pa
         own = [step for step in plan.steps.values() if step.kind in ("evaluate", "measure")]
         assert all("extension cache" in step.pinned for step in own)
     assert "int2" not in CACHES
+
+
+def test_a_latent_in_packed_integers_is_refused(planner: Planner) -> None:
+    line = [*LINE, "layout.latent=32", "convert=svd"]
+    planner(line)
+    with pytest.raises(UserError, match=r"cache = int8: a latent is cached as the model computes it \(valid: model\)"):
+        planner([*line, "cache=int8"])
