@@ -30,7 +30,7 @@ def pivot(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-SHOWN = [kind for kind in TABLES if kind not in ("recovery", "stacking")]
+SHOWN = [kind for kind in TABLES if kind not in ("recovery", "elastic", "stacking")]
 """The tables of a sweep that scores no conversion before uptraining, and stacks no savings."""
 
 

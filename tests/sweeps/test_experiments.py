@@ -295,7 +295,7 @@ MEASURED_ALONE = {"mlkv_memory", "context"}
 def test_its_tables_have_every_variant_in_every_format(name: str, finished: Finished) -> None:
     shell, sweep = finished(name)
     expected = {"configuration", "memory"} if name in MEASURED_ALONE else set(KINDS)
-    expected |= {"elastic"} if name == "elastic" else set()
+    expected |= {name} if name in ("elastic", "stacking") else set()
     for suffix in ("md", "tex", "csv"):
         shell("table", sweep, "--format", suffix, "-o", f"tables-{name}")
         written = {path.stem: path.read_text() for path in (shell.folder / f"tables-{name}").glob(f"*.{suffix}")}
