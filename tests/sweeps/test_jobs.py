@@ -50,6 +50,8 @@ def test_what_shares_a_process(planner: Callable[[Sequence[str]], Plan]) -> None
     jobs = job_specs(steps.values(), CLUSTER)
     kinds = [[steps[id].kind for id in job.steps] for job in jobs]
     assert kinds.count(["convert", "uptrain"] + ["evaluate"] * 6) == 8  # one of them scores the conversion
-    assert sorted(map(len, kinds)) == [1, 1, 4] + [8] * 8 + [8]
+    assert sorted(map(len, kinds)) == [1, 1, 1, 4] + [8] * 8 + [
+        8
+    ]  # corpus, base, calibrate; the untouched base's scores
     assert jobs[-1].kind == "measure"
     assert jobs[-1].resources.exclusive

@@ -25,13 +25,14 @@ def test_one_line_says_what_training_asks_for_and_no_step_becomes_another(planne
     resources = wide.config.cluster.resources
     assert {kind: (need.gpus, need.nodes) for kind, need in resources.items() if need.nodes > 1} == {
         "base": (2, 2),
+        "elastic": (2, 2),
         "uptrain": (2, 2),
     }
     assert {kind: need for kind, need in resources.items() if need.nodes == 1}.items() <= (
         plain.config.cluster.resources.items()
     )
     processes = {job.kind: job.resources.tasks for job in job_specs(wide.steps.values(), wide.config.cluster)}
-    assert processes == {"corpus": 1, "base": 2, "uptrain": 2, "evaluate": 1, "measure": 1}
+    assert processes == {"corpus": 1, "base": 2, "calibrate": 1, "uptrain": 2, "evaluate": 1, "measure": 1}
 
 
 @pytest.mark.parametrize(
