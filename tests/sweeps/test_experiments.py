@@ -288,6 +288,7 @@ def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
 
 KINDS = ("configuration", "losses", "benchmarks", "memory")
 MEASURED_ALONE = {"mlkv_memory", "context"}
+OF_SOME_VARIANTS = {"training", "recovery"}
 
 
 @pytest.mark.long
@@ -299,8 +300,9 @@ def test_its_tables_have_every_variant_in_every_format(name: str, finished: Fini
     for suffix in ("md", "tex", "csv"):
         shell("table", sweep, "--format", suffix, "-o", f"tables-{name}")
         written = {path.stem: path.read_text() for path in (shell.folder / f"tables-{name}").glob(f"*.{suffix}")}
-        assert set(written) == expected
-        for kind, text in written.items():
+        assert expected <= set(written) <= expected | OF_SOME_VARIANTS
+        for kind in expected:
+            text = written[kind]
             rows = [line for line in text.splitlines() if re.search(r"^\||\\\\$|,", line)]
             pairs = {"elastic": 2, "stacking": 1}
             shown = pairs.get(kind, len(shell.store.sweep(sweep).variants))
