@@ -28,7 +28,8 @@ from tests.support.shell import exit_status
 from tests.support.workers_here import ChildHere
 
 FOLDER = Path(__file__).with_name("old_store")
-EXPERIMENT = "experiment=old"
+EXPERIMENT = ["experiment=old", "evaluate.converted=[]"]
+"""conf/evaluate/held_out did not score conversions then."""
 SECOND = [
     "layout.kv_layers=2,1,2",
     "layout.kv_heads=1,2,2",
@@ -179,7 +180,7 @@ def plan_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
     for module in (variants, resolve):
         monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
     monkeypatch.setattr(resolve, "_file_pins", resolve._file_pins.__wrapped__)
-    return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [EXPERIMENT, *line])
+    return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [*EXPERIMENT, *line])
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,15 @@ def test_the_same_line_plans_the_same_steps(
     steps = plan_of(line).steps
     assert set(steps) == set(store.sweep(name, number).plan.steps)
     assert [step.kind for step in to_run(steps, read_states(steps, store))] == missing
+
+
+def test_what_an_option_scores_since_then_is_all_that_the_line_has_besides(
+    plan_of: Callable[[list[str]], Plan], store: Store
+) -> None:
+    old, new = plan_of([]).steps, plan_of(["evaluate.converted=[bits_per_byte]"]).steps
+    assert set(old) < set(new)
+    besides = [new[id] for id in set(new) - set(old)]
+    assert all(new[step.parents["checkpoint"]].kind == "convert" for step in besides)
 
 
 def test_what_was_interrupted_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
