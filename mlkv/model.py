@@ -66,7 +66,6 @@ class Decoder(nn.Module):
         self.rounding: Rounding | None = None
         """Attention reads what this makes of keys and values, with a cache and without: scores then are those of a
         quantised cache, however a text is cut into passes."""
-        self._last_use = {source: i for i, source in enumerate(layout.kv_source_layers)}
 
     def forward(
         self,
@@ -85,10 +84,11 @@ class Decoder(nn.Module):
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
         shared: dict[int, SharedKV] = {}
+        last_use = {source: i for i, source in enumerate(self.layout.kv_source_layers)}
         for i, block in enumerate(self.blocks):
             owner = self.layout.kv_source_layers[i]
             x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
-            if i == self._last_use[owner]:
+            if i == last_use[owner]:
                 del shared[owner]  # a quantised cache made them for this pass alone
         return self.norm(x_BTD)
 

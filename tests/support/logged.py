@@ -9,7 +9,11 @@ from sweeps.store.store import Store
 
 OLD_STORE = Path(__file__).parents[1] / "sweeps" / "old_store" / "store"
 _BATCHES = [LoggedRow(fields={"time": 1.0 + i, "step": i, "steps": 2}) for i in range(3)]
-LATER = {"calibrate": _BATCHES, "teacher": _BATCHES}
+_TRAINING = [
+    LoggedRow(fields={**row.fields, "tokens": 8 * i, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 9.5})
+    for i, row in enumerate(_BATCHES)
+]
+LATER = {"calibrate": _BATCHES, "teacher": _BATCHES, "elastic": _TRAINING}
 """Of kinds that the old store does not have."""
 
 

@@ -115,9 +115,9 @@ def test_the_figure_of_layouts_draws_latents_by_their_bytes(planner: Planner) ->
 
 def test_memory_and_speed_call_a_latent_by_its_rank(planner: Planner) -> None:
     [variant] = planner(["layout=mha", "layout.latent=40", "uptrain.lr=1e-3", *BARE]).variants
-    cell = {"family": "MHA", "budget": 36, "kv_bytes_per_token": 1, "step": "s", "machine": None, "metric": "m"}
+    cell = {"family": "MHA", "budget": 36, "kv_bytes_per_token": 1, "cache": None, "step": "s", "machine": None}
     names = [
-        Measurement(variant=label, batch=1, context=1, value=1.0, x=1, **cell).layout  # type: ignore[arg-type]
+        Measurement(variant=label, batch=1, context=1, metric="m", value=1.0, x=1, **cell).layout  # type: ignore[arg-type]
         for label in (variant.label, "MHA-36 r=40/8 uptrain.lr=0.001", "MHA-36 uptrain.lr=0.001", "untouched")
     ]
     assert names == ["MHA-36 r=40", "MHA-36 r=40/8", "MHA-36", "MHA-36"]
