@@ -83,31 +83,21 @@ def convert(
     """
 
     from ..hf import MLKVForCausalLM
-
-    check_conversion(base.layout, layout)
-    if layout.latent and layout != base.layout:
-        return _with_latent(base, layout, recipe, calibration)
-    shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
-    model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
-    model.model.load_state_dict(_state(base, model, recipe, calibration))
-    model.generation_config = base.generation_config
-    return model
-
-
-def _with_latent(
-    base: MLKVForCausalLM, layout: KVLayout, recipe: ConvertRecipe, calibration: Calibration | None
-) -> MLKVForCausalLM:
-    """First the heads are merged, then each owner's keys and values become a latent."""
-    from ..hf import MLKVForCausalLM
     from .latent import with_latent
 
-    if calibration is None:
-        raise ValueError("latent: needs a calibration")
+    check_conversion(base.layout, layout)
     shape = converted_shape(base.shape, base.layout, layout, recipe.widening)
-    heads = MLKVForCausalLM.from_shape(shape, layout.without_latent, seed=recipe.seed, dtype=base.dtype)
-    state = _state(base, heads, recipe, calibration)
-    model = MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed, dtype=base.dtype, keys=base.model.keys)
-    model.model.load_state_dict(with_latent(state, shape, layout, calibration))
+    options = {"seed": recipe.seed, "dtype": base.dtype, "keys": base.model.keys}
+    model = MLKVForCausalLM.from_shape(shape, layout, **options)
+    if layout.latent and layout != base.layout:
+        if calibration is None:
+            raise ValueError("latent: needs a calibration")
+        # First the heads are merged, then each owner's keys and values become a latent.
+        heads = MLKVForCausalLM.from_shape(shape, layout.without_latent, **options)
+        state = with_latent(_state(base, heads, recipe, calibration), shape, layout, calibration)
+    else:
+        state = _state(base, model, recipe, calibration)
+    model.model.load_state_dict(state)
     model.generation_config = base.generation_config
     return model
 
