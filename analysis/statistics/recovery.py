@@ -146,9 +146,9 @@ def of_recipes(rows: Sequence[Row], estimates: Estimates, baseline: str | None =
 def _recipe(row: Row, estimates: Estimates) -> str:
     """Equal for rows that differ in the length of their uptraining alone. A layout may be swept under several keys."""
     swept = {key: value for key, value in _overrides(row, estimates).items() if key not in (*LENGTHS, *SEEDS)}
-    kept = sorted(item for item in swept.items() if not item[0].startswith("layout"))
+    recipe = sorted(item for item in swept.items() if not item[0].startswith("layout"))
     first = estimates.members[row["variant"]][0]
-    return repr((first.get("sources"), row["pattern"], row["kv_layers"], row["kv_heads"], kept))
+    return repr((first.get("sources"), row["pattern"], row["kv_layers"], row["kv_heads"], recipe))
 
 
 def _overrides(row: Row, estimates: Estimates) -> dict[str, str]:

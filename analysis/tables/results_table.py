@@ -28,9 +28,9 @@ def results_table(results: Results, published: Results | None = None) -> Table:
     """The results table of a sweep; with published rows merged in, also of the scores that only they have."""
     rows = merge_published(results, published)
     columns = [*shape_columns(rows), *measured_columns(rows)]
-    standing = standing_scores(results)
-    compare_rows(rows, standing, results)
-    shown = [*shown_scores(results), *standing]
+    compared = standing_scores(results)
+    compare_rows(rows, compared, results)
+    shown = [*shown_scores(results), *compared]
     for score in shown:
         columns += score_columns(rows, score)
     known = {score.label for score in shown}

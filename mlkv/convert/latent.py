@@ -105,8 +105,8 @@ def _with_rotated_first(group: Group, shape: DecoderShape, latent: Latent) -> tu
         scale = torch.cat([sizes_GF, sizes_GF], -1)[:, None]
         maps = key_frames(low_rank, keys * scale, shape.rotated_dims)
         planes = _strongest(_lengths((keys * scale @ maps).mean(0, keepdim=True)), latent)
-        kept = torch.cat([planes[0], planes[0] + shape.rotated_dims // 2])
-        group = group.mapped(*(_within(kept, each, shape.head_dim) for each in (maps.mT * scale, maps.mT / scale)))
+        rotated = torch.cat([planes[0], planes[0] + shape.rotated_dims // 2])
+        group = group.mapped(*(_within(rotated, each, shape.head_dim) for each in (maps.mT * scale, maps.mT / scale)))
     else:
         planes = _strongest(_lengths(keys) * sizes_GF, latent)
     first = torch.cat([planes, planes + shape.rotated_dims // 2], -1).expand(len(keys), -1)

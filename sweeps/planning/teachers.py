@@ -38,14 +38,14 @@ def teacher_costs(plan: Plan, costs: Costs) -> TeacherCosts | None:
     if not runs:
         return None
     stored = {step.id: (step, v) for v in runs.values() if (step := _stored(v))}
-    asked = [costs.seconds(_asked(v)) for v in runs.values()]
+    online_seconds = [costs.seconds(_asked(v)) for v in runs.values()]
     written = [costs.seconds(with_work(step, v.work(step))) for step, v in stored.values()]
     return TeacherCosts(
         online=sum(v.config.uptrain.teacher_online for v in runs.values()),
         stored=sum(v.config.uptrain.teacher_stored for v in runs.values()),
         tokens=_sum([_tokens(v) for v in runs.values()]),
         stored_tokens=_sum([step.slice["tokens"] for step, _ in stored.values()]),
-        seconds=_sum(asked),
+        seconds=_sum(online_seconds),
         stored_seconds=_sum(written),
         bytes=sum(_bytes(step, v) for step, v in stored.values()),
     )
