@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 MOST_CURVES = 10
 _PANEL_HEIGHT, _MARGIN = 1.45, 0.45
 """Inches of a panel, and of what is below the last one."""
-_LEAST_GAP, _GAP_SHARE, _ROOM = 0.3, 0.15, 0.06
-"""Decades from the first length to the place of 0, at least and as a share of the axis; what is beyond the axis's
-ends, as a share of it."""
+_LEAST_GAP, _GAP_SHARE, _LEAST_ROOM, _ROOM = 0.3, 0.15, 0.02, 0.06
+"""Decades from the first length to the place of 0, at least and as a share of the axis; decades beyond the axis's ends,
+likewise."""
 _BITS, _AGREEMENT = "bits_per_byte.bits_per_byte", "agreement.agreement"
 
 
@@ -165,7 +165,7 @@ def token_scale(tokens: Sequence[float]) -> TokenScale:
     zero = low - max(_LEAST_GAP, _GAP_SHARE * (high - low))
     has_zero = len(above) < len(tokens)
     start = zero if has_zero else low
-    room = _ROOM * (high - start) or _LEAST_GAP
+    room = max(_LEAST_ROOM, _ROOM * (high - start))
     ticks = [tick for tick in round_ticks(10**low / 1.01, 10**high * 1.01, 5) if tick > 0]
     shown = [Tick(math.log10(tick), count(tick)) for tick in ticks]
     zeros = [Tick(zero, "0")] if has_zero else []

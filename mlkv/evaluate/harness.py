@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ BOOTSTRAP = 1000
 """
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
+# lm-eval forks a pool of processes for its resamples, which may wait for ever for a lock that another thread held; so
+# few are as fast without.
+os.environ["DISABLE_MULTIPROC"] = "1"
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _on_stop(number: int, frame: FrameType | None) -> None:
 
 
 def _obey_signals() -> None:
-    """Processes that a library forks (lm-eval's bootstrap pool) are ended by SIGTERM, as their parent expects."""
+    """Processes that a library forks (a pool that maps a dataset) are ended by SIGTERM, as their parent expects."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

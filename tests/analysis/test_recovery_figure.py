@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from analysis.data import frame
@@ -63,6 +63,7 @@ def test_two_lengths_are_needed(lengths: int) -> None:
 
 
 @given(st.lists(st.one_of(st.just(0.0), st.floats(1, 1e12)), min_size=1, max_size=6).filter(any))
+@example([440_000_107_346.0, 440_001_896_441.0])
 def test_zero_has_a_place_before_all_others_and_order_is_kept(tokens: list[float]) -> None:
     x = token_scale(tokens)
     places = [x.place(each) for each in sorted(tokens)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_an_oracle_scores_everything(task: str, corpus: Path, tmp_path: Path) ->
     assert scores["acc"].n == 200
     if task == "heldout_cloze":
         assert scores["perplexity"].value == pytest.approx(math.exp(0.01))
+
+
+def test_scoring_forks_no_process(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that is forked beside torch's threads may wait for a lock for ever.
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    scores = score(EvaluateRecipe(task="heldout_cloze", limit=20), tmp_path, checkpoint, corpus)
+    assert (scores["perplexity"].stderr or 0) > 0
 
 
 def test_every_number_of_lm_eval_is_a_row_and_samples_are_kept(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
