@@ -1,7 +1,7 @@
 """The decoder as a transformers model: generate(), caches, save and load, AutoModel, and an export that needs no mlkv.
 
 A saved checkpoint carries copies of this module and of those it imports, so `trust_remote_code=True` loads it where
-mlkv is not installed. It therefore imports nothing of ours but `.layout`, `.model` (with `.latent`) and `.shape`.
+mlkv is not installed. It therefore imports nothing of ours but `.model` and what that imports.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .layout import KVLayout, Latent, LatentFields
-from .model import Decoder, Keys
+from .model import Decoder
 from .shape import DecoderShape
+from .tokens import Keys
 
 
 class MLKVConfig(PreTrainedConfig):

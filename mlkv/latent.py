@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .attention import attend
 from .layout import KVLayout
-from .model import Angles, Tokens, attend, rotate
+from .positions import Angles, rotate
 from .shape import DecoderShape
+from .tokens import Tokens
 
 
 class SharedLatent(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..model import Rounding
+from ..tokens import Rounding
 from .formats import CACHES, SCALE_BYTES, CacheFormat
 
 

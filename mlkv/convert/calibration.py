@@ -22,8 +22,8 @@ from ..device import default_device
 from ..recipes import CalibrateRecipe
 
 if TYPE_CHECKING:
+    from ..attention import Attention
     from ..hf import MLKVForCausalLM
-    from ..model import Attention
 
 FILE = "calibration.safetensors"
 

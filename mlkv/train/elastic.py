@@ -28,7 +28,8 @@ from ..convert.frames import FRAMES
 from ..convert.heads import Group, in_frames
 from ..convert.merging import merge_kv
 from ..layout import KVLayout
-from ..model import Decoder, KVCache, SharedKV
+from ..model import Decoder, SharedKV
+from ..tokens import KVCache
 from .dataset import BlockDataset
 from .sampling import Sampling
 from .trainer import BlockTrainer

@@ -21,8 +21,8 @@ from mlkv.convert.heads import Group, computed, in_frames
 from mlkv.convert.step import convert
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, mha
-from mlkv.model import rotate
 from mlkv.patterns import make
+from mlkv.positions import rotate
 from mlkv.recipes import CalibrateRecipe, ConvertRecipe
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import SHAPE, blocks_of, context, make_corpus

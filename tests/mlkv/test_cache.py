@@ -19,8 +19,8 @@ from mlkv.cache.packing import pack, pack_keys, rounding, unpack, unpack_keys
 from mlkv.cache.quantised import QuantisedCache
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, divisors, from_owners
-from mlkv.model import Keys
 from mlkv.shape import DecoderShape
+from mlkv.tokens import Keys
 from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
 
 QUANTISED = [name for name, form in CACHES.items() if form.bits]

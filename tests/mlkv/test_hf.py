@@ -16,9 +16,9 @@ from transformers.cache_utils import Cache
 
 from mlkv.hf import MLKVConfig, MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout
-from mlkv.model import Keys
 from mlkv.patterns import make
 from mlkv.shape import DecoderShape
+from mlkv.tokens import Keys
 from tests.support.matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of
 
@@ -30,7 +30,17 @@ IDS = torch.randint(1, VOCAB, (2, 7), generator=torch.Generator().manual_seed(6)
 PADDED = torch.ones_like(IDS)
 PADDED[0, :3] = 0
 
-MODULES = {"hf.py", "latent.py", "layout.py", "model.py", "shape.py"}
+MODULES = {
+    "attention.py",
+    "hf.py",
+    "latent.py",
+    "layers.py",
+    "layout.py",
+    "model.py",
+    "positions.py",
+    "shape.py",
+    "tokens.py",
+}
 
 NEOX, MLKV = SHAPES["neox"], LAYOUTS["mlkv"]
 

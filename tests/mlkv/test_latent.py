@@ -24,9 +24,10 @@ from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.latent import LatentAttention
 from mlkv.layout import KVLayout, Latent, mha
 from mlkv.measure import step as measure
-from mlkv.model import Tokens, rotary_angles
+from mlkv.positions import rotary_angles
 from mlkv.recipes import ConvertRecipe, MeasureRecipe, TrainRecipe
 from mlkv.shape import DecoderShape
+from mlkv.tokens import Tokens
 from mlkv.train.adapters import choose_trained, merge
 from mlkv.train.adapters import trained as trained_weights
 from tests.support.matrix import CONTEXT, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB

@@ -13,9 +13,11 @@ from transformers import DynamicCache
 
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, mha
-from mlkv.model import Decoder, Keys, rotary_angles, rotate
+from mlkv.model import Decoder
 from mlkv.patterns import make
+from mlkv.positions import rotary_angles, rotate
 from mlkv.shape import DecoderShape
+from mlkv.tokens import Keys
 from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of
 

@@ -1,0 +1,113 @@
+"""What every layer of a forward pass needs to know about its tokens: positions, mask, angles, cache.
+
+Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `G` KV heads, `K` head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .positions import Angles, rotary_angles
+from .shape import DecoderShape
+
+Keys = Literal["rotated", "unrotated"]
+KeysValues = tuple[Tensor, Tensor]
+"""`k_BGSK` and `v_BGSK` of one owner."""
+Rounding = Callable[[Tensor, Tensor], KeysValues]
+"""New keys and values `[B, G, T, K]` → what a cache that holds them in fewer bits gives back."""
+
+
+class KVCache(Protocol):
+    """The methods that the decoder needs of a cache; transformers' DynamicCache and StaticCache have them."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]: ...
+
+    def get_seq_length(self) -> int: ...
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int, /) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every layer of one forward pass needs to know about its tokens; computed once for all layers."""
+
+    positions: Tensor
+    """`[B, T]`"""
+    mask: Tensor | None
+    """`[B, 1, T, S]`, see `attend`"""
+    query_angles: Angles | None
+    key_angles: Angles | None
+    """Of all `S` keys; only where they are cached unrotated."""
+    cache: KVCache | None
+    rounding: Rounding | None = None
+
+
+def prepare_tokens(
+    shape: DecoderShape,
+    keys: Keys,
+    ids_BT: Tensor,
+    mask: Tensor | None,
+    positions_BT: Tensor | None,
+    cache: KVCache | None,
+    rounding: Rounding | None,
+) -> Tokens:
+    query_length = ids_BT.shape[1]
+    past = cache.get_seq_length() if cache is not None else 0
+    cached = cache.get_mask_sizes(query_length, 0)[0] if cache is not None else query_length
+    if positions_BT is None:
+        positions_BT = _positions(ids_BT, mask, past)
+    mask_B1TS = _causal_mask(ids_BT, mask, past, cached)
+    rotary = shape.positions == "rotary"
+    query_angles = rotary_angles(shape, positions_BT) if rotary else None
+    key_angles = None
+    if rotary and keys == "unrotated":
+        key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached))
+    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding)
+
+
+def _positions(ids_BT: Tensor, mask: Tensor | None, past: int) -> Tensor:
+    """Positions `[B, T]`: the number of real tokens before each token.
+
+    Sequences of a batch are padded on the left, so counting columns would give the first real token of a short sequence
+    a position above 0: learned embeddings would be wrong, and scores would depend on what else is in the batch.
+    """
+    if mask is not None and mask.dim() == 2:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+    return past + torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+
+
+def _causal_mask(ids_BT: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
+    """`[B, 1, T, S]`, true where a query attends to a key; None where attention needs no mask (see `attend`), as it
+    then may use a faster kernel."""
+    if mask is not None and mask.dim() == 4:
+        return mask
+    query_length = ids_BT.shape[1]
+    # A static cache needs a mask, as it returns its empty places too. Its length is a tensor: comparing that would
+    # break a compiled forward. Several tokens after cached ones need a mask, as their triangle starts at key `past`.
+    if mask is None and isinstance(past, int) and cached == past + query_length and (past == 0 or query_length == 1):
+        return None
+    key_S = torch.arange(cached, device=ids_BT.device)
+    query_T1 = past + torch.arange(query_length, device=ids_BT.device)[:, None]
+    allowed_B1TS = (key_S <= query_T1)[None, None]
+    if mask is not None:
+        real_BS = functional.pad(mask.bool(), (0, cached - mask.shape[1]))
+        # Padding attends to itself: the softmax of a row without any key is NaN in some kernels.
+        allowed_B1TS = allowed_B1TS & (real_BS[:, None, None] | (key_S == query_T1))
+    return allowed_B1TS
+
+
+def _key_positions(positions_BT: Tensor, mask_B1TS: Tensor | None, cached: int) -> Tensor:
+    """Positions `[B, S]` of all keys. The cache does not store them: a key's is the number of real keys before it, and
+    real are those that the newest token attends to."""
+    if positions_BT.shape[1] == cached:
+        return positions_BT
+    if mask_B1TS is None:
+        return torch.arange(cached, device=positions_BT.device)[None]
+    seen_BS = mask_B1TS[:, 0, -1] if mask_B1TS.dtype == torch.bool else mask_B1TS[:, 0, -1] == 0
+    return (seen_BS.long().cumsum(-1) - 1).clamp(min=0)
