@@ -110,6 +110,8 @@ class LatentAttention(nn.Module):
             k_BWTP = self.k(x_BTD).unflatten(-1, (-1, self.rotary_dims)).transpose(1, 2)
             k_BWTP = rotate(k_BWTP, _angles(tokens.query_angles, self.planes, k_BWTP.shape[1]))
             vectors = torch.cat([k_BWTP.transpose(1, 2).flatten(2).unsqueeze(1), vectors], -1)
+        if tokens.rounding is not None:
+            vectors, _ = tokens.rounding(vectors, vectors[..., :0])
         if tokens.cache is not None:
             # All is in the cache's keys: its length is theirs, and where nothing rotates there is only the latent. Its
             # values are 0 numbers wide.

@@ -35,6 +35,7 @@ COLUMNS = {
     "parameters": "Int64",
     "model": "string",
     "sources": "string",
+    "latent": "string",
     "lr": "Float64",
     "seed": "Int64",
     "overrides": "string",

@@ -18,6 +18,7 @@ from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
 from mlkv.cache.formats import AS_COMPUTED
 from mlkv.context import MetricRow
+from mlkv.layout import Latent
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
@@ -61,6 +62,7 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "parameters": variant.parameters,
             "model": variant.model,
             "sources": " ".join(map(str, variant.layout.kv_source_layers)),
+            "latent": _latent(variant.layout.latent),
             "lr": _trained_with(variant, "lr", TrainRecipe.lr),
             "seed": _trained_with(variant, "seed", TrainRecipe.seed),
             "overrides": shlex.join(f"{key}={value}" for key, value in variant.overrides.items()) or None,
@@ -70,6 +72,13 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             score = (cell.get("task"), cell.get("metric")) if cell["kind"] != CONVERTED else None
             rows.append({**identity, **cell, "in_axis": score == scores.axis, "in_accuracy": score in scores.accuracy})
     return frame.make(rows)
+
+
+def _latent(latent: Latent | None) -> str | None:
+    """`48 48 rotary 8`: each owner's rank, and the rotated dimensions of a head; `shared` where it has these once."""
+    if latent is None:
+        return None
+    return f"{' '.join(map(str, latent.ranks))} rotary {latent.rotary_dims}{' shared' if latent.shared else ''}"
 
 
 def _trained_with(variant: VariantRow, key: str, otherwise: float) -> float | None:

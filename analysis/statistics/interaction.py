@@ -21,6 +21,7 @@ from mlkv.cache.formats import AS_COMPUTED
 
 SAVINGS: Mapping[str, Callable[[Row], object]] = {
     "fewer heads": lambda row: (row["sources"], row["kv_heads"]),
+    "latent": lambda row: row["latent"],
     "cache": lambda row: row["cache"] or AS_COMPUTED,
 }
 """Each way to save bytes, and how much of it a row of the long table has. A further one is a line."""

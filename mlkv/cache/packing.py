@@ -20,6 +20,8 @@ def pack(x_K: Tensor, form: CacheFormat) -> Tensor:
     """Bytes `[…, Q]` (uint8) of vectors `[…, K]`; Q is `form.vector_bytes(K)`. A group with a number that is not
     finite, or with a range beyond float16's, comes back without a finite number."""
     assert form.bits is not None
+    if not x_K.shape[-1]:
+        return x_K.to(torch.uint8)  # beside a latent there are values of no width
     x_K = x_K.to(torch.promote_types(x_K.dtype, torch.float32))
     x_NS = _in_groups(x_K, form)
     largest = 2**form.bits - 1
@@ -41,6 +43,8 @@ def pack(x_K: Tensor, form: CacheFormat) -> Tensor:
 def unpack(packed_Q: Tensor, form: CacheFormat, width: int, dtype: torch.dtype) -> Tensor:
     """Vectors `[…, K]` of `width` numbers, in `dtype`."""
     assert form.bits is not None
+    if not width:
+        return packed_Q.to(dtype)
     count, size = form.groups(width)
     integers, scale_bytes = form.packed_bytes(width), count * SCALE_BYTES
     q_P, scales, offsets = packed_Q.split([integers, scale_bytes, packed_Q.shape[-1] - integers - scale_bytes], dim=-1)

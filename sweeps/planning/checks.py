@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-from mlkv.cache.formats import AS_COMPUTED
 from mlkv.corpus.tokenizer import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS
 from mlkv.layout import KVLayout, divisors
@@ -138,12 +137,6 @@ def check_measure(config: Config, model: Model) -> None:
         config.measure.check_fit(model.shape)
     except ValueError as error:
         raise UserError(f"measure.{error} of model {config.model.name}") from None
-
-
-def check_cache(config: Config, layout: KVLayout) -> None:
-    """Packed integers are those of keys and values."""
-    if config.cache != AS_COMPUTED and layout.latent is not None:
-        raise UserError(f"cache = {config.cache}: a latent is cached as the model computes it (valid: {AS_COMPUTED})")
 
 
 def check_size(config: Config, model: Model) -> None:

@@ -14,7 +14,6 @@ from mlkv.patterns import family_of, name_of
 from mlkv.shape import DecoderShape
 from mlkv.train.sampling import layouts_of
 from sweeps.planning.checks import (
-    check_cache,
     check_corpus,
     check_elastic,
     check_layout,
@@ -217,7 +216,6 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         check_teacher(config)
         check_measure(config, model)
     for each in chosen:
-        check_cache(config, each.layout)
         yield _with_steps(each, resolver)
 
 

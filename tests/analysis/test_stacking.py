@@ -87,6 +87,25 @@ def test_every_variant_that_saves_twice_is_compared_with_those_that_save_once() 
         assert row.interaction.value == pytest.approx(row.together.value - heads - bits)
 
 
+def test_a_latent_is_a_saving_of_its_own() -> None:
+    made = table()
+    twice = made.assign(
+        variant=made["variant"] + " r=8",
+        latent="8 8 8 8 rotary 2",
+        step=made["step"] + " r=8",
+        baseline=None,
+        value=made["value"] + 0.25,
+    )
+    parts = PARTS | {f"{name} r=8": part + 0.25 * WEIGHTS for name, part in PARTS.items()}
+    both = frame.make([*frame.records(made), *frame.records(twice)])
+    rows = {each.variant: each for each in stacked(by_layout(both, Answers(parts)), both)}
+    assert set(rows) == {*found(), *(f"{name} r=8" for name in PARTS if name != "MHA model")}
+    row = rows["MQA int4 r=8"]
+    assert [single for single, _ in row.parts.values()] == ["MQA model", "MHA model r=8", "MHA int4"]
+    assert row.parts["latent"][1].value == pytest.approx(0.25)
+    assert row.interaction.value == pytest.approx(rows["MQA int4"].interaction.value), "0.25 more, whatever else"
+
+
 def test_the_interval_is_that_of_one_number_per_sample() -> None:
     row = found()["MQA int4"]
     signs = {"MQA int4": 1, "MQA model": -1, "MHA int4": -1, "MHA model": 1}

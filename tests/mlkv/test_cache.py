@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mlkv.cache.formats import CACHES, CacheFormat
 from mlkv.cache.packing import pack, pack_keys, rounding, unpack, unpack_keys
 from mlkv.cache.quantised import QuantisedCache
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, divisors, from_owners
+from mlkv.layout import KVLayout, Latent, divisors, from_owners
 from mlkv.shape import DecoderShape
 from mlkv.tokens import Keys
 from tests.support.matrix import LAYOUTS, SHAPES, VOCAB
@@ -83,15 +84,28 @@ def layouts(draw: st.DrawFn) -> KVLayout:
     return KVLayout(from_owners(layers, owners), tuple(draw(st.sampled_from(divisors(heads))) for _ in owners), heads)
 
 
-@settings(max_examples=20)
-@given(layouts(), st.sampled_from(QUANTISED), st.integers(1, 45), st.sampled_from([torch.float32, torch.bfloat16]))
+@st.composite
+def latents(draw: st.DrawFn, layout: KVLayout, rotated_dims: int) -> Latent:
+    ranks = tuple(draw(st.integers(1, 40)) for _ in layout.owners)
+    return Latent(ranks, draw(st.sampled_from(range(0, rotated_dims + 1, 2))), draw(st.booleans()))
+
+
+@settings(max_examples=25)
+@given(
+    st.data(),
+    layouts(),
+    st.sampled_from(QUANTISED),
+    st.integers(1, 45),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
 @torch.no_grad()
 def test_a_cache_holds_the_formulas_bytes_and_nothing_else(
-    layout: KVLayout, name: str, head_dim: int, dtype: torch.dtype
+    data: st.DataObject, layout: KVLayout, name: str, head_dim: int, dtype: torch.dtype
 ) -> None:
     shape = DecoderShape(
         vocab_size=9, width=4, layers=layout.layers, heads=layout.heads, head_dim=head_dim, mlp_width=4, context=16
     )
+    layout = replace(layout, latent=data.draw(st.none() | latents(layout, shape.rotated_dims)))
     subject = MLKVForCausalLM.from_shape(shape, layout, seed=1, dtype=dtype)
     per_token = CACHES[name].kv_bytes_per_token(layout, head_dim, dtype.itemsize)
     for length in (None, 8):
@@ -256,6 +270,16 @@ def test_every_family_decodes_as_it_scores(shape: DecoderShape) -> None:
     subject, cache = model(shape, layout), QuantisedCache(model(shape, layout).config, "int4")
     steps = [subject(IDS[:, i : i + 1], past_key_values=cache).logits for i in range(7)]
     same(torch.cat(steps, 1), model(shape, layout, cache="int4")(IDS).logits)
+
+
+@EVERY_CACHE
+@torch.no_grad()
+def test_a_latent_decodes_as_it_scores(name: str) -> None:
+    layout = replace(LAYOUTS["explicit"], latent=Latent((5, 9, 14), NEOX.rotated_dims))
+    subject, cache = model(layout=layout), QuantisedCache(model(layout=layout).config, name)
+    steps = [subject(IDS[:, i : i + 1], past_key_values=cache).logits for i in range(7)]
+    same(torch.cat(steps, 1), model(layout=layout, cache=name)(IDS).logits)
+    assert not torch.allclose(torch.cat(steps, 1), subject(IDS).logits, atol=1e-4), "it is quantised"
 
 
 @pytest.mark.parametrize(

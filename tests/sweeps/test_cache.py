@@ -81,8 +81,6 @@ def test_a_cache_of_ones_own_is_a_row_and_pins_its_file(planner: Planner, tmp_pa
     assert "int2" not in CACHES
 
 
-def test_a_latent_in_packed_integers_is_refused(planner: Planner) -> None:
-    line = [*LINE, "layout.latent=32", "convert=svd"]
-    planner(line)
-    with pytest.raises(UserError, match=r"cache = int8: a latent is cached as the model computes it \(valid: model\)"):
-        planner([*line, "cache=int8"])
+def test_a_latent_can_be_cached_in_packed_integers(planner: Planner) -> None:
+    plan = planner([*LINE, "layout.kv_layers=1", "layout.kv_heads=1", "layout.latent=32", "cache=int8"])
+    assert [variant.kv_bytes_per_token for variant in plan.variants][-1] == 8 + 32 + 2, "integers and a scale"

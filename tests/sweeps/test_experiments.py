@@ -246,7 +246,7 @@ FEW: dict[str, list[str]] = {
     ],
     "families": [*STEPS, "layout.kv_layers=3", "layout.kv_heads=1"],
     "uptrain_fraction": [*TRAINED, "layout.kv_layers=6", "uptrain.epochs=0.001,0.01"],
-    "stacking": [*TRAINED, "uptrain.steps=2", "layout.kv_layers=3", "layout.kv_heads=2", "cache=model,int4"],
+    "stacking": [*TRAINED, "uptrain.steps=2", "layout.kv_layers=6", "layout.kv_heads=6", "cache=model,int4"],
     "mlkv_memory": [],
     "context": [],
 }
