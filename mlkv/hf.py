@@ -78,9 +78,9 @@ class MLKVConfig(PreTrainedConfig):
         return KVLayout(tuple(self.kv_source_layers), tuple(self.kv_heads), self.heads, latent)
 
     @property
-    def num_key_value_heads(self) -> int | list[int]:
-        """KV heads of an owner; a list, one entry per owner, where they differ."""
-        return self.kv_heads[0] if len(set(self.kv_heads)) == 1 else self.kv_heads
+    def num_key_value_heads(self) -> int:
+        """The most KV heads that an owner has: other software divides by this number. `kv_heads` has those of each."""
+        return max(self.kv_heads, default=0)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:

@@ -168,8 +168,9 @@ def test_standard_names_read_the_same_config() -> None:
     config = model(SHAPES["opt"], LAYOUTS["explicit"]).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, LAYERS, HEADS)
     assert (config.max_position_embeddings, config.intermediate_size, config.tie_word_embeddings) == (CONTEXT, 56, True)
-    assert config.num_key_value_heads == [4, 1, 2]
+    assert (config.num_key_value_heads, config.kv_heads) == (4, [4, 1, 2])
     assert model().config.num_key_value_heads == 1
+    assert MLKVConfig(**SHAPES["opt"].as_dict()).num_key_value_heads == 0, "a config that has no layout yet"
 
 
 def test_a_config_without_a_valid_layout_is_refused() -> None:
