@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..files import share
 from .config import config_of
 from .load import copy_companions
-from .tables import FAMILIES, Config
+from .tables import FAMILIES, Config, Family
 from .weights import add_prefix, to_family_state
 
 if TYPE_CHECKING:
@@ -27,7 +27,16 @@ def to_family(model: MLKVForCausalLM, name: str) -> PreTrainedModel:
     written = to_family_state(model.model.state_dict(), FAMILIES[name], model.shape.heads)
     theirs.load_state_dict(add_prefix(written, FAMILIES[name], set(theirs.state_dict())))
     theirs.generation_config = model.generation_config
+    _add_older_keys(theirs, FAMILIES[name], model)
     return theirs
+
+
+def _add_older_keys(theirs: PreTrainedModel, family: Family, model: MLKVForCausalLM) -> None:
+    """Write the rotation under the keys of transformers 4 too: vLLM, CTranslate2 and others read a partial rotation
+    from there alone, and without it take the family's default without a word."""
+    if family.rotary and family.rotary.partial:
+        setattr(theirs.config, family.rotary.base, model.shape.rotary_base)
+        setattr(theirs.config, family.rotary.fraction, model.shape.rotary_fraction)
 
 
 def _new_model(config: Config, dtype: torch.dtype) -> PreTrainedModel:

@@ -15,6 +15,8 @@ def enable(parser: argparse.ArgumentParser) -> None:
             action.completer = complete_override  # type: ignore[attr-defined]
         elif action.dest == "name":
             action.completer = complete_sweep  # type: ignore[attr-defined]
+        elif action.dest == "words":
+            action.completer = complete_word  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
 
 
@@ -50,3 +52,15 @@ def complete_sweep(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     from sweeps.store.store import Store
 
     return Store(parsed_args.store).sweep_names()
+
+
+def complete_word(prefix: str, *, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Of arguments that name a sweep and then a variant: what the next one may be."""
+    from sweeps.store.store import Store
+
+    store, before = Store(parsed_args.store), list(parsed_args.words or [])
+    if not before:
+        return store.sweep_names()
+    if len(before) == 1 and before[0] in store.sweep_names():
+        return [row.variant for row in store.sweep(before[0]).variants]
+    return []

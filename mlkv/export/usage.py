@@ -1,0 +1,32 @@
+"""What the model card of each kind of export says about loading it. `{name}` is the directory or the repository."""
+
+from __future__ import annotations
+
+TRANSFORMERS = """\
+The directory carries the decoder's code, so mlkv need not be installed:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=40, do_sample=False)[0]))
+```
+
+transformers 5.17 or later; from 5.23 on its static cache too has memory for owners alone.
+lm-eval: `lm_eval --model hf --model_args pretrained={name},trust_remote_code=True --tasks …`
+"""
+
+NATIVE = """\
+It is a model of transformers itself, and needs no other code:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+vLLM (`vllm serve {name}`), SGLang and other engines that know its `model_type` serve it as it is.
+"""

@@ -1,0 +1,183 @@
+"""The subcommand export: a finished checkpoint becomes a directory that other software loads."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlkv.export.targets import TARGETS
+from sweeps.cli.options import StoreOptions, argument, user_path
+from sweeps.cli.results import one_line
+from sweeps.cli.selection import existing
+from sweeps.store.errors import OK, UserError, choices
+from sweeps.store.states import StepState
+
+if TYPE_CHECKING:
+    from mlkv.export.card import MadeBy, Origin
+    from sweeps.store.schema import VariantRow
+    from sweeps.store.stepdir import StepDir
+    from sweeps.store.store import SavedSweep, Store
+
+
+@dataclass(frozen=True)
+class ExportOptions(StoreOptions):
+    words: tuple[str, ...] = argument(
+        "a sweep's name and a variant's label or a part of it, or a step id or the beginning of one; then a directory",
+        nargs="+",
+        metavar="NAME VARIANT DIR|STEP DIR",
+    )
+    to: str = argument(
+        lambda: f"{', '.join(TARGETS)} (default: transformers)", "--to", default="transformers", metavar="TARGET"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The step whose checkpoint is exported, and the sweep and variant it belongs to, where there are any."""
+
+    step: StepDir
+    sweep: SavedSweep | None
+    variant: VariantRow | None
+
+
+def export(options: ExportOptions) -> int:
+    from mlkv.export.checkpoint import Checkpoint
+    from mlkv.export.directory import check_replaceable
+    from mlkv.export.directory import export as write
+    from mlkv.export.targets import choose
+
+    if options.to not in TARGETS:
+        raise UserError(f"--to = {options.to}: {choices(options.to, TARGETS)}")
+    if len(options.words) not in (2, 3):
+        raise UserError(f"export: {' '.join(options.words)}: must be NAME VARIANT DIR, or STEP DIR")
+    store, out = existing(options.store), user_path(options.words[-1])
+    _hide_progress()
+    source = _source(store, options.words[:-1])
+    with one_line():
+        check_replaceable(out)
+        checkpoint = Checkpoint.read(_finished_output(source.step))
+        choose(options.to, checkpoint)
+        if wrong := source.step.corrupted():
+            raise UserError(f"{source.step.id}: {wrong}; `mlkv status --verify` sets it aside, a sweep runs it again")
+        write(checkpoint, options.to, out, _origin(store, source))
+    print(out)
+    return OK
+
+
+def _hide_progress() -> None:
+    """transformers draws a bar for every file that it reads or writes."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _source(store: Store, words: Sequence[str]) -> Source:
+    if len(words) == 1:
+        step = store.find(words[0])
+        sweep = store.planning(step.id)
+        rows = [row for row in sweep.variants if _checkpoint_step(row) == step.id] if sweep else []
+        return Source(step, sweep, rows[0] if rows else None)
+    sweep = store.sweep(words[0])
+    row = _variant(sweep, words[1])
+    step_id = _checkpoint_step(row)
+    if step_id is None:
+        raise UserError(f"{row.variant}: has no checkpoint: it only measures a layout")
+    return Source(store.step(step_id), sweep, row)
+
+
+def _checkpoint_step(row: VariantRow) -> str | None:
+    return row.steps.uptrain or row.steps.convert or row.steps.base
+
+
+def _variant(sweep: SavedSweep, word: str) -> VariantRow:
+    """The variant with this label; else the one whose label matches the glob, or has the word in it, or has a step of
+    that id. Raises UserError where none has, or several."""
+    ways: list[Callable[[VariantRow], bool]] = [
+        lambda row: row.variant == word,
+        lambda row: fnmatch.fnmatchcase(row.variant, word),
+        lambda row: word.lower() in row.variant.lower(),
+        lambda row: any(id.startswith(word) for id in row.steps.ids),
+    ]
+    for way in ways:
+        found = [row for row in sweep.variants if way(row)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{word}: is in several variants ({', '.join(row.variant for row in found)}); name one")
+    labels = [row.variant for row in sweep.variants]
+    raise UserError(f"{word}: no variant of sweep {sweep.name}; {choices(word, labels)}")
+
+
+def _finished_output(step: StepDir) -> Path:
+    """Raises UserError unless the step is done, its output is there, and it is a checkpoint."""
+    state = step.state()
+    if state.name is not StepState.DONE:
+        raise UserError(f"{step.id}: is {state.name}, not done; only a finished step can be exported")
+    if not (step.out / "config.json").is_file():
+        raise UserError(f"{step.id}: has no checkpoint; export a base, convert or uptrain step")
+    return step.out
+
+
+# What the model card says
+
+
+_PATH = re.compile(r"(?<![\w.])~?/(?:[^\s/,\]\"']+/)+")
+"""The folders of an absolute path."""
+
+
+def _origin(store: Store, source: Source) -> Origin:
+    from mlkv.export.card import Origin
+
+    sweep, row = source.sweep, source.variant
+    command = [_PATH.sub("…/", word) for word in (sweep.plan.command or [])] if sweep else []
+    steps = tuple(_made_by(step) for step in _chain(store, source.step))
+    return Origin(
+        title=f"{row.variant} of {sweep.name}" if sweep and row else source.step.id,
+        steps=steps,
+        scores=_scores(store, sweep, row) if sweep and row else "",
+        command=tuple(command),
+        base_model=next((name for step in _chain(store, source.step) if (name := _hub_name(step))), ""),
+    )
+
+
+def _chain(store: Store, step: StepDir) -> list[StepDir]:
+    """The steps that made a step's output, parents before children, itself last."""
+    found: dict[str, StepDir] = {}
+
+    def add(id: str) -> None:
+        spec = store.step(id).spec()
+        for parent in spec.parents.values() if spec else ():
+            if parent not in found:
+                add(parent)
+        found[id] = store.step(id)
+
+    add(step.id)
+    return list(found.values())
+
+
+def _made_by(step: StepDir) -> MadeBy:
+    from mlkv.export.card import MadeBy
+
+    spec, record = step.spec(), step.record()
+    settings = {**(spec.slice if spec else {}), **(spec.pinned if spec else {})}
+    return MadeBy(step.id, step.kind, settings, record.versions if record else {})
+
+
+def _hub_name(step: StepDir) -> str | None:
+    """The model on the hub that a base was loaded from."""
+    source = step.how().source if step.kind == "base" and step.spec() else None
+    return source.get("hub") if source else None
+
+
+def _scores(store: Store, sweep: SavedSweep, row: VariantRow) -> str:
+    """The results table of the variant and its baselines, compared among themselves."""
+    from analysis.statistics.results import results
+    from analysis.statistics.sources import load
+    from analysis.tables.results_table import markdown
+
+    source = load(store, sweep.name)
+    wanted = [other.variant for other in sweep.variants if other.baseline or other.variant == row.variant]
+    return markdown(results(source.table, source.samples).select(wanted))

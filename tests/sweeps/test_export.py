@@ -1,0 +1,199 @@
+"""`mlkv export`: from a finished step of a real store to a directory that others load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mlkv.corpus.tokenizer import train
+from mlkv.hf import load_checked
+from sweeps.cli.completion import complete_word
+from sweeps.planning.freeze import freeze
+from sweeps.planning.plan import Plan
+from sweeps.store.store import Store
+from sweeps.worker.supervisor import DONE, Worker
+from tests.support.bases import write_base
+from tests.support.processes import PATIENCE
+from tests.support.shell import exit_status
+from tests.support.workers_here import workers_here
+
+LINE = [
+    *("name=made", "model=pythia-160m-deduped", "corpus=text_files", "corpus.sequence_length=64"),
+    *("corpus.held_out=0.2", "corpus.task_items=0", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"),
+    *("evaluate.converted=[]", "measure=none", "uptrain=none", "sweep.baselines=[untouched]"),
+    *("layout=mlkv", "layout.kv_layers=2,6", "layout.kv_heads=1,2", "sweep.filter='budget != 6'"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, text_files: Path, planner: Callable[[Sequence[str]], Plan]
+) -> Store:
+    """A Llama with four KV heads in each of its six layers, scored as it is and with fewer heads."""
+    folder = tmp_path_factory.mktemp("exported")
+    base = write_base(folder / "base")
+    train([path.read_text() for path in text_files.iterdir()], 300).save_pretrained(base)
+    store = Store.open(folder / "store")
+    line = [*LINE, f"model.path={base}", f"corpus.files=[{text_files}/*.txt]"]
+    plan = planner(line)
+    with workers_here():
+        freeze(plan, store, line)
+        assert Worker(store).run(list(plan.steps)) == DONE
+    return store
+
+
+def export(store: Store, *words: object) -> int:
+    return exit_status("export", *map(str, words), "--store", str(store.root))
+
+
+def steps(store: Store, label: str) -> list[str]:
+    return next(row for row in store.sweep("made").variants if row.variant == label).steps.ids
+
+
+def test_an_export_is_the_checkpoint_with_a_card(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "shared"
+    assert export(store, "made", "MLKV-2", out) == 0
+    [converted] = [id for id in steps(store, "MLKV-2") if id.startswith("convert")]
+    ours, theirs = load_checked(store.step(converted).out), load_checked(out)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert [path.name for path in out.parent.iterdir()] == ["shared"], "nothing else is left there"
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "transformers"
+    assert "KV heads  1 ─ ─ 1 ─ ─" in card
+    assert "| bf16, fp16 | 32 | 32 | 32 | 32 |" in card, "each of several GPUs holds the one head of an owner"
+    assert all(id in card for id in steps(store, "MLKV-2") if id.startswith(("base", "convert")))
+    table = [line for line in card.splitlines() if line.startswith(("| MLKV-2 ", "| untouched ", "| MHA-4 "))]
+    assert len(table) == 2
+    assert "bits per byte" in card
+    assert "merge = mean" in card
+    assert "corpus.files=[…/*.txt]" in card, "which folders this machine has is nobody's business"
+    assert str(store.root.parents[1]) not in card
+
+
+LOADED = """
+import sys
+sys.modules["mlkv"] = sys.modules["sweeps"] = None  # as where they are not installed: importing them fails
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "transformers")
+ids = AutoTokenizer.from_pretrained(sys.argv[1])("fox jumps", return_tensors="pt").input_ids
+print(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist())
+"""
+
+
+def loaded_elsewhere(out: Path, to: str, home: Path) -> list[int]:
+    """What a process without this project generates with an export."""
+    environment = {**os.environ, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
+    command = [sys.executable, "-c", LOADED, str(out), to]
+    done = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    tokens: list[int] = json.loads(done.stdout)
+    return tokens
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("to", "label"), [("transformers", "MLKV-2"), ("native", "untouched")])
+def test_a_process_without_this_project_generates_with_it(store: Store, tmp_path: Path, to: str, label: str) -> None:
+    out = tmp_path / "out"
+    assert export(store, "made", label, out, "--to", to) == 0
+    tokens = loaded_elsewhere(out, to, tmp_path)
+    ours = load_checked(_checkpoint(store, label)).eval()
+    prompt = torch.tensor([tokens[:-8]])
+    assert ours.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist() == tokens
+
+
+def _checkpoint(store: Store, label: str) -> Path:
+    kind = "base" if label == "untouched" else "convert"
+    return store.step(next(id for id in steps(store, label) if id.startswith(kind))).out
+
+
+def test_a_native_export_is_the_familys_own_model(store: Store, tmp_path: Path) -> None:
+    assert export(store, "made", "GQA", tmp_path / "out", "--to", "native") == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config["num_key_value_heads"]) == (["LlamaForCausalLM"], 2)
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert "| GQA-12 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_step_id_a_part_of_a_label_and_a_glob_name_a_checkpoint(store: Store, tmp_path: Path) -> None:
+    [converted] = [id for id in steps(store, "MLKV-4") if id.startswith("convert")]
+    for i, words in enumerate([["made", "kv-4"], ["made", "*-4"], ["made", converted[:16]], [converted[:16]]]):
+        assert export(store, *words, tmp_path / str(i)) == 0
+        manifest = json.loads((tmp_path / str(i) / "export.json").read_text())
+        assert manifest["steps"][-1] == converted
+        assert "# MLKV-4 of made" in (tmp_path / str(i) / "README.md").read_text()
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for label in ("MLKV-2", "MLKV-4"):
+        assert export(store, "made", label, out) == 0
+    assert load_checked(out).layout.budget == 4
+    (out / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert export(store, "made", "MLKV-2", out) == 2
+    assert capsys.readouterr().err == (
+        f"mlkv: DIR = {out}: holds notes.txt, which no export wrote; name a new or an empty directory\n"
+    )
+    assert load_checked(out).layout.budget == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["made"], "export: made: must be NAME VARIANT DIR, or STEP DIR"),
+        (["made", "MLKV"], "MLKV: is in several variants (MLKV-2, MLKV-4); name one"),
+        (["made", "GQA-2"], "GQA-2: no variant of sweep made; did you mean GQA-12?"),
+        (["mad", "MLKV-2"], "sweep mad: not in"),
+        (["evaluate-"], "step evaluate-: 4 steps of that name in"),
+        (["corpus-"], "has no checkpoint; export a base, convert or uptrain step"),
+        (["made", "MLKV-2", "--to", "natif"], "--to = natif: did you mean native? valid:"),
+        (
+            ["made", "MLKV-2", "--to", "native"],
+            "--to native: no family of the table has layers that read another layer's keys and values; ",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    words: list[str], message: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [] if words == ["made"] else [str(tmp_path / "out")]
+    position = words.index("--to") if "--to" in words else len(words)
+    assert export(store, *words[:position], *out, *words[position:]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_not_exported(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = _checkpoint(store, "MLKV-2") / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert export(store, "made", "MLKV-2", tmp_path / "out") == 2
+    finally:
+        weights.write_bytes(content)
+    assert "model.safetensors" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shell_completes_the_sweep_and_then_the_variant(store: Store) -> None:
+    from argparse import Namespace
+
+    assert complete_word("", parsed_args=Namespace(store=store.root, words=[])) == ["made"]
+    labels = complete_word("", parsed_args=Namespace(store=store.root, words=["made"]))
+    assert set(labels) == {"untouched", "GQA-12", "MLKV-2", "MLKV-4"}
+    assert complete_word("", parsed_args=Namespace(store=store.root, words=["made", "MLKV-2"])) == []
