@@ -147,34 +147,59 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         loss_only: bool | None = None,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """`labels` are token ids like `input_ids` (the shift happens here; -100 is left out of the loss).
 
         The loss is the mean over labelled tokens. A trainer that accumulates gradients gives `num_items_in_batch`, the
         tokens of the whole batch, and the loss is their sum divided by that: a mean of means would weigh a short
         micro-batch as much as a long one.
+
+        Hidden states `[B, T, D]` are the embeddings, what each layer but the last gives, and what the last norm gives;
+        attentions `[B, H, T, S]` are one a layer. Where an argument is None, the config of the same name decides.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        inputs = _only_one(input_ids, inputs_embeds)
+        past_key_values = self._cache(past_key_values, use_cache, labels)
+        hidden_states: list[Tensor] | None = [] if self._asked("output_hidden_states", output_hidden_states) else None
+        attentions: list[Tensor] | None = [] if self._asked("output_attentions", output_attentions) else None
+        hidden_BTD = self.model(inputs, attention_mask, position_ids, past_key_values, hidden_states, attentions)
         loss = None if labels is None else self._loss(hidden_BTD, labels, num_items_in_batch)
-        if labels is not None and (self.loss_only if loss_only is None else loss_only):
-            return CausalLMOutputWithPast(loss=loss)
+        only_loss = labels is not None and (self.loss_only if loss_only is None else loss_only)
         selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output = CausalLMOutputWithPast(
-            loss=loss, logits=self.model.head(hidden_BTD[:, selected]), past_key_values=past_key_values
+            loss=loss,
+            logits=None if only_loss else self.model.head(hidden_BTD[:, selected]),
+            past_key_values=None if only_loss else past_key_values,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            attentions=None if attentions is None else tuple(attentions),
         )
-        return output if return_dict else output.to_tuple()
+        return output if self._asked("return_dict", return_dict) else output.to_tuple()
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        return bool(getattr(self.config, name, False) if given is None else given)
+
+    def _cache(self, given: Cache | None, use_cache: bool | None, labels: Tensor | None) -> Cache | None:
+        """The cache that a pass writes to, if any; without `use_cache`, one that is scored or trained has none."""
+        if self.model.gradient_checkpointing and self.training:
+            # Layers are computed again for their gradients, and would write a second time.
+            if given is not None and given.get_seq_length():
+                raise ValueError("past_key_values has tokens: with gradient checkpointing there is no cache")
+            return None
+        if use_cache is None:
+            use_cache = labels is None and not self.training and getattr(self.config, "use_cache", True)
+        return DynamicCache(config=self.config) if use_cache and given is None else given
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
         logits = self.model.head(hidden_BTD[:, :-1]).flatten(0, 1).float()  # from bf16 the loss itself would be rounded
@@ -194,8 +219,20 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.embed = value
+
     def get_output_embeddings(self) -> nn.Module:
         return self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.model.head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers does it, for a larger or a smaller vocabulary; the decoder's shape follows."""
+        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        self.model.shape = self.config.shape
+        return embeddings
 
     def _set_gradient_checkpointing(
         self,
@@ -208,6 +245,14 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         if every_n_layers != 1:
             raise ValueError(f"every_n_layers = {every_n_layers}: every layer is checkpointed, or none; use 1")
         self.model.gradient_checkpointing = enable
+
+
+def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    if input_ids is not None and inputs_embeds is None:
+        return input_ids
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    raise ValueError("forward takes input_ids or inputs_embeds: one of them, not both")
 
 
 def load_checked(path: str | Path, **kwargs: Any) -> MLKVForCausalLM:

@@ -79,7 +79,14 @@ class LatentAttention(nn.Module):
             shared = self._compute_latent(kv_input_BTD, tokens)
         q_BHTC = self._absorbed_queries(self.q(q_input_BTD), shared, tokens)
         latent_B1SR = shared.vectors[..., -self.rank :]
-        found_BHTR = attend(q_BHTC, shared.vectors, latent_B1SR, tokens.mask, scale=self.head_dim**-0.5)
+        found_BHTR = attend(
+            q_BHTC,
+            shared.vectors,
+            latent_B1SR,
+            tokens.mask,
+            scale=self.head_dim**-0.5,
+            attentions=tokens.attentions,
+        )
         out_BGQTK = self._by_kv_head(found_BHTR) @ shared.v_up.mT[:, None] + shared.v_bias[:, None, None]
         return self.o(out_BGQTK.flatten(1, 2).transpose(1, 2).flatten(2)), shared
 

@@ -56,28 +56,38 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        ids_BT: Tensor,
+        inputs: Tensor,
         mask: Tensor | None = None,
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        hidden_states: list[Tensor] | None = None,
+        attentions: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states `[B, T, D]` after the last norm.
 
+        inputs: token ids `[B, T]`, or what takes the place of their embeddings, `[B, T, D]`.
         mask: `[B, past + T]` (0 at padding), or a complete `[B, 1, T, S]` one.
         positions_BT: default: the number of real tokens before each token.
+        hidden_states: if given, what comes before each layer and after the last norm is appended, each `[B, T, D]`.
+        attentions: if given, each layer's attention weights `[B, H, T, S]` are appended.
         """
-        tokens = prepare_tokens(self.shape, self.keys, ids_BT, mask, positions_BT, cache, self.rounding)
-        x_BTD = self.embed(ids_BT)
+        tokens = prepare_tokens(self.shape, self.keys, inputs, mask, positions_BT, cache, self.rounding, attentions)
+        x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
         shared: dict[int, SharedKV] = {}
         last_use = {source: i for i, source in enumerate(self.layout.kv_source_layers)}
         for i, block in enumerate(self.blocks):
+            if hidden_states is not None:
+                hidden_states.append(x_BTD)
             owner = self.layout.kv_source_layers[i]
             x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
             if i == last_use[owner]:
                 del shared[owner]  # a quantised cache made them for this pass alone
-        return self.norm(x_BTD)
+        x_BTD = self.norm(x_BTD)
+        if hidden_states is not None:
+            hidden_states.append(x_BTD)
+        return x_BTD
 
     def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, SharedKV]:
         # Reentrant checkpointing gives wrong gradients where a layer's keys and values are used outside of it (relative

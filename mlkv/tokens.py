@@ -46,54 +46,57 @@ class Tokens:
     """Of all `S` keys; only where they are cached unrotated."""
     cache: KVCache | None
     rounding: Rounding | None = None
+    attentions: list[Tensor] | None = None
+    """Takes each layer's attention weights `[B, H, T, S]`, if they are asked for."""
 
 
 def prepare_tokens(
     shape: DecoderShape,
     keys: Keys,
-    ids_BT: Tensor,
+    inputs: Tensor,
     mask: Tensor | None,
     positions_BT: Tensor | None,
     cache: KVCache | None,
     rounding: Rounding | None,
+    attentions: list[Tensor] | None = None,
 ) -> Tokens:
-    query_length = ids_BT.shape[1]
+    query_length = inputs.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
     cached = cache.get_mask_sizes(query_length, 0)[0] if cache is not None else query_length
     if positions_BT is None:
-        positions_BT = _positions(ids_BT, mask, past)
-    mask_B1TS = _causal_mask(ids_BT, mask, past, cached)
+        positions_BT = _positions(inputs, mask, past)
+    mask_B1TS = _causal_mask(inputs, mask, past, cached)
     rotary = shape.positions == "rotary"
     query_angles = rotary_angles(shape, positions_BT) if rotary else None
     key_angles = None
     if rotary and keys == "unrotated":
         key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached))
-    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding)
+    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding, attentions)
 
 
-def _positions(ids_BT: Tensor, mask: Tensor | None, past: int) -> Tensor:
+def _positions(inputs: Tensor, mask: Tensor | None, past: int) -> Tensor:
     """Positions `[B, T]`: the number of real tokens before each token.
 
     Sequences of a batch are padded on the left, so counting columns would give the first real token of a short sequence
     a position above 0: learned embeddings would be wrong, and scores would depend on what else is in the batch.
     """
     if mask is not None and mask.dim() == 2:
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-    return past + torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+    return past + torch.arange(inputs.shape[1], device=inputs.device)[None]
 
 
-def _causal_mask(ids_BT: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
+def _causal_mask(inputs: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
     """`[B, 1, T, S]`, true where a query attends to a key; None where attention needs no mask (see `attend`), as it
     then may use a faster kernel."""
     if mask is not None and mask.dim() == 4:
         return mask
-    query_length = ids_BT.shape[1]
+    query_length = inputs.shape[1]
     # A static cache needs a mask, as it returns its empty places too. Its length is a tensor: comparing that would
     # break a compiled forward. Several tokens after cached ones need a mask, as their triangle starts at key `past`.
     if mask is None and isinstance(past, int) and cached == past + query_length and (past == 0 or query_length == 1):
         return None
-    key_S = torch.arange(cached, device=ids_BT.device)
-    query_T1 = past + torch.arange(query_length, device=ids_BT.device)[:, None]
+    key_S = torch.arange(cached, device=inputs.device)
+    query_T1 = past + torch.arange(query_length, device=inputs.device)[:, None]
     allowed_B1TS = (key_S <= query_T1)[None, None]
     if mask is not None:
         real_BS = functional.pad(mask.bool(), (0, cached - mask.shape[1]))

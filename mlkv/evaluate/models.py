@@ -14,6 +14,8 @@ from ..hf import MLKVForCausalLM, load_checked
 def load_model(checkpoint: Path) -> MLKVForCausalLM:
     """In float32 on the default device, in evaluation mode. Raises StepFailed for one that cannot be loaded."""
     try:
-        return load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
+        model = load_checked(checkpoint, dtype=torch.float32).to(default_device()).eval()
     except ValueError as error:
         raise StepFailed(str(error)) from error
+    model.config.use_cache = False  # a text is scored in one pass; generate() makes its own cache
+    return model

@@ -158,7 +158,7 @@ class Distillation:
             torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16),
             _hidden_states(teacher, bool(self.recipe.hidden_weight)) as theirs,
         ):
-            return teacher(input_ids=input_ids).logits[:, :-1].float(), theirs
+            return teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), theirs
 
     def _mixed(
         self,

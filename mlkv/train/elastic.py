@@ -29,7 +29,6 @@ from ..convert.heads import Group, in_frames
 from ..convert.merging import merge_kv
 from ..layout import KVLayout
 from ..model import Decoder, SharedKV
-from ..tokens import KVCache
 from .dataset import BlockDataset
 from .sampling import Sampling
 from .trainer import BlockTrainer
@@ -102,23 +101,17 @@ class ElasticDecoder(Decoder):
         self.chosen: Tensor | None = None
         self._merged: dict[int, State] = {}
 
-    def forward(
-        self,
-        ids_BT: Tensor,
-        mask: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
         if self.chosen is None:
-            return super().forward(ids_BT, mask, positions_BT, cache)
-        if mask is not None or positions_BT is not None or cache is not None:
-            raise ValueError("mask, positions and cache: sequences with a chosen layout are computed without them")
+            return super().forward(inputs, *others, **named)
+        if any(other is not None for other in (*others, *named.values())):
+            raise ValueError("sequences with a chosen layout are computed from their ids alone: no mask, no cache")
         numbers = self.chosen.unique().tolist()
         rows = [(self.chosen == number).nonzero().flatten() for number in numbers]
         parts = []
         for number, rows_N in zip(numbers, rows, strict=True):
             with self._as(self.layouts[number]):
-                parts.append(super().forward(ids_BT[rows_N]))
+                parts.append(super().forward(inputs[rows_N]))
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     @contextmanager

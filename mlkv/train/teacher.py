@@ -158,7 +158,7 @@ def _write(
 def _logits(model: MLKVForCausalLM, tokens_BT: Tensor, precision: str) -> Tensor:
     tokens_BT = tokens_BT.to(model.device)
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(tokens_BT).logits[:, :-1].float()
+        return model(tokens_BT, use_cache=False).logits[:, :-1].float()
 
 
 def largest(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
