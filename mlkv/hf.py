@@ -69,7 +69,7 @@ class MLKVConfig(PreTrainedConfig):
 
     @property
     def shape(self) -> DecoderShape:
-        return DecoderShape(**{field.name: getattr(self, field.name) for field in fields(DecoderShape)})
+        return DecoderShape(**{f.name: getattr(self, f.name) for f in fields(DecoderShape) if hasattr(self, f.name)})
 
     @property
     def layout(self) -> KVLayout:
@@ -180,7 +180,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output = CausalLMOutputWithPast(
             loss=loss,
-            logits=None if only_loss else self.model.head(hidden_BTD[:, selected]),
+            logits=None if only_loss else self.model.logits(hidden_BTD[:, selected]),
             past_key_values=None if only_loss else past_key_values,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
             attentions=None if attentions is None else tuple(attentions),
@@ -202,7 +202,8 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         return DynamicCache(config=self.config) if use_cache and given is None else given
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
-        logits = self.model.head(hidden_BTD[:, :-1]).flatten(0, 1).float()  # from bf16 the loss itself would be rounded
+        # In float32: from bf16 the loss itself would be rounded.
+        logits = self.model.logits(hidden_BTD[:, :-1]).flatten(0, 1).float()
         targets = labels_BT[:, 1:].flatten()
         if num_items is None:
             return functional.cross_entropy(logits, targets)
@@ -212,7 +213,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            nn.init.ones_(module.weight)
+            module.reset_parameters()
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -59,6 +59,7 @@ class LatentAttention(nn.Module):
         self.rotary_dims, self.rank = layout.latent.rotary_dims, layout.rank_of(layer)
         self.shared_rotary = layout.latent.shared or self.kv_heads == 1
         self.owner = layout.kv_source_layers[layer] == layer
+        self.factor, self.cap = shape.attention_factor, shape.attention_cap
         self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=shape.attention_bias)
         if self.owner:
             for name, (inputs, outputs, bias) in shape.kv_projections(layout, layer).items():
@@ -66,7 +67,8 @@ class LatentAttention(nn.Module):
             parts, planes = layout.latent.planes_size(self.kv_heads)
             first = torch.arange(planes).repeat(parts, 1) if shape.chooses_planes(layout.latent) else None
             self.register_buffer("planes", first)
-        self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=shape.attention_bias)
+        bias = shape.attention_bias and shape.output_bias
+        self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=bias)
 
     def forward(
         self, q_input_BTD: Tensor, kv_input_BTD: Tensor, shared: SharedLatent | None, tokens: Tokens
@@ -79,14 +81,7 @@ class LatentAttention(nn.Module):
             shared = self._compute_latent(kv_input_BTD, tokens)
         q_BHTC = self._absorbed_queries(self.q(q_input_BTD), shared, tokens)
         latent_B1SR = shared.vectors[..., -self.rank :]
-        found_BHTR = attend(
-            q_BHTC,
-            shared.vectors,
-            latent_B1SR,
-            tokens.mask,
-            scale=self.head_dim**-0.5,
-            attentions=tokens.attentions,
-        )
+        found_BHTR = attend(q_BHTC, shared.vectors, latent_B1SR, tokens.mask, self.factor, self.cap, tokens.attentions)
         out_BGQTK = self._by_kv_head(found_BHTR) @ shared.v_up.mT[:, None] + shared.v_bias[:, None, None]
         return self.o(out_BGQTK.flatten(1, 2).transpose(1, 2).flatten(2)), shared
 

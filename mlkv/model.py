@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
 from .latent import LatentAttention
-from .layers import MLP, norm_of
+from .layers import MLP, Embedding, capped, norm_of
 from .layout import KVLayout
 from .shape import DecoderShape, check_choice
 from .tokens import Keys, KVCache, Rounding, Tokens, prepare_tokens
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         check_choice("keys", keys, get_args(Keys))
         _check_fit(shape, layout, keys)
         self.shape, self.layout, self.keys = shape, layout, keys
-        self.embed = nn.Embedding(shape.vocab_size, shape.width)
+        self.embed: nn.Embedding = Embedding(shape)
         if shape.positions == "learned":
             self.positions = nn.Embedding(shape.context + shape.position_offset, shape.width)
         self.blocks = nn.ModuleList(Block(shape, layout, i, keys) for i in range(shape.layers))
@@ -71,23 +71,28 @@ class Decoder(nn.Module):
         hidden_states: if given, what comes before each layer and after the last norm is appended, each `[B, T, D]`.
         attentions: if given, each layer's attention weights `[B, H, T, S]` are appended.
         """
-        tokens = prepare_tokens(self.shape, self.keys, inputs, mask, positions_BT, cache, self.rounding, attentions)
+        tokens = prepare_tokens(
+            self.shape, self.layout, self.keys, inputs, mask, positions_BT, cache, self.rounding, attentions
+        )
         x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":
-            x_BTD = x_BTD + self.positions(tokens.positions + self.shape.position_offset)
+            x_BTD = x_BTD + self.positions(tokens[0].positions + self.shape.position_offset)
         shared: dict[int, SharedKV] = {}
         last_use = {source: i for i, source in enumerate(self.layout.kv_source_layers)}
         for i, block in enumerate(self.blocks):
             if hidden_states is not None:
                 hidden_states.append(x_BTD)
             owner = self.layout.kv_source_layers[i]
-            x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens)
+            x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens[i])
             if i == last_use[owner]:
                 del shared[owner]  # a quantised cache made them for this pass alone
         x_BTD = self.norm(x_BTD)
         if hidden_states is not None:
             hidden_states.append(x_BTD)
         return x_BTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        return capped(self.head(hidden_BTD), self.shape.logit_cap)
 
     def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, SharedKV]:
         # Reentrant checkpointing gives wrong gradients where a layer's keys and values are used outside of it (relative
@@ -98,26 +103,32 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, norm, MLP: one after the other, or both from the same input (`parallel_residual`)."""
+    """Norm, attention, norm, MLP: one after the other, or both from the same input (`parallel_residual`). Norms may
+    also, or only, stand behind attention and MLP (`norm_place`)."""
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
         super().__init__()
         self.parallel = shape.parallel_residual
-        self.attention_norm = norm_of(shape)
+
+        def norm(*places: str) -> nn.Module:
+            return norm_of(shape) if shape.norm_place in places else nn.Identity()
+
+        self.attention_norm = norm("before", "around")
         if shape.has_kv_norms(layout) and layer in layout.owners:
             self.kv_norm = norm_of(shape)
         self.attention = _attention(shape, layout, layer, keys)
-        self.mlp_norm = norm_of(shape)
+        self.attention_out_norm = norm("around", "after")
+        self.mlp_norm = norm("before", "around")
         self.mlp = MLP(shape)
+        self.mlp_out_norm = norm("around", "after")
 
     def forward(self, x_BTD: Tensor, shared_kv: SharedKV | None, tokens: Tokens) -> tuple[Tensor, SharedKV]:
         q_input_BTD = self.attention_norm(x_BTD)
         kv_input_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else q_input_BTD
         attended_BTD, shared_kv = self.attention(q_input_BTD, kv_input_BTD, shared_kv, tokens)
-        if self.parallel:
-            return x_BTD + attended_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
-        x_BTD = x_BTD + attended_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), shared_kv
+        between_BTD = x_BTD + self.attention_out_norm(attended_BTD)
+        mlp_BTD = self.mlp(self.mlp_norm(x_BTD if self.parallel else between_BTD))
+        return between_BTD + self.mlp_out_norm(mlp_BTD), shared_kv
 
 
 def _attention(shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> Attention:
@@ -131,6 +142,8 @@ def _check_fit(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
         raise ValueError(
             f"layout has {layout.layers} layers of {layout.heads} heads, the decoder {shape.layers} of {shape.heads}"
         )
+    if keys == "unrotated" and not shape.one_rotation:
+        raise ValueError("keys = unrotated: all layers must rotate alike")
     if layout.latent:
         shape.check_latent(layout.latent)
         if keys == "unrotated":

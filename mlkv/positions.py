@@ -5,10 +5,12 @@ Legend: `B` batch, `H` heads, `T` tokens, `K` head width, `R` rotated dimensions
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from .shape import DecoderShape
+from .shape import DecoderShape, Rotation
 
 Angles = tuple[Tensor, Tensor]
 """Cosine and sine `[B, 1, T, R/2]` of each token's rotation, always float32; the first `R` of `K` dimensions rotate."""
@@ -25,8 +27,44 @@ def rotate(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
     return torch.cat([(a * cos - b * sin).type_as(rest), (b * cos + a * sin).type_as(rest), rest], dim=-1)
 
 
-def rotary_angles(shape: DecoderShape, positions_BT: Tensor) -> Angles:
+def rotary_angles(shape: DecoderShape, positions_BT: Tensor, rotation: Rotation = "global") -> Angles | None:
+    """None for layers that do not rotate."""
+    if rotation == "none":
+        return None
+    base, scaled = (shape.local_rotary_base, False) if rotation == "local" else (shape.rotary_base, True)
     rotated = shape.rotated_dims
     exponents = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
-    angles = positions_BT[:, None, :, None].float() * (1.0 / shape.rotary_base**exponents)
+    frequencies = 1.0 / base**exponents
+    if scaled:
+        frequencies = frequencies * _slowing(shape, frequencies)
+    angles = positions_BT[:, None, :, None].float() * frequencies
+    if scaled and shape.rotary_size != 1.0:
+        return angles.cos() * shape.rotary_size, angles.sin() * shape.rotary_size
     return angles.cos(), angles.sin()
+
+
+def _slowing(shape: DecoderShape, frequencies: Tensor) -> Tensor | float:
+    """What each plane's frequency is multiplied by: 1 where it turns often in the first training's context, 1 / factor
+    where it turns seldom, and in between what is between, by the number of turns (Llama 3.1) or by the plane's number
+    (yarn, arXiv 2309.00071). `linear`: 1 / factor everywhere (arXiv 2306.15595)."""
+    if shape.rotary_scaling == "none":
+        return 1.0
+    if shape.rotary_scaling == "linear":
+        return 1.0 / shape.rotary_factor
+    if shape.rotary_scaling == "llama3":
+        turns = shape.rotary_context * frequencies / (2 * math.pi)
+        kept = ((turns - shape.rotary_low) / (shape.rotary_high - shape.rotary_low)).clamp(0, 1)
+    else:
+        first, last = (_plane_that_turns(shape, turns) for turns in (shape.rotary_high, shape.rotary_low))
+        if shape.rotary_truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, shape.rotated_dims - 1)
+        planes = torch.arange(len(frequencies), device=frequencies.device, dtype=torch.float32)
+        kept = 1 - ((planes - first) / ((last - first) or 0.001)).clamp(0, 1)
+    return kept + (1 - kept) / shape.rotary_factor
+
+
+def _plane_that_turns(shape: DecoderShape, turns: float) -> float:
+    """The number of the plane, with a fraction, that turns so often in the first training's context."""
+    rotated, base = shape.rotated_dims, shape.rotary_base
+    return rotated * math.log(shape.rotary_context / (turns * 2 * math.pi)) / (2 * math.log(base))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .layout import KVLayout
 from .positions import Angles, rotary_angles
-from .shape import DecoderShape
+from .shape import DecoderShape, Rotation
 
 Keys = Literal["rotated", "unrotated"]
 KeysValues = tuple[Tensor, Tensor]
@@ -35,7 +36,7 @@ class KVCache(Protocol):
 
 @dataclass(frozen=True)
 class Tokens:
-    """What every layer of one forward pass needs to know about its tokens; computed once for all layers."""
+    """What a layer of one forward pass needs to know about its tokens; computed once for all layers of a kind."""
 
     positions: Tensor
     """`[B, T]`"""
@@ -52,6 +53,7 @@ class Tokens:
 
 def prepare_tokens(
     shape: DecoderShape,
+    layout: KVLayout,
     keys: Keys,
     inputs: Tensor,
     mask: Tensor | None,
@@ -59,19 +61,24 @@ def prepare_tokens(
     cache: KVCache | None,
     rounding: Rounding | None,
     attentions: list[Tensor] | None = None,
-) -> Tokens:
+) -> list[Tokens]:
+    """One entry per layer; layers with the same window and rotation have the same."""
     query_length = inputs.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
     cached = cache.get_mask_sizes(query_length, 0)[0] if cache is not None else query_length
     if positions_BT is None:
         positions_BT = _positions(inputs, mask, past)
-    mask_B1TS = _causal_mask(inputs, mask, past, cached)
-    rotary = shape.positions == "rotary"
-    query_angles = rotary_angles(shape, positions_BT) if rotary else None
-    key_angles = None
-    if rotary and keys == "unrotated":
-        key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached))
-    return Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding, attentions)
+    found: dict[tuple[int, Rotation], Tokens] = {}
+    # A reader has its owner's rotation, but its own window: caches hold all tokens of an owner.
+    kinds = [(shape.window_of(i), shape.rotation_of(owner)) for i, owner in enumerate(layout.kv_source_layers)]
+    for window, rotation in dict.fromkeys(kinds):
+        mask_B1TS = _causal_mask(inputs, mask, past, cached, window)
+        query_angles = rotary_angles(shape, positions_BT, rotation)
+        key_angles = None
+        if query_angles is not None and keys == "unrotated":
+            key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached), rotation)
+        found[window, rotation] = Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding, attentions)
+    return [found[kind] for kind in kinds]
 
 
 def _positions(inputs: Tensor, mask: Tensor | None, past: int) -> Tensor:
@@ -85,19 +92,25 @@ def _positions(inputs: Tensor, mask: Tensor | None, past: int) -> Tensor:
     return past + torch.arange(inputs.shape[1], device=inputs.device)[None]
 
 
-def _causal_mask(inputs: Tensor, mask: Tensor | None, past: int, cached: int) -> Tensor | None:
+def _causal_mask(inputs: Tensor, mask: Tensor | None, past: int, cached: int, window: int) -> Tensor | None:
     """`[B, 1, T, S]`, true where a query attends to a key; None where attention needs no mask (see `attend`), as it
-    then may use a faster kernel."""
-    if mask is not None and mask.dim() == 4:
-        return mask
+    then may use a faster kernel. window: of its newest tokens a query attends to so many; 0: to all."""
     query_length = inputs.shape[1]
-    # A static cache needs a mask, as it returns its empty places too. Its length is a tensor: comparing that would
-    # break a compiled forward. Several tokens after cached ones need a mask, as their triangle starts at key `past`.
-    if mask is None and isinstance(past, int) and cached == past + query_length and (past == 0 or query_length == 1):
-        return None
     key_S = torch.arange(cached, device=inputs.device)
     query_T1 = past + torch.arange(query_length, device=inputs.device)[:, None]
+    if mask is not None and mask.dim() == 4:
+        if not window:
+            return mask
+        near_TS = key_S > query_T1 - window
+        return mask & near_TS if mask.dtype == torch.bool else mask.masked_fill(~near_TS, torch.finfo(mask.dtype).min)
+    # A static cache needs a mask, as it returns its empty places too. Its length is a tensor: comparing that would
+    # break a compiled forward. Several tokens after cached ones need a mask, as their triangle starts at key `past`.
+    is_whole = isinstance(past, int) and cached == past + query_length and not 0 < window < cached
+    if mask is None and is_whole and (past == 0 or query_length == 1):
+        return None
     allowed_B1TS = (key_S <= query_T1)[None, None]
+    if window:
+        allowed_B1TS = allowed_B1TS & (key_S > query_T1 - window)
     if mask is not None:
         real_BS = functional.pad(mask.bool(), (0, cached - mask.shape[1]))
         # Padding attends to itself: the softmax of a row without any key is NaN in some kernels.

@@ -175,4 +175,16 @@ def _permuted(state: State, group: Group, source: int, order: Order) -> State:
         changed |= written(state, layer, "q", queries[order].flatten(0, 1))
         name = f"blocks.{layer}.attention.o.weight"
         changed[name] = state[name].float().unflatten(1, (len(order), -1))[:, order].flatten(1)
-    return changed
+    return changed | _permuted_norms(state, group, source, order)
+
+
+def _permuted_norms(state: State, group: Group, source: int, order: Order) -> State:
+    """Norms that have weights for every head."""
+    norms = [f"blocks.{source}.attention.k_norm.weight"]
+    norms += [f"blocks.{layer}.attention.q_norm.weight" for layer in group.readers_of(source)]
+    width = len(state[f"blocks.{source}.attention.k.weight"]) // len(order)
+    return {
+        name: state[name].unflatten(0, (len(order), -1))[order].flatten()
+        for name in norms
+        if name in state and len(state[name]) > width
+    }

@@ -111,6 +111,11 @@ def in_frames(state: State, group: Group, frames: Frames, calibration: Calibrati
     changed: State = {}
     for kind in ("k", "v"):
         heads = {layer: fitted_heads(state, group, layer, kind, calibration, refit) for layer in group.sources}
+        if kind == "k" and f"blocks.{group.sources[0]}.attention.k_norm.weight" in state:
+            # Behind the norm nothing undoes a map of the keys (mlkv/convert/key_norms.py).
+            for layer in group.sources if refit else ():
+                changed |= written(state, layer, kind, heads[layer].flatten(0, 1))
+            continue
         inputs = {layer: calibration.inputs[group.owner if refit else layer] for layer in group.sources}
         outputs = [apply(heads[layer], inputs[layer]).unflatten(0, (group.kv_heads, -1)) for layer in group.sources]
         heads_GMNK = torch.cat(outputs, 1).double()  # in float32 the maps themselves would not be orthogonal enough

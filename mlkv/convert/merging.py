@@ -5,6 +5,7 @@ Legend: `G` KV heads of an owner, `K` head width, `R` base heads that become one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ..merges import counted_grouping, merge_named
 from .frames import FRAMES
 from .grouping import grouped
 from .heads import Group, State, in_frames, restored_norms, weighed
+from .key_norms import key_norm, merged_key_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +48,8 @@ def merge_kv(
     for owner in layout.owners:
         group = Group(source, layout, owner, rotated)
         if not group.merges:
-            merged |= {name: old[_of(name, group.sources[0])] for name in _names(fresh, owner)}
+            names = [*_names(fresh, owner), *({key_norm(owner)} & fresh.keys())]
+            merged |= {name: old[_of(name, group.sources[0])] for name in names}
             continue
         if row.calibrated and calibration is None:
             raise ValueError(f"merge = {merge}: needs a calibration")
@@ -54,12 +57,10 @@ def merge_kv(
         moved, known = grouped(old, group, row.frames, calibration) if similar and calibration else ({}, calibration)
         given = old | moved
         prepared = moved | (_prepared(given, group, row, known) if known else {})
-        heads = _combined(given | prepared, fresh, group, merge, row)
+        heads = _combined(given | prepared, fresh, group, merge, row) | merged_key_norm(given | prepared, group, merge)
         if row.restores_norms and known:
             heads |= restored_norms(heads, given, group, known)
-        folded = {
-            name: weight for name, weight in prepared.items() if ".attention.q." in name or ".attention.o." in name
-        }
+        folded = {name: weight for name, weight in prepared.items() if re.search(r"\.attention\.(q|o|q_norm)\.", name)}
         merged |= heads | folded
     return {name: weight.to(fresh[name].dtype) for name, weight in merged.items()}
 

@@ -109,7 +109,7 @@ def _state(
     import torch
 
     old, new = base.model.state_dict(), fresh.model.state_dict()
-    new |= {name: old[name] for name in new if name in old and not re.search(r"\.attention\.[kv]\.", name)}
+    new |= {name: old[name] for name in new if name in old and not re.search(r"\.attention\.(k|v|k_norm)\.", name)}
     # An owner's separate norm for keys and values starts as the one that they shared with the queries.
     added_norms = [name for name in new if ".kv_norm." in name and name not in old]
     new |= {name: old[name.replace(".kv_norm.", ".attention_norm.")] for name in added_norms}

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
 
 from ..layout import KVLayout, Latent, LatentFields
 from ..patterns import name_of
 from ..shape import DecoderShape
+from .checks import checked
+from .family import DERIVED, REQUIRED, Config, Family, Grouped, shown
 from .files import read_json_object
-from .tables import FAMILIES, NEOX, PUBLISHED_MLKV, REQUIRED, Config, Family, Rotary, shown
+from .rotary import read_rotary, write_rotary
+from .tables import FAMILIES, NEOX, PUBLISHED_MLKV
 
 OURS = "mlkv"
 
@@ -41,19 +41,22 @@ def shape_of(config: Config) -> DecoderShape:
     values: dict[str, Any] = {}
     for name, key in family.fields.items():
         value = _read(config, family, key)
-        if value is None and family.defaults.get(key, "needed") is None:
+        if value is DERIVED or (value is None and family.defaults.get(key, "needed") is None):
             continue  # derived from other fields below
-        values[name] = _activation(key, value) if name == "activation" else _checked(key, name, value)
+        values[name] = _activation(key, value, family) if name == "activation" else checked(key, name, value)
     width, heads = values["width"], values["heads"]
     if width % heads:
         raise ValueError(f"{family.fields['width']} = {width}: must be a multiple of the {heads} query heads")
-    if config.get("layer_types") not in (None, ["full_attention"] * values["layers"]):
+    is_global = config.get("layer_types") in (None, ["full_attention"] * values["layers"])
+    if not is_global and not any("layer_types" in part.keys for part in family.parts):
         raise ValueError(
             f"layer_types = {shown(config['layer_types'])}: only full_attention in every layer is supported"
         )
     values = {"head_dim": width // heads, "mlp_width": 4 * width} | values
+    for part in family.parts:
+        values |= part.read(config, values)
     if family.rotary:
-        values |= _rotary(config, family.rotary, values["head_dim"])
+        values |= read_rotary(config, family.rotary, values)
     return DecoderShape(**values, **family.fixed)
 
 
@@ -73,7 +76,10 @@ def layout_of(config: Config) -> KVLayout:
 def _our_shape(config: Config) -> DecoderShape:
     needed = {f.name for f in fields(DecoderShape) if f.default is MISSING}
     named = [f.name for f in fields(DecoderShape) if f.name in config or f.name in needed]
-    return DecoderShape(**{name: _checked(name, name, _our_field(config, name)) for name in named})
+    given = {name: _our_field(config, name) for name in named}
+    return DecoderShape(
+        **{name: checked(name, name, tuple(v) if isinstance(v, list) else v) for name, v in given.items()}
+    )
 
 
 def _our_integers(config: Config, key: str) -> list[int]:
@@ -117,8 +123,9 @@ def family_of(config: Config) -> Family:
         raise ValueError(
             f"quantization_config = {method}: quantised weights are not supported; save the model dequantised"
         )
+    read = {key for part in family.parts for key in part.keys}
     for key, needed in (REQUIRED | family.required).items():
-        if config.get(key, needed) != needed:
+        if key not in read and config.get(key, needed) != needed:
             only = "models that leave it unset are" if needed is None else f"{key} = {needed} is"
             raise ValueError(f"{key} = {shown(config[key])}: of {name} only {only} supported")
     if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
@@ -134,62 +141,11 @@ def _read(config: Config, family: Family, key: str) -> Any:
     return config.get(key, family.defaults.get(key))
 
 
-def _activation(key: str, name: Any) -> str:
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"{key} = {shown(name)}: supported are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def _checked(key: str, name: str, value: Any) -> Any:
-    """`value` of config key `key`. Raises ValueError unless DecoderShape's field `name` can have it."""
-    try:
-        return _types()[name].validate_python(value, strict=True)
-    except ValidationError as error:
-        expected = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ValueError(f"{key} = {shown(value)}: must be {expected}") from None
-
-
-@cache
-def _types() -> dict[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(hint) for name, hint in get_type_hints(DecoderShape, include_extras=True).items()}
-
-
-def _rotary(config: Config, family: Rotary, head_dim: int) -> dict[str, float]:
-    """Base and rotated fraction, from transformers 5's `rope_parameters` or the keys that older files use.
-
-    Raises ValueError for an odd number of rotated dimensions: transformers would rotate one more, at other angles.
-    """
-    newer = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    rope = config.get(newer) or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"{newer} = {shown(rope)}: must be a mapping")
-    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
-        raise ValueError(f"{newer} = {shown(nested)}: rotation by kinds of layers is not supported")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"rope_type = {shown(kind)}: only unscaled rotary positions (default) are supported")
-
-    def read(key: str, older: str, default: float) -> tuple[str, Any]:
-        return (key, rope[key]) if key in rope else (older, config.get(older, default))
-
-    base_key, base = read("rope_theta", family.base, 10_000.0)
-    fraction_key, fraction = read("partial_rotary_factor", family.fraction, family.default_fraction)
-    if not family.partial:
-        if fraction not in (None, 1.0):
-            raise ValueError(
-                f"{fraction_key} = {shown(fraction)}: transformers leaves it unread here; must be 1.0 or unset"
-            )
-        fraction_key = "head_dim" if config.get("head_dim") else "hidden_size / num_attention_heads"
-        fraction = 1.0
-    values = {
-        "rotary_base": float(_checked(base_key, "rotary_base", base)),
-        "rotary_fraction": float(_checked(fraction_key, "rotary_fraction", fraction)),
-    }
-    rotated = int(head_dim * values["rotary_fraction"])
-    if rotated % 2:
-        given = fraction if family.partial else head_dim
-        raise ValueError(f"{fraction_key} = {given}: rotates {rotated} of a head's {head_dim} dimensions; must be even")
-    return values
+def _activation(key: str, name: Any, family: Family) -> str:
+    known = ACTIVATIONS | family.activations
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{key} = {shown(name)}: supported are {', '.join(known)}")
+    return known[name]
 
 
 def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
@@ -200,11 +156,14 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
     config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
     config |= {key: value for key, value in family.required.items() if value is not None}
     config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}
-    if layout.kv_heads[0] != shape.heads:
+    if shape.activation == "gelu_new":
+        config[family.fields["activation"]] = family.gelu
+    if isinstance(family.layout, Grouped) or layout.kv_heads[0] != shape.heads:
         config["num_key_value_heads"] = layout.kv_heads[0]
+    for part in family.parts:
+        config |= part.write(shape)
     if family.rotary:
-        fraction = {"partial_rotary_factor": shape.rotary_fraction} if family.rotary.partial else {}
-        config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rotary_base, **fraction}
+        config |= write_rotary(shape, family.rotary)
     try:
         shape_read, layout_read = shape_of(config), layout_of(config)
     except ValueError as error:

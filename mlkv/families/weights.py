@@ -6,7 +6,7 @@ Legend: `D` width, `H` query heads, `K` head width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..layout import KVLayout
@@ -83,9 +83,8 @@ def expected_shapes(family: Family, shape: DecoderShape, layout: KVLayout) -> di
     for key, size in shape.weights(layout).items():
         if key == "head.weight" and shape.tied:
             continue
-        name, part = _their_name(key, family)
-        whole = shapes[name][0] + size[0] if part and name in shapes else size[0]
-        shapes[name] = (whole, *size[1:])
+        name = _their_name(key, family)
+        shapes[name] = (shapes[name][0] + size[0] if name in shapes else size[0], *size[1:])
     return {name: size[::-1] if _is_transposed(name, size, family) else size for name, size in shapes.items()}
 
 
@@ -114,11 +113,12 @@ def checked_weights(files: State, family: Family, shape: DecoderShape, layout: K
 
 def from_family(theirs: State, family: Family, model: MLKVForCausalLM) -> State:
     """Our decoder's state from a family's weights as `checked_weights` gives them."""
+    sizes = model.shape.weights(model.layout)
     ours: State = {}
-    for key in model.model.state_dict():
-        name, part = _their_name(key, family)
-        ours[key] = _split_qkv(_transpose_conv1d(theirs[name], name, family), family, model.shape.heads, part)
-    return ours
+    for name, keys in _parts(sizes, family).items():
+        tensor = _transpose_conv1d(theirs[name], name, family)
+        ours |= zip(keys, _split(tensor, [sizes[key][0] for key in keys], family, model.shape.heads), strict=True)
+    return {key: ours[key] for key in sizes}
 
 
 def _tie_head(theirs: State, family: Family) -> None:
@@ -134,23 +134,27 @@ def _tie_head(theirs: State, family: Family) -> None:
 
 def to_family_state(ours: State, family: Family, heads: int) -> State:
     """`from_family` backwards: family weights without prefixes."""
-    parts: dict[str, list[Tensor]] = {}
-    for key, tensor in ours.items():
-        # A state dict lists q before k before v, which is the order in which they are fused.
-        parts.setdefault(_their_name(key, family)[0], []).append(tensor)
-    return {name: _transpose_conv1d(_fuse_qkv(tensors, family, heads), name, family) for name, tensors in parts.items()}
+    fused = {name: _fuse([ours[key] for key in keys], family, heads) for name, keys in _parts(ours, family).items()}
+    return {name: _transpose_conv1d(tensor, name, family) for name, tensor in fused.items()}
 
 
-def _their_name(key: str, family: Family) -> tuple[str, str | None]:
-    """`blocks.3.attention.q.bias` → the weight that holds it and, where that is fused, the part (`q`) that it is."""
+def _parts(keys: Iterable[str], family: Family) -> dict[str, list[str]]:
+    """Each weight of a family and those of ours that it holds, in the order in which they are fused: a state dict has q
+    before k before v, and gate before up."""
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        parts.setdefault(_their_name(key, family), []).append(key)
+    return parts
+
+
+def _their_name(key: str, family: Family) -> str:
+    """`blocks.3.attention.q.bias` → the weight that holds it."""
     if not key.startswith("blocks."):
         module, kind = key.rsplit(".", 1)
-        return f"{family.names.get(module, module)}.{kind}", None
+        return f"{family.names.get(module, module)}.{kind}"
     _, layer, module_kind = key.split(".", 2)
     module, kind = module_kind.rsplit(".", 1)
-    part = module[-1] if family.fused and module in ("attention.q", "attention.k", "attention.v") else None
-    theirs = family.names[".attention.qkv" if part else f".{module}"]
-    return f"{family.names['blocks']}.{layer}.{theirs}.{kind}", part
+    return f"{family.names['blocks']}.{layer}.{family.names[f'.{module}']}.{kind}"
 
 
 def _transpose_conv1d(tensor: Tensor, name: str, family: Family) -> Tensor:
@@ -162,20 +166,15 @@ def _is_transposed(name: str, size: Sequence[int], family: Family) -> bool:
     return family.transposed and name.startswith(f"{family.names['blocks']}.") and len(size) == 2
 
 
-def _split_qkv(tensor: Tensor, family: Family, heads: int, part: str | None) -> Tensor:
-    if part is None:
-        return tensor
-    index = "qkv".index(part)
-    if family.fused == "stacked":
-        return tensor.chunk(3)[index]
-    return tensor.unflatten(0, (heads, 3, -1))[:, index].flatten(0, 1)
+def _split(tensor: Tensor, sizes: list[int], family: Family, heads: int) -> Sequence[Tensor]:
+    if len(sizes) == 1 or family.fused == "stacked":
+        return tensor.split(sizes)
+    return [part.flatten(0, 1) for part in tensor.unflatten(0, (heads, len(sizes), -1)).unbind(1)]
 
 
-def _fuse_qkv(tensors: list[Tensor], family: Family, heads: int) -> Tensor:
+def _fuse(tensors: list[Tensor], family: Family, heads: int) -> Tensor:
     import torch
 
-    if len(tensors) == 1:
-        return tensors[0]
-    if family.fused == "stacked":
-        return torch.cat(tensors)
+    if len(tensors) == 1 or family.fused == "stacked":
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return torch.stack([part.unflatten(0, (heads, -1)) for part in tensors], dim=1).flatten(0, 2)

@@ -129,7 +129,8 @@ class ElasticDecoder(Decoder):
         zero = self.embed.weight.new_zeros(())
         shapes = self.shape.weights(layout)
         # No newly initialised heads: the merges that may be trained do not use them.
-        fresh = {name: zero.expand(shape) for name, shape in shapes.items() if ".attention.k." in name or ".v." in name}
+        kinds = (".attention.k.", ".attention.v.", ".attention.k_norm.")
+        fresh = {name: zero.expand(shape) for name, shape in shapes.items() if any(kind in name for kind in kinds)}
         found: dict[int, State] = {owner: {} for owner in layout.owners}
         for name, weight in merge_kv(own, fresh, self.layout, layout, self.merge).items():
             _blocks, owner, rest = name.split(".", 2)

@@ -19,12 +19,14 @@ from mlkv.convert.calibration import run as run_calibration
 from mlkv.convert.frames import Frames, aligned, key_frames, low_rank
 from mlkv.convert.heads import Group, computed, in_frames
 from mlkv.convert.step import convert
+from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, mha
+from mlkv.merges import MERGES
 from mlkv.patterns import make
 from mlkv.positions import rotate
 from mlkv.recipes import CalibrateRecipe, ConvertRecipe
-from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LATER, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import SHAPE, blocks_of, context, make_corpus
 
 CALIBRATED = ["aligned", "svd", "fisher"]
@@ -264,3 +266,48 @@ def test_a_calibration_that_cannot_be_made_says_why(parents: dict[str, Path], tm
     with pytest.raises(Interrupted, match="stopped after 0 of"):
         run_calibration(CalibrateRecipe(tokens=96), tmp_path, context(tmp_path, should_stop=lambda: True), **parents)
     assert not list(tmp_path.iterdir())
+
+
+# --- families -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "qwen3" else [pytest.mark.long]) for name in LATER]
+)
+def test_every_merge_makes_a_model_of_every_family_and_frames_change_nothing_before_heads_are_averaged(
+    name: str,
+) -> None:
+    config = FAMILY_CONFIGS[name]
+    shape, source = replace(shape_of(config), init_std=0.1), layout_of(config)
+    base = MLKVForCausalLM.from_shape(shape, source, seed=11).eval()
+    for parameter in base.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
+    calibration = calibrate(base, IDS)
+    layout = KVLayout((0, 0, 2, 2, 4, 4), (1, 1, 1), HEADS)
+    state, turned = base.model.state_dict(), dict(base.model.state_dict())
+    for group in groups(base, layout):
+        turned |= in_frames(state, group, aligned, calibration)
+    changed = {key.split(".")[3] for key in state if not torch.equal(turned[key], state[key])}
+    assert changed == ({"v", "o"} if shape.qk_norm != "none" else {"q", "k", "v", "o"})
+    copy = MLKVForCausalLM(base.config).eval()
+    copy.model.load_state_dict(turned)
+    logits = base(IDS).logits
+    torch.testing.assert_close(copy(IDS).logits, logits, atol=1e-5 * logits.abs().max().item(), rtol=0)
+    for merge in MERGES:
+        converted = convert(base, layout, ConvertRecipe(merge=merge), calibration)
+        assert converted(IDS[:1]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2"])
+def test_layers_with_equal_keys_behind_their_norm_merge_without_loss(name: str) -> None:
+    config = FAMILY_CONFIGS[name]
+    source = mha(LAYERS, HEADS)
+    base = MLKVForCausalLM.from_shape(shape_of(config), source, seed=11).eval()
+    state = base.model.state_dict()
+    for key, weight in state.items():  # every layer's heads of keys and values are those of the first
+        if ".attention.k." in key or ".attention.v." in key or ".k_norm." in key:
+            first = state[f"blocks.0.{key.split('.', 2)[2]}"]
+            heads = HEADS if len(first) > base.shape.head_dim else 1
+            weight.copy_(first.unflatten(0, (heads, -1))[:1].expand(heads, *[-1] * first.dim()).flatten(0, 1))
+    converted = convert(base, make("even", LAYERS, HEADS, LAYERS, 1), ConvertRecipe(merge="mean"))
+    torch.testing.assert_close(converted(IDS).logits, base(IDS).logits, atol=1e-4, rtol=1e-4)

@@ -17,16 +17,22 @@ from mlkv.context import Context, Outcome, StepFailed
 from mlkv.convert.step import convert
 from mlkv.corpus.tokenizer import load, train
 from mlkv.families.config import config_of, layout_of, read_config, shape_of
-from mlkv.families.load import import_pretrained
+from mlkv.families.load import import_pretrained, load_pretrained
 from mlkv.families.save import export_pretrained, to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import mha
 from mlkv.patterns import make, name_of
 from mlkv.recipes import ConvertRecipe
-from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LATER, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of
 
-EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
+EVERY_FAMILY = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[pytest.mark.long] if name in LATER else [])
+        for name, config in FAMILY_CONFIGS.items()
+    ],
+)
 IDS = torch.randint(1, VOCAB, (2, 11), generator=torch.Generator().manual_seed(2))
 PADDED = torch.ones_like(IDS)
 PADDED[1, :4] = 0
@@ -61,6 +67,22 @@ def test_an_imported_model_computes_the_same(config: dict[str, Any], source: Pat
     torch.testing.assert_close(
         ours(IDS, attention_mask=PADDED).logits[PADDED.bool()], padded[PADDED.bool()], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", LATER)
+@torch.no_grad()
+def test_a_later_family_computes_and_generates_the_same_and_comes_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+    config = FAMILY_CONFIGS[name]
+    expected = theirs(config)
+    expected.save_pretrained(tmp_path)
+    ours = load_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours(IDS).logits, expected(IDS).logits, atol=1e-5, rtol=1e-5)
+    sequences = [m.generate(IDS, attention_mask=PADDED, max_new_tokens=5, do_sample=False) for m in (expected, ours)]
+    assert torch.equal(*sequences)
+    weights, back = expected.state_dict(), to_family(ours, config["model_type"]).state_dict()
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+    assert ours.shape.parameters(ours.layout) == ours.num_parameters() == expected.num_parameters()
 
 
 @EVERY_FAMILY
@@ -292,16 +314,19 @@ OPT_350M = {
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "mamba"}, "model_type = mamba: supported are gpt_neox, llama, gpt2, opt, mlkv"),
+        ({"model_type": "mamba"}, "model_type = mamba: supported are gpt_neox, llama, gpt2, opt, mistral, .*, mlkv"),
         ({}, "model_type = None: supported are gpt_neox"),
         (OPT_350M | {"do_layer_norm_before": False}, "do_layer_norm_before = False: of opt only .* True"),
         (OPT_350M | {"word_embed_proj_dim": 512}, "word_embed_proj_dim = 512: must be hidden_size"),
         (
             FAMILY_CONFIGS["llama"] | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            "rope_type = llama3: only",
+            "low_freq_factor = None: must be a valid number",
         ),
-        (FAMILY_CONFIGS["llama"] | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = linear: only"),
-        (FAMILY_CONFIGS["llama"] | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = yarn"),
+        (FAMILY_CONFIGS["llama"] | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = dynamic: supp"),
+        (
+            FAMILY_CONFIGS["phi3"] | {"rope_scaling": {"type": "longrope"}},
+            "rope_type = longrope: supported are default;",
+        ),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         (NEOX | {"hidden_act": "tanh"}, "hidden_act = tanh: supported are gelu, "),
         ({"model_type": "gpt2"}, "vocab_size is missing from the config.json of a gpt2 model"),
@@ -346,7 +371,7 @@ def test_a_base_with_fewer_kv_heads_says_so() -> None:
         ("gpt_neox", "neox", "gqa", "family = gpt_neox: cannot express the layout GQA-12"),
         ("llama", "llama", "mlkv", "family = llama: cannot express the layout MLKV-2"),
         ("llama", "neox", "mha", "family = llama: cannot express norm, "),
-        ("bert", "neox", "mha", "family = bert: must be one of gpt_neox, llama, gpt2, opt"),
+        ("bert", "neox", "mha", "family = bert: must be one of gpt_neox, llama, gpt2, opt, mistral, "),
     ],
 )
 def test_what_a_family_cannot_express_is_not_exported(family: str, shape: str, layout: str, message: str) -> None:

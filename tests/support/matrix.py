@@ -14,7 +14,7 @@ from mlkv.shape import DecoderShape
 
 LAYERS, HEADS, VOCAB, CONTEXT = 6, 4, 61, 48
 
-FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
+_EARLIER: dict[str, dict[str, Any]] = {
     "gpt_neox": {
         "model_type": "gpt_neox",
         "hidden_size": 32,
@@ -92,7 +92,63 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "do_layer_norm_before": True,
     },
 }
+
+_LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": CONTEXT,
+    "vocab_size": VOCAB,
+    "initializer_range": 0.3,
+}
+_GEMMA = _LLAMA | {"head_dim": 12, "query_pre_attn_scalar": 24, "sliding_window": 5, "pad_token_id": 0}
+
+FAMILY_CONFIGS = _EARLIER | {
+    "llama_3": _LLAMA
+    | {
+        "model_type": "llama",
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "llama_yarn": _LLAMA
+    | {
+        "model_type": "llama",
+        "rope_scaling": {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 16},
+    },
+    "llama_linear": _LLAMA | {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "mistral": _LLAMA | {"model_type": "mistral", "sliding_window": 5, "head_dim": 12},
+    "qwen2": _LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2_windows": _LLAMA
+    | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    "qwen3": _LLAMA | {"model_type": "qwen3", "head_dim": 12},
+    "smollm3": _LLAMA | {"model_type": "smollm3", "no_rope_layer_interval": 3, "pad_token_id": 0},
+    "gemma": _LLAMA | {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 12, "pad_token_id": 0},
+    "gemma2": _GEMMA | {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3": _GEMMA
+    | {
+        "model_type": "gemma3_text",
+        "rope_theta": 900.0,
+        "rope_local_base_freq": 20.0,
+        "sliding_window_pattern": 3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "olmo2": _LLAMA | {"model_type": "olmo2", "pad_token_id": 0},
+    "phi3": _LLAMA
+    | {"model_type": "phi3", "sliding_window": 6, "partial_rotary_factor": 0.75, "pad_token_id": 0, "eos_token_id": 0},
+    "stablelm": _LLAMA | {"model_type": "stablelm", "use_qkv_bias": True},
+}
 """A tiny config.json per family and variant, as the hub has them."""
+
+LATER = [name for name in FAMILY_CONFIGS if name not in _EARLIER]
+"""Those with one short test each in the fast suite; all that the others go through is a `long` test of them."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
