@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import export, gather, results, run, status, wandb
+from sweeps.cli import check, export, gather, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -68,6 +68,13 @@ COMMANDS: tuple[Command[Any], ...] = (
     ),
     Command("report", results.report, results.ReportOptions, "write tables, figures and the page of a sweep"),
     Command("export", export.export, export.ExportOptions, "write a checkpoint as a directory that engines load"),
+    Command(
+        "check",
+        check.check,
+        check.CheckOptions,
+        "check that a Hugging Face model computes the same with caches, padding and checkpointing",
+        _always,
+    ),
     Command("import-results", results.import_results, results.ImportOptions, "import results measured elsewhere"),
     Command("sync", wandb.sync, wandb.SyncOptions, "upload missing runs to W&B"),
     Command("dashboard", wandb.dashboard, wandb.DashboardOptions, "show a sweep in W&B's terminal dashboard"),

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
 ROOMS = {
-    "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "export"),
+    "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "export", "check"),
     "sweeps": ("store", "steps", "tracking", "planning", "worker", "dispatch", "cli"),
     "analysis": ("data", "statistics", "tables", "figures", "page"),
 }
@@ -91,12 +91,14 @@ DRAWN = {
     "mlkv.train": (460, 590, "base and uptraining"),
     "mlkv.evaluate": (640, 590, "bits per byte, lm-eval"),
     "mlkv.export": (900, 590, "doors to engines"),
+    "mlkv.check": (900, 770, "conformance of models"),
     "mlkv.families": (280, 680, "checkpoints of others"),
     "mlkv.corpus": (550, 680, "text → token blocks"),
     "mlkv": (100, 770, "layout, model, recipes"),
 }
 VIA = {
     ("sweeps.store", "mlkv"): ((770, 490), (770, 770)),
+    ("sweeps.cli", "mlkv.check"): ((996, 40), (996, 770)),
     ("sweeps.cli", "mlkv.export"): ((996, 40), (996, 590)),
     ("mlkv.export", "mlkv.families"): ((900, 725), (280, 725)),
 }
