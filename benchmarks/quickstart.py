@@ -37,9 +37,9 @@ def sweep(folder: Path, *overrides: str) -> float:
     return round(time.perf_counter() - start, 1)
 
 
-def losses(store: Store, name: str) -> dict[str, tuple[int, float]]:
+def losses(store: Store, name: str) -> dict[str, tuple[float, float]]:
     """Variant → its KV heads and its held-out loss in nats per token."""
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for row in store.sweep(name).variants:
         record = store.step(row.steps.evaluate["bits_per_byte"]).record()
         assert record
@@ -48,7 +48,7 @@ def losses(store: Store, name: str) -> dict[str, tuple[int, float]]:
     return found
 
 
-def out_of_order(found: dict[str, tuple[int, float]]) -> list[str]:
+def out_of_order(found: dict[str, tuple[float, float]]) -> list[str]:
     """Pairs in which the smaller budget is better by more than the tolerance; the untouched base is not trained on."""
     trained = {name: value for name, value in found.items() if name != "untouched"}
     return [

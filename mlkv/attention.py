@@ -1,4 +1,4 @@
-"""Attention of an owner, which computes keys and values, or of a reader, which has queries only.
+"""Attention of an owner, which computes keys and values or one of them, or of a reader, which has queries only.
 
 Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `D` width, `H` query heads, `G` KV heads, `R` query
 heads of a KV head, `K` head width.
@@ -6,67 +6,108 @@ heads of a KV head, `K` head width.
 
 from __future__ import annotations
 
+from math import lcm
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import capped, qk_norm_of
-from .layout import KVLayout
+from .layout import KINDS, KVLayout
 from .positions import rotate
 from .shape import DecoderShape
-from .tokens import Keys, KeysValues, Tokens
+from .tokens import Keys, KeysValues, KVCache, Tokens
 
 
 class Attention(nn.Module):
-    """Causal attention of an owner (computes, caches and shares keys and values) or of a reader (has queries only)."""
+    """Causal attention of an owner (computes, caches and shares keys, values or both) or of a reader (has queries).
+
+    owns: what it computes itself.
+    """
+
+    k: nn.Linear
+    v: nn.Linear
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
         super().__init__()
         self.layer, self.keys, self.head_dim = layer, keys, shape.head_dim
         self.factor, self.cap, self.norms_heads = shape.attention_factor, shape.attention_cap, shape.qk_norm == "head"
-        self.owner = layout.kv_source_layers[layer] == layer
+        self.owns = tuple(kind for kind in KINDS if layer in layout.part(kind).owners)
         self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=shape.attention_bias)
-        if self.owner:
-            kv_width = layout.heads_of(layer) * shape.head_dim
-            self.k = nn.Linear(shape.width, kv_width, bias=shape.attention_bias)
-            self.v = nn.Linear(shape.width, kv_width, bias=shape.attention_bias)
-            self.k_norm = qk_norm_of(shape, layout.heads_of(layer))
+        if self.owns:
+            for kind, (inputs, outputs, bias) in shape.kv_projections(layout, layer).items():
+                self.add_module(kind, nn.Linear(inputs, outputs, bias=bias))
+        if "k" in self.owns:
+            self.k_norm = qk_norm_of(shape, layout.keys.heads_of(layer))
         self.q_norm = qk_norm_of(shape, shape.heads)
         bias = shape.attention_bias and shape.output_bias
         self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=bias)
 
     def forward(
-        self, q_input_BTD: Tensor, kv_input_BTD: Tensor, shared_kv: KeysValues | None, tokens: Tokens
+        self,
+        q_input_BTD: Tensor,
+        kv_input_BTD: Tensor,
+        shared_kv: tuple[Tensor | None, Tensor | None],
+        tokens: Tokens,
     ) -> tuple[Tensor, KeysValues]:
         """Attention's output and the keys and values it used.
 
-        shared_kv: the owner's, for a reader; None for an owner, which computes its own from `kv_input_BTD`.
+        shared_kv: those of their owners; None for what this layer owns, which it computes from `kv_input_BTD`.
         """
         q_BHTK = rotate(self._normed_heads(self.q(q_input_BTD), self.q_norm), tokens.query_angles)
-        if shared_kv is None:
-            shared_kv = self._compute_kv(kv_input_BTD, tokens)
         k_BGSK, v_BGSK = shared_kv
-        if self.owner and self.keys == "unrotated":
+        if k_BGSK is None or v_BGSK is None:
+            own_k_BGSK, own_v_BGSK = self._compute_kv(kv_input_BTD, tokens)
+            k_BGSK = own_k_BGSK if k_BGSK is None else k_BGSK
+            v_BGSK = own_v_BGSK if v_BGSK is None else v_BGSK
+        assert k_BGSK is not None
+        assert v_BGSK is not None
+        used_kv = k_BGSK, v_BGSK
+        if self.owns and self.keys == "unrotated":
             # The cache holds these keys unrotated, so all of them are rotated at each step, not the new ones alone.
             k_BGSK = rotate(k_BGSK, tokens.key_angles)
         out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, tokens.mask, self.factor, self.cap, tokens.attentions)
-        return self.o(out_BHTK.transpose(1, 2).flatten(2)), shared_kv
+        return self.o(out_BHTK.transpose(1, 2).flatten(2)), used_kv
 
     def _compute_kv(self, x_BTD: Tensor, tokens: Tokens) -> KeysValues:
-        k_BGTK, v_BGTK = self._normed_heads(self.k(x_BTD), self.k_norm), self._split_heads(self.v(x_BTD))
+        """All that it owns, cached and new; 0 heads of what it does not own."""
+        k_BGTK = v_BGTK = x_BTD.new_empty(len(x_BTD), 0, x_BTD.shape[1], self.head_dim)
+        if "k" in self.owns:
+            k_BGTK = self._normed_heads(self.k(x_BTD), self.k_norm)
+        if "v" in self.owns:
+            v_BGTK = self._split_heads(self.v(x_BTD))
         if self.keys == "rotated":
             k_BGTK = rotate(k_BGTK, tokens.query_angles)
         if tokens.rounding is not None:
             k_BGTK, v_BGTK = tokens.rounding(k_BGTK, v_BGTK)
         if tokens.cache is None:
             return k_BGTK, v_BGTK
-        return tokens.cache.update(k_BGTK, v_BGTK, self.layer)
+        return update_cache(tokens.cache, k_BGTK, v_BGTK, self.layer)
 
     def _normed_heads(self, flat: Tensor, norm: nn.Module) -> Tensor:
         return norm(self._split_heads(flat)) if self.norms_heads else self._split_heads(norm(flat))
 
     def _split_heads(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def update_cache(cache: KVCache, k_BGTK: Tensor, v_BGTK: Tensor, layer: int) -> KeysValues:
+    """Add a layer's new keys and values to a cache; all that it holds of the layer.
+
+    transformers' caches have one head count for both, and take the length from the keys. So where keys and values have
+    other head counts, all heads lie side by side in one, and values without keys lie in the place of keys.
+    """
+    if k_BGTK.shape[1] == v_BGTK.shape[1]:
+        return cache.update(k_BGTK, v_BGTK, layer)
+    swapped = k_BGTK.shape[1] == 0
+    parts = (v_BGTK, k_BGTK) if swapped else (k_BGTK, v_BGTK)
+    joined = [part.transpose(1, 2).flatten(2).unsqueeze(1) for part in parts]
+    held = cache.update(joined[0], joined[1], layer)
+    first, second = (
+        both.squeeze(1).unflatten(-1, (part.shape[1], part.shape[-1])).transpose(1, 2)
+        for both, part in zip(held, parts, strict=True)
+    )
+    return (second, first) if swapped else (first, second)
 
 
 def attend(
@@ -83,6 +124,8 @@ def attend(
     scale: of the logits; 1/√K unless given. cap: see `capped`.
     attentions: if given, the weights `[B, H, T, S]` are appended. No kernel keeps them, and none caps.
     """
+    if k_BGSK.shape[1] != v_BGSK.shape[1]:
+        k_BGSK, v_BGSK = _with_equal_heads(k_BGSK, v_BGSK)
     (_, heads, query_length, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
     if attentions is not None or cap:
         weights_BHTS = _attention_weights(q_BHTK, k_BGSK, mask_B1TS, scale, cap)
@@ -122,3 +165,12 @@ def _attention_weights(
     else:
         logits_BHTS = logits_BHTS + mask_B1TS
     return logits_BHTS.softmax(-1, dtype=torch.promote_types(q_BHTK.dtype, torch.float32)).type_as(q_BHTK)
+
+
+def _with_equal_heads(k_BGSK: Tensor, v_BGSK: Tensor) -> KeysValues:
+    """Each head repeated until there are as many of keys as of values, since kernels take one head count for both."""
+    heads = lcm(k_BGSK.shape[1], v_BGSK.shape[1])
+    return (
+        k_BGSK.repeat_interleave(heads // k_BGSK.shape[1], 1),
+        v_BGSK.repeat_interleave(heads // v_BGSK.shape[1], 1),
+    )

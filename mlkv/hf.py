@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,16 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .layout import KVLayout, Latent, LatentFields
+from .layout import KVLayout, LatentFields, LayoutFields
 from .model import Decoder
 from .shape import DecoderShape
 from .tokens import Keys
 
 
 class MLKVConfig(PreTrainedConfig):
-    """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner, and
-    `latent` (the fields of layout.Latent) where owners cache one in place of keys and values."""
+    """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner, `latent`
+    (the fields of layout.Latent) where owners cache one in place of keys and values, and `value_source_layers` and
+    `value_heads` where they are not those of the keys."""
 
     model_type = "mlkv"
     has_no_defaults_at_init: ClassVar[bool] = True
@@ -55,6 +56,8 @@ class MLKVConfig(PreTrainedConfig):
         kv_heads: list[int] | None = None,
         keys: Keys = "rotated",
         latent: LatentFields | None = None,
+        value_source_layers: list[int] | None = None,
+        value_heads: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         given = {field.name: kwargs.pop(field.name) for field in fields(DecoderShape) if field.name in kwargs}
@@ -63,8 +66,13 @@ class MLKVConfig(PreTrainedConfig):
         self.kv_source_layers = list(kv_source_layers or [])
         self.kv_heads = list(kv_heads or [])
         self.keys = keys
-        if latent:  # other configs stay as they were
+        # Other configs stay as they were.
+        if latent:
             self.latent = dict(latent)
+        if value_source_layers:
+            self.value_source_layers = list(value_source_layers)
+        if value_heads:
+            self.value_heads = list(value_heads)
         super().__init__(**kwargs)
 
     @property
@@ -73,20 +81,20 @@ class MLKVConfig(PreTrainedConfig):
 
     @property
     def layout(self) -> KVLayout:
-        given = getattr(self, "latent", None)
-        latent = Latent.from_dict(given) if given else None
-        return KVLayout(tuple(self.kv_source_layers), tuple(self.kv_heads), self.heads, latent)
+        given = {name: getattr(self, name) for name in LayoutFields.__annotations__ if hasattr(self, name)}
+        return KVLayout.from_dict(cast("LayoutFields", given))
 
     @property
     def num_key_value_heads(self) -> int:
         """The most KV heads that an owner has: other software divides by this number. `kv_heads` has those of each."""
-        return max(self.kv_heads, default=0)
+        return max([*self.kv_heads, *getattr(self, "value_heads", [])], default=0)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """One entry per layer. transformers ≥ 5.23 allocates no cache for layers that say "reuse"; without it, a static
         cache would be allocated for all layers and sharing would save nothing."""
-        return [None if source == i else "reuse" for i, source in enumerate(self.kv_source_layers)]
+        owners = self.layout.owners
+        return [None if layer in owners else "reuse" for layer in range(self.layers)]
 
 
 class StoredGenerationConfig(GenerationConfig):

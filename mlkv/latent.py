@@ -71,19 +71,18 @@ class LatentAttention(nn.Module):
         self.o = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=bias)
 
     def forward(
-        self, q_input_BTD: Tensor, kv_input_BTD: Tensor, shared: SharedLatent | None, tokens: Tokens
-    ) -> tuple[Tensor, SharedLatent]:
-        """Attention's output and the latent it used.
+        self, q_input_BTD: Tensor, kv_input_BTD: Tensor, shared_kv: tuple[SharedLatent | None, None], tokens: Tokens
+    ) -> tuple[Tensor, tuple[SharedLatent, None]]:
+        """Attention's output and the latent it used, in the place of keys.
 
-        shared: the owner's, for a reader; None for an owner, which computes its own from `kv_input_BTD`.
+        shared_kv: the owner's, for a reader; None for an owner, which computes its own from `kv_input_BTD`.
         """
-        if shared is None:
-            shared = self._compute_latent(kv_input_BTD, tokens)
+        shared = shared_kv[0] or self._compute_latent(kv_input_BTD, tokens)
         q_BHTC = self._absorbed_queries(self.q(q_input_BTD), shared, tokens)
         latent_B1SR = shared.vectors[..., -self.rank :]
         found_BHTR = attend(q_BHTC, shared.vectors, latent_B1SR, tokens.mask, self.factor, self.cap, tokens.attentions)
         out_BGQTK = self._by_kv_head(found_BHTR) @ shared.v_up.mT[:, None] + shared.v_bias[:, None, None]
-        return self.o(out_BGQTK.flatten(1, 2).transpose(1, 2).flatten(2)), shared
+        return self.o(out_BGQTK.flatten(1, 2).transpose(1, 2).flatten(2)), (shared, None)
 
     def _absorbed_queries(self, flat: Tensor, shared: SharedLatent, tokens: Tokens) -> Tensor:
         q_BHTK = flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -2,8 +2,9 @@
 
 `L` layers, `M` KV layers (owners), `H` query heads, `G` KV heads of an owner. MHA, GQA (arXiv 2305.13245), MQA
 (1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442)
-are all values of one type; mlkv/patterns.py has the rules that make them. This module needs the standard library alone,
-so plans and tables never load torch, and checkpoints carry a copy of it.
+are all values of one type; mlkv/patterns.py has the rules that make them. K and V are apart where values have other
+sources or head counts than keys (FusedKV-Lite, arXiv 2512.03870; SVFormer, 2410.17897). This module needs the standard
+library alone, so plans and tables never load torch, and checkpoints carry a copy of it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Sources = tuple[int, ...]
+Kind = Literal["k", "v"]
+KINDS: tuple[Kind, Kind] = ("k", "v")
+"""Keys and values, by the names of their projections."""
 
 
 class LatentFields(TypedDict):
@@ -32,6 +36,10 @@ class LayoutFields(TypedDict):
     heads: int
     latent: NotRequired[LatentFields]
     """Left out by a layout whose owners cache keys and values."""
+    value_source_layers: NotRequired[list[int]]
+    """Left out where values have the sources that keys have."""
+    value_heads: NotRequired[list[int]]
+    """Left out where it equals `kv_heads`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ class KVLayout:
     kv_heads: one entry per owner, lowest layer first.
     heads: `H`.
     latent: what owners cache in place of keys and values, if they do.
+    value_source_layers, value_heads: the same of the values alone; the two fields above are then those of the keys.
+        None: as the keys', and what equals them becomes None, so that a layout is written in one way only.
     Raises ValueError that names the layer and the rule it breaks.
     """
 
@@ -88,30 +98,65 @@ class KVLayout:
     heads: int
     latent: Latent | None = field(default=None, metadata={"later": True})
     """Left out of JSON where there is none."""
+    value_source_layers: Sources | None = field(default=None, metadata={"later": True})
+    value_heads: tuple[int, ...] | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kv_source_layers", tuple(self.kv_source_layers))
-        object.__setattr__(self, "kv_heads", tuple(self.kv_heads))
-        _check_sources(self.kv_source_layers)
-        _check_heads(self.owners, self.kv_heads, self.heads)
+        sources, heads = tuple(self.kv_source_layers), tuple(self.kv_heads)
+        value_sources = sources if self.value_source_layers is None else tuple(self.value_source_layers)
+        value_heads = heads if self.value_heads is None else tuple(self.value_heads)
+        object.__setattr__(self, "kv_source_layers", sources)
+        object.__setattr__(self, "kv_heads", heads)
+        object.__setattr__(self, "value_source_layers", None if value_sources == sources else value_sources)
+        object.__setattr__(self, "value_heads", None if value_heads == heads else value_heads)
+        _check_sources("kv_source_layers", sources)
+        _check_heads("kv_heads", sources, heads, self.heads)
+        if self.apart:
+            self._check_values(value_sources, value_heads)
         if self.latent and len(self.latent.ranks) != len(self.owners):
             raise ValueError(f"latent.ranks has {len(self.latent.ranks)} entries for {len(self.owners)} owners")
 
+    def _check_values(self, sources: Sources, heads: tuple[int, ...]) -> None:
+        if self.latent:
+            name = "value_heads" if self.value_source_layers is None else "value_source_layers"
+            raise ValueError(f"{name} = {[*getattr(self, name)]}: a latent holds keys and values together; unset one")
+        if len(sources) != self.layers:
+            raise ValueError(f"value_source_layers has {len(sources)} entries, kv_source_layers {self.layers}")
+        _check_sources("value_source_layers", sources)
+        if self.value_heads is None and len(heads) != len(owners := _owners(sources)):
+            raise ValueError(
+                f"value_heads is unset, and kv_heads has {len(heads)} entries for {len(owners)} owners of values "
+                f"(layers {', '.join(map(str, owners))}): set value_heads"
+            )
+        _check_heads("value_heads", sources, heads, self.heads)
+
     def as_dict(self) -> LayoutFields:
-        values: LayoutFields = {
+        fields: LayoutFields = {
             "kv_source_layers": list(self.kv_source_layers),
             "kv_heads": list(self.kv_heads),
             "heads": self.heads,
         }
         if self.latent:
-            values["latent"] = self.latent.as_dict()
-        return values
+            fields["latent"] = self.latent.as_dict()
+        if self.value_source_layers:
+            fields["value_source_layers"] = list(self.value_source_layers)
+        if self.value_heads:
+            fields["value_heads"] = list(self.value_heads)
+        return fields
 
     @classmethod
-    def from_dict(cls, values: LayoutFields) -> KVLayout:
+    def from_dict(cls, fields: LayoutFields) -> KVLayout:
         """`as_dict` backwards. Raises KeyError for a key that is missing, and ValueError as the class does."""
-        latent = Latent.from_dict(values["latent"]) if values.get("latent") else None
-        return cls(tuple(values["kv_source_layers"]), tuple(values["kv_heads"]), values["heads"], latent)
+        latent = Latent.from_dict(fields["latent"]) if fields.get("latent") else None
+        value_sources, value_heads = fields.get("value_source_layers"), fields.get("value_heads")
+        return cls(
+            tuple(fields["kv_source_layers"]),
+            tuple(fields["kv_heads"]),
+            fields["heads"],
+            latent,
+            None if value_sources is None else tuple(value_sources),
+            None if value_heads is None else tuple(value_heads),
+        )
 
     @property
     def without_latent(self) -> KVLayout:
@@ -119,13 +164,37 @@ class KVLayout:
         return replace(self, latent=None)
 
     @property
+    def apart(self) -> bool:
+        """Whether values have other sources or head counts than keys."""
+        return self.value_source_layers is not None or self.value_heads is not None
+
+    @cached_property
+    def keys(self) -> KVLayout:
+        """The layout in which values are shared as this one's keys are."""
+        return KVLayout(self.kv_source_layers, self.kv_heads, self.heads) if self.apart else self
+
+    @cached_property
+    def values(self) -> KVLayout:
+        """The layout in which keys are shared as this one's values are."""
+        if not self.apart:
+            return self
+        return KVLayout(
+            self.value_source_layers or self.kv_source_layers, self.value_heads or self.kv_heads, self.heads
+        )
+
+    def part(self, kind: Kind) -> KVLayout:
+        """`keys` or `values`."""
+        return self.keys if kind == "k" else self.values
+
+    @property
     def layers(self) -> int:
         return len(self.kv_source_layers)
 
     @cached_property
     def owners(self) -> tuple[int, ...]:
-        """Layers that compute and cache keys and values, lowest first."""
-        return tuple(i for i, source in enumerate(self.kv_source_layers) if source == i)
+        """Layers that compute and cache keys and values, or one of them, lowest first."""
+        own = set(_owners(self.kv_source_layers))
+        return tuple(sorted(own.union(_owners(self.value_source_layers or ()))))
 
     @property
     def kv_layers(self) -> int:
@@ -133,12 +202,16 @@ class KVLayout:
         return len(self.owners)
 
     @property
-    def budget(self) -> int:
-        """Total KV heads: the number in a paper's name for the layout (MLKV-6 has 6)."""
-        return sum(self.kv_heads)
+    def budget(self) -> int | float:
+        """Total KV heads: the number in a paper's name for the layout (MLKV-6 has 6). A head of keys and one of values
+        make one; a float only where a half is left."""
+        total = sum(self.kv_heads) + sum(self.kv_heads if self.value_heads is None else self.value_heads)
+        return total / 2 if total % 2 else total // 2
 
     def heads_of(self, layer: int) -> int:
-        """`G` of the owner that `layer` attends to."""
+        """`G` of the owner that `layer` attends to. Raises ValueError where K and V are apart: `keys` and `values` have
+        their own."""
+        self._check_together()
         return self.kv_heads[self.owners.index(self.kv_source_layers[layer])]
 
     def rank_of(self, layer: int) -> int:
@@ -148,25 +221,39 @@ class KVLayout:
         return self.latent.ranks[self.owners.index(self.kv_source_layers[layer])]
 
     def readers(self, owner: int) -> tuple[int, ...]:
-        """Layers that attend to `owner`'s keys and values, without the owner itself."""
+        """Layers that attend to `owner`'s keys and values, without the owner itself. Raises like `heads_of`."""
+        self._check_together()
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source == owner and i != owner)
+
+    def _check_together(self) -> None:
+        # The answer for the keys would be a wrong one for the values, which nobody might notice.
+        if self.apart:
+            raise ValueError("keys and values have different sources or head counts; ask layout.keys or layout.values")
 
     def kv_bytes_per_token(self, head_dim: int, element_bytes: int = 2) -> int:
         """Bytes that one token leaves in the cache: 2 · head_dim · budget · element_bytes; of a latent, the sum over
         owners of (rank + rotary width) · element_bytes."""
-        sizes = (self.cached_sizes(owner, head_dim) for owner in self.owners)
-        return sum(heads * (keys + values) for heads, keys, values in sizes) * element_bytes
+        sizes = (size for owner in self.owners for size in self.cached_sizes(owner, head_dim))
+        return sum(heads * width for heads, width in sizes) * element_bytes
 
-    def cached_sizes(self, owner: int, head_dim: int) -> tuple[int, int, int]:
-        """Heads that a cache has of an owner, and the widths of its keys and values there; a latent is all in keys."""
-        heads = self.heads_of(owner)
+    def cached_sizes(self, owner: int, head_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Heads and their width, of the keys and of the values that a cache has of an owner; 0 heads of what it does
+        not own. A latent is all in keys."""
         if self.latent is None:
-            return heads, head_dim, head_dim
-        return 1, self.latent.rotary_width(heads) + self.rank_of(owner), 0
+            keys, values = (self._own_heads(kind, owner) for kind in KINDS)
+            return (keys, head_dim), (values, head_dim)
+        return (1, self.latent.rotary_width(self.heads_of(owner)) + self.rank_of(owner)), (1, 0)
+
+    def _own_heads(self, kind: Kind, layer: int) -> int:
+        part = self.part(kind)
+        return part.heads_of(layer) if layer in part.owners else 0
 
     def draw(self) -> str:
         """One line for terminals: an owner's head count, `─` for a reader of the owner below it, `←i` for any other.
-        Of a latent, the rank stands behind the head count: `6r48`."""
+        Of a latent, the rank stands behind the head count: `6r48`. Keys and values one after the other where they are
+        apart: `K 6 6 ─ ─  V 6 6 ←0 ←0`."""
+        if self.apart:
+            return f"K {self.keys.draw()}  V {self.values.draw()}"
         cells, below = [], 0
         for i, source in enumerate(self.kv_source_layers):
             below = i if source == i else below
@@ -177,27 +264,35 @@ class KVLayout:
         return f"{self.heads_of(layer)}{f'r{self.rank_of(layer)}' if self.latent else ''}"
 
 
-def _check_sources(sources: Sources) -> None:
+_KEPT = {"kv_source_layers": "keys and values", "value_source_layers": "values"}
+
+
+def _owners(sources: Sources) -> tuple[int, ...]:
+    return tuple(i for i, source in enumerate(sources) if source == i)
+
+
+def _check_sources(name: str, sources: Sources) -> None:
     if not sources:
-        raise ValueError("kv_source_layers is empty: a layout has at least one layer")
+        raise ValueError(f"{name} is empty: a layout has at least one layer")
     for i, source in enumerate(sources):
         if not 0 <= source <= i:
-            raise ValueError(f"kv_source_layers[{i}] = {source}: a layer reads itself or a layer below it (0 to {i})")
+            raise ValueError(f"{name}[{i}] = {source}: a layer reads itself or a layer below it (0 to {i})")
         if sources[source] != source:
             raise ValueError(
-                f"kv_source_layers[{i}] = {source}: layer {source} keeps no keys and values, it reads {sources[source]}"
+                f"{name}[{i}] = {source}: layer {source} keeps no {_KEPT[name]}, it reads {sources[source]}"
             )
 
 
-def _check_heads(owners: tuple[int, ...], kv_heads: tuple[int, ...], heads: int) -> None:
+def _check_heads(name: str, sources: Sources, kv_heads: tuple[int, ...], heads: int) -> None:
+    owners = _owners(sources)
     if len(kv_heads) != len(owners):
         raise ValueError(
-            f"kv_heads has {len(kv_heads)} entries for {len(owners)} owners (layers {', '.join(map(str, owners))})"
+            f"{name} has {len(kv_heads)} entries for {len(owners)} owners (layers {', '.join(map(str, owners))})"
         )
     for owner, count in zip(owners, kv_heads, strict=True):
         if count < 1 or heads % count:
             choices = ", ".join(map(str, divisors(heads)))
-            raise ValueError(f"kv_heads = {count} at layer {owner}: must divide {heads} query heads ({choices})")
+            raise ValueError(f"{name} = {count} at layer {owner}: must divide {heads} query heads ({choices})")
 
 
 def divisors(n: int) -> list[int]:

@@ -97,7 +97,9 @@ def counted_grouping(grouping: str, merge: str, base: KVLayout, layout: KVLayout
     one head, made of all, or those of the base; and where heads are newly initialised. The one rule for it, for plans
     and steps."""
     if merge == "random" or not any(
-        layout.heads_of(owner) > 1 and _merges_into(owner, base, layout) for owner in layout.owners
+        part.heads_of(owner) > 1 and _merges_into(owner, own, part)
+        for own, part in ((base.keys, layout.keys), (base.values, layout.values))
+        for owner in part.owners
     ):
         return "adjacent"
     return grouping
@@ -163,12 +165,15 @@ def check_conversion(base: KVLayout, layout: KVLayout) -> None:
         )
     if base.latent and layout != base:
         raise ValueError(f"layout {name_of(layout)}: the base caches a latent, which converts to no other layout")
-    for layer, source in enumerate(layout.kv_source_layers):
-        have, want = base.heads_of(layer), layout.heads_of(layer)
-        if have % want:
-            raise ValueError(f"kv_heads = {want} at layer {source}: must divide the {have} of the base")
-    if layout.budget > base.budget:
-        raise ValueError(f"layout {name_of(layout)}: the base has {base.budget} KV heads, conversion cannot add any")
+    for name, own, part in (("kv_heads", base.keys, layout.keys), ("value_heads", base.values, layout.values)):
+        for layer, source in enumerate(part.kv_source_layers):
+            have, want = own.heads_of(layer), part.heads_of(layer)
+            if have % want:
+                raise ValueError(f"{name} = {want} at layer {source}: must divide the {have} of the base")
+    for kind, own, part in (("key", base.keys, layout.keys), ("value", base.values, layout.values)):
+        if part.budget > own.budget:
+            heads = f"{kind} heads" if base.apart or layout.apart else "KV heads"
+            raise ValueError(f"layout {name_of(layout)}: the base has {own.budget} {heads}, conversion cannot add any")
 
 
 def most_heads(base: KVLayout, sources: Sequence[int]) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ and MLP) and latent.py. Nothing in them knows transformers: a cache is anything 
 
 Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `D` width.
 
-An owner's keys and values go to its readers inside the forward pass, in a dict by owner. They do not go through the
-cache object: without a cache (training) there is none, and with one it holds the owners' alone, which is the memory
-that sharing saves.
+An owner's keys and values go to their readers inside the forward pass, in a dict by kind and owner: a layer may read
+the keys of one owner and the values of another. They do not go through the cache object: without a cache (training)
+there is none, and with one it holds the owners' alone, which is the memory that sharing saves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
-from .latent import LatentAttention
+from .latent import LatentAttention, SharedLatent
 from .layers import MLP, Embedding, capped, norm_of
 from .layout import KVLayout
 from .shape import DecoderShape, check_choice
 from .tokens import Keys, KVCache, Rounding, Tokens, prepare_tokens
 
-SharedKV = tuple[Tensor | None, ...]
-"""What an owner gives to its readers: KeysValues, or SharedLatent of mlkv/latent.py."""
+SharedKV = tuple[Tensor | SharedLatent | None, Tensor | None]
+"""The keys and the values that a layer attends to, None for what it computes itself; or a latent and None."""
 
 
 class Decoder(nn.Module):
@@ -77,15 +77,21 @@ class Decoder(nn.Module):
         x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens[0].positions + self.shape.position_offset)
-        shared: dict[int, SharedKV] = {}
-        last_use = {source: i for i, source in enumerate(self.layout.kv_source_layers)}
+        shared: dict[tuple[str, int], Tensor | SharedLatent | None] = {}
+        key_sources = self.layout.kv_source_layers
+        value_sources = self.layout.value_source_layers or key_sources
+        last_use = {("k", source): i for i, source in enumerate(key_sources)}
+        last_use |= {("v", source): i for i, source in enumerate(value_sources)}
         for i, block in enumerate(self.blocks):
             if hidden_states is not None:
                 hidden_states.append(x_BTD)
-            owner = self.layout.kv_source_layers[i]
-            x_BTD, shared[owner] = self._run_block(block, x_BTD, shared.get(owner), tokens[i])
-            if i == last_use[owner]:
-                del shared[owner]  # a quantised cache made them for this pass alone
+            sources = ("k", key_sources[i]), ("v", value_sources[i])
+            given = tuple(shared.get(source) for source in sources)
+            x_BTD, used = self._run_block(block, x_BTD, given, tokens[i])
+            for source, part in zip(sources, used, strict=True):
+                shared[source] = part
+                if i == last_use[source]:
+                    del shared[source]  # a quantised cache made them for this pass alone
         x_BTD = self.norm(x_BTD)
         if hidden_states is not None:
             hidden_states.append(x_BTD)
@@ -122,7 +128,7 @@ class Block(nn.Module):
         self.mlp = MLP(shape)
         self.mlp_out_norm = norm("around", "after")
 
-    def forward(self, x_BTD: Tensor, shared_kv: SharedKV | None, tokens: Tokens) -> tuple[Tensor, SharedKV]:
+    def forward(self, x_BTD: Tensor, shared_kv: SharedKV, tokens: Tokens) -> tuple[Tensor, SharedKV]:
         q_input_BTD = self.attention_norm(x_BTD)
         kv_input_BTD = self.kv_norm(x_BTD) if hasattr(self, "kv_norm") else q_input_BTD
         attended_BTD, shared_kv = self.attention(q_input_BTD, kv_input_BTD, shared_kv, tokens)
@@ -148,3 +154,5 @@ def _check_fit(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
         shape.check_latent(layout.latent)
         if keys == "unrotated":
             raise ValueError("keys = unrotated: a latent needs rotated ones")
+    if layout.apart and keys == "unrotated":
+        raise ValueError("keys = unrotated: keys and values that are apart need rotated ones")

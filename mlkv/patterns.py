@@ -5,7 +5,7 @@ A new pattern is one row of PATTERNS. `L` layers, `M` KV layers (owners), `H` qu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd
@@ -21,19 +21,24 @@ class Pattern:
     label: the name that papers have for its layouts.
     rule: from `L` and `M` to the source of each layer. Raises ValueError that names the `M` it has a layout for.
     by_factor: from `L` and the number of layers in a group, where the pattern is defined by that.
+    values: the rule for the values, where they have other sources than the keys: `rule` is then that for the keys.
     """
 
     label: str
     rule: Callable[[int, int], Sources]
     by_factor: Callable[[int, int], Sources] | None = None
+    values: Callable[[int, int], Sources] | None = None
 
     def makes(self, layout: KVLayout) -> bool:
         layers, sources = layout.layers, layout.kv_source_layers
+        if bool(self.values) != bool(layout.value_source_layers):
+            return False
         if self.by_factor:
             # Two factors can give equally many owners in different places, so `M` alone does not decide.
             return any(self.by_factor(layers, factor) == sources for factor in range(2, layers + 1))
         try:
-            return self.rule(layers, layout.kv_layers) == sources
+            values = self.values(layers, layout.kv_layers) if self.values else None
+            return (self.rule(layers, layout.kv_layers), values) == (sources, layout.value_source_layers)
         except ValueError:
             return False
 
@@ -95,6 +100,32 @@ def sandwich(layers: int, kv_layers: int) -> Sources:
     return from_owners(layers, [*range(front + 1), *range(layers - back, layers)])
 
 
+def fusedkv_lite(layers: int, kv_layers: int) -> Sources:
+    """Keys: the first `M` layers ordinary, all others read the last of them (arXiv 2512.03870: `M = L / 2`)."""
+    _require(2 <= kv_layers <= layers, "fusedkv_lite", layers, kv_layers, f"2 to {layers}")
+    return pizza(layers, kv_layers)
+
+
+def fusedkv_lite_reverse(layers: int, kv_layers: int) -> Sources:
+    """Keys: the first `M` layers ordinary, all others read layer 0."""
+    _require(2 <= kv_layers <= layers, "fusedkv_lite_reverse", layers, kv_layers, f"2 to {layers}")
+    return _first_above(layers, kv_layers)
+
+
+def svformer(layers: int, kv_layers: int) -> Sources:
+    """Keys: every layer ordinary (arXiv 2410.17897)."""
+    _require(kv_layers == layers, "svformer", layers, kv_layers, f"{layers} (every layer has its own keys)")
+    return tuple(range(layers))
+
+
+def _first_above(layers: int, kv_layers: int) -> Sources:
+    return (*range(kv_layers), *[0] * (layers - kv_layers))
+
+
+def _first_in_all(layers: int, kv_layers: int) -> Sources:
+    return (0,) * layers
+
+
 def _require(holds: bool, pattern: str, layers: int, kv_layers: int, valid: str) -> None:
     if not holds:
         raise ValueError(f"layout.kv_layers = {kv_layers}: pattern {pattern} on {layers} layers takes {valid}")
@@ -108,6 +139,9 @@ _BUILT_IN = {
     "dense_back": Pattern("DenseBack", dense_back),
     "pizza": Pattern("Pizza", pizza),
     "sandwich": Pattern("Sandwich", sandwich),
+    "fusedkv_lite": Pattern("FusedKV-Lite", fusedkv_lite, values=_first_above),
+    "fusedkv_lite_reverse": Pattern("FusedKV-Lite-reverse", fusedkv_lite_reverse, values=pizza),
+    "svformer": Pattern("SVFormer", svformer, values=_first_in_all),
 }
 PATTERNS = Registry("pattern", _BUILT_IN)
 EXPLICIT = "explicit"
@@ -120,49 +154,97 @@ def family_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
     Where several rules make it (MLKV's rule makes CLA2 too): the label of `pattern` if that is one of them, else of the
     first of the built-in ones. `Custom` where none does.
     """
-    if layout.kv_layers == layout.layers:
-        uniform = {1: "MQA", layout.heads: "MHA"}.get(layout.kv_heads[0], "GQA")
-        return uniform if len(set(layout.kv_heads)) == 1 else "Custom"
+    if layout.kv_layers == layout.layers and layout.value_source_layers is None:
+        counts = [set(part.kv_heads) for part in (layout.keys, layout.values)]
+        if any(len(each) > 1 for each in counts):
+            return "Custom"
+        return {1: "MQA", layout.heads: "MHA"}.get(layout.kv_heads[0], "GQA") if counts[0] == counts[1] else "GQA"
     rows = [PATTERNS[pattern]] if pattern != EXPLICIT else []
     return next((row.label for row in (*rows, *_BUILT_IN.values()) if row.makes(layout)), "Custom")
 
 
 def name_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
-    """Family and total KV heads, as papers print it: `MLKV-6`; with a latent, its rank too: `MLKV-6 r=32`."""
-    rank = f" r={'/'.join(map(str, dict.fromkeys(layout.latent.ranks)))}" if layout.latent else ""
-    return f"{family_of(layout, pattern)}-{layout.budget}{rank}"
+    """Family and total KV heads, as papers print it: `MLKV-6`; with a latent, its rank too: `MLKV-6 r=32`; with other
+    head counts for values than for keys, both: `GQA-18 k=4 v=2`."""
+    rank = f" r={_each(layout.latent.ranks)}" if layout.latent else ""
+    heads = ""
+    if {*layout.keys.kv_heads} != {*layout.values.kv_heads}:
+        heads = f" k={_each(layout.keys.kv_heads)} v={_each(layout.values.kv_heads)}"
+    return f"{family_of(layout, pattern)}-{layout.budget}{heads}{rank}"
+
+
+def _each(numbers: Iterable[int]) -> str:
+    return "/".join(map(str, dict.fromkeys(numbers)))
 
 
 def sources_of(pattern: str, layers: int, kv_layers: int, factor: int | None = None) -> Sources:
-    """The source of each layer, by the factor where the pattern has one and it is given. Raises ValueError."""
+    """The source of each layer, of the keys where values have others; by the factor where the pattern has one and it is
+    given. Raises ValueError."""
     row = PATTERNS.choose(pattern)
     with PATTERNS.running(pattern, ValueError):
         return tuple(row.by_factor(layers, factor) if factor and row.by_factor else row.rule(layers, kv_layers))
 
 
-def make(pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int) -> KVLayout:
-    """A layout of `kv_layers` owners placed by `pattern`, each with `kv_heads` KV heads. Raises ValueError."""
-    return KVLayout(sources_of(pattern, layers, kv_layers), (kv_heads,) * kv_layers, heads)
+def value_sources_of(pattern: str, layers: int, kv_layers: int) -> Sources | None:
+    """The source of each layer's values; None where they are those of the keys. Raises ValueError."""
+    rule = PATTERNS.choose(pattern).values
+    with PATTERNS.running(pattern, ValueError):
+        return tuple(rule(layers, kv_layers)) if rule else None
 
 
-def of_budget(pattern: str, budget: int, base: KVLayout) -> list[KVLayout]:
+def make(
+    pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int, value_heads: int | None = None
+) -> KVLayout:
+    """A layout of `kv_layers` owners placed by `pattern`, each with `kv_heads` KV heads, or with `value_heads` of them
+    for values. Raises ValueError."""
+    sources, value_sources = sources_of(pattern, layers, kv_layers), value_sources_of(pattern, layers, kv_layers)
+    return with_heads(sources, value_sources, heads, kv_heads, value_heads)
+
+
+def with_heads(
+    sources: Sources, value_sources: Sources | None, heads: int, kv_heads: int, value_heads: int | None = None
+) -> KVLayout:
+    """A layout with these sources whose owners have equally many heads. Raises ValueError."""
+    owners, value_owners = (sum(i == s for i, s in enumerate(each)) for each in (sources, value_sources or sources))
+    return KVLayout(
+        sources,
+        (kv_heads,) * owners,
+        heads,
+        value_source_layers=value_sources,
+        value_heads=(value_heads or kv_heads,) * value_owners,
+    )
+
+
+def of_budget(pattern: str, budget: int, base: KVLayout, value_heads: int | None = None) -> list[KVLayout]:
     """The layouts of `pattern` with `budget` KV heads in all that the heads of `base` can be merged into, equally many
-    in each KV layer; most KV layers first. None where there is no such layout."""
-    PATTERNS.choose(pattern)
+    in each KV layer; most KV layers first. None where there is no such layout.
+
+    value_heads: of each owner's values, where it is not that of the keys.
+    """
+    row = PATTERNS.choose(pattern)
     if not 1 <= budget <= base.budget:
         return []
     layouts = []
-    for kv_heads in divisors(gcd(*base.kv_heads)):
-        if budget % kv_heads == 0:
+    for kv_heads in divisors(gcd(*base.keys.kv_heads)):
+        if row.values or value_heads:  # the number of owners does not follow from the budget
+            counts: Iterable[int] = range(base.layers, 0, -1)
+        else:
+            counts = [budget // kv_heads] if budget % kv_heads == 0 else []
+        for kv_layers in counts:
             with suppress(ValueError):  # the pattern has no layout of so many KV layers
-                layouts.append(make(pattern, base.layers, base.heads, budget // kv_heads, kv_heads))
-    return layouts
+                layouts.append(make(pattern, base.layers, base.heads, kv_layers, kv_heads, value_heads))
+    return [layout for layout in layouts if layout.budget == budget]
 
 
-def budgets(pattern: str, base: KVLayout) -> list[int]:
+def budgets(pattern: str, base: KVLayout, value_heads: int | None = None) -> list[int]:
     """The budgets for which `of_budget` has layouts, smallest first."""
     kv_layers = [m for m in range(1, base.layers + 1) if _has(pattern, base.layers, m)]
-    found = {m * kv_heads for m in kv_layers for kv_heads in divisors(gcd(*base.kv_heads))}
+    choices = divisors(gcd(*base.keys.kv_heads))
+    if PATTERNS[pattern].values or value_heads:
+        made = (make(pattern, base.layers, base.heads, m, g, value_heads).budget for m in kv_layers for g in choices)
+        found = {int(budget) for budget in made if budget == int(budget)}
+    else:
+        found = {m * kv_heads for m in kv_layers for kv_heads in choices}
     return sorted(budget for budget in found if budget <= base.budget)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_
 
 from annotated_types import Ge, Gt, Le
 
-from .layout import KVLayout, Latent, mha
+from .layout import KINDS, KVLayout, Latent, mha
 
 INT64, INT32 = 2**63 - 1, 2**31 - 1
 FLOAT32 = 3.4e38
@@ -197,17 +197,18 @@ class DecoderShape(Choices):
 
         if self.positions == "learned":
             found["positions.weight"] = (self.context + self.position_offset, self.width)
-        for layer, source in enumerate(layout.kv_source_layers):
+        for layer in range(self.layers):
             block, query = f"blocks.{layer}", self.heads * self.head_dim
             if self.norm_place != "after":
                 norm(f"{block}.attention_norm")
-            if layer == source and self.has_kv_norms(layout):
+            if layer in layout.owners and self.has_kv_norms(layout):
                 norm(f"{block}.kv_norm")
             linear(f"{block}.attention.q", self.width, query, self.attention_bias)
-            if layer == source:
+            if layer in layout.owners:
                 for part, (inputs, outputs, bias) in self.kv_projections(layout, layer).items():
                     linear(f"{block}.attention.{part}", inputs, outputs, bias)
-                qk_norm(f"{block}.attention.k_norm", layout.heads_of(layer))
+                if layer in layout.keys.owners:
+                    qk_norm(f"{block}.attention.k_norm", layout.keys.heads_of(layer))
                 if layout.latent and self.chooses_planes(layout.latent):
                     found[f"{block}.attention.planes"] = layout.latent.planes_size(layout.heads_of(layer))
             qk_norm(f"{block}.attention.q_norm", self.heads)
@@ -236,15 +237,17 @@ class DecoderShape(Choices):
         return sum(sizes.values()) - (sizes["head.weight"] if self.tied else 0)
 
     def kv_projections(self, layout: KVLayout, owner: int) -> dict[str, tuple[int, int, bool]]:
-        """The linear maps by which an owner computes keys and values: name → inputs, outputs, whether it has a bias.
+        """The linear maps by which an owner computes what it owns of keys and values: name → inputs, outputs, whether
+        it has a bias.
 
         With a latent: `k` gives the rotated part of the keys, `latent` the vector that is cached, and `k_up` and `v_up`
         the rest of the keys and the values from that. A constant in `k_up` would add the same to all logits of a query,
         so it has no bias; `v_up` has one, and so `latent` needs none.
         """
+        if layout.latent is None:
+            sizes = zip(KINDS, layout.cached_sizes(owner, self.head_dim), strict=True)
+            return {kind: (self.width, heads * width, self.attention_bias) for kind, (heads, width) in sizes if heads}
         heads, latent = layout.heads_of(owner), layout.latent
-        if latent is None:
-            return dict.fromkeys(("k", "v"), (self.width, heads * self.head_dim, self.attention_bias))
         rank, rest = layout.rank_of(owner), self.head_dim - latent.rotary_dims
         projections = {
             "k": (self.width, latent.rotary_width(heads), self.attention_bias),
@@ -286,7 +289,7 @@ class DecoderShape(Choices):
 
     def has_kv_norms(self, layout: KVLayout) -> bool:
         """Whether the owners of `layout` have a separate norm for keys and values."""
-        return self.kv_norm and layout.kv_layers < layout.layers
+        return self.kv_norm and any(part.kv_layers < layout.layers for part in (layout.keys, layout.values))
 
     def widened_mlp(self, layout: KVLayout, source: KVLayout | None = None) -> int:
         """MLP width once the parameters of the KV heads dropped from `source` (MHA unless given) are spread over all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,7 +18,7 @@ from analysis.data.numbers import on_axis
 from analysis.data.states import UNPLANNED
 from mlkv.cache.formats import AS_COMPUTED
 from mlkv.context import MetricRow
-from mlkv.layout import Latent
+from mlkv.layout import KVLayout, Latent
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
@@ -55,13 +55,13 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "family": variant.family,
             "pattern": variant.pattern,
             "kv_layers": variant.kv_layers,
-            "kv_heads": frame.heads_text(variant.kv_heads),
-            "budget": variant.budget,
+            "kv_heads": _of_both(variant.layout, lambda part: frame.heads_text(part.kv_heads)),
+            "budget": variant.budget if isinstance(variant.budget, int) else None,
             "kv_bytes_per_token": variant.kv_bytes_per_token,
             "cache": variant.cache or AS_COMPUTED,
             "parameters": variant.parameters,
             "model": variant.model,
-            "sources": " ".join(map(str, variant.layout.kv_source_layers)),
+            "sources": _of_both(variant.layout, lambda part: " ".join(map(str, part.kv_source_layers))),
             "latent": _latent(variant.layout.latent),
             "lr": _trained_with(variant, "lr", TrainRecipe.lr),
             "seed": _trained_with(variant, "seed", TrainRecipe.seed),
@@ -79,6 +79,11 @@ def _latent(latent: Latent | None) -> str | None:
     if latent is None:
         return None
     return f"{' '.join(map(str, latent.ranks))} rotary {latent.rotary_dims}{' shared' if latent.shared else ''}"
+
+
+def _of_both(layout: KVLayout, text: Callable[[KVLayout], str]) -> str:
+    """The text of a layout; of its keys and of its values where the two differ."""
+    return " + ".join(dict.fromkeys((text(layout.keys), text(layout.values))))
 
 
 def _trained_with(variant: VariantRow, key: str, otherwise: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.data.published import read
@@ -25,6 +25,8 @@ _ROW_HEIGHT, _MARGIN = 0.26, 0.42
 """Inches of a row, and below all rows."""
 _BOX_HEIGHT, _BOX_WIDTH = 0.7, 0.84
 """Of a layer's box, in rows and columns."""
+_GAP = 0.06
+"""Between keys and values that are apart, in rows."""
 _LEAST_SHARE = 0.2
 """Height of a single head among very many, as a share of the box."""
 _MOST_STRIPES = 12
@@ -82,12 +84,16 @@ def layouts_figure(source: Source, published: Source | None = None) -> Figure | 
     _set_axes(axes, shown, layers)
     rest = f"   {len(shown)} of {len(layouts)} layouts" if len(shown) < len(layouts) else ""
     latent = "   bar without lines: a latent, by its bytes" if any(named.layout.latent for named in shown) else ""
-    footer(figure, [f"bar: KV heads of an owner   dot: a layer that reads them{latent}{rest}"])
+    apart = "   two bars: keys above, values below" if any(named.layout.apart for named in shown) else ""
+    footer(figure, [f"bar: KV heads of an owner   dot: a layer that reads them{latent}{apart}{rest}"])
     return figure
 
 
 def _summary(layout: KVLayout) -> str:
-    """`4 × 3 = 12`: KV layers times heads; of a latent `4 × r 48`, with its largest rank."""
+    """`4 × 3 = 12`: KV layers times heads; of a latent `4 × r 48`, with its largest rank; where keys and values are
+    apart, the heads of each in all: `K 12 V 3`."""
+    if layout.apart:
+        return f"K {sum(layout.keys.kv_heads):,} V {sum(layout.values.kv_heads):,}"
     if layout.latent:
         return f"{layout.kv_layers} × r {max(layout.latent.ranks):,}"
     if len(set(layout.kv_heads)) > 1:
@@ -110,35 +116,65 @@ def _set_axes(axes: Axes, shown: list[NamedLayout], layers: int) -> None:
 
 def _draw(axes: Axes, named: NamedLayout, row: int, colour: str) -> None:
     """Boxes of all layers, filled from the bottom by the share of the query heads that have KV heads of their own, of a
-    latent by its share of their bytes; threads from the owners to their readers."""
+    latent by its share of their bytes; threads from the owners to their readers. Where keys and values are apart, each
+    has half of the height."""
+    layout = named.layout
+    if not layout.apart:
+        _draw_part(axes, named, Band(row + _BOX_HEIGHT / 2, _BOX_HEIGHT), colour)
+        return
+    height = (_BOX_HEIGHT - _GAP) / 2
+    for part, bottom in ((layout.keys, row - _GAP / 2), (layout.values, row + _BOX_HEIGHT / 2)):
+        _draw_part(axes, replace(named, layout=part), Band(bottom, height), colour)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where the boxes of a row stand, in rows."""
+
+    bottom: float
+    height: float
+
+
+def _draw_part(axes: Axes, named: NamedLayout, band: Band, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
     layout = named.layout
-    bottom = row + _BOX_HEIGHT / 2
     for layer, owner in enumerate(layout.kv_source_layers):
         left = layer - _BOX_WIDTH / 2
         axes.add_patch(
-            Rectangle((left, row - _BOX_HEIGHT / 2), _BOX_WIDTH, _BOX_HEIGHT, facecolor=_EMPTY, edgecolor="none")
+            Rectangle((left, band.bottom - band.height), _BOX_WIDTH, band.height, facecolor=_EMPTY, edgecolor="none")
         )
         if layer == owner:
-            filled = _filled(named, owner)
-            axes.add_patch(Rectangle((left, bottom - filled), _BOX_WIDTH, filled, facecolor=colour, edgecolor="none"))
+            filled = band.height * _filled(named, owner)
+            axes.add_patch(
+                Rectangle((left, band.bottom - filled), _BOX_WIDTH, filled, facecolor=colour, edgecolor="none")
+            )
             if layout.heads <= _MOST_STRIPES and not layout.latent:
-                _stripes(axes, layout.heads_of(layer), (left, bottom), filled)
+                _stripes(axes, layout.heads_of(layer), (left, band.bottom), filled)
     for owner in layout.owners:
         if readers := layout.readers(owner):
-            middle = bottom - _filled(named, owner) / 2
-            axes.plot([owner, readers[-1]], [middle, middle], color=colour, linewidth=0.7, zorder=1.5)
+            middle = band.bottom - band.height * _filled(named, owner) / 2
+            _thread(axes, layout, owner, middle, colour)
             axes.plot(list(readers), [middle] * len(readers), "o", color=colour, markersize=2.4, zorder=4, **_HOLLOW)
 
 
+def _thread(axes: Axes, layout: KVLayout, owner: int, height: float, colour: str) -> None:
+    """From an owner to its last reader; over the bars of owners between them, with a white edge, so that it is seen
+    whose heads are read."""
+    left, right = owner + _BOX_WIDTH / 2, layout.readers(owner)[-1]
+    over = any(owner < other < right for other in layout.owners)
+    if over:
+        axes.plot([left, right], [height, height], color="white", linewidth=2.2, zorder=2.5)
+    axes.plot([left, right], [height, height], color=colour, linewidth=0.7, zorder=2.6 if over else 1.5)
+
+
 def _filled(named: NamedLayout, owner: int) -> float:
-    """Height of an owner's KV heads or its latent, in rows."""
-    heads, keys, values = named.layout.cached_sizes(owner, named.head_dim)
+    """Height of an owner's KV heads or its latent, as a share of the box."""
+    (heads, keys), (_, values) = named.layout.cached_sizes(owner, named.head_dim)
     share = heads / named.layout.heads
     if named.layout.latent and named.head_dim:
         share *= (keys + values) / (2 * named.head_dim)
-    return _BOX_HEIGHT * max(share, _LEAST_SHARE)
+    return max(share, _LEAST_SHARE)
 
 
 def _stripes(axes: Axes, heads: int, corner: tuple[float, float], filled: float) -> None:

@@ -41,9 +41,12 @@ class Measurement:
 
     @property
     def layout(self) -> str:
-        """Family and KV heads, and the rank of a latent, which the label has: `MHA-36 r=48`."""
-        rank = re.search(r" r=[\d/]+(?= |$)", self.variant)
-        return f"{self.family}-{self.budget}{rank[0] if rank else ''}"
+        """Family and KV heads; head counts of keys and values and the rank of a latent, which the label has:
+        `MHA-36 r=48`."""
+        family = re.escape(self.family or "")
+        if named := re.search(rf"{family}-[\d.]+( k=[\d/]+ v=[\d/]+)?( r=[\d/]+)?(?= |$)", self.variant):
+            return named[0]
+        return f"{self.family}-{self.budget}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class FamilyStyle:
 
 # Blue, vermilion and green are Okabe and Ito's, which colour-blind readers tell apart (Color Universal Design, 2008,
 # https://jfly.uni-koeln.de/color/). Their orange, sky blue and purple are darkened here: as thin lines and 6 pt names
-# they are too pale on white. Ten colours are more than anybody tells apart, so every family has its own marker as well.
+# they are too pale on white. Thirteen colours are more than anybody tells apart, so every family has its own marker as
+# well.
 FAMILY_STYLES = {
     "MHA": FamilyStyle("#333333", "#d0d4dc", "s"),
     "GQA": FamilyStyle("#0072B2", "#4aa8e0", "^"),
@@ -36,6 +37,9 @@ FAMILY_STYLES = {
     "DenseBack": FamilyStyle("#7A6A00", "#d9c84a", ">"),
     "Pizza": FamilyStyle("#6B4FA0", "#b59be6", "p"),
     "Sandwich": FamilyStyle("#8A3B2A", "#e39a86", "h"),
+    "FusedKV-Lite": FamilyStyle("#1B7F8C", "#5fc4d1", "d"),
+    "FusedKV-Lite-reverse": FamilyStyle("#B5485D", "#f08fa3", "8"),
+    "SVFormer": FamilyStyle("#5B7A1F", "#a9cf5f", "*"),
 }
 _OTHER = FamilyStyle("#6E6E6E", "#a8a8a8", "X")
 

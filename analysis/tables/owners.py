@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.data import replicates
 from analysis.data.published import read
 from analysis.statistics.sources import PUBLISHED, Source
+from mlkv.layout import KVLayout
 from mlkv.patterns import PATTERNS, make
 
 _MOST = 8
@@ -15,8 +16,8 @@ def owners_of(source: Source) -> dict[str, str]:
     """Variant, or layout where it has several seeds → its owners; empty where the layouts are not known."""
     if source.sweep:
         layouts = replicates.groups(source.sweep.variants)
-        sources = {variant.variant: variant.layout.kv_source_layers for variant in source.sweep.variants}
-        return {layouts.get(name, name): _text(layers) for name, layers in sources.items()}
+        texts = {variant.variant: _text_of(variant.layout) for variant in source.sweep.variants}
+        return {layouts.get(name, name): text for name, text in texts.items()}
     rows = [row for row in read("layouts") if PUBLISHED + row["set"] == source.name and row["pattern"] in PATTERNS]
     return {row["variant"]: _text(_sources(row)) for row in rows}
 
@@ -24,6 +25,12 @@ def owners_of(source: Source) -> dict[str, str]:
 def _sources(row: dict[str, str]) -> tuple[int, ...]:
     layers, heads, kv_layers, kv_heads = (int(row[key]) for key in ("layers", "heads", "kv_layers", "kv_heads"))
     return make(row["pattern"], layers, heads, kv_layers, kv_heads).kv_source_layers
+
+
+def _text_of(layout: KVLayout) -> str:
+    """`K all, V 0` where keys and values have other owners."""
+    keys, values = (_text(part.kv_source_layers) for part in (layout.keys, layout.values))
+    return keys if keys == values else f"K {keys}; V {values}"
 
 
 def _text(sources: tuple[int, ...]) -> str:

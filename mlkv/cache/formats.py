@@ -64,8 +64,8 @@ class CacheFormat:
 
     def kv_bytes_per_token(self, layout: KVLayout, head_dim: int, element_bytes: int = 2) -> int:
         """Bytes that one token leaves in the cache: the keys and the values of every KV head of every owner."""
-        sizes = (layout.cached_sizes(owner, head_dim) for owner in layout.owners)
-        return sum(heads * self.vector_bytes(width, element_bytes) for heads, *widths in sizes for width in widths)
+        sizes = (size for owner in layout.owners for size in layout.cached_sizes(owner, head_dim))
+        return sum(heads * self.vector_bytes(width, element_bytes) for heads, width in sizes)
 
 
 CACHES = Registry(

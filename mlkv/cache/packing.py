@@ -20,8 +20,8 @@ def pack(x_K: Tensor, form: CacheFormat) -> Tensor:
     """Bytes `[…, Q]` (uint8) of vectors `[…, K]`; Q is `form.vector_bytes(K)`. A group with a number that is not
     finite, or with a range beyond float16's, comes back without a finite number."""
     assert form.bits is not None
-    if not x_K.shape[-1]:
-        return x_K.to(torch.uint8)  # beside a latent there are values of no width
+    if not x_K.numel():  # no values beside a latent; no keys, or no values, of an owner of the other
+        return x_K.new_empty(*x_K.shape[:-1], form.vector_bytes(x_K.shape[-1], 1), dtype=torch.uint8)
     x_K = x_K.to(torch.promote_types(x_K.dtype, torch.float32))
     x_NS = _in_groups(x_K, form)
     largest = 2**form.bits - 1
@@ -43,8 +43,8 @@ def pack(x_K: Tensor, form: CacheFormat) -> Tensor:
 def unpack(packed_Q: Tensor, form: CacheFormat, width: int, dtype: torch.dtype) -> Tensor:
     """Vectors `[…, K]` of `width` numbers, in `dtype`."""
     assert form.bits is not None
-    if not width:
-        return packed_Q.to(dtype)
+    if not packed_Q.numel():
+        return packed_Q.new_empty(*packed_Q.shape[:-1], width, dtype=dtype)
     count, size = form.groups(width)
     integers, scale_bytes = form.packed_bytes(width), count * SCALE_BYTES
     q_P, scales, offsets = packed_Q.split([integers, scale_bytes, packed_Q.shape[-1] - integers - scale_bytes], dim=-1)

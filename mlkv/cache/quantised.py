@@ -11,14 +11,17 @@ nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .formats import CACHES, CacheFormat
 from .packing import pack, pack_keys, unpack, unpack_keys
+
+if TYPE_CHECKING:
+    from ..hf import MLKVConfig
 
 
 class QuantisedCache(Cache):
@@ -28,15 +31,44 @@ class QuantisedCache(Cache):
     Raises ValueError for another name.
     """
 
-    def __init__(self, config: PreTrainedConfig, name: str, max_cache_len: int | None = None) -> None:
+    def __init__(self, config: MLKVConfig, name: str, max_cache_len: int | None = None) -> None:
         form = CACHES.choose(name)
         if form.bits is None:
             raise ValueError(f"cache = {name}: has no integers; take transformers' DynamicCache or StaticCache")
-        layers = range(config.num_hidden_layers)
+        layout = config.layout
+        width = config.shape.head_dim if layout.apart else None
+        kinds = [Vectors(form, width, layer in layout.keys.owners) for layer in range(layout.layers)]
         if max_cache_len is None:
-            super().__init__(layers=[GrowingLayer(form) for _ in layers])
+            super().__init__(layers=[GrowingLayer(vectors) for vectors in kinds])
         else:
-            super().__init__(layers=[PreallocatedLayer(form, max_cache_len) for _ in layers])
+            super().__init__(layers=[PreallocatedLayer(vectors, max_cache_len) for vectors in kinds])
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What the vectors of a layer are packed to, each head by itself.
+
+    width: of a head, where keys and values are apart and their heads may come side by side (mlkv/attention.py); None:
+        what comes is one vector.
+    has_keys: in the place of keys there are keys; else values, of an owner of values alone.
+    """
+
+    form: CacheFormat
+    width: int | None
+    has_keys: bool
+
+    def packed(self, states: Tensor, *, as_keys: bool) -> Tensor:
+        width = self.width or states.shape[-1]
+        return (pack_keys if as_keys else pack)(self._by_head(states, width), self.form).flatten(-2)
+
+    def unpacked(self, packed: Tensor, states: Tensor, *, as_keys: bool) -> Tensor:
+        """In the width and the dtype of `states`."""
+        width = self.width or states.shape[-1]
+        heads = self._by_head(packed, self.form.vector_bytes(width, states.element_size()))
+        return (unpack_keys if as_keys else unpack)(heads, self.form, width, states.dtype).flatten(-2)
+
+    def _by_head(self, states: Tensor, width: int) -> Tensor:
+        return states.unflatten(-1, (states.shape[-1] // width if self.width else 1, width))
 
 
 class _Packing(CacheLayerMixin):
@@ -44,25 +76,27 @@ class _Packing(CacheLayerMixin):
 
     supports_early_init = False
     is_compileable = False
-    form: CacheFormat
+    vectors: Vectors
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(pack_keys(key_states, self.form), pack(value_states, self.form), *args, **kwargs)
+        vectors, as_keys = self.vectors, self.vectors.has_keys
+        packed = vectors.packed(key_states, as_keys=as_keys), vectors.packed(value_states, as_keys=False)
+        keys, values = super().update(*packed, *args, **kwargs)
         return (
-            unpack_keys(keys, self.form, key_states.shape[-1], key_states.dtype),
-            unpack(values, self.form, value_states.shape[-1], value_states.dtype),
+            vectors.unpacked(keys, key_states, as_keys=as_keys),
+            vectors.unpacked(values, value_states, as_keys=False),
         )
 
 
 class GrowingLayer(_Packing, DynamicLayer):
-    def __init__(self, form: CacheFormat) -> None:
+    def __init__(self, vectors: Vectors) -> None:
         super().__init__()
-        self.form = form
+        self.vectors = vectors
 
 
 class PreallocatedLayer(_Packing, StaticLayer):
     """Places that are not written yet are zero bytes, which are read as zeros; attention masks them."""
 
-    def __init__(self, form: CacheFormat, max_cache_len: int) -> None:
+    def __init__(self, vectors: Vectors, max_cache_len: int) -> None:
         super().__init__(max_cache_len=max_cache_len)
-        self.form = form
+        self.vectors = vectors

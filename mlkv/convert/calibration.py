@@ -19,6 +19,7 @@ from torch import Tensor
 from ..context import Context, Interrupted, Outcome, StepFailed
 from ..corpus.blocks import open_blocks
 from ..device import default_device
+from ..layout import KINDS, Kind
 from ..recipes import CalibrateRecipe
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Calibration:
     """inputs: what each layer's keys and values are computed from, `[N, D]`; of a layer that has none of its own, what
     its queries are computed from.
     fisher: the diagonal of the empirical Fisher information, summed over a KV head's weights, `[heads]` of each layer
-    that has keys and values, first for keys, then for values (arXiv 2111.09832 averages models by it).
+    that has keys or values, first for keys, then for values (arXiv 2111.09832 averages models by it); empty for those
+    of the two that it does not have.
     """
 
     inputs: dict[int, Tensor]
@@ -111,8 +113,8 @@ def calibrate(
             ids_1T = ids_T[None].to(model.device)
             model(ids_1T, labels=ids_1T, loss_only=True).loss.backward()
             for layer, attention in _attentions(model):
-                if attention.owner:
-                    keys, values = (_squared_gradient(attention, kind).cpu() for kind in ("k", "v"))
+                if attention.owns:
+                    keys, values = (_squared_gradient(attention, kind).cpu() for kind in KINDS)
                     before = fisher.get(layer, (torch.zeros_like(keys), torch.zeros_like(values)))
                     fisher[layer] = (before[0] + keys, before[1] + values)
     model.zero_grad(set_to_none=True)
@@ -124,8 +126,10 @@ def _attentions(model: MLKVForCausalLM) -> Iterator[tuple[int, Attention]]:
         yield layer, block.attention  # type: ignore[misc]  # to torch, what a ModuleList holds is any module
 
 
-def _squared_gradient(attention: Attention, kind: str) -> Tensor:
-    """Summed over each head's weights and biases, `[heads]`."""
+def _squared_gradient(attention: Attention, kind: Kind) -> Tensor:
+    """Summed over each head's weights and biases, `[heads]`; 0 heads where it has no such projection."""
+    if kind not in attention.owns:
+        return torch.zeros(0)
     gradients = [parameter.grad for parameter in getattr(attention, kind).parameters()]
     rows = torch.stack([g.float().square().flatten(1).sum(1) if g.dim() > 1 else g.float().square() for g in gradients])
     return rows.sum(0).unflatten(0, (-1, attention.head_dim)).sum(1)
@@ -137,7 +141,7 @@ def _recorded_inputs(model: MLKVForCausalLM, inputs: dict[int, list[Tensor]]) ->
         return lambda _module, given: inputs.setdefault(layer, []).append(given[0].detach().float().flatten(0, 1).cpu())
 
     handles = [
-        (attention.k if attention.owner else attention.q).register_forward_pre_hook(recorder(layer))
+        getattr(attention, (*attention.owns, "q")[0]).register_forward_pre_hook(recorder(layer))
         for layer, attention in _attentions(model)
     ]
     try:

@@ -7,13 +7,14 @@ of one layer that become one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..layout import KVLayout
+from ..layout import KINDS, Kind, KVLayout
 from .frames import Frames, key_frames
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ class Group:
     """An owner of a new layout and the layers that will read it, in the base that it is made from.
 
     rotated: how many dimensions of a key its position rotates.
+    kinds: what they read of the owner. Where K and V are apart an owner of both has a group for each, and `base` and
+        `layout` are those of the one kind.
     """
 
     base: KVLayout
     layout: KVLayout
     owner: int
     rotated: int
+    kinds: tuple[Kind, ...] = KINDS
 
     @property
     def kv_heads(self) -> int:
@@ -67,6 +71,16 @@ class Group:
     def merges(self) -> bool:
         """Whether any heads become one here; else the base's stay as they are."""
         return len(self.sources) > 1 or self.base.heads_of(self.sources[0]) != self.kv_heads
+
+
+def groups_of(base: KVLayout, layout: KVLayout, rotated: int) -> Iterator[Group]:
+    """A group for each owner of a layout; for each owner of keys and each of values where the two are apart."""
+    if not (base.apart or layout.apart):
+        yield from (Group(base, layout, owner, rotated) for owner in layout.owners)
+        return
+    for kind in KINDS:
+        own, part = base.part(kind), layout.part(kind)
+        yield from (Group(own, part, owner, rotated, (kind,)) for owner in part.owners)
 
 
 def projection(state: State, layer: int, kind: str) -> Tensor:
@@ -109,7 +123,7 @@ def in_frames(state: State, group: Group, frames: Frames, calibration: Calibrati
     is what the merged head will see.
     """
     changed: State = {}
-    for kind in ("k", "v"):
+    for kind in group.kinds:
         heads = {layer: fitted_heads(state, group, layer, kind, calibration, refit) for layer in group.sources}
         if kind == "k" and f"blocks.{group.sources[0]}.attention.k_norm.weight" in state:
             # Behind the norm nothing undoes a map of the keys (mlkv/convert/key_norms.py).
@@ -157,7 +171,8 @@ def weighed(state: State, group: Group, calibration: Calibration) -> State:
     """Keys and values of a group, each head times its share of the Fisher information of those it is averaged with, so
     that their mean is the mean weighed by it (arXiv 2111.09832)."""
     changed: State = {}
-    for index, kind in enumerate(("k", "v")):
+    for kind in group.kinds:
+        index = KINDS.index(kind)
         fisher = [calibration.fisher[layer][index].unflatten(0, (group.kv_heads, -1)) for layer in group.sources]
         mean_G1 = torch.cat(fisher, 1).mean(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         for layer, weight_GR in zip(group.sources, fisher, strict=True):
@@ -171,7 +186,7 @@ def restored_norms(merged: State, old: State, group: Group, calibration: Calibra
     """The owner's merged projections, each head scaled so that what it computes from the owner's input has the root
     mean square of the heads that it was made from: an average of heads that differ is smaller than they are."""
     changed: State = {}
-    for kind in ("k", "v"):
+    for kind in group.kinds:
         squares = [
             computed(old, layer, kind, calibration.inputs[layer], group.base.heads_of(layer))
             .square()

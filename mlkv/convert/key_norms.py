@@ -19,7 +19,7 @@ def key_norm(layer: int) -> str:
 def merged_key_norm(state: State, group: Group, merge: str) -> State:
     """The weights of an owner's norm, where it has one: those of its group, merged as heads are; with newly initialised
     heads those of the owner."""
-    if key_norm(group.sources[0]) not in state:
+    if "k" not in group.kinds or key_norm(group.sources[0]) not in state:
         return {}
     head_dim = len(state[f"blocks.{group.sources[0]}.attention.k.weight"]) // group.base.heads_of(group.sources[0])
     norms = [state[key_norm(layer)].float() for layer in group.sources]

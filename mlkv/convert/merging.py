@@ -13,7 +13,7 @@ from ..layout import KVLayout
 from ..merges import counted_grouping, merge_named
 from .frames import FRAMES
 from .grouping import grouped
-from .heads import Group, State, in_frames, restored_norms, weighed
+from .heads import Group, State, groups_of, in_frames, restored_norms, weighed
 from .key_norms import key_norm, merged_key_norm
 
 if TYPE_CHECKING:
@@ -38,17 +38,19 @@ def merge_kv(
     newly initialised ones.
 
     rotated: how many dimensions of a key its position rotates. calibration: for a merge or grouping that needs it.
-    Raises ValueError for an unknown merge, and for what needs a calibration where there is none.
+    Raises ValueError for an unknown merge, for what needs a calibration where there is none, and for another order of
+    heads where keys and values are apart: they merge in different groups, and queries have one order for both.
     """
     row = merge_named(merge)
     similar = counted_grouping(grouping, merge, source, layout) == "similar"
+    if similar and (source.apart or layout.apart):
+        raise ValueError("grouping = similar: keys and values merge in different groups; use adjacent")
     if similar and calibration is None:
         raise ValueError("grouping = similar: needs a calibration")
     merged: State = {}
-    for owner in layout.owners:
-        group = Group(source, layout, owner, rotated)
+    for group in groups_of(source, layout, rotated):
         if not group.merges:
-            names = [*_names(fresh, owner), *({key_norm(owner)} & fresh.keys())]
+            names = [*_names(fresh, group), *({key_norm(group.owner)} & fresh.keys() if "k" in group.kinds else ())]
             merged |= {name: old[_of(name, group.sources[0])] for name in names}
             continue
         if row.calibrated and calibration is None:
@@ -73,8 +75,9 @@ def _prepared(old: State, group: Group, row: Merge, calibration: Calibration) ->
     return weighed(old, group, calibration) if row.weighed else {}
 
 
-def _names(state: State, layer: int) -> list[str]:
-    names = [f"blocks.{layer}.attention.{kind}" for kind in ("k.weight", "k.bias", "v.weight", "v.bias")]
+def _names(state: State, group: Group) -> list[str]:
+    parts = [f"{kind}.{part}" for kind in group.kinds for part in ("weight", "bias")]
+    names = [f"blocks.{group.owner}.attention.{part}" for part in parts]
     return [name for name in names if name in state]
 
 
@@ -87,7 +90,7 @@ def _combined(state: State, fresh: State, group: Group, name: str, row: Merge) -
     """Heads within a layer first, then over layers. Those whose queries share a KV head in the new layout are
     neighbours, as in GQA (arXiv 2305.13245)."""
     heads: State = {}
-    for weight in _names(fresh, group.owner):
+    for weight in _names(fresh, group):
         members = [
             state[_of(weight, layer)].float().unflatten(0, (group.kv_heads, runs, -1))
             for layer, runs in zip(group.sources, group.run_lengths, strict=True)

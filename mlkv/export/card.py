@@ -71,14 +71,12 @@ def _front_matter(origin: Origin) -> str:
 
 
 def _drawing(layout: KVLayout) -> str:
-    cells = layout.draw().split()
-    width = max(map(len, [*cells, str(layout.layers - 1)]))
-    lines = [
-        f"layer     {' '.join(f'{i:>{width}}' for i in range(layout.layers))}",
-        f"KV heads  {' '.join(f'{cell:>{width}}' for cell in cells)}",
-    ]
+    named = {"keys": layout.keys, "values": layout.values} if layout.apart else {"KV heads": layout}
+    rows = {"layer": [*map(str, range(layout.layers))]} | {name: part.draw().split() for name, part in named.items()}
+    width = max(len(cell) for cells in rows.values() for cell in cells)
+    lines = [f"{name:<10}{' '.join(f'{cell:>{width}}' for cell in cells)}" for name, cells in rows.items()]
     legend = "A number: the layer keeps so many KV heads."
-    if layout.kv_layers < layout.layers:
+    if any(part.kv_layers < layout.layers for part in named.values()):
         legend += " `─`: it reads the keys and values of the nearest owner below; `←i`: those of layer i."
     if layout.latent:
         legend += " `r`: what is cached in their place is a latent vector of that width."

@@ -13,6 +13,8 @@ def refusal(checkpoint: Checkpoint) -> str | None:
     layout = checkpoint.layout
     if layout.latent:
         return "no family of the table caches a latent"
+    if layout.apart:
+        return "no family of the table takes keys and values from different layers, or with other head counts"
     if checkpoint.shares:
         return "no family of the table has layers that read another layer's keys and values"
     if len(set(layout.kv_heads)) > 1:

@@ -20,6 +20,5 @@ def bytes_per_device(layout: KVLayout, head_dim: int, element_bytes: int, tensor
         raise ValueError(f"tensor_parallel = {tensor_parallel}: must divide the {layout.heads} query heads")
     numbers = 0
     for owner in layout.owners:
-        heads, keys, values = layout.cached_sizes(owner, head_dim)
-        numbers += -(-heads // tensor_parallel) * (keys + values)
+        numbers += sum(-(-heads // tensor_parallel) * width for heads, width in layout.cached_sizes(owner, head_dim))
     return numbers * element_bytes

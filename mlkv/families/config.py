@@ -69,7 +69,12 @@ def layout_of(config: Config) -> KVLayout:
         sources, kv_heads = _our_integers(config, "kv_source_layers"), _our_integers(config, "kv_heads")
         if len(sources) != shape.layers:
             raise ValueError(f"kv_source_layers has {len(sources)} entries: the decoder has {shape.layers} layers")
-        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads, _our_latent(config, shape))
+        value_sources, value_heads = (
+            tuple(_our_integers(config, name)) if config.get(name) else None
+            for name in ("value_source_layers", "value_heads")
+        )
+        latent = _our_latent(config, shape)
+        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads, latent, value_sources, value_heads)
     return family_of(config).layout(config, shape_of(config))
 
 
@@ -153,6 +158,8 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
     family = FAMILIES.choose(name)
     if layout.latent:
         raise ValueError(f"family = {name}: cannot express a latent")
+    if layout.apart:
+        raise ValueError(f"family = {name}: cannot express the layout {name_of(layout)} (keys and values apart)")
     config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
     config |= {key: value for key, value in family.required.items() if value is not None}
     config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
+from ..attention import update_cache
 from ..cache.formats import AS_COMPUTED, CACHES
 from ..cache.quantised import QuantisedCache
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
@@ -217,12 +218,11 @@ class FilledRun(Run):
         packed, layout = CACHES[self.cache].bits is not None, self.model.layout
         cache = QuantisedCache(self.model.config, self.cache) if packed else DynamicCache()
         for owner in layout.owners:
-            heads, *widths = layout.cached_sizes(owner, self.model.shape.head_dim)
             keys, values = (
                 torch.randn(self.batch, heads, self.context, width, dtype=self.model.dtype, device=self.device)
-                for width in widths
+                for heads, width in layout.cached_sizes(owner, self.model.shape.head_dim)
             )
-            cache.update(keys, values, owner)
+            update_cache(cache, keys, values, owner)
         return cache, self._ids(1, generator)
 
 

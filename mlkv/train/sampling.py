@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..layout import KVLayout, divisors
 from ..merges import check_conversion
-from ..patterns import make, name_of, sources_of
+from ..patterns import PATTERNS, make, name_of, sources_of
 from ..recipes import ElasticRecipe
 
 _STREAM = 1
@@ -51,6 +51,11 @@ def _has_a_layout(recipe: ElasticRecipe, base: KVLayout, kv_layers: int) -> bool
 
 
 def _layout(recipe: ElasticRecipe, base: KVLayout, kv_layers: int, kv_heads: int) -> KVLayout:
+    if PATTERNS.choose(recipe.pattern).values:
+        valid = ", ".join(name for name, row in PATTERNS.items() if not row.values)
+        raise ValueError(f"pattern = {recipe.pattern}: has other sources for values than for keys; valid: {valid}")
+    if base.apart:
+        raise ValueError(f"layout {name_of(base)}: elastic training takes bases that share keys and values together")
     layout = make(recipe.pattern, base.layers, base.heads, kv_layers, kv_heads)
     check_conversion(base, layout)
     if missing := set(layout.owners) - set(base.owners):

@@ -36,12 +36,26 @@ def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
     """Where weights are converted, the base's heads can be merged into the layout."""
     if config.convert.start != "convert":
         return
+    check_grouping(config, model, layout)
     try:
         check_conversion(model.layout, layout)
     except ValueError as error:
-        fault = f"layout.{error}" if str(error).startswith("kv_heads") else str(error)
-        valid = ", ".join(map(str, divisors(gcd(*model.layout.kv_heads))))
+        of_values = str(error).startswith("value_heads")
+        fault = f"layout.{error}" if of_values or str(error).startswith("kv_heads") else str(error)
+        part = model.layout.values if of_values else model.layout.keys
+        valid = ", ".join(map(str, divisors(gcd(*part.kv_heads))))
         raise UserError(f"model {config.model.name}: {fault} (valid: {valid})") from None
+
+
+def check_grouping(config: Config, model: Model, layout: KVLayout) -> None:
+    """Heads can be put into another order only where keys and values merge in the same groups: their order is that of
+    the queries."""
+    apart = next((each for each in (layout, model.layout) if each.apart), None)
+    if apart and counted_grouping(config.convert.grouping, config.convert.merge, model.layout, layout) != "adjacent":
+        raise UserError(
+            f"convert.grouping = {config.convert.grouping}: keys and values of {name_of(apart)} merge in different "
+            "groups, and queries have one order for both; set convert.grouping=adjacent"
+        )
 
 
 def check_elastic(config: Config, model: Model, layouts: Sequence[KVLayout]) -> None:

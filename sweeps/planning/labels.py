@@ -98,6 +98,8 @@ def _values(variant: Variant, others: Sequence[Variant], differing: Collection[s
 
 
 def shape_label(layout: KVLayout) -> str:
-    """M×G; where owners have different numbers of KV heads, all of them."""
+    """M×G; where owners have different numbers of KV heads, all of them. `3×6+1×6` where keys and values are apart."""
+    if layout.apart:
+        return f"{shape_label(layout.keys)}+{shape_label(layout.values)}"
     heads = str(layout.kv_heads[0]) if len(set(layout.kv_heads)) == 1 else "/".join(map(str, layout.kv_heads))
     return f"{layout.kv_layers}×{heads}"

@@ -12,14 +12,14 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from mlkv.layout import KVLayout, Latent
+from mlkv.layout import KVLayout, Latent, Sources
 from mlkv.merges import most_heads
-from mlkv.patterns import EXPLICIT, PATTERNS, budgets, of_budget, sources_of
+from mlkv.patterns import EXPLICIT, PATTERNS, budgets, name_of, of_budget, sources_of, value_sources_of
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
 
 PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
-SIZES = ("kv_layers", "kv_heads", "factor", "budget", "cache")
+SIZES = ("kv_layers", "kv_heads", "value_heads", "factor", "budget", "cache")
 """The keys of `layout` that say how much a layout keeps."""
 
 
@@ -41,7 +41,8 @@ class LayoutConfig:
 
     Unset `kv_layers` means all layers, unset `kv_heads` all heads that the base has there; with neither, the layout is
     the base's own. A `budget` means every (M, G) with that many KV heads in all, a `cache` every one with that share of
-    the base's; `kv_layers` and `kv_heads` beside them choose among those.
+    the base's; `kv_layers` and `kv_heads` beside them choose among those. `value_heads` is `kv_heads` for the values
+    alone, and `value_source_layers` is `kv_source_layers` for them: unset, both are those of the keys.
     """
 
     pattern: PatternName = "even"
@@ -51,6 +52,8 @@ class LayoutConfig:
     cache: Annotated[Fraction, BeforeValidator(_share)] | None = None
     factor: Positive | None = None
     kv_source_layers: tuple[int, ...] | None = None
+    value_heads: Positive | tuple[Positive, ...] | None = None
+    value_source_layers: tuple[int, ...] | None = None
     latent: Positive | None = None
     """The rank of the latent vector that each owner caches in place of keys and values; an owner with less than that to
     hold has the rank of what it holds. Unset: keys and values."""
@@ -65,19 +68,36 @@ class LayoutConfig:
         start = start or base
         if self.pattern != EXPLICIT and (self.budget is not None or self.cache is not None):
             return self._of_size(base, start)
-        if self.pattern != EXPLICIT and not (self.kv_layers or self.kv_heads or self.factor):
+        if self._is_bases_own:
             return [start]
-        sources = self._sources(start.layers)
-        if len(sources) != start.layers:
-            raise ValueError(f"layout.kv_source_layers has {len(sources)} entries: it has {start.layers} layers")
-        if isinstance(self.kv_heads, tuple):
-            return [KVLayout(sources, self.kv_heads, start.heads)]
-        return [KVLayout(sources, tuple(self.kv_heads or most for most in most_heads(start, sources)), start.heads)]
+        sources, value_sources = self._sources(start.layers)
+        for name, given in (("kv_source_layers", sources), ("value_source_layers", value_sources)):
+            if given is not None and len(given) != start.layers:
+                raise ValueError(f"layout.{name} has {len(given)} entries: it has {start.layers} layers")
+        heads = _heads(self.kv_heads, start.keys, sources)
+        value_heads: tuple[int, ...] | None = None
+        if self.value_heads or not isinstance(self.kv_heads, tuple):
+            value_heads = _heads(self.value_heads or self.kv_heads, start.values, value_sources or sources)
+        return [
+            KVLayout(sources, heads, start.heads, value_source_layers=value_sources, value_heads=value_heads),
+        ]
+
+    @property
+    def _is_bases_own(self) -> bool:
+        """Whether it asks for nothing but the base's own layout."""
+        if self.pattern == EXPLICIT or PATTERNS[self.pattern].values:
+            return False
+        return not (self.kv_layers or self.kv_heads or self.factor or self.value_heads)
 
     def with_latent(self, layout: KVLayout, start: KVLayout, shape: DecoderShape) -> KVLayout:
         """A layout with the latent that is asked for, if any. Raises ValueError naming the field."""
         if self.latent is None:
             return layout
+        if layout.apart or start.apart:
+            raise ValueError(
+                f"layout.latent = {self.latent}: a latent holds keys and values together, and the layout "
+                f"{name_of(layout if layout.apart else start)} has other sources or head counts for values; unset it"
+            )
         rotary = shape.rotated_dims if self.rotary_dims is None else self.rotary_dims
         if rotary % 2 or rotary > shape.rotated_dims:
             most = shape.rotated_dims
@@ -91,32 +111,36 @@ class LayoutConfig:
         return replace(layout, latent=Latent(ranks, rotary, self.shared_rotary))
 
     def _of_size(self, base: KVLayout, start: KVLayout) -> list[KVLayout]:
-        budget = self.cache * base.budget if self.cache else Fraction(self.budget or 0)
+        budget = self.cache * Fraction(base.budget) if self.cache else Fraction(self.budget or 0)
         layouts = self._of_budget(int(budget), start) if budget.denominator == 1 else []
         if layouts:
             return layouts
-        possible = [b for b in budgets(self.pattern, start) if self._of_budget(b, start)]
+        possible = [b for b in budgets(self.pattern, start, self._uniform_value_heads) if self._of_budget(b, start)]
         raise ValueError(f"layout.{self._size_fault(base, start, budget, possible)}")
 
     def _of_budget(self, budget: int, start: KVLayout) -> list[KVLayout]:
-        layouts = of_budget(self.pattern, budget, start)
+        layouts = of_budget(self.pattern, budget, start, self._uniform_value_heads)
         if self.factor:  # two factors may leave equally many owners in different places
-            sources = self._sources(start.layers)
+            sources, _ = self._sources(start.layers)
             layouts = [replace(each, kv_source_layers=sources) for each in layouts if each.kv_layers == len({*sources})]
         return [layout for layout in layouts if self._admits(layout)]
 
+    @property
+    def _uniform_value_heads(self) -> int | None:
+        return self.value_heads if isinstance(self.value_heads, int) else None
+
     def _size_fault(self, base: KVLayout, start: KVLayout, budget: Fraction, possible: list[int]) -> str:
         """Why there is no layout of this size, and which there are."""
-        keys = ("kv_layers", "kv_heads", "factor")
+        keys = ("kv_layers", "kv_heads", "value_heads", "factor")
         limits = [f"{key} = {value}" for key in keys if (value := getattr(self, key))]
         rule = f"pattern {self.pattern}{' with ' + ' and '.join(limits) if limits else ''}"
         kv = "" if start.budget == start.layers * start.heads else "KV "
-        where = f"{rule} on {start.layers} layers of {gcd(*start.kv_heads)} {kv}heads"
+        where = f"{rule} on {start.layers} layers of {gcd(*start.keys.kv_heads, *start.values.kv_heads)} {kv}heads"
         free = f"; {' '.join(f'layout.{limit.split()[0]}=null' for limit in limits)} allows others" if limits else ""
         if self.cache is None:
             return f"budget = {self.budget}: {where} takes {', '.join(map(str, possible)) or 'none'}{free}"
         distance = min((abs(b - budget) for b in possible), default=None)
-        near = [f"{Fraction(b, base.budget)} ({b} KV heads)" for b in possible if abs(b - budget) == distance]
+        near = [f"{b / Fraction(base.budget)} ({b} KV heads)" for b in possible if abs(b - budget) == distance]
         nearest = f"nearest: {' or '.join(near)}" if near else "it has none"
         return f"cache = {self.cache}: {where} cannot have that share of the base's {base.budget}; {nearest}{free}"
 
@@ -130,15 +154,31 @@ class LayoutConfig:
         if self.latent is None and (self.rotary_dims is not None or self.shared_rotary):
             name = "shared_rotary" if self.rotary_dims is None else "rotary_dims"
             raise ValueError(f"{name} = {getattr(self, name)}: is of a latent; set latent too")
+        if self.value_source_layers is not None and self.pattern != EXPLICIT:
+            raise ValueError(
+                f"value_source_layers = {[*self.value_source_layers]}: only pattern explicit reads it "
+                f"(pattern = {self.pattern})"
+            )
         if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
 
-    def _sources(self, layers: int) -> tuple[int, ...]:
+    def _sources(self, layers: int) -> tuple[Sources, Sources | None]:
+        """Of the keys, and of the values where they have others."""
         if self.pattern == EXPLICIT:
-            return self.kv_source_layers or ()
-        return sources_of(self.pattern, layers, self.kv_layers or layers, self.factor)
+            return self.kv_source_layers or (), self.value_source_layers
+        kv_layers = self.kv_layers or layers
+        return sources_of(self.pattern, layers, kv_layers, self.factor), value_sources_of(
+            self.pattern, layers, kv_layers
+        )
 
     def _admits(self, layout: KVLayout) -> bool:
         heads = (None, layout.kv_heads[0], layout.kv_heads)
-        return self.kv_layers in (None, layout.kv_layers) and self.kv_heads in heads
+        value_heads = (None, layout.values.kv_heads[0], layout.values.kv_heads)
+        fits = self.kv_heads in heads and self.value_heads in value_heads
+        return fits and self.kv_layers in (None, layout.kv_layers)
+
+
+def _heads(given: int | tuple[int, ...] | None, start: KVLayout, sources: Sources) -> tuple[int, ...]:
+    """Of each owner in `sources`; where none are given, the most that the heads of `start` can be merged into."""
+    return given if isinstance(given, tuple) else tuple(given or most for most in most_heads(start, sources))

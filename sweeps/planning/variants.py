@@ -251,7 +251,11 @@ def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
 
 def _removed(config: Config, values: Values, model: Model) -> bool:
     """Whether the filter removes a point, by what is known without a layout."""
-    sizes = {key: value for key in ("kv_layers", "kv_heads", "budget") if (value := getattr(config.layout, key))}
+    sizes = {
+        key: value
+        for key in ("kv_layers", "kv_heads", "value_heads", "budget")
+        if (value := getattr(config.layout, key))
+    }
     shape = {"layers": model.shape.layers, "heads": model.shape.heads, "head_dim": model.shape.head_dim}
     try:
         return not keeps(config.sweep.filter, {**values, "pattern": config.layout.pattern, **shape, **sizes})
@@ -270,7 +274,8 @@ def _filter_names(variant: Variant) -> Values:
         "family": variant.family,
         "pattern": variant.config.layout.pattern,
         "kv_layers": layout.kv_layers,
-        "kv_heads": layout.kv_heads[0] if len(set(layout.kv_heads)) == 1 else list(layout.kv_heads),
+        "kv_heads": _one_or_each(layout.kv_heads),
+        "value_heads": _one_or_each(layout.values.kv_heads),
         "budget": layout.budget,
         "layers": layout.layers,
         "heads": layout.heads,
@@ -278,6 +283,10 @@ def _filter_names(variant: Variant) -> Values:
         "kv_bytes_per_token": variant.kv_bytes_of(2),
         "parameters": variant.parameters,
     }
+
+
+def _one_or_each(heads: Sequence[int]) -> int | list[int]:
+    return heads[0] if len(set(heads)) == 1 else list(heads)
 
 
 def _with_steps(variant: Variant, resolver: Resolver) -> Variant:

@@ -279,7 +279,7 @@ class VariantRow:
     family: str
     kv_layers: int
     kv_heads: list[int]
-    budget: int
+    budget: int | float
     layout: KVLayout
     head_dim: int
     kv_element_bytes: int | None

@@ -180,6 +180,10 @@ def variant_id(sweep: str, variant: str) -> str:
     return f"variant-{hashlib.sha256(json.dumps([sweep, variant]).encode()).hexdigest()[:16]}"
 
 
+_OF_VALUES = ("value_source_layers", "value_heads")
+"""Of a layout whose values have other sources or heads than its keys."""
+
+
 def _variant_config(sweep: SavedSweep, index: int, row: VariantRow) -> Json:
     """The resolved configuration, and the cost columns to filter and plot by. The key `mlkv` holds the variant's part
     of the plan, so that the table of results can be made from W&B alone. It is JSON text, because W&B drops empty
@@ -196,6 +200,7 @@ def _variant_config(sweep: SavedSweep, index: int, row: VariantRow) -> Json:
         "steps": as_json({id: sweep.plan.steps[id] for id in row.steps.ids}),
     }
     shown = {key: variant[key] for key in (*costs, "steps")}
+    shown |= {key: variant["layout"][key] for key in _OF_VALUES if key in variant["layout"]}
     return {**config, **shown, "mlkv": json.dumps(planned)}
 
 

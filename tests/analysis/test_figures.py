@@ -168,5 +168,5 @@ def test_a_row_is_all_that_a_new_figure_needs(
 
 def test_families_differ_in_shape_and_colour() -> None:
     styles = FAMILY_STYLES.values()
-    assert len({style.marker for style in styles}) == len({style.colour for style in styles}) == 10
+    assert len({style.marker for style in styles}) == len({style.colour for style in styles}) == 13
     assert len(set(shades("#D55E00", 8))) == 8

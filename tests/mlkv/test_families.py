@@ -371,6 +371,7 @@ def test_a_base_with_fewer_kv_heads_says_so() -> None:
         ("gpt_neox", "neox", "gqa", "family = gpt_neox: cannot express the layout GQA-12"),
         ("llama", "llama", "mlkv", "family = llama: cannot express the layout MLKV-2"),
         ("llama", "neox", "mha", "family = llama: cannot express norm, "),
+        ("llama", "llama", "kv_apart", r"cannot express the layout Custom-7 \(keys and values apart\)"),
         ("bert", "neox", "mha", "family = bert: must be one of gpt_neox, llama, gpt2, opt, mistral, "),
     ],
 )
@@ -412,7 +413,7 @@ def as_published_mlkv(model: MLKVForCausalLM, out: Path) -> None:
     for layer, block in enumerate(blocks_of(model.model)):
         for ours, published in names.items():
             for kind in ("weight", "bias"):
-                if ours not in ("attention.k", "attention.v") or block.attention.owner:
+                if ours not in ("attention.k", "attention.v") or block.attention.owns:
                     tensor = block.get_submodule(ours).get_parameter(kind)
                     state[f"gpt_neox.layers.{layer}.{published}.{kind}"] = tensor
     out.mkdir()

@@ -65,9 +65,15 @@ def generated(subject: MLKVForCausalLM, mask: Tensor | None, **options: object) 
     return output.sequences, torch.stack(output.logits)
 
 
-@EVERY_LAYOUT
 @EVERY_SHAPE
-@KEYS
+@pytest.mark.parametrize(
+    ("layout", "keys"),
+    [
+        pytest.param(layout, keys, id=f"{name}-{keys}")
+        for name, layout in LAYOUTS.items()
+        for keys in (["rotated"] if layout.apart else ["rotated", "unrotated"])
+    ],
+)
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["unpadded", "padded"])
 def test_generation_is_the_same_with_a_dynamic_a_static_and_no_cache(
     shape: DecoderShape, layout: KVLayout, keys: Keys, mask: Tensor | None
@@ -89,7 +95,7 @@ def test_a_static_cache_hides_its_empty_places_from_a_single_token(keys: Keys) -
     torch.testing.assert_close(torch.cat(steps, 1), subject(IDS[:, :3]).logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["mlkv", "explicit"])
+@pytest.mark.parametrize("layout", ["mlkv", "explicit", "kv_apart"])
 @torch.no_grad()
 def test_decoding_with_a_static_cache_compiles_as_one_graph(layout: str) -> None:
     subject = model(layout=LAYOUTS[layout])

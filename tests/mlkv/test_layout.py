@@ -25,6 +25,9 @@ POSSIBLE: dict[str, Callable[[int], Container[int]]] = {
     "dense_back": lambda layers: range(2, layers + 1),
     "pizza": lambda layers: range(1, layers + 1),
     "sandwich": lambda layers: range(1, layers + 1),
+    "fusedkv_lite": lambda layers: range(2, layers + 1),
+    "fusedkv_lite_reverse": lambda layers: range(2, layers + 1),
+    "svformer": lambda layers: {layers},
 }
 HEADS = st.sampled_from([1, 2, 4, 6, 12, 32])
 
@@ -44,9 +47,13 @@ def test_a_pattern_makes_the_layout_asked_for_or_says_which_sizes_it_takes(
             make(pattern, layers, heads, kv_layers, kv_heads)
         return
     layout = make(pattern, layers, heads, kv_layers, kv_heads)
-    assert (layout.layers, layout.kv_layers, layout.budget) == (layers, kv_layers, kv_layers * kv_heads)
-    assert sum(1 + len(layout.readers(owner)) for owner in layout.owners) == layers
-    assert list(layout.kv_source_layers) == sorted(layout.kv_source_layers), "each layer reads the nearest owner below"
+    value_owners = 1 if pattern == "svformer" else kv_layers
+    assert (layout.layers, layout.kv_layers) == (layers, kv_layers)
+    assert layout.budget == (kv_layers + value_owners) * kv_heads / 2
+    for part in (layout.keys, layout.values):
+        assert sum(1 + len(part.readers(owner)) for owner in part.owners) == layers
+        nearest = list(part.kv_source_layers) == sorted(part.kv_source_layers)
+        assert nearest or PATTERNS[pattern].values, "each layer reads the nearest owner below"
 
 
 @given(LAYERS, st.data())
@@ -176,7 +183,8 @@ def test_a_budget_finds_every_layout_that_has_it(pattern: str, layers: int, head
                 continue
     expected = [layout for layout in everything if layout.budget == budget]
     assert of_budget(pattern, budget, mha(layers, heads)) == expected
-    assert budgets(pattern, mha(layers, heads)) == sorted({layout.budget for layout in everything})
+    whole = {layout.budget for layout in everything if isinstance(layout.budget, int)}
+    assert budgets(pattern, mha(layers, heads)) == sorted(whole)
     if budget and not expected:
         with pytest.raises(ValueError, match=f"layout.budget = {budget}: pattern {pattern} on {layers} layers"):
             LayoutConfig(pattern, budget=budget).layouts(mha(layers, heads))
@@ -189,7 +197,7 @@ def test_an_impossible_budget_lists_the_possible_ones() -> None:
 
 def test_an_unknown_pattern_lists_the_known_ones() -> None:
     for call in (lambda: make("evn", 4, 4, 2, 1), lambda: of_budget("evn", 2, mha(4, 4))):
-        with pytest.raises(ValueError, match=r"^pattern = evn: must be one of even, cla, .*sandwich$"):
+        with pytest.raises(ValueError, match=r"^pattern = evn: must be one of even, cla, .*svformer$"):
             call()
 
 
@@ -239,7 +247,7 @@ def _top_group(layers: int, kv_layers: int) -> tuple[int, ...]:
 
 def test_a_pattern_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TypeAdapter(LayoutConfig)
-    with pytest.raises(ValidationError, match="'sandwich' or 'explicit'"):
+    with pytest.raises(ValidationError, match="'svformer' or 'explicit'"):
         config.validate_python({"pattern": "top_group"})
     monkeypatch.setitem(PATTERNS, "top_group", Pattern("TopGroup", _top_group))
     (layout,) = config.validate_python({"pattern": "top_group", "kv_layers": 2, "kv_heads": 1}).layouts(mha(5, 4))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, mha
+from mlkv.layout import KINDS, KVLayout, mha
 from mlkv.model import Decoder
 from mlkv.patterns import make
 from mlkv.positions import rotary_angles, rotate
@@ -23,7 +23,15 @@ from tests.support.tiny import blocks_of
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-EVERY_KEYS = pytest.mark.parametrize("keys", ["rotated", "unrotated"])
+EVERY_LAYOUT_AND_KEYS = pytest.mark.parametrize(
+    ("layout", "keys"),
+    [
+        pytest.param(layout, keys, id=f"{name}-{keys}")
+        for name, layout in LAYOUTS.items()
+        for keys in (["rotated"] if layout.apart else ["rotated", "unrotated"])
+    ],
+)
+"""Unrotated keys are those of published checkpoints, which share keys and values together."""
 
 IDS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))
 PADDED = torch.ones_like(IDS).index_put_((torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])), torch.tensor(0))
@@ -49,17 +57,16 @@ def reference(model: Decoder, ids: Tensor, keys: Keys) -> Tensor:
     inputs = []
     for layer, block in enumerate(blocks_of(model)):
         inputs.append(block.kv_norm(x) if hasattr(block, "kv_norm") else block.attention_norm(x))
-        owner = layout.kv_source_layers[layer]
-        source, repeats = blocks_of(model)[owner].attention, shape.heads // layout.heads_of(layer)
+        owner, value_owner = layout.keys.kv_source_layers[layer], layout.values.kv_source_layers[layer]
         heads = [
             projection(hidden).view(batch, length, -1, shape.head_dim).transpose(1, 2)
             for projection, hidden in (
                 (block.attention.q, block.attention_norm(x)),
-                (source.k, inputs[owner]),
-                (source.v, inputs[owner]),
+                (blocks_of(model)[owner].attention.k, inputs[owner]),
+                (blocks_of(model)[value_owner].attention.v, inputs[value_owner]),
             )
         ]
-        q, k, v = rotate(heads[0], angles), *(t.repeat_interleave(repeats, dim=1) for t in heads[1:])
+        q, k, v = rotate(heads[0], angles), *(t.repeat_interleave(shape.heads // t.shape[1], dim=1) for t in heads[1:])
         if keys == "rotated" or owner == layer:
             k = rotate(k, angles)
         scores = (q @ k.transpose(-1, -2) / shape.head_dim**0.5).masked_fill(
@@ -71,18 +78,16 @@ def reference(model: Decoder, ids: Tensor, keys: Keys) -> Tensor:
     return model.norm(x)
 
 
-@EVERY_LAYOUT
+@EVERY_LAYOUT_AND_KEYS
 @EVERY_SHAPE
-@EVERY_KEYS
 @torch.no_grad()
 def test_layers_attend_to_the_keys_and_values_of_their_owner(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
     model = decoder(shape, layout, keys)
     torch.testing.assert_close(model(IDS), reference(model, IDS, keys), atol=1e-4, rtol=1e-4)
 
 
-@EVERY_LAYOUT
+@EVERY_LAYOUT_AND_KEYS
 @EVERY_SHAPE
-@EVERY_KEYS
 @torch.no_grad()
 def test_decoding_in_any_steps_equals_the_full_forward(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
     model = decoder(shape, layout, keys)
@@ -125,13 +130,13 @@ def test_an_owner_without_values_silences_exactly_its_readers(layout: KVLayout) 
 
     for layer, block in enumerate(blocks_of(model)):
         block.attention.o.register_forward_pre_hook(listen(layer))
-    for owner in layout.owners:
+    for owner in layout.values.owners:
         values = blocks_of(model)[owner].attention.v
         saved = [parameter.clone() for parameter in values.parameters()]
         for parameter in values.parameters():
             parameter.zero_()
         model(IDS)
-        assert {layer for layer, sound in heard.items() if sound == 0} == {owner, *layout.readers(owner)}
+        assert {layer for layer, sound in heard.items() if sound == 0} == {owner, *layout.values.readers(owner)}
         for parameter, value in zip(values.parameters(), saved, strict=True):
             parameter.copy_(value)
 
@@ -139,12 +144,14 @@ def test_an_owner_without_values_silences_exactly_its_readers(layout: KVLayout) 
 @EVERY_LAYOUT
 def test_only_owners_have_key_and_value_weights(layout: KVLayout) -> None:
     model = decoder(SHAPES["neox"], layout)
-    widths = {
-        i: block.attention.k.out_features // 8
-        for i, block in enumerate(blocks_of(model))
-        if hasattr(block.attention, "k")
-    }
-    assert widths == dict(zip(layout.owners, layout.kv_heads, strict=True))
+    for kind in KINDS:
+        widths = {
+            i: len(block.attention.get_parameter(f"{kind}.weight")) // 8
+            for i, block in enumerate(blocks_of(model))
+            if hasattr(block.attention, kind)
+        }
+        part = layout.part(kind)
+        assert widths == dict(zip(part.owners, part.kv_heads, strict=True))
 
 
 @EVERY_LAYOUT
@@ -161,9 +168,8 @@ def test_checkpointed_gradients_are_the_gradients(shape: DecoderShape, layout: K
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-@EVERY_LAYOUT
+@EVERY_LAYOUT_AND_KEYS
 @EVERY_SHAPE
-@EVERY_KEYS
 @torch.no_grad()
 def test_bf16_weights_give_bf16_caches_and_nearly_the_same_output(
     shape: DecoderShape, layout: KVLayout, keys: Keys
@@ -220,3 +226,8 @@ def test_rotation_depends_only_on_how_far_apart_two_tokens_are() -> None:
 def test_a_layout_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="layout has 5 layers of 4 heads, the decoder 6 of 4"):
         Decoder(SHAPES["neox"], mha(5, 4))
+
+
+def test_keys_that_are_cached_unrotated_go_with_values_of_the_same_layers() -> None:
+    with pytest.raises(ValueError, match=r"^keys = unrotated: keys and values that are apart need rotated ones$"):
+        decoder(SHAPES["neox"], LAYOUTS["kv_apart"], "unrotated")

@@ -210,5 +210,9 @@ LAYOUTS: dict[str, KVLayout] = {
     "pizza": make("pizza", LAYERS, HEADS, 3, 2),
     "sandwich": make("sandwich", LAYERS, HEADS, 3, 1),
     "explicit": KVLayout((0, 1, 0, 3, 1, 3), (4, 1, 2), HEADS),
+    "kv_apart": KVLayout(
+        (0, 0, 2, 0, 4, 2), (4, 1, 2), HEADS, value_source_layers=(0, 1, 1, 3, 1, 3), value_heads=(1, 2, 4)
+    ),
 }
-"""`explicit` has interleaved readers and owners of different head counts."""
+"""`explicit` has interleaved readers and owners of different head counts; `kv_apart` has owners of keys alone, of
+values alone and of both with other head counts, and layers that own one of them and read the other."""
