@@ -206,12 +206,15 @@ def attention_by_hand(model: MLKVForCausalLM, inputs: list[NDArray[np.float64]],
     q = projected(layer, "q", inputs[layer])
     k, v = projected(key_owner, "k", inputs[key_owner]), projected(value_owner, "v", inputs[value_owner])
     half = model.shape.rotated_dims // 2
+    # The decoder computes angles in float32, whatever its weights are.
+    angles = rotary_angles(model.shape, torch.arange(len(q))[None])
+    assert angles
+    cosines, sines = (each[0, 0].numpy() for each in angles)
 
     def turned(vector: NDArray[np.float64], position: int) -> NDArray[np.float64]:
         vector = vector.copy()
         for plane in range(half):
-            # The decoder computes angles in float32, whatever its weights are.
-            cos, sin = (each[0, 0, 0, plane].item() for each in rotary_angles(model.shape, torch.tensor([[position]])))
+            cos, sin = float(cosines[position, plane]), float(sines[position, plane])
             a, b = vector[plane], vector[plane + half]
             vector[plane], vector[plane + half] = a * cos - b * sin, b * cos + a * sin
         return vector

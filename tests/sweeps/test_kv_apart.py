@@ -75,20 +75,14 @@ def test_a_row_is_read_as_it_was_written(planner: Planner) -> None:
         (["layout=svformer", "layout.kv_layers=3"], r"layout\.kv_layers = 3: pattern svformer on 6 layers takes 6 \("),
         (["layout.value_source_layers=[0,0,0,0,0,0]"], r"value_source_layers = .*: only pattern explicit reads it"),
         ([*EXPLICIT, "layout.kv_heads=[6,2,1]"], r"value_heads is unset, and kv_heads has 3 entries for 2 owners"),
-        ([*EXPLICIT[:2], "layout.value_source_layers=[0,0]"], r"value_source_layers has 2 entries: it has 6 layers"),
         (
             [*EXPLICIT[:2], "layout.value_source_layers=[0,0,1,0,0,0]", "layout.kv_heads=1"],
             r"value_source_layers\[2\] = 1: layer 1 keeps no values, it reads 0",
         ),
-        (["layout=svformer", "layout.budget=6"], r"layout\.budget = 6: pattern svformer on 6 layers .* takes 7, 21"),
         (["layout=svformer", "layout.latent=8"], r"layout\.latent = 8: a latent holds keys and values together, and "),
         (
             ["layout=fusedkv_lite", "layout.kv_heads=3", "convert.merge=svd", "convert.grouping=similar"],
             r"convert\.grouping = similar: keys and values of FusedKV-Lite-9 merge in different groups",
-        ),
-        (
-            ["layout=svformer", "elastic=nested", "convert.merge=mean"],
-            r"layout SVFormer-21 .*: not among those that elastic training samples",
         ),
         (
             ["layout=svformer", "elastic=nested", "elastic.pattern=svformer"],
