@@ -130,7 +130,7 @@ def test_a_llama_passes_every_check(tmp_path: Path) -> None:
     assert {result.state for result in results.values()} == {"pass"}
 
 
-@pytest.mark.parametrize("config", [GEMMA_3N, GEMMA_4], ids=["gemma3n", "gemma4"])
+@pytest.mark.parametrize("config", [GEMMA_3N, pytest.param(GEMMA_4, marks=pytest.mark.long)], ids=["gemma3n", "gemma4"])
 def test_reentrant_checkpointing_of_gemma_with_shared_layers_loses_gradients(config: Config, tmp_path: Path) -> None:
     results = checked(load_subject(written(config, tmp_path)), "checkpointing", "reentrant", "sources")
     assert failed(results) == {"reentrant"}

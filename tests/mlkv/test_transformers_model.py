@@ -27,7 +27,15 @@ from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from tests.support.matrix import FAMILY_CONFIGS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
-EVERY_FAMILY = pytest.mark.parametrize("config", FAMILY_CONFIGS.values(), ids=list(FAMILY_CONFIGS))
+FAST = ("gpt_neox", "llama", "gpt2", "opt", "gemma2", "qwen2_windows")
+"""Families that differ in how they place tokens, mask them or cap logits; the others run with the long tests."""
+EVERY_FAMILY = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=() if name in FAST else pytest.mark.long)
+        for name, config in FAMILY_CONFIGS.items()
+    ],
+)
 IDS = torch.randint(1, VOCAB, (2, 9), generator=torch.Generator().manual_seed(6))
 PADDED = torch.ones_like(IDS)
 PADDED[0, :3] = 0
@@ -35,7 +43,8 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id
 
 
 def assert_close(own: Any, expected: Any) -> None:
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
+    """Values are up to 5 here, and float32 rounds each layer's."""
+    torch.testing.assert_close(own, expected, atol=5e-5, rtol=1e-4)
 
 
 def shared(shape: DecoderShape = SHAPES["neox"], layout: KVLayout = LAYOUTS["explicit"]) -> MLKVForCausalLM:
