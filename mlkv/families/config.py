@@ -17,7 +17,7 @@ from .checks import checked
 from .family import DERIVED, REQUIRED, Config, Family, Grouped, shown
 from .files import read_json_object
 from .rotary import read_rotary, write_rotary
-from .tables import FAMILIES, NEOX, PUBLISHED_MLKV
+from .tables import FAMILIES, LACKING, NEOX, PUBLISHED_MLKV
 
 OURS = "mlkv"
 
@@ -118,6 +118,8 @@ def _our_field(config: Config, key: str) -> Any:
 
 def family_of(config: Config) -> Family:
     name = config.get("model_type")
+    if isinstance(name, str) and name in LACKING and name not in FAMILIES:
+        raise ValueError(f"model_type = {name}: {LACKING[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"model_type = {shown(name)}: supported are {', '.join([*FAMILIES, OURS])}")
     family = FAMILIES[name]

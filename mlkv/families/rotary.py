@@ -80,8 +80,8 @@ def _kind(rope: Config, family: Rotary) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" and kind not in family.scalings:
         raise ValueError(
-            f"rope_type = {shown(kind)}: supported are {', '.join(('default', *family.scalings))}; with another the "
-            "angles of a token depend on how long the text is, or on numbers that this decoder does not have"
+            f"rope_type = {shown(kind)}: supported are {', '.join(('default', *family.scalings))}; take a checkpoint "
+            "with one of these"
         )
     return str(kind)
 

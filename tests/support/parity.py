@@ -1,0 +1,92 @@
+"""Every cell of family × layout against transformers' own model of the family.
+
+Transformers' models of these families share nothing. But each asks its cache for the keys and values that it attends
+to, so a cache that hands a reader those of its owner makes the family's own code compute the layout. It has a key and a
+value head for each query head; those of one of our heads are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from mlkv.families.config import shape_of
+from mlkv.families.save import to_family
+from mlkv.hf import MLKVForCausalLM
+from mlkv.layout import KVLayout, mha
+from mlkv.shape import DecoderShape
+from tests.support.matrix import FAMILY_CONFIGS, LAYOUTS, VOCAB
+
+IDS = torch.randint(1, VOCAB, (2, 13), generator=torch.Generator().manual_seed(2))
+PER_HEAD = (".attention.k.", ".attention.v.", ".attention.k_norm.")
+
+
+class KeysValuesOfOwners(DynamicCache):
+    """For one pass over a whole text."""
+
+    def __init__(self, layout: KVLayout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.held[layer_idx] = key_states, value_states
+        return self.held[self.layout.kv_source_layers[layer_idx]]
+
+
+def random_model(shape: DecoderShape, layout: KVLayout) -> MLKVForCausalLM:
+    model = MLKVForCausalLM.from_shape(replace(shape, init_std=0.1), layout, seed=3).eval()
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.parameters():  # biases and norms are born as zeros and ones, which would hide mistakes
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def written_out(ours: MLKVForCausalLM) -> MLKVForCausalLM:
+    """The same weights in a model without sharing, whose readers have unused keys and values, and the rotation of their
+    owner."""
+    layout, shape = ours.layout, ours.shape
+    owners = list(enumerate(layout.kv_source_layers))
+    shape = replace(
+        shape,
+        unrotated_layers=tuple(i for i, owner in owners if owner in shape.unrotated_layers),
+        local_layers=tuple(i for i, owner in owners if owner in shape.local_layers)
+        if shape.local_rotary_base
+        else shape.local_layers,
+    )
+    whole = MLKVForCausalLM.from_shape(shape, mha(shape.layers, shape.heads), seed=0)
+    state = whole.model.state_dict()
+    for name, weight in ours.model.state_dict().items():
+        own = weight
+        if any(kind in name for kind in PER_HEAD) and weight.shape != state[name].shape:
+            heads = layout.heads_of(int(name.split(".")[1]))
+            own = weight.unflatten(0, (heads, -1)).repeat_interleave(shape.heads // heads, 0).flatten(0, 1)
+        state[name] = own
+    whole.model.load_state_dict(state)
+    return whole.eval()
+
+
+@torch.no_grad()
+def error(family: str, layout: KVLayout) -> float:
+    """The largest difference of logits, as a share of the largest logit, of weights at which rounding stays small."""
+    shape = shape_of(FAMILY_CONFIGS[family])
+    if shape.local_rotary_base:  # there a layer has the window and the rotation, or neither: compare the rotation alone
+        shape = replace(shape, window=IDS.shape[1])
+    ours = random_model(shape, layout)
+    theirs = to_family(written_out(ours), FAMILY_CONFIGS[family]["model_type"]).eval()
+    expected = theirs(IDS, past_key_values=KeysValuesOfOwners(layout), use_cache=True).logits
+    return float((ours(IDS).logits - expected).abs().max() / expected.abs().max())
+
+
+def errors_table() -> str:
+    rows = [f"| | {' | '.join(LAYOUTS)} |", "|---" * (len(LAYOUTS) + 1) + "|"]
+    for family in FAMILY_CONFIGS:
+        cells = [f"{error(family, layout):.0e}" for layout in LAYOUTS.values()]
+        rows.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(rows)
