@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,9 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "phi3": {**_SIZES, "intermediate_size": 24, "pad_token_id": 0},
     "stablelm": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2},
 }
-_EARLIER = ("gpt_neox", "llama", "gpt2", "opt")
-EVERY_FAMILY = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in _EARLIER else [pytest.mark.long]) for name in FAMILIES]
-)
+EARLIER = ("gpt_neox", "llama", "gpt2", "opt")
+"""The others are drawn for less often, in `long` tests."""
+LATER = [name for name in FAMILIES if name not in EARLIER]
 for _name, _config in SMALLEST.items():
     _config |= {"model_type": _name, "vocab_size": VOCAB}
     _config["n_positions" if _name == "gpt2" else "max_position_embeddings"] = 16
@@ -163,10 +163,24 @@ def names_one_of(message: str, keys: set[str]) -> bool:
     return bool({*message.split(" = ")[0].split(" / ")} & (keys | nested)) and "second line" not in message
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("family", EARLIER)
 @settings(max_examples=60)
 @given(data=st.data())
 def test_any_config_is_read_as_transformers_reads_it_or_refused(family: str, data: st.DataObject) -> None:
+    read_alike(family, data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", LATER)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_config_of_a_later_family_is_read_as_transformers_reads_it_or_refused(
+    family: str, data: st.DataObject
+) -> None:
+    read_alike(family, data)
+
+
+def read_alike(family: str, data: st.DataObject) -> None:
     config = dict(SMALLEST[family])
     known = [key for key in _ANY_FAMILY if FAMILIES[family].rotary or not key.startswith("rope_")]
     for key in data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)):
@@ -177,6 +191,64 @@ def test_any_config_is_read_as_transformers_reads_it_or_refused(family: str, dat
     theirs = theirs_of(config)  # fails where transformers refuses what we read
     with saved(config, theirs) as folder:
         torch.testing.assert_close(logits_of(load_pretrained(folder)), logits_of(theirs), atol=1e-4, rtol=1e-4)
+
+
+_CHANGED: dict[type, tuple[Any, ...]] = {
+    bool: (True, False, None),
+    int: (1, 3, None),
+    float: (0.5, None),
+    str: ("relu", "x"),
+    type(None): (True, 3, 0.5, [1, 0]),
+    dict: ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 50.0}, None),
+    list: (["full_attention"] * LAYERS, ["full_attention", "sliding_attention"], [0, 1]),
+}
+"""By the type of a key's value in transformers' config of a family: other values for it."""
+_OUTER = {"dtype", "torch_dtype", "architectures", "return_dict", "output_hidden_states", "problem_type", "id2label"}
+_OUTER |= {"label2id", "num_labels", "transformers_version", "model_type", "output_attentions", "use_cache"}
+"""What a call or a task says, not the decoder."""
+
+
+def one_key_changed(family: str, key: str) -> int:
+    """How many models were compared.
+
+    Whatever transformers computes with another value of one key, we compute too, or refuse. What transformers itself
+    cannot compute tells nothing.
+    """
+    given = AutoConfig.for_model(family, **{k: v for k, v in SMALLEST[family].items() if k != "model_type"}).to_dict()
+    compared = 0
+    for value in _CHANGED[type(given[key])]:
+        config = SMALLEST[family] | {key: value}
+        if refusal(partial(layout_of, config)) is not None:
+            continue
+        try:
+            theirs = theirs_of(config)
+            expected = logits_of(theirs)
+        except Exception:
+            continue
+        with saved(config, theirs) as folder:
+            torch.testing.assert_close(logits_of(load_pretrained(folder)), expected, atol=1e-4, rtol=1e-4)
+        compared += 1
+    return compared
+
+
+_FAST = [("gemma2", "layer_types"), ("gemma3_text", "use_bidirectional_attention"), ("qwen2", "use_sliding_window")]
+_FAST += [
+    ("smollm3", "no_rope_layers"),
+    ("phi3", "sliding_window"),
+    ("stablelm", "qk_layernorm"),
+]
+
+
+@pytest.mark.parametrize(("family", "key"), _FAST)
+def test_one_key_changed_is_honoured_or_refused(family: str, key: str) -> None:
+    assert one_key_changed(family, key)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", LATER)
+def test_every_key_changed_is_honoured_or_refused(family: str) -> None:
+    keys = sorted({*AutoConfig.for_model(family).to_dict()} - _OUTER)
+    assert sum(one_key_changed(family, key) for key in keys if not key.startswith("_")) > 20
 
 
 BAD: tuple[Any, ...] = (
@@ -213,7 +285,7 @@ def _is_small(shape: DecoderShape) -> bool:
     return shape.parameters(mha(shape.layers, shape.heads)) < 10**6
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("family", EARLIER)
 @settings(max_examples=25)
 @given(data=st.data())
 def test_what_a_plan_accepts_the_base_step_loads(family: str, data: st.DataObject) -> None:
@@ -222,7 +294,7 @@ def test_what_a_plan_accepts_the_base_step_loads(family: str, data: st.DataObjec
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_a_config_says_is_loaded_or_refused_in_one_line(family: str, data: st.DataObject) -> None:
     plan_and_load(family, data)
@@ -353,12 +425,26 @@ CLOSEST: dict[str, Json] = {
 }
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("family", EARLIER)
 @settings(max_examples=40)
 @given(shape=SHAPES, kv_heads=st.sampled_from([1, 2, 4]), of_family=st.booleans())
 def test_a_model_is_exported_as_it_computes_or_not_at_all(
     family: str, shape: DecoderShape, kv_heads: int, of_family: bool
 ) -> None:
+    exported_alike(family, shape, kv_heads, of_family)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", LATER)
+@settings(max_examples=15)
+@given(shape=SHAPES, kv_heads=st.sampled_from([1, 2, 4]), of_family=st.booleans())
+def test_a_model_is_exported_to_a_later_family_as_it_computes_or_not_at_all(
+    family: str, shape: DecoderShape, kv_heads: int, of_family: bool
+) -> None:
+    exported_alike(family, shape, kv_heads, of_family)
+
+
+def exported_alike(family: str, shape: DecoderShape, kv_heads: int, of_family: bool) -> None:
     if of_family:
         scale = shape.width**0.5 if family.startswith("gemma") else 1.0
         closest = CLOSEST.get(family, CLOSEST["llama"]) | FAMILIES[family].fixed
