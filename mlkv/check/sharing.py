@@ -18,17 +18,25 @@ Sources = list[int]
 
 def sources(subject: Subject) -> Found:
     """The difference is the part of the layers that read another one than the config names."""
-    expected = named_sources(subject.config)
+    expected = _read_layers(subject.config)
     found = measured_sources(subject)
-    wrong = [i for i, source in enumerate(expected) if found[i] != [source]]
-    words = [f"layer {i} reads {_layers(found[i])}, the config names layer {expected[i]}" for i in wrong]
-    shared = len(expected) - len(set(expected))
+    wrong = [i for i, named in enumerate(expected) if found[i] != named]
+    words = [f"layer {i} reads {_layers(found[i])}, the config names {_layers(expected[i])}" for i in wrong]
+    shared = sum(named != [i] for i, named in enumerate(expected))
     note = "; ".join(words) or (f"{shared} of {len(expected)} layers read another" if shared else "no layer is shared")
     return Found(len(wrong) / len(expected), note, bound=0.0)
 
 
 def _layers(numbers: list[int]) -> str:
     return f"layer{'s' if len(numbers) > 1 else ''} {' and '.join(map(str, numbers))}"
+
+
+def _read_layers(config: Any) -> list[Sources]:
+    """For each layer the lower layers that it reads, or itself where there are none. In a layout of ours with keys and
+    values apart (`value_source_layers`) it may read two, or own one and read the other."""
+    keys = named_sources(config)
+    values = getattr(config, "value_source_layers", None) or keys
+    return [sorted({k, v} - {i}) or [i] for i, (k, v) in enumerate(zip(keys, values, strict=True))]
 
 
 def named_sources(config: Any) -> Sources:

@@ -244,6 +244,13 @@ def test_what_a_layer_reads_is_measured_and_not_taken_from_the_config() -> None:
     assert measured_sources(ours()) == [[0], [1], [0], [3], [1], [3]]
 
 
+def test_keys_and_values_of_two_layers_are_both_seen() -> None:
+    subject = ours(layout=LAYOUTS["kv_apart"])
+    assert measured_sources(subject) == [[0], [0], [1], [0], [1], [2, 3]]
+    results = checked(subject, "sources", "cache_bytes", "static", "checkpointing")
+    assert {result.state for result in results.values()} == {"pass"}
+
+
 def test_numbers_that_are_not_finite_are_a_fault() -> None:
     subject = ours()
     subject.model.model.norm.weight.data.fill_(torch.nan)
