@@ -37,7 +37,8 @@ class KeysValuesOfOwners(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         self.held[layer_idx] = key_states, value_states
-        return self.held[self.layout.kv_source_layers[layer_idx]]
+        key_owner, value_owner = (part.kv_source_layers[layer_idx] for part in (self.layout.keys, self.layout.values))
+        return self.held[key_owner][0], self.held[value_owner][1]
 
 
 def random_model(shape: DecoderShape, layout: KVLayout) -> MLKVForCausalLM:
@@ -65,7 +66,7 @@ def written_out(ours: MLKVForCausalLM) -> MLKVForCausalLM:
     for name, weight in ours.model.state_dict().items():
         own = weight
         if any(kind in name for kind in PER_HEAD) and weight.shape != state[name].shape:
-            heads = layout.heads_of(int(name.split(".")[1]))
+            heads = (layout.values if ".attention.v." in name else layout.keys).heads_of(int(name.split(".")[1]))
             own = weight.unflatten(0, (heads, -1)).repeat_interleave(shape.heads // heads, 0).flatten(0, 1)
         state[name] = own
     whole.model.load_state_dict(state)
