@@ -51,6 +51,18 @@ TARGETS: Registry[Target] = Registry(
             "mlkv.export.native:write",
             usage.NATIVE,
         ),
+        "vllm": Target(
+            "a model with its plugin for vLLM",
+            "mlkv.export.vllm_plugin:refusal",
+            "mlkv.export.vllm_plugin:write",
+            usage.VLLM,
+        ),
+        "gguf": Target(
+            "a GGUF file for llama.cpp (plain MHA, GQA, MQA)",
+            "mlkv.export.gguf_file:refusal",
+            "mlkv.export.gguf_file:write",
+            usage.GGUF,
+        ),
     },
 )
 

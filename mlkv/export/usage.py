@@ -30,3 +30,27 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 vLLM (`vllm serve {name}`), SGLang and other engines that know its `model_type` serve it as it is.
 """
+
+VLLM = """\
+The directory is a model and a plugin for vLLM (0.32 was tried). Install the plugin where vLLM is, then serve:
+
+```
+pip install --no-deps {name}/
+vllm serve {name}
+```
+
+`from vllm import LLM; LLM("{name}")` works too. One plugin serves every export of this kind. Readers have no blocks in
+the cache.
+transformers opens the directory as well, with `trust_remote_code=True`.
+"""
+
+GGUF = """\
+`model.gguf` is for llama.cpp and what is built on it:
+
+```
+llama-cli -m {name}/model.gguf -p "Once upon a time"
+```
+
+Its cache holds float16 numbers by default; `--cache-type-k f32 --cache-type-v f32 -fa off` gives the tokens of
+transformers in float32.
+"""
