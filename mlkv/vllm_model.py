@@ -124,7 +124,8 @@ class _Attention(nn.Module):
         if self.is_owner:
             self.k = _KVLinear(shape.width, kv_heads, shape.head_dim, bias)
             self.v = _KVLinear(shape.width, kv_heads, shape.head_dim, bias)
-        self.o = RowParallelLinear(shape.heads * shape.head_dim, shape.width, bias, return_bias=False)
+        out_bias = bias and shape.output_bias
+        self.o = RowParallelLinear(shape.heads * shape.head_dim, shape.width, out_bias, return_bias=False)
         gpus = get_tensor_model_parallel_world_size()
         self.attn = Attention(
             shape.heads // gpus,

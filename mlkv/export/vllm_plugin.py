@@ -46,6 +46,8 @@ SERVED = frozenset(
         *("vocab_size", "width", "layers", "heads", "head_dim", "mlp_width", "context", "norm", "norm_eps"),
         *("activation", "gated_mlp", "attention_bias", "mlp_bias", "parallel_residual", "positions"),
         *("rotary_fraction", "rotary_base", "position_offset", "tied", "init_std", "kv_norm"),
+        *("output_bias", "rotary_scaling", "rotary_factor", "rotary_context", "rotary_low", "rotary_high"),
+        *("rotary_truncate", "rotary_size"),
     }
 )
 """The fields of a shape that mlkv/vllm_model.py computes. Another one must have its default."""
