@@ -34,6 +34,11 @@ class ExportOptions(StoreOptions):
     to: str = argument(
         lambda: f"{', '.join(TARGETS)} (default: transformers)", "--to", default="transformers", metavar="TARGET"
     )
+    push: str | None = argument(
+        "upload it to this repository of the Hugging Face hub too, which is made, and private, if it is not there",
+        "--push",
+        metavar="USER/REPO",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ def export(options: ExportOptions) -> int:
     from mlkv.export.checkpoint import Checkpoint
     from mlkv.export.directory import check_replaceable
     from mlkv.export.directory import export as write
+    from mlkv.export.hub import check_repository, push
     from mlkv.export.targets import choose
 
     if options.to not in TARGETS:
@@ -60,12 +66,16 @@ def export(options: ExportOptions) -> int:
     source = _source(store, options.words[:-1])
     with one_line():
         check_replaceable(out)
+        if options.push is not None:
+            check_repository(options.push)
         checkpoint = Checkpoint.read(_finished_output(source.step))
         choose(options.to, checkpoint)
         if wrong := source.step.corrupted():
             raise UserError(f"{source.step.id}: {wrong}; `mlkv status --verify` sets it aside, a sweep runs it again")
-        write(checkpoint, options.to, out, _origin(store, source))
-    print(out)
+        write(checkpoint, options.to, out, _origin(store, source), options.push or "")
+        print(out)
+        if options.push is not None:
+            print(push(out, options.push))
     return OK
 
 

@@ -21,8 +21,9 @@ from sweeps.planning.plan import Plan
 from sweeps.store.store import Store
 from sweeps.worker.supervisor import DONE, Worker
 from tests.support.bases import write_base
+from tests.support.hub import COMMIT, TOKEN, uploads
 from tests.support.processes import PATIENCE
-from tests.support.shell import exit_status
+from tests.support.shell import ROOT, exit_status
 from tests.support.workers_here import workers_here
 
 LINE = [
@@ -197,3 +198,59 @@ def test_a_shell_completes_the_sweep_and_then_the_variant(store: Store) -> None:
     labels = complete_word("", parsed_args=Namespace(store=store.root, words=["made"]))
     assert set(labels) == {"untouched", "GQA-12", "MLKV-2", "MLKV-4"}
     assert complete_word("", parsed_args=Namespace(store=store.root, words=["made", "MLKV-2"])) == []
+
+
+PUSHING = """
+import sys
+from sweeps.cli import main
+main(["export", "made", "MLKV-2", *sys.argv[1:]])
+"""
+
+
+def pushed(store: Store, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`mlkv export --push`, in a process of its own: the hub's client reads its address once."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env = {**others, "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PUSHING, str(out), "--push", "someone/made", "--store", str(store.root)]
+    return subprocess.run(
+        command, env={**env, **environment}, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+
+@pytest.mark.long
+def test_an_export_is_uploaded_as_it_is_written(store: Store, tmp_path: Path) -> None:
+    with uploads() as hub:
+        for _ in range(2):  # the second finds the repository there
+            done = pushed(store, tmp_path / "out", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.split() == [str(tmp_path / "out"), f"{hub.url}/someone/made/commit/{COMMIT}"]
+        assert hub.private == {"someone/made": True}
+        files = hub.repositories["someone/made"]
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert 'from_pretrained("someone/made", trust_remote_code=True)' in files["README.md"].decode()
+        refused = pushed(store, tmp_path / "out", HF_ENDPOINT=hub.url, HF_TOKEN="hf_of_nobody")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("mlkv: --push = someone/made: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("someone/made", "--push: no token for the hub: run `hf auth login`, or set HF_TOKEN"),
+        ("made", "--push = made: must be USER/REPO"),
+        ("a b/c", "--push = a b/c: must be USER/REPO (Repo id must"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
+    name: str,
+    message: str,
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert export(store, "made", "MLKV-2", tmp_path / "out", "--push", name) == 2
+    assert capsys.readouterr().err.startswith(f"mlkv: {message}")
+    assert not list(tmp_path.iterdir())
