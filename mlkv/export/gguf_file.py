@@ -115,6 +115,8 @@ def refusal(checkpoint: Checkpoint) -> str | None:
     layout, shape = checkpoint.layout, checkpoint.shape
     if layout.latent:
         return "llama.cpp's latents belong to other architectures"
+    if layout.apart:
+        return "a GGUF file has the same sources and head counts for keys and values"
     if checkpoint.shares:
         return "a GGUF file says for no layer that it reads another one's keys and values"
     if len(set(layout.kv_heads)) > 1:

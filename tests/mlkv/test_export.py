@@ -56,6 +56,9 @@ def test_owners_of_unequal_head_counts_and_latents_are_for_transformers_alone() 
     latent = KVLayout(tuple(range(LAYERS)), (HEADS,) * LAYERS, HEADS, Latent((5,) * LAYERS, 4))
     for to in ("native", "gguf", "vllm"):
         assert "latent" in (TARGETS[to].refuses(checkpoint("neox", latent)) or "")
+    apart = replace(mha(LAYERS, HEADS), value_source_layers=(0,) * LAYERS, value_heads=(HEADS,))
+    for to in ("native", "gguf", "vllm"):
+        assert "values" in (TARGETS[to].refuses(checkpoint("llama", apart)) or "")
 
 
 def test_other_software_finds_gpt_neoxs_rotation_under_its_older_names(tmp_path: Path) -> None:
