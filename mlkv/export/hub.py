@@ -9,7 +9,7 @@ def check_repository(name: str) -> None:
     """Raises ValueError for a name that no repository has, and without a token: before anything is written."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)
