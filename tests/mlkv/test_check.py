@@ -125,6 +125,7 @@ def test_models_of_transformers_without_sharing_pass(config: Config, tmp_path: P
     assert not failed(checked(load_subject(written(config, tmp_path))))
 
 
+@pytest.mark.long
 def test_a_llama_passes_every_check(tmp_path: Path) -> None:
     results = checked(load_subject(written(FAMILY_CONFIGS["llama"], tmp_path)))
     assert {result.state for result in results.values()} == {"pass"}

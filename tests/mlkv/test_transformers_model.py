@@ -27,8 +27,8 @@ from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from tests.support.matrix import FAMILY_CONFIGS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
-FAST = ("gpt_neox", "llama", "gpt2", "opt", "gemma2", "qwen2_windows")
-"""Families that differ in how they place tokens, mask them or cap logits; the others run with the long tests."""
+FAST = ("opt", "gemma2")
+"""One with learned positions, and one with windows and caps; the others run with the long tests."""
 EVERY_FAMILY = pytest.mark.parametrize(
     "config",
     [
