@@ -20,12 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention
 from .latent import LatentAttention, SharedLatent
 from .layers import MLP, Embedding, capped, norm_of
-from .layout import KVLayout
+from .layout import KINDS, KVLayout
 from .shape import DecoderShape, check_choice
 from .tokens import Keys, KVCache, Rounding, Tokens, prepare_tokens
 
 SharedKV = tuple[Tensor | SharedLatent | None, Tensor | None]
 """The keys and the values that a layer attends to, None for what it computes itself; or a latent and None."""
+Shared = dict[tuple[str, int], Tensor | SharedLatent | None]
+"""What owners gave to layers that are still to come, by kind and owner."""
 
 
 class Decoder(nn.Module):
@@ -77,21 +79,11 @@ class Decoder(nn.Module):
         x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens[0].positions + self.shape.position_offset)
-        shared: dict[tuple[str, int], Tensor | SharedLatent | None] = {}
-        key_sources = self.layout.kv_source_layers
-        value_sources = self.layout.value_source_layers or key_sources
-        last_use = {("k", source): i for i, source in enumerate(key_sources)}
-        last_use |= {("v", source): i for i, source in enumerate(value_sources)}
-        for i, block in enumerate(self.blocks):
+        shared: Shared = {}
+        for layer in range(self.shape.layers):
             if hidden_states is not None:
                 hidden_states.append(x_BTD)
-            sources = ("k", key_sources[i]), ("v", value_sources[i])
-            given = tuple(shared.get(source) for source in sources)
-            x_BTD, used = self._run_block(block, x_BTD, given, tokens[i])
-            for source, part in zip(sources, used, strict=True):
-                shared[source] = part
-                if i == last_use[source]:
-                    del shared[source]  # a quantised cache made them for this pass alone
+            x_BTD = self._run_layer(layer, x_BTD, shared, tokens[layer])
         x_BTD = self.norm(x_BTD)
         if hidden_states is not None:
             hidden_states.append(x_BTD)
@@ -99,6 +91,20 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         return capped(self.head(hidden_BTD), self.shape.logit_cap)
+
+    def _run_layer(self, layer: int, x_BTD: Tensor, shared: Shared, tokens: Tokens) -> Tensor:
+        """Its output. What it shares goes into `shared`, and leaves it after the last use: a quantised cache made it
+        for this pass alone. So nothing else may hold it while the next layer runs."""
+        sources = {kind: self.layout.part(kind).kv_source_layers for kind in KINDS}
+        places = [(kind, sources[kind][layer]) for kind in KINDS]
+        given = tuple(shared.get(place) for place in places)
+        x_BTD, used = self._run_block(self.blocks[layer], x_BTD, given, tokens)
+        for (kind, source), part in zip(places, used, strict=True):
+            if source in sources[kind][layer + 1 :]:
+                shared[kind, source] = part
+            else:
+                shared.pop((kind, source), None)
+        return x_BTD
 
     def _run_block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, SharedKV]:
         # Reentrant checkpointing gives wrong gradients where a layer's keys and values are used outside of it (relative

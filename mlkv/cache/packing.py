@@ -34,7 +34,7 @@ def pack(x_K: Tensor, form: CacheFormat) -> Tensor:
         offsets_N = -scales_N.to(x_K.dtype) * (largest // 2 + 1)
     # By the scales as they are stored: their rounding is no further error.
     steps_N = scales_N.to(x_K.dtype).where(scales_N != 0, 1.0)
-    q_NS = ((x_NS - offsets_N[..., None]) / steps_N[..., None]).round_().clamp_(0, largest)
+    q_NS = ((x_NS - offsets_N[..., None]) / steps_N[..., None]).round_().clamp_(0 if form.offset else 1, largest)
     q_K = q_NS.nan_to_num_().to(torch.uint8).flatten(-2)[..., : x_K.shape[-1]]
     parts = [_joined(q_K, form.bits), scales_N.view(torch.uint8)]
     return torch.cat([*parts, offsets_N.view(torch.uint8)] if form.offset else parts, -1)

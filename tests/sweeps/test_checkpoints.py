@@ -271,7 +271,7 @@ def test_one_of_our_checkpoints_is_checked_by_its_headers_too(base: Path, tmp_pa
         ({"kv_heads": None}, "kv_heads = None: must be a list of integers"),
         ({"keys": ["x"]}, "keys = .*: must be rotated or unrotated"),
         ({"layers": "2"}, "layers = 2: must be a valid integer"),
-        ({"norm": 1}, "norm = 1: must be 'layernorm' or 'rmsnorm'"),
+        ({"norm": 1}, "norm = 1: must be 'layernorm', 'rmsnorm' or 'rmsnorm_offset'"),
     ],
 )
 def test_a_damaged_config_of_ours_is_refused_by_the_plan(
