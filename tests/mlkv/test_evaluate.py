@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +284,29 @@ def test_a_users_own_task_is_found_and_takes_few_shots(own_folder: Path, checkpo
     recipe = EvaluateRecipe(task="pairs", few_shot=2)
     acc = score(recipe, tmp_path, checkpoint, None, tasks=own_folder)["acc"]
     assert (acc.value, acc.n) == (0.0, 5)
+
+
+@pytest.mark.long
+def test_lm_evals_own_command_answers_each_question_alike(own_folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint is what an export to transformers has: it is opened there by its own code."""
+    text = " ".join(Path(__file__).read_text("utf-8").split())
+    lines = [json.dumps({"question": text[i : i + 40], "answer": text[i + 40 : i + 50]}) for i in range(0, 2000, 100)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    definition = json.loads((own_folder / "pairs.yaml").read_text())
+    definition["dataset_kwargs"]["data_files"] = {"test": str(tmp_path / "pairs.jsonl")}
+    definition["metric_list"].append({"metric": "perplexity"})
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "pairs.yaml").write_text(json.dumps(definition))
+    outcome_of(EvaluateRecipe(task="pairs"), tmp_path, checkpoint, None, tasks=tmp_path / "tasks")
+    words = ["--model_args", f"pretrained={checkpoint},dtype=float32,trust_remote_code=True", "--device", "cpu"]
+    words += ["--include_path", str(tmp_path / "tasks"), "--tasks", "pairs", "--batch_size", "4"]
+    command = [sys.executable, "-m", "lm_eval", *words, "--log_samples", "--output_path", str(tmp_path / "theirs")]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    [theirs] = (tmp_path / "theirs").rglob("samples_pairs_*.jsonl")
+    ours = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    for sample, other in zip(ours, map(json.loads, theirs.read_text().splitlines()), strict=True):
+        assert sample["acc"] == other["acc"]
+        assert sample["perplexity"] == pytest.approx(other["perplexity"], abs=1e-4)
 
 
 @pytest.mark.slow
