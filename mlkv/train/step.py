@@ -58,6 +58,7 @@ def run(
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
+        whole.config.use_cache = True  # the trainer turned it off, and would so for whoever loads the checkpoint
         whole.save_pretrained(out)
         copy_tokenizer([corpus / "tokenizer"] if start is None else [start, corpus / "tokenizer"], out)
         trunk.leave(schedule, ctx.work, shorter, out)

@@ -136,6 +136,10 @@ def test_training_learns_and_leaves_a_checkpoint_with_its_tokenizer(corpus: Path
     }
 
 
+def test_a_trained_checkpoint_answers_with_a_cache_as_others_do(undisturbed: Path) -> None:
+    assert load_checked(undisturbed / "out")(torch.tensor([[1, 2]])).past_key_values is not None
+
+
 def test_uptraining_starts_from_the_checkpoint(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     tiny_lr = replace(RECIPE, steps=1, lr=1e-12, weight_decay=0.0)
     (tmp_path / "out").mkdir()
