@@ -154,11 +154,9 @@ class LayoutConfig:
         if self.latent is None and (self.rotary_dims is not None or self.shared_rotary):
             name = "shared_rotary" if self.rotary_dims is None else "rotary_dims"
             raise ValueError(f"{name} = {getattr(self, name)}: is of a latent; set latent too")
-        if self.value_source_layers is not None and self.pattern != EXPLICIT:
-            raise ValueError(
-                f"value_source_layers = {[*self.value_source_layers]}: only pattern explicit reads it "
-                f"(pattern = {self.pattern})"
-            )
+        for name in ("kv_source_layers", "value_source_layers"):
+            if (sources := getattr(self, name)) is not None and self.pattern != EXPLICIT:
+                raise ValueError(f"{name} = {[*sources]}: only pattern explicit reads it (pattern = {self.pattern})")
         if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
