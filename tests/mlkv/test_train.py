@@ -322,7 +322,7 @@ def last_step(process: subprocess.Popen[str], until: int) -> int:
     return -1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, steps=60, log_every=1, save_every=3)
     given = json.dumps({"steps": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "log_every": 1, "save_every": 3})

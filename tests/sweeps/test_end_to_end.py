@@ -70,6 +70,7 @@ def test_everything_is_there_and_the_second_run_does_nothing(finished: Shell, ti
     assert store.sweep("tiny").number == 1
 
 
+@pytest.mark.long
 def test_a_layout_a_task_and_a_learning_rate_run_only_what_is_new(copy: Shell, tiny: list[str]) -> None:
     before = attempts(copy.store)
     copy("sweep", *tiny, "layout.kv_layers=2,1,1", "layout.kv_heads=1,2,1")
@@ -102,6 +103,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.long
 def test_a_corrupt_checkpoint_is_seen_reported_and_made_again(copy: Shell, tiny: list[str]) -> None:
     victim = next(step for step in copy.store.steps() if step.kind == "uptrain")
     good = victim.record()
@@ -180,6 +182,7 @@ def test_two_launchers_share_steps_and_run_none_twice(mlkv: Shell, tiny: list[st
     assert sorted(mlkv.store.sweep_names()) == ["other", "tiny"]
 
 
+@pytest.mark.long
 def test_a_failed_step_stops_its_descendants_alone(copy: Shell, tiny: list[str]) -> None:
     line = ["sweep", *tiny, "name=wild", "uptrain.lr=1e-3,1e30", "layout=mqa", "sweep.baselines=[]", "measure=none"]
     line += ["evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]

@@ -114,6 +114,7 @@ def test_jobs_need_no_network_and_a_hub_corpus_is_made_where_there_is_one(
     assert made["uptrain"] in ("n1", "n2", "n3", "n4")
 
 
+@pytest.mark.long
 def test_two_launchers_at_once_run_nothing_twice(disturbed: Shell, tiny: list[str], cluster: LocalCluster) -> None:
     line = ["sweep", *tiny, *SMALL, *SLURM, "uptrain.steps=4"]
     launchers = [disturbed.start(*line), disturbed.start(*line, "name=other")]

@@ -39,7 +39,7 @@ def ends_all_the_same(stage: Stage, step: str, rows: int = 20) -> None:
     assert stage.store.step(step).state().name == "DONE"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_server_does_not_fail_or_delay_and_sync_mends_it(
     planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
 ) -> None:
