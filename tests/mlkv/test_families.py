@@ -104,7 +104,9 @@ def test_it_stops_where_its_generation_config_says_and_so_does_all_that_is_made_
     config: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     ignored = {"temperature": 0.7, "length_penalty": 0.5}  # without sampling and beams; published ones have such
-    settings = {"eos_token_id": STOPS, "pad_token_id": 1, "repetition_penalty": 1.5, **ignored}
+    penalty = {"pad_token_id": 1, "repetition_penalty": 1.5}
+    spoken = AutoModelForCausalLM.from_pretrained(source).eval().generate(IDS, max_new_tokens=12, **penalty)
+    settings = {"eos_token_id": [*STOPS, *spoken[:, IDS.shape[1] + 1].tolist()], **penalty, **ignored}
     (source / "generation_config.json").write_text(json.dumps(settings))
     expected = AutoModelForCausalLM.from_pretrained(source).eval()
     ours = imported(source, tmp_path)

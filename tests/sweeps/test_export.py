@@ -84,8 +84,9 @@ LOADED = """
 import sys
 sys.modules["mlkv"] = sys.modules["sweeps"] = None  # as where they are not installed: importing them fails
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "transformers")
-ids = AutoTokenizer.from_pretrained(sys.argv[1])("fox jumps", return_tensors="pt").input_ids
+ours = sys.argv[2] == "transformers"
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=ours)
+ids = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=ours)("fox jumps", return_tensors="pt").input_ids
 print(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist())
 """
 
