@@ -53,15 +53,15 @@ def _slowing(shape: DecoderShape, frequencies: Tensor) -> Tensor | float:
         return 1.0 / shape.rotary_factor
     if shape.rotary_scaling == "llama3":
         turns = shape.rotary_context * frequencies / (2 * math.pi)
-        kept = ((turns - shape.rotary_low) / (shape.rotary_high - shape.rotary_low)).clamp(0, 1)
+        unslowed = ((turns - shape.rotary_low) / (shape.rotary_high - shape.rotary_low)).clamp(0, 1)
     else:
         first, last = (_plane_that_turns(shape, turns) for turns in (shape.rotary_high, shape.rotary_low))
         if shape.rotary_truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, shape.rotated_dims - 1)
         planes = torch.arange(len(frequencies), device=frequencies.device, dtype=torch.float32)
-        kept = 1 - ((planes - first) / ((last - first) or 0.001)).clamp(0, 1)
-    return kept + (1 - kept) / shape.rotary_factor
+        unslowed = 1 - ((planes - first) / ((last - first) or 0.001)).clamp(0, 1)
+    return unslowed + (1 - unslowed) / shape.rotary_factor
 
 
 def _plane_that_turns(shape: DecoderShape, turns: float) -> float:

@@ -37,14 +37,15 @@ def batched(subject: Subject) -> Found:
 
 
 def eager(subject: Subject) -> Found:
-    """Attention in single steps (`attn_implementation="eager"`), and as the model runs by itself."""
+    """Attention in single steps (`attn_implementation="eager"`), and as the model runs by itself. It is asked for
+    the weights, since a model may take these steps for them alone."""
     before = subject.config._attn_implementation
     if before == "eager":
         raise Skipped("the model has no other implementation of attention")
     expected = subject.states(subject.ids)
     try:
         subject.model.set_attn_implementation("eager")
-        return _compared(subject.states(subject.ids), expected)
+        return _compared(subject.states(subject.ids, output_attentions=True), expected)
     finally:
         subject.model.set_attn_implementation(before)
 

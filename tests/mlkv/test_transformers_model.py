@@ -69,8 +69,8 @@ def pair(config: dict[str, Any]) -> tuple[MLKVForCausalLM, PreTrainedModel]:
 def test_hidden_states_and_attentions_are_those_of_the_family(config: dict[str, Any]) -> None:
     ours, theirs = pair(config)
     positions = (PADDED.cumsum(-1) - 1).clamp(min=0)
-    asked = {"attention_mask": PADDED, "output_hidden_states": True, "output_attentions": True}
-    own, expected = ours(IDS, **asked), theirs(IDS, position_ids=positions, **asked)
+    arguments = {"attention_mask": PADDED, "output_hidden_states": True, "output_attentions": True}
+    own, expected = ours(IDS, **arguments), theirs(IDS, position_ids=positions, **arguments)
     assert (len(own.hidden_states), len(own.attentions)) == (LAYERS + 1, LAYERS)
     real = PADDED.bool()
     for one, other in zip(own.hidden_states, expected.hidden_states, strict=True):
@@ -129,15 +129,15 @@ def test_ids_and_embeddings_together_or_neither_are_refused() -> None:
 @pytest.mark.parametrize("shape", [SHAPES["neox"], SHAPES["opt"]], ids=["untied", "tied"])
 @torch.no_grad()
 def test_a_resized_vocabulary_keeps_its_tokens_and_comes_back(shape: DecoderShape, tokens: int, tmp_path: Path) -> None:
-    subject, kept = shared(shape), min(tokens, VOCAB)
-    ids = IDS % kept
-    before = subject(ids).logits[..., :kept]
+    subject, rows = shared(shape), min(tokens, VOCAB)
+    ids = IDS % rows
+    before = subject(ids).logits[..., :rows]
     embeddings = subject.resize_token_embeddings(tokens)
     assert embeddings is subject.get_input_embeddings()
     assert embeddings.weight.shape[0] == tokens
     assert subject.config.vocab_size == subject.shape.vocab_size == tokens
     assert (subject.get_output_embeddings().weight is embeddings.weight) is shape.tied
-    assert_close(subject(ids).logits[..., :kept], before)
+    assert_close(subject(ids).logits[..., :rows], before)
     subject.save_pretrained(tmp_path)
     loaded = load_checked(tmp_path)
     assert torch.equal(loaded(ids).logits, subject(ids).logits)
@@ -285,8 +285,8 @@ def test_a_pass_returns_its_cache_as_the_familys_does(config: dict[str, Any]) ->
 @torch.no_grad()
 def test_a_tuple_has_the_same_parts_in_the_same_order_as_the_familys() -> None:
     ours, theirs = pair(FAMILY_CONFIGS["llama"])
-    asked = {"labels": IDS, "use_cache": True, "output_hidden_states": True, "output_attentions": True}
-    own, expected = (m(IDS, return_dict=False, **asked) for m in (ours, theirs))
+    arguments = {"labels": IDS, "use_cache": True, "output_hidden_states": True, "output_attentions": True}
+    own, expected = (m(IDS, return_dict=False, **arguments) for m in (ours, theirs))
     assert len(own) == len(expected) == 5
     assert_close(own[:2], expected[:2])
     assert_close(own[3:], expected[3:])
