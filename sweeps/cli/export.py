@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ExportOptions(StoreOptions):
     words: tuple[str, ...] = argument(
-        "a sweep's name and a variant's label or a part of it, or a step id or the beginning of one; then a directory",
+        "a sweep's name and a variant's label or a part of it; or a step id, or the beginning of one",
         nargs="+",
-        metavar="NAME VARIANT DIR|STEP DIR",
+        metavar="NAME VARIANT|STEP",
     )
+    out: Path = argument("the directory to write", metavar="DIR", type=user_path)
     to: str = argument(
         lambda: f"{', '.join(TARGETS)} (default: transformers)", "--to", default="transformers", metavar="TARGET"
     )
@@ -59,11 +60,11 @@ def export(options: ExportOptions) -> int:
 
     if options.to not in TARGETS:
         raise UserError(f"--to = {options.to}: {choices(options.to, TARGETS)}")
-    if len(options.words) not in (2, 3):
-        raise UserError(f"export: {' '.join(options.words)}: must be NAME VARIANT DIR, or STEP DIR")
-    store, out = existing(options.store), user_path(options.words[-1])
+    if len(options.words) > 2:
+        raise UserError(f"export: {' '.join(options.words)}: must be NAME VARIANT, or STEP, and then a directory")
+    store, out = existing(options.store), options.out
     _hide_progress()
-    source = _source(store, options.words[:-1])
+    source = _source(store, options.words)
     with one_line():
         check_replaceable(out)
         if options.push is not None:

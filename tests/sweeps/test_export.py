@@ -155,7 +155,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["made"], "export: made: must be NAME VARIANT DIR, or STEP DIR"),
         (["made", "MLKV"], "MLKV: is in several variants (MLKV-2, MLKV-4); name one"),
         (["made", "GQA-2"], "GQA-2: no variant of sweep made; did you mean GQA-12?"),
         (["mad", "MLKV-2"], "sweep mad: not in"),
@@ -171,13 +170,28 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(
 def test_what_cannot_be_exported_is_refused_in_one_line(
     words: list[str], message: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = [] if words == ["made"] else [str(tmp_path / "out")]
     position = words.index("--to") if "--to" in words else len(words)
-    assert export(store, *words[:position], *out, *words[position:]) == 2
+    assert export(store, *words[:position], tmp_path / "out", *words[position:]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: NAME VARIANT|STEP, DIR; `mlkv export --help`"),
+        (["made"], "the following arguments are required: DIR; `mlkv export --help`"),
+        (["made", "MLKV-2", ""], "argument DIR: must not be empty; `mlkv export --help`"),
+        (["made", "MLKV-2", "more", "out"], "made MLKV-2 more: must be NAME VARIANT, or STEP, and then a directory"),
+    ],
+)
+def test_missing_and_surplus_words_are_refused(
+    words: list[str], message: str, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(store, *words) == 2
+    assert capsys.readouterr().err == f"mlkv: export: {message}\n"
 
 
 def test_a_damaged_checkpoint_is_not_exported(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
