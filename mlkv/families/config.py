@@ -14,7 +14,7 @@ from ..layout import KVLayout, Latent, LatentFields
 from ..patterns import name_of
 from ..shape import DecoderShape
 from .checks import checked
-from .family import DERIVED, REQUIRED, Config, Family, Grouped, shown
+from .family import DERIVED, REQUIRED, Config, Family, Grouped, shown, stated
 from .files import read_json_object
 from .rotary import read_rotary, write_rotary
 from .tables import FAMILIES, LACKING, NEOX, PUBLISHED_MLKV
@@ -40,13 +40,15 @@ def shape_of(config: Config) -> DecoderShape:
     family = family_of(config)
     values: dict[str, Any] = {}
     for name, key in family.fields.items():
-        value = _read(config, family, key)
-        if value is DERIVED or (value is None and family.defaults.get(key, "needed") is None):
+        default = family.defaults.get(key, "needed")
+        key, value = _read(config, family, key)
+        if value is DERIVED or (value is None and default is None):
             continue  # derived from other fields below
         values[name] = _activation(key, value, family) if name == "activation" else checked(key, name, value)
     width, heads = values["width"], values["heads"]
     if width % heads:
-        raise ValueError(f"{family.fields['width']} = {width}: must be a multiple of the {heads} query heads")
+        key, _ = _read(config, family, family.fields["width"])
+        raise ValueError(f"{key} = {width}: must be a multiple of the {heads} query heads")
     is_global = config.get("layer_types") in (None, ["full_attention"] * values["layers"])
     if not is_global and not any("layer_types" in part.keys for part in family.parts):
         raise ValueError(
@@ -121,7 +123,7 @@ def family_of(config: Config) -> Family:
     if isinstance(name, str) and name in LACKING and name not in FAMILIES:
         raise ValueError(f"model_type = {name}: {LACKING[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"model_type = {shown(name)}: supported are {', '.join([*FAMILIES, OURS])}")
+        raise ValueError(f"{stated(config, 'model_type', name)}: supported are {', '.join([*FAMILIES, OURS])}")
     family = FAMILIES[name]
     if family is NEOX and "num_key_value_layers" in config:
         family = PUBLISHED_MLKV
@@ -140,12 +142,13 @@ def family_of(config: Config) -> Family:
     return family
 
 
-def _read(config: Config, family: Family, key: str) -> Any:
+def _read(config: Config, family: Family, key: str) -> tuple[str, Any]:
+    """The name under which the config has `key`, and its value or default."""
     if (alias := family.aliases.get(key, key)) in config:
-        return config[alias]
+        return alias, config[alias]
     if key not in config and key not in family.defaults:
         raise ValueError(f"{key} is missing from the config.json of a {family.name} model")
-    return config.get(key, family.defaults.get(key))
+    return key, config.get(key, family.defaults.get(key))
 
 
 def _activation(key: str, name: Any, family: Family) -> str:

@@ -112,8 +112,7 @@ class Grouped:
     def __call__(self, config: Config, shape: DecoderShape) -> KVLayout:
         if not self.null and config.get(KV_HEADS, 1) is None:
             raise ValueError(f"{KV_HEADS} = None: must be a number")
-        given = config if KV_HEADS in config else {KV_HEADS: self.missing}
-        kv_heads = divisor(given, KV_HEADS, shape.heads)
+        kv_heads = divisor(config, KV_HEADS, shape.heads, self.missing)
         return KVLayout(tuple(range(shape.layers)), (kv_heads,) * shape.layers, shape.heads)
 
 
@@ -144,10 +143,20 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def divisor(config: Config, key: str, whole: int) -> int:
-    value = config.get(key)
+def stated(config: Config, key: str, value: object) -> str:
+    """How a message begins that refuses `value` of `key`: where the config does not have the key, it is a default."""
+    if key in config:
+        return f"{key} = {shown(value)}"
+    default = "" if value is None else f", and its default is {shown(value)}"
+    return f"{key} is missing from the config.json{default}"
+
+
+def divisor(config: Config, key: str, whole: int, missing: int | None = None) -> int:
+    """A number of KV heads that divides the query heads; `missing` where the config does not have it, and None is their
+    own number."""
+    value = config.get(key, missing)
     if value is None:
         return whole
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or whole % value:
-        raise ValueError(f"{key} = {shown(value)}: must divide the {whole} query heads")
+        raise ValueError(f"{stated(config, key, value)}: must divide the {whole} query heads")
     return value

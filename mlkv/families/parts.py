@@ -56,7 +56,10 @@ def _local_by_type(window_of: Callable[[Config], int | None], default: Types, **
             )
         local = tuple(layer for layer, kind in enumerate(types) if kind == LOCAL)
         if local and window is None:
-            raise ValueError(f"{TYPES} = {shown(types)}: {LOCAL} needs a {WINDOW}, which is null or switched off")
+            needed = f"{shown(types)}: {LOCAL} needs a {WINDOW}"
+            if config.get(TYPES) is not None:
+                raise ValueError(f"{TYPES} = {needed}, which is null or switched off")
+            raise ValueError(f"{WINDOW} = None: the default of {TYPES} is {needed}")
         return {"window": window, "local_layers": local} if local else {}
 
     def write(shape: DecoderShape) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..shape import DecoderShape
 from .checks import checked
-from .family import Config, Rotary, Values, shown
+from .family import Config, Rotary, Values, shown, stated
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -47,7 +47,8 @@ def _read_one(config: Config, family: Rotary, rope: Config, values: Values) -> V
     rotated = int(head_dim * found["rotary_fraction"])
     if rotated % 2:
         given = head_dim if fraction == 1.0 else fraction
-        raise ValueError(f"{fraction_key} = {given}: rotates {rotated} of a head's {head_dim} dimensions; must be even")
+        at_fault = f"{fraction_key} = {given}" if fraction == 1.0 else stated({**config, **rope}, fraction_key, given)
+        raise ValueError(f"{at_fault}: rotates {rotated} of a head's {head_dim} dimensions; must be even")
     return found | (_scaling(kind, config, rope, values) if kind != "default" else {})
 
 
@@ -96,7 +97,9 @@ def _original(rope: Config, values: Values) -> Any:
 
 def _scaling(kind: str, config: Config, rope: Config, values: Values) -> Values:
     def number(key: str, field: str, default: float | None = None) -> float:
-        value = rope.get(key, default) if default is not None else rope.get(key)
+        if default is None and key not in rope:
+            raise ValueError(f"{key} is missing from the config.json, and rope_type = {kind} needs it")
+        value = rope.get(key, default)
         if default is not None and not value and type(value) in (int, float, type(None)):
             value = default  # transformers has `or` there
         return float(checked(key, field, float(value) if type(value) is int else value))
@@ -123,7 +126,9 @@ def _scaling(kind: str, config: Config, rope: Config, values: Values) -> Values:
         )
         found |= {"rotary_size": _yarn_size(rope, found["rotary_factor"]), "rotary_truncate": _truncate(rope)}
     if low >= high:
-        raise ValueError(f"{names[0]} = {low}: must be below {names[1]} = {high}")
+        if names[0] in rope:
+            raise ValueError(f"{names[0]} = {low}: must be below {names[1]} = {high}")
+        raise ValueError(f"{names[1]} = {high}: must be above {names[0]} = {low}")
     return found | {"rotary_low": low, "rotary_high": high}
 
 

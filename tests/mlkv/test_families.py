@@ -317,12 +317,12 @@ OPT_350M = {
     ("config", "message"),
     [
         ({"model_type": "mamba"}, "model_type = mamba: supported are gpt_neox, llama, gpt2, opt, mistral, .*, mlkv"),
-        ({}, "model_type = None: supported are gpt_neox"),
+        ({}, "model_type is missing from the config.json: supported are gpt_neox"),
         (OPT_350M | {"do_layer_norm_before": False}, "do_layer_norm_before = False: of opt only .* True"),
         (OPT_350M | {"word_embed_proj_dim": 512}, "word_embed_proj_dim = 512: must be hidden_size"),
         (
             FAMILY_CONFIGS["llama"] | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            "low_freq_factor = None: must be a valid number",
+            "low_freq_factor is missing from the config.json, and rope_type = llama3",
         ),
         (FAMILY_CONFIGS["llama"] | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = dynamic: supp"),
         (

@@ -156,11 +156,19 @@ def refusal(run: Callable[[], Any]) -> str | None:
     return None
 
 
-def names_one_of(message: str, keys: set[str]) -> bool:
-    nested = (
-        {"rope_type", "rope_theta", "partial_rotary_factor"} if keys & {"rope_scaling", "rope_parameters"} else set()
-    )
-    return bool({*message.split(" = ")[0].split(" / ")} & (keys | nested)) and "second line" not in message
+MISSING = " is missing from the config.json"
+
+
+def begins_with_a_field_of(config: Json, message: str) -> bool:
+    """Whether a refusal begins with a field that the config has, or with one that it says is missing."""
+    had = {*config}
+    for rope in (config.get("rope_scaling"), config.get("rope_parameters")):
+        if isinstance(rope, dict):
+            had |= rope.keys() | {key for by_kind in rope.values() if isinstance(by_kind, dict) for key in by_kind}
+    had |= {"rope_type"} if "type" in had else set()  # its older name
+    field = message.split(" = ")[0].split(MISSING)[0]
+    named = field not in had if MISSING in message else bool({*field.split(" / ")} & had)
+    return named and "second line" not in message
 
 
 @pytest.mark.parametrize("family", EARLIER)
@@ -186,7 +194,7 @@ def read_alike(family: str, data: st.DataObject) -> None:
     for key in data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)):
         config[key] = data.draw(st.sampled_from(_ANY_FAMILY[key]), key)
     if (message := refusal(lambda: layout_of(config))) is not None:
-        assert names_one_of(message, set(config)), message
+        assert begins_with_a_field_of(config, message), message
         return
     theirs = theirs_of(config)  # fails where transformers refuses what we read
     with saved(config, theirs) as folder:
@@ -279,6 +287,8 @@ def plan_and_load(family: str, data: st.DataObject) -> None:
             if message is None:
                 load_pretrained(source)
         assert message is None or ("second line" not in message and len(message) < 500), message
+        planned = refusal(lambda: layout_of(config))
+        assert planned is None or begins_with_a_field_of(config, planned), planned
 
 
 def _is_small(shape: DecoderShape) -> bool:
@@ -341,6 +351,14 @@ REFUSED = [
     ("llama", {"num_hidden_layers": 10**10}, "num_hidden_layers = 10000000000: must be less than or equal to 4096"),
     ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps = inf: must be less than"),
     ("llama", {"model_type": ["llama"]}, "model_type = ['llama']: supported are"),
+    ("llama", {"model_type": None}, "model_type = None: supported are"),
+    ("gemma2", {"sliding_window": None}, "sliding_window = None: the default of layer_types is ['sliding_attention'"),
+    ("gemma2", {"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "layer_types = ['sliding_"),
+    ("gpt2", {"hidden_size": "x"}, "hidden_size = x: must be a valid integer"),
+    ("gpt2", {"hidden_size": 30}, "hidden_size = 30: must be a multiple of the 4 query heads"),
+    ("stablelm", {"num_attention_heads": 8, "num_key_value_heads": 8}, "partial_rotary_factor is missing from the con"),
+    ("llama", {"rope_scaling": {"type": "linear"}}, "factor is missing from the config.json, and rope_type = linear"),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 0.5}}, "beta_fast = 0.5: must be above"),
     ("mlkv", {}, "vocab_size is missing from the config.json of a mlkv model"),
 ]
 
@@ -349,6 +367,12 @@ REFUSED = [
 def test_what_would_be_computed_otherwise_is_refused(family: str, keys: Json, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         layout_of(SMALLEST.get(family, {"model_type": family}) | keys)
+
+
+def test_a_default_that_does_not_fit_is_named_as_missing() -> None:
+    config = {key: value for key, value in SMALLEST["mistral"].items() if key != "num_key_value_heads"}
+    message = "num_key_value_heads is missing from the config.json, and its default is 8: must divide the 4 query heads"
+    assert refusal(lambda: layout_of(config)) == message
 
 
 def test_weights_that_transformers_would_take_otherwise_are_refused() -> None:
