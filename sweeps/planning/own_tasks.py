@@ -23,6 +23,8 @@ from sweeps.store.user_cache import user_cache
 FOLDER = "tasks"
 """Where definitions lie in the directory that `--config-dir` names."""
 _SUFFIXES = (".yaml", ".yml")
+MOST_FILES = 100_000
+"""In a folder of definitions; lm-eval's own has 16,000. To search `/` takes minutes."""
 
 
 class OwnTasks:
@@ -155,8 +157,16 @@ def _are_scores(given: Any) -> bool:
 
 
 def _listed(folder: Path, deep: bool) -> Iterator[Path]:
-    """What lies in a folder, and below it. Folders that cannot be listed, or are gone by then, define no task."""
+    """What lies in a folder, and below it. Folders that cannot be listed, or are gone by then, define no task. Raises
+    UserError for a folder that holds more than definitions of tasks."""
+    count = 0
     for place, folders, files in os.walk(folder):
+        count += len(files)
+        if count > MOST_FILES and deep:
+            raise UserError(
+                f"evaluate.tasks: {folder} (evaluate.include_path, or {FOLDER}/ of --config-dir) holds more than "
+                f"{MOST_FILES:,} files; give the folder in which the definitions of the tasks lie"
+            )
         yield from (Path(place) / name for name in files)
         if not deep:
             folders.clear()

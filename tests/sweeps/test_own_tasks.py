@@ -15,6 +15,7 @@ from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
 from mlkv.registry import ExtensionError
 from mlkv.shape import DecoderShape
+from sweeps.planning import own_tasks
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.own_tasks import OwnTasks
@@ -213,6 +214,20 @@ def test_a_task_that_is_nowhere_is_answered_with_what_may_hide_it(tmp_path: Path
     assert "no such directory" in refused("evaluate.include_path=/nope", "evaluate.tasks=[sums]")
     (folder / "sums.yaml").write_text("task: sums\n a: [")
     assert f"; {folder}/sums.yaml: line " in refused("evaluate.tasks=[sums]", config_dir=folder.parent)
+
+
+def test_a_folder_of_all_kinds_of_files_is_not_searched(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_tasks, "MOST_FILES", 40)
+    for number in range(41 - len(list(folder.iterdir()))):
+        (folder / f"{number}.txt").touch()
+    message = refused(f"evaluate.include_path={tmp_path}", "evaluate.tasks=[sums]")
+    assert message.startswith(
+        f"evaluate.tasks: {tmp_path} (evaluate.include_path, or tasks/ of --config-dir) holds more"
+    )
+    (folder / "0.txt").unlink()
+    assert step_ids(plan_of(f"evaluate.include_path={tmp_path}", "evaluate.tasks=[sums]"))
 
 
 # Answers and room
