@@ -12,7 +12,7 @@ test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: $(READY)  ## what takes minutes: every experiment's twin, overlapping faults, real time limits, full disks; on a SLURM of its own, as root
-	MLKV_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --dist loadfile
+	MLKV_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 test-oldest: $(READY)  ## the model and its training on the oldest transformers that is supported
 	$(PYTHON) -m venv .venv-oldest

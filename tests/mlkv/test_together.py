@@ -24,7 +24,7 @@ from tests.support.processes import PATIENCE
 from tests.support.tiny import SHAPE, context, make_corpus, start_python
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.long(minutes=3),
     pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would share one GPU"),
 ]
 

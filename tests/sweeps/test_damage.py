@@ -237,7 +237,7 @@ def test_a_damaged_import_is_named(damaged: Damaged, capsys: pytest.CaptureFixtu
     assert re.fullmatch(rf"mlkv: {path}: line \d+: .*; import the results again, or delete it\n", words)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=9)
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_names_every_damaged_file_in_one_line(

@@ -70,7 +70,7 @@ def test_everything_is_there_and_the_second_run_does_nothing(finished: Shell, ti
     assert store.sweep("tiny").number == 1
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=6)
 def test_a_layout_a_task_and_a_learning_rate_run_only_what_is_new(copy: Shell, tiny: list[str]) -> None:
     before = attempts(copy.store)
     copy("sweep", *tiny, "layout.kv_layers=2,1,1", "layout.kv_heads=1,2,1")

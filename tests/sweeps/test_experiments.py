@@ -277,7 +277,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, text_files: Path) -> Fini
     return run
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=24)
 @pytest.mark.parametrize("name", NAMES)
 def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
     shell, sweep = finished(name)

@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLKV_STALE_SECONDS", "5")
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=6)
 def test_whatever_happens_to_a_job_its_step_ends_as_if_nothing_had(
     tiny: list[str], undisturbed: Shell, cluster: LocalCluster, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.shell import Shell
 from tests.support.tracked import arrives, independent_steps, positions, training
 from tests.support.wandb_server import KEY, WandbServer
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long(minutes=8)
 
 QUICK = ["experiment=quickstart", "layout.kv_layers=6,1", "layout.kv_heads=6,1", "tracking=online"]
 QUICK += ["base.steps=80", "base.batch_size=2", "base.save_every=10", "base.log_every=1", "base.threads=1"]
