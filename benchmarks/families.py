@@ -1,10 +1,11 @@
 """Which published decoders load, with what size: the table of docs/families.md.
 
-    python benchmarks/families.py [--error]
+    python benchmarks/families.py [--error|--merges]
 
 Reads families.json beside it: what the config.json files of these models on the hub say of the decoder, and how many
 parameters they are published with. `--error` prints instead the largest difference of the logits from transformers' own
-for a tiny random model of each family, in every layout (tests/support/matrix.py).
+for a tiny random model of each family, in every layout (tests/support/matrix.py), `--merges` which merge is exact for
+which family (docs/conversion.md).
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--error"]:
+    if sys.argv[1:] in (["--error"], ["--merges"]):
         sys.path.insert(0, str(ROOT))
-        from tests.support.parity import errors_table
+        from tests.support.parity import errors_table, merges_table
 
-        print(errors_table())
+        print(errors_table() if sys.argv[1] == "--error" else merges_table())
     else:
         print(table())

@@ -110,6 +110,23 @@ def _merges_into(owner: int, base: KVLayout, layout: KVLayout) -> bool:
     return len(sources) > 1 or base.heads_of(owner) != layout.heads_of(owner)
 
 
+def approximations(shape: DecoderShape, base: KVLayout, layout: KVLayout, merge: str) -> list[str]:
+    """Why a conversion changes what the base computes before any heads are averaged, a line each; empty where it does
+    not. Averaging itself, and the rank of a latent, are no part of it."""
+    found = []
+    merges_keys = any(_merges_into(owner, base.keys, layout.keys) for owner in layout.keys.owners)
+    if merge_named(merge).frames and shape.qk_norm != "none" and merges_keys:
+        found.append(f"keys merge as they are, as nothing folds through their norm (qk_norm = {shape.qk_norm})")
+    sources = zip(base.keys.kv_source_layers, layout.keys.kv_source_layers, strict=True)
+    turned = [i for i, (old, new) in enumerate(sources) if shape.rotation_of(old) != shape.rotation_of(new)]
+    if turned:
+        layers = f"layer{'s' if turned[1:] else ''} {', '.join(map(str, turned))}"
+        found.append(f"{layers} rotate{'' if turned[1:] else 's'} queries as the owner's keys are, not as in the base")
+    if layout.latent and layout != base and not shape.keeps_rotation(layout):
+        found.append("heads lose a part of their rotation (latent)")
+    return found
+
+
 def is_trainable(name: str) -> bool:
     """Whether a merge is a function of the base's weights alone, so that a training of the merged heads reaches them:
     not with a calibration, which is of other weights, nor with newly initialised heads."""

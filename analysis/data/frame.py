@@ -36,6 +36,7 @@ COLUMNS = {
     "model": "string",
     "sources": "string",
     "latent": "string",
+    "approximate": "string",
     "lr": "Float64",
     "seed": "Int64",
     "overrides": "string",
@@ -61,14 +62,15 @@ COLUMNS = {
     "machine": "string",
 }
 """Columns and dtypes, the same when the table is empty. `replicate_of` is the name that several seeds of one layout
-share; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner (`12 12
-6`), one where all agree; `sources` has for each layer the one whose keys and values it reads (`0 0 2 2`). Where those
-of values are others, both columns have the keys' and the values': `4 + 2`. `budget` is empty where half a KV head is
-left. `cache` is `model`, or the format of the packed integers that it was scored and measured with. `lr` and `seed` are
-those of uptraining, and `overrides` has the swept values (`uptrain.lr=0.001 layout.kv_heads=1`). `n_shot` is the number
-of worked examples before each question (empty for a group's mean where its tasks differ in it). `n` counts the samples
-behind a score, or the repeats behind a measurement, whose `machine` is that of data/machine.py. `in_axis` and
-`in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
+share; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner (`12
+12 6`), one where all agree; `sources` has for each layer the one whose keys and values it reads (`0 0 2 2`). Where
+those of values are others, both columns have the keys' and the values': `4 + 2`. `budget` is empty where half a KV
+head is left. `cache` is `model`, or the format of the packed integers that it was scored and measured with.
+`approximate` says why a conversion changes what its base computes before heads are averaged, where it does. `lr` and
+`seed` are those of uptraining, and `overrides` has the swept values (`uptrain.lr=0.001 layout.kv_heads=1`). `n_shot`
+is the number of worked examples before each question (empty for a group's mean where its tasks differ in it). `n`
+counts the samples behind a score, or the repeats behind a measurement, whose `machine` is that of data/machine.py.
+`in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
 
 IDENTITY = (
     "variant",

@@ -63,6 +63,7 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "model": variant.model,
             "sources": _of_both(variant.layout, lambda part: " ".join(map(str, part.kv_source_layers))),
             "latent": _latent(variant.layout.latent),
+            "approximate": _approximate(variant, steps),
             "lr": _trained_with(variant, "lr", TrainRecipe.lr),
             "seed": _trained_with(variant, "seed", TrainRecipe.seed),
             "overrides": shlex.join(f"{key}={value}" for key, value in variant.overrides.items()) or None,
@@ -79,6 +80,13 @@ def _latent(latent: Latent | None) -> str | None:
     if latent is None:
         return None
     return f"{' '.join(map(str, latent.ranks))} rotary {latent.rotary_dims}{' shared' if latent.shared else ''}"
+
+
+def _approximate(variant: VariantRow, steps: PlannedSteps) -> str | None:
+    """What the conversion's record says of it; None before it is done, and of a store before it was recorded."""
+    record = steps.record(variant.steps.convert) if variant.steps.convert else None
+    reason = record.facts.get("approximate") if record else None
+    return reason if isinstance(reason, str) else None
 
 
 def _of_both(layout: KVLayout, text: Callable[[KVLayout], str]) -> str:

@@ -16,6 +16,9 @@ GAP = "_gap"
 """Ends the column of how far a converted checkpoint's score is from the base's; `_low` and `_high` behind it end the
 95 % interval."""
 
+LATER = ("approximate",)
+"""Columns that a results.csv written by earlier code does not have."""
+
 BASELINES = ("untouched", "mha")
 COMPARED = ("quality", "accuracy")
 """The scores that are compared with the baselines."""
@@ -25,6 +28,7 @@ _ENDS = {"_stderr": "Float64", "_missing": "string", "_seeds": "Int64"}
 """What follows the name of a score's column, with dtypes."""
 _LEADING = {
     **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
+    "approximate": "string",
     "quality_score": "string",
     "quality": "Float64",
     "quality_stderr": "Float64",

@@ -11,7 +11,7 @@ from analysis.data import frame, replicates
 from analysis.data.computed import with_computed
 from analysis.data.frame import Row
 from analysis.data.samples import Samples
-from analysis.statistics.columns import BASELINES, COMPARED, N_SHOT, columns, dtype, split_parts
+from analysis.statistics.columns import BASELINES, COMPARED, LATER, N_SHOT, columns, dtype, split_parts
 from analysis.statistics.compare import TableStatistics, compare
 from analysis.statistics.conversion import add_gaps
 from analysis.statistics.estimates import Estimates, Scored
@@ -107,7 +107,7 @@ def _axis(rows: Sequence[Row]) -> tuple[str, list[str]]:
 
 def _check(table: pd.DataFrame) -> None:
     for name in columns([], [], []):
-        if name not in table:
+        if name not in table and name not in LATER:
             raise ValueError(f"results: no column {name}")
     for name in ("quality_score", "accuracy_parts"):
         if len(found := table[name].unique()) > 1:

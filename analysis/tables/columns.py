@@ -188,7 +188,16 @@ def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[Score
         value, low, high = statistics.hypervolume
         interval = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{interval}")
-    return notes + notes_on_seeds(results)
+    return notes + notes_on_conversions(results) + notes_on_seeds(results)
+
+
+def notes_on_conversions(results: Results) -> list[str]:
+    """Which conversions change what the base computes before heads are averaged, and why."""
+    variants: dict[str, list[str]] = {}
+    for row in results.rows():
+        if reason := row.get("approximate"):
+            variants.setdefault(reason, []).append(str(row["variant"]))
+    return [f"approximate ({', '.join(names)}): {reason}" for reason, names in variants.items()]
 
 
 def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[ScoreColumn]) -> list[str]:

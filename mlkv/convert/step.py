@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ..context import Context, Outcome, StepFailed
 from ..families.load import copy_companions
+from ..files import Json
 from ..layout import KVLayout
-from ..merges import WIDENINGS, check_conversion, converted_shape
+from ..merges import WIDENINGS, approximations, check_conversion, converted_shape
 from ..recipes import ConvertRecipe
 from ..shape import DecoderShape
 from .merging import merge_kv
@@ -41,7 +42,11 @@ def run(
     """
     ctx.log({"step": 0, "steps": 1})
     try:
-        model = _scratch(recipe, layout, shape) if base is None else _converted(recipe, layout, base, calibration)
+        changes: list[str] = []
+        if base is None:
+            model = _scratch(recipe, layout, shape)
+        else:
+            model, changes = _converted(recipe, layout, base, calibration)
     except ValueError as error:
         raise StepFailed(str(error)) from error
     model.save_pretrained(out)
@@ -49,10 +54,12 @@ def run(
         if source is not None:
             copy_companions(source, out)
     ctx.log({"step": 1, "steps": 1})
-    facts: dict[str, int | str] = {"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width}
+    facts: Json = {"parameters": model.num_parameters(), "mlp_width": model.shape.mlp_width}
     if layout.latent and base is not None:
         facts["rotation"] = "whole" if model.shape.keeps_rotation(layout) else "approximate"
-    return Outcome(facts={**facts})
+    if changes:
+        facts["approximate"] = "; ".join(changes)
+    return Outcome(facts=facts)
 
 
 def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None) -> MLKVForCausalLM:
@@ -63,14 +70,18 @@ def _scratch(recipe: ConvertRecipe, layout: KVLayout, shape: DecoderShape | None
     return MLKVForCausalLM.from_shape(shape, layout, seed=recipe.seed)
 
 
-def _converted(recipe: ConvertRecipe, layout: KVLayout, base: Path, calibration: Path | None) -> MLKVForCausalLM:
+def _converted(
+    recipe: ConvertRecipe, layout: KVLayout, base: Path, calibration: Path | None
+) -> tuple[MLKVForCausalLM, list[str]]:
+    """The model, and why it is approximate."""
     from ..hf import load_checked, non_finite
     from .calibration import Calibration
 
-    model = convert(load_checked(base), layout, recipe, Calibration.load(calibration) if calibration else None)
+    source = load_checked(base)
+    model = convert(source, layout, recipe, Calibration.load(calibration) if calibration else None)
     if reason := non_finite(model.state_dict()):
         raise ValueError(f"merge = {recipe.merge}: {reason}, although all weights of the base are")
-    return model
+    return model, approximations(source.shape, source.layout, layout, recipe.merge)
 
 
 def convert(

@@ -174,6 +174,8 @@ def _made_by(step: StepDir) -> MadeBy:
 
     spec, record = step.spec(), step.record()
     settings = {**(spec.slice if spec else {}), **(spec.pinned if spec else {})}
+    if record and (reason := record.facts.get("approximate")):
+        settings["approximate"] = reason
     return MadeBy(step.id, step.kind, settings, record.versions if record else {})
 
 

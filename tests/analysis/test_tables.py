@@ -386,3 +386,17 @@ def test_a_metric_that_fails_is_named_in_one_line(source: Source, tmp_path: Path
         fault = r"^metric = bits_per_owner: variant untouched: KeyError: 'valeu'$"
         with pytest.raises(ValueError, match=fault):
             make_tables(Source("x", source.table), ["benchmarks"])
+
+
+def test_conversions_that_are_approximate_are_named_with_the_reason(filler: Filler) -> None:
+    filler.shared()
+    reason = "keys merge as they are"
+    for label in ("MLKV-6", "MQA-6", "GQA-12"):
+        facts = {"approximate": reason} if label != "GQA-12" else {}
+        filler.done(filler.variant(label)["steps"]["convert"], [], facts=facts)
+    made = results(gather(filler.store, filler.name))
+    approximate = {row["variant"]: row["approximate"] for row in made.rows() if row["approximate"]}
+    assert approximate == {"MQA-6": reason, "MLKV-6": reason}
+    assert f"approximate (MQA-6, MLKV-6): {reason}" in tables.results_table(made).notes
+    earlier = Results.from_frame(made.frame.drop(columns="approximate"))
+    assert not any("approximate" in note for note in tables.results_table(earlier).notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,14 @@ class Filler:
         metrics: list[dict[str, Any]],
         seconds: float = 10.0,
         leave: Callable[[Path], None] = lambda out: None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """`leave` writes the step's output."""
         claim = self.store.step(step).claim()
         assert claim is not None
         leave(claim.attempt.out)
         record = {**MEASURED, "wall_seconds": seconds, "device_seconds": seconds, "metrics": metrics}
+        record |= {"facts": facts or {}}
         assert self.store.step(step).publish(claim, record_of(claim, record))
         claim.attempt.finish("done", "", 0)
         claim.release()

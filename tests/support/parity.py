@@ -17,9 +17,11 @@ from transformers import DynamicCache
 from mlkv.families.config import shape_of
 from mlkv.families.save import to_family
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, mha
+from mlkv.layout import KVLayout, Latent, mha
+from mlkv.merges import MERGES, approximations, merge_named
+from mlkv.patterns import make
 from mlkv.shape import DecoderShape
-from tests.support.matrix import FAMILY_CONFIGS, LAYOUTS, VOCAB
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, VOCAB
 
 IDS = torch.randint(1, VOCAB, (2, 13), generator=torch.Generator().manual_seed(2))
 PER_HEAD = (".attention.k.", ".attention.v.", ".attention.k_norm.")
@@ -91,3 +93,35 @@ def errors_table() -> str:
         cells = [f"{error(family, layout):.0e}" for layout in LAYOUTS.values()]
         rows.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+WITHIN_LAYERS, ACROSS_LAYERS = make("even", LAYERS, HEADS, LAYERS, 1), make("even", LAYERS, HEADS, 2, HEADS)
+
+
+def merges_table() -> str:
+    """Which merge is exact before heads are averaged, for which families: the table of docs/conversion.md."""
+    framed = [name for name in MERGES if merge_named(name).frames]
+    merges = [name for name in MERGES if name not in framed and name != "random"], framed
+    families: dict[tuple[str, ...], list[str]] = {}
+    for config in FAMILY_CONFIGS.values():
+        shape = shape_of(config)
+        cells = (*(_exactness(shape, names[0]) for names in merges), _latent(shape))
+        families.setdefault(cells, []).append(f"`{config['model_type']}`")
+    head = ["families", *(", ".join(f"`{name}`" for name in names) for names in merges), "latent"]
+    rows = [[", ".join(dict.fromkeys(names)), *cells] for cells, names in families.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _exactness(shape: DecoderShape, merge: str) -> str:
+    whole = mha(LAYERS, HEADS)
+    if approximations(shape, whole, WITHIN_LAYERS, merge):
+        return "approximate"
+    return "exact within a layer" if approximations(shape, whole, ACROSS_LAYERS, merge) else "exact"
+
+
+def _latent(shape: DecoderShape) -> str:
+    try:
+        shape.check_latent(Latent((1,) * LAYERS, shape.rotated_dims))
+    except ValueError:
+        return "refused"
+    return "exact"
