@@ -30,7 +30,8 @@ class Attention(nn.Module):
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
         super().__init__()
-        self.layer, self.keys, self.head_dim = layer, keys, shape.head_dim
+        self.keys, self.head_dim = keys, shape.head_dim
+        self.layer = layout.cache_layer(layer)
         self.factor, self.cap, self.norms_heads = shape.attention_factor, shape.attention_cap, shape.qk_norm == "head"
         self.owns = tuple(kind for kind in KINDS if layer in layout.part(kind).owners)
         self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=shape.attention_bias)

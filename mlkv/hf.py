@@ -27,16 +27,17 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .above import decoder_of
 from .layout import KVLayout, LatentFields, LayoutFields
-from .model import Decoder
 from .shape import DecoderShape
 from .tokens import Keys
 
 
 class MLKVConfig(PreTrainedConfig):
     """The fields of DecoderShape, and the layout in full: `kv_source_layers` per layer, `kv_heads` per owner, `latent`
-    (the fields of layout.Latent) where owners cache one in place of keys and values, and `value_source_layers` and
-    `value_heads` where they are not those of the keys."""
+    (the fields of layout.Latent) where owners cache one in place of keys and values, `value_source_layers` and
+    `value_heads` where they are not those of the keys, and `forward_passes` and `backward_passes` where a layer reads
+    from above."""
 
     model_type = "mlkv"
     has_no_defaults_at_init: ClassVar[bool] = True
@@ -58,6 +59,8 @@ class MLKVConfig(PreTrainedConfig):
         latent: LatentFields | None = None,
         value_source_layers: list[int] | None = None,
         value_heads: list[int] | None = None,
+        forward_passes: int | None = None,
+        backward_passes: int | None = None,
         **kwargs: Any,
     ) -> None:
         given = {field.name: kwargs.pop(field.name) for field in fields(DecoderShape) if field.name in kwargs}
@@ -73,6 +76,10 @@ class MLKVConfig(PreTrainedConfig):
             self.value_source_layers = list(value_source_layers)
         if value_heads:
             self.value_heads = list(value_heads)
+        if forward_passes is not None:
+            self.forward_passes = forward_passes
+        if backward_passes is not None:
+            self.backward_passes = backward_passes
         super().__init__(**kwargs)
 
     @property
@@ -93,8 +100,8 @@ class MLKVConfig(PreTrainedConfig):
     def kv_sharing_modes(self) -> list[str | None]:
         """One entry per layer. transformers ≥ 5.23 allocates no cache for layers that say "reuse"; without it, a static
         cache would be allocated for all layers and sharing would save nothing."""
-        owners = self.layout.owners
-        return [None if layer in owners else "reuse" for layer in range(self.layers)]
+        held = {self.layout.cache_layer(owner) for owner in self.layout.owners}
+        return [None if layer in held else "reuse" for layer in range(self.layers)]
 
 
 class StoredGenerationConfig(GenerationConfig):
@@ -123,7 +130,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MLKVConfig) -> None:
         super().__init__(config)
-        self.model = Decoder(config.shape, config.layout, config.keys)
+        self.model = decoder_of(config.shape, config.layout, config.keys)
         self.post_init()
 
     @classmethod

@@ -1,10 +1,10 @@
 """KV layouts: which layers compute keys and values, with how many heads, and which layer attends to whose.
 
 `L` layers, `M` KV layers (owners), `H` query heads, `G` KV heads of an owner. MHA, GQA (arXiv 2305.13245), MQA
-(1911.02150), MLKV (2406.09297), CLA (2405.12981) and the bottom-target patterns of the systematic study (2410.14442)
-are all values of one type; mlkv/patterns.py has the rules that make them. K and V are apart where values have other
-sources or head counts than keys (FusedKV-Lite, arXiv 2512.03870; SVFormer, 2410.17897). This module needs the standard
-library alone, so plans and tables never load torch, and checkpoints carry a copy of it.
+(1911.02150), MLKV (2406.09297), CLA (2405.12981), LCKV (2405.10637) and the other patterns of the systematic study
+(2410.14442) are all values of one type; mlkv/patterns.py has the rules that make them. K and V are apart where values
+have other sources or head counts than keys (FusedKV-Lite, arXiv 2512.03870; SVFormer, 2410.17897). This module needs
+the standard library alone, so plans and tables never load torch, and checkpoints carry a copy of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ Sources = tuple[int, ...]
 Kind = Literal["k", "v"]
 KINDS: tuple[Kind, Kind] = ("k", "v")
 """Keys and values, by the names of their projections."""
+FORWARD_PASSES, BACKWARD_PASSES = 7, 2
+"""LCKV's `m` and `b`."""
 
 
 class LatentFields(TypedDict):
@@ -40,6 +42,9 @@ class LayoutFields(TypedDict):
     """Left out where values have the sources that keys have."""
     value_heads: NotRequired[list[int]]
     """Left out where it equals `kv_heads`."""
+    forward_passes: NotRequired[int]
+    """Left out, like `backward_passes`, where no layer reads from above."""
+    backward_passes: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ class KVLayout:
     latent: what owners cache in place of keys and values, if they do.
     value_source_layers, value_heads: the same of the values alone; the two fields above are then those of the keys.
         None: as the keys', and what equals them becomes None, so that a layout is written in one way only.
+    forward_passes, backward_passes: how often layers that wait for each other run on a text whose tokens come together,
+        without gradients and with them (mlkv/above.py). None where no layer reads from above; where one does, None
+        means LCKV's numbers.
     Raises ValueError that names the layer and the rule it breaks.
     """
 
@@ -100,6 +108,8 @@ class KVLayout:
     """Left out of JSON where there is none."""
     value_source_layers: Sources | None = field(default=None, metadata={"later": True})
     value_heads: tuple[int, ...] | None = field(default=None, metadata={"later": True})
+    forward_passes: int | None = field(default=None, metadata={"later": True})
+    backward_passes: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         sources, heads = tuple(self.kv_source_layers), tuple(self.kv_heads)
@@ -115,6 +125,25 @@ class KVLayout:
             self._check_values(value_sources, value_heads)
         if self.latent and len(self.latent.ranks) != len(self.owners):
             raise ValueError(f"latent.ranks has {len(self.latent.ranks)} entries for {len(self.owners)} owners")
+        self._set_passes()
+
+    def _set_passes(self) -> None:
+        for name, usual, least in (("forward_passes", FORWARD_PASSES, 0), ("backward_passes", BACKWARD_PASSES, 1)):
+            given = getattr(self, name)
+            if given is not None and not self.reads_above:
+                raise ValueError(f"{name} = {given}: no layer reads the keys and values of a layer above it")
+            if given is not None and given < least:
+                raise ValueError(f"{name} = {given}: must be at least {least}")
+            object.__setattr__(self, name, (usual if given is None else given) if self.reads_above else None)
+        if not self.reads_above:
+            return
+        if self.latent:
+            raise ValueError("latent: layers that read from above take keys and values, not a latent; unset it")
+        if self.apart:
+            name = "value_heads" if self.value_source_layers is None else "value_source_layers"
+            raise ValueError(
+                f"{name} = {[*(getattr(self, name))]}: a layer that reads from above takes keys and values together"
+            )
 
     def _check_values(self, sources: Sources, heads: tuple[int, ...]) -> None:
         if self.latent:
@@ -142,6 +171,8 @@ class KVLayout:
             fields["value_source_layers"] = list(self.value_source_layers)
         if self.value_heads:
             fields["value_heads"] = list(self.value_heads)
+        if self.forward_passes is not None and self.backward_passes is not None:
+            fields["forward_passes"], fields["backward_passes"] = self.forward_passes, self.backward_passes
         return fields
 
     @classmethod
@@ -156,6 +187,8 @@ class KVLayout:
             latent,
             None if value_sources is None else tuple(value_sources),
             None if value_heads is None else tuple(value_heads),
+            fields.get("forward_passes"),
+            fields.get("backward_passes"),
         )
 
     @property
@@ -181,6 +214,33 @@ class KVLayout:
         return KVLayout(
             self.value_source_layers or self.kv_source_layers, self.value_heads or self.kv_heads, self.heads
         )
+
+    @cached_property
+    def reads_above(self) -> bool:
+        """Whether a layer reads the keys and values of a layer above it, which is computed later."""
+        given = (self.kv_source_layers, self.value_source_layers or ())
+        return any(source > layer for sources in given for layer, source in enumerate(sources))
+
+    @cached_property
+    def segments(self) -> tuple[range, ...]:
+        """All layers, lowest first, in runs: of layers that wait for each other, which run several times over a text,
+        or of one layer that waits for none."""
+        found, first = [], 0
+        while first < self.layers:
+            last = first
+            while (highest := max(self.kv_source_layers[first : last + 1])) > last:
+                last = highest
+            found.append(range(first, last + 1))
+            first = last + 1
+        return tuple(found)
+
+    def passes(self, tokens: int | None = None) -> int:
+        """How often layers that wait for each other run over so many tokens that come together: as often as there are
+        tokens gives what one token at a time gives, so never more often. None: over a long text. 1 where none wait."""
+        if self.forward_passes is None or self.backward_passes is None:
+            return 1
+        passes = self.forward_passes + self.backward_passes
+        return passes if tokens is None else min(passes, tokens)
 
     def part(self, kind: Kind) -> KVLayout:
         """`keys` or `values`."""
@@ -225,6 +285,11 @@ class KVLayout:
         self._check_together()
         return tuple(i for i, source in enumerate(self.kv_source_layers) if source == owner and i != owner)
 
+    def cache_layer(self, owner: int) -> int:
+        """The layer of a cache that holds an owner's keys and values: its own. transformers counts tokens at layer 0,
+        so where that is no owner it holds those of the lowest one."""
+        return 0 if owner == self.owners[0] else owner
+
     def _check_together(self) -> None:
         # The answer for the keys would be a wrong one for the values, which nobody might notice.
         if self.apart:
@@ -249,15 +314,16 @@ class KVLayout:
         return part.heads_of(layer) if layer in part.owners else 0
 
     def draw(self) -> str:
-        """One line for terminals: an owner's head count, `─` for a reader of the owner below it, `←i` for any other.
-        Of a latent, the rank stands behind the head count: `6r48`. Keys and values one after the other where they are
-        apart: `K 6 6 ─ ─  V 6 6 ←0 ←0`."""
+        """One line for terminals: an owner's head count, `─` for a reader of the owner below it, `←i` for a reader of
+        another layer below, `↑i` of a layer above. Of a latent, the rank stands behind the head count: `6r48`. Keys and
+        values one after the other where they are apart: `K 6 6 ─ ─  V 6 6 ←0 ←0`."""
         if self.apart:
             return f"K {self.keys.draw()}  V {self.values.draw()}"
         cells, below = [], 0
         for i, source in enumerate(self.kv_source_layers):
             below = i if source == i else below
-            cells.append(self._draw_owner(i) if source == i else "─" if source == below else f"←{source}")
+            other = f"↑{source}" if source > i else f"←{source}"
+            cells.append(self._draw_owner(i) if source == i else "─" if source == below else other)
         return " ".join(cells)
 
     def _draw_owner(self, layer: int) -> str:
@@ -275,8 +341,8 @@ def _check_sources(name: str, sources: Sources) -> None:
     if not sources:
         raise ValueError(f"{name} is empty: a layout has at least one layer")
     for i, source in enumerate(sources):
-        if not 0 <= source <= i:
-            raise ValueError(f"{name}[{i}] = {source}: a layer reads itself or a layer below it (0 to {i})")
+        if not 0 <= source < len(sources):
+            raise ValueError(f"{name}[{i}] = {source}: a layer reads itself or another layer (0 to {len(sources) - 1})")
         if sources[source] != source:
             raise ValueError(
                 f"{name}[{i}] = {source}: layer {source} keeps no {_KEPT[name]}, it reads {sources[source]}"

@@ -1,7 +1,8 @@
 """The one decoder: GPT-NeoX, Llama, GPT-2 and OPT are settings of it, and it is built for any KV layout.
 
 Its parts: tokens.py (positions, masks and the cache of a pass), attention.py, positions.py (rotation), layers.py (norms
-and MLP) and latent.py. Nothing in them knows transformers: a cache is anything with `KVCache`'s three methods.
+and MLP) and latent.py. above.py runs layers that read from above. Nothing in them knows transformers: a cache is
+anything with `KVCache`'s three methods.
 
 Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `D` width.
 
@@ -79,18 +80,21 @@ class Decoder(nn.Module):
         x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":
             x_BTD = x_BTD + self.positions(tokens[0].positions + self.shape.position_offset)
-        shared: Shared = {}
-        for layer in range(self.shape.layers):
-            if hidden_states is not None:
-                hidden_states.append(x_BTD)
-            x_BTD = self._run_layer(layer, x_BTD, shared, tokens[layer])
-        x_BTD = self.norm(x_BTD)
+        x_BTD = self.norm(self._run_layers(x_BTD, tokens, hidden_states))
         if hidden_states is not None:
             hidden_states.append(x_BTD)
         return x_BTD
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         return capped(self.head(hidden_BTD), self.shape.logit_cap)
+
+    def _run_layers(self, x_BTD: Tensor, tokens: list[Tokens], hidden_states: list[Tensor] | None) -> Tensor:
+        shared: Shared = {}
+        for layer in range(self.shape.layers):
+            if hidden_states is not None:
+                hidden_states.append(x_BTD)
+            x_BTD = self._run_layer(layer, x_BTD, shared, tokens[layer])
+        return x_BTD
 
     def _run_layer(self, layer: int, x_BTD: Tensor, shared: Shared, tokens: Tokens) -> Tensor:
         """Its output. What it shares goes into `shared`, and leaves it after the last use: a quantised cache made it
@@ -162,3 +166,5 @@ def _check_fit(shape: DecoderShape, layout: KVLayout, keys: Keys) -> None:
             raise ValueError("keys = unrotated: a latent needs rotated ones")
     if layout.apart and keys == "unrotated":
         raise ValueError("keys = unrotated: keys and values that are apart need rotated ones")
+    if layout.reads_above and keys == "unrotated":
+        raise ValueError("keys = unrotated: layers that read from above need rotated ones")

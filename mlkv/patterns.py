@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd
+from typing import Literal, get_args
 
 from .layout import KVLayout, Sources, divisors, from_owners
 from .registry import Registry
+from .shape import check_choice
+
+Position = Literal["bottom", "middle", "top"]
+"""Which layer of a group computes the keys and values that the whole group reads (arXiv 2410.14442); `middle` is the
+lower of two."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,28 @@ class Pattern:
     rule: from `L` and `M` to the source of each layer. Raises ValueError that names the `M` it has a layout for.
     by_factor: from `L` and the number of layers in a group, where the pattern is defined by that.
     values: the rule for the values, where they have other sources than the keys: `rule` is then that for the keys.
+    above: the rule for the groups whose owner may be in the middle or at the top, each group read from its bottom; None
+        where owners are at the bottom only.
+    label_above: the name that papers have for these.
     """
 
     label: str
     rule: Callable[[int, int], Sources]
     by_factor: Callable[[int, int], Sources] | None = None
     values: Callable[[int, int], Sources] | None = None
+    above: Callable[[int, int], Sources] | None = None
+    label_above: str = ""
+
+    def name_above(self, layout: KVLayout) -> str | None:
+        """`Sandwich-top` for such a layout of this pattern; None for another."""
+        for position in ("middle", "top"):
+            try:
+                made = _moved(self.above(layout.layers, layout.kv_layers), position) if self.above else ()
+            except ValueError:
+                made = ()
+            if made == layout.kv_source_layers:
+                return f"{self.label_above}-{position}"
+        return None
 
     def makes(self, layout: KVLayout) -> bool:
         layers, sources = layout.layers, layout.kv_source_layers
@@ -100,6 +122,26 @@ def sandwich(layers: int, kv_layers: int) -> Sources:
     return from_owners(layers, [*range(front + 1), *range(layers - back, layers)])
 
 
+def _first_alone(layers: int, kv_layers: int) -> Sources:
+    """Layer 0 ordinary, as the study keeps it whatever the target: sharing it loses much (arXiv 2410.14442). The others
+    in `M − 1` even groups."""
+    _require(1 <= kv_layers <= layers, "even", layers, kv_layers, f"1 to {layers}")
+    groups = kv_layers - 1
+    return from_owners(layers, [0, *(1 + i * (layers - 1) // groups for i in range(groups))])
+
+
+def _moved(bottom: Sources, position: Position) -> Sources:
+    """The same groups with their owner in the middle or at the top, from groups that are read from their bottom."""
+    groups: dict[int, list[int]] = {}
+    for layer, source in enumerate(bottom):
+        groups.setdefault(source, []).append(layer)
+    owners = {
+        source: {"bottom": layers[0], "middle": layers[(len(layers) - 1) // 2], "top": layers[-1]}[position]
+        for source, layers in groups.items()
+    }
+    return tuple(owners[source] for source in bottom)
+
+
 def fusedkv_lite(layers: int, kv_layers: int) -> Sources:
     """Keys: the first `M` layers ordinary, all others read the last of them (arXiv 2512.03870: `M = L / 2`)."""
     _require(2 <= kv_layers <= layers, "fusedkv_lite", layers, kv_layers, f"2 to {layers}")
@@ -132,13 +174,13 @@ def _require(holds: bool, pattern: str, layers: int, kv_layers: int, valid: str)
 
 
 _BUILT_IN = {
-    "even": Pattern("MLKV", even),
+    "even": Pattern("MLKV", even, above=_first_alone, label_above="Lasagna"),
     "cla": Pattern("CLA", cla_of_layers, by_factor=cla),
     "keep_ends": Pattern("KeepEnds", keep_ends),
     "dense_front": Pattern("DenseFront", dense_front),
     "dense_back": Pattern("DenseBack", dense_back),
-    "pizza": Pattern("Pizza", pizza),
-    "sandwich": Pattern("Sandwich", sandwich),
+    "pizza": Pattern("Pizza", pizza, above=pizza, label_above="Pizza"),
+    "sandwich": Pattern("Sandwich", sandwich, above=sandwich, label_above="Sandwich"),
     "fusedkv_lite": Pattern("FusedKV-Lite", fusedkv_lite, values=_first_above),
     "fusedkv_lite_reverse": Pattern("FusedKV-Lite-reverse", fusedkv_lite_reverse, values=pizza),
     "svformer": Pattern("SVFormer", svformer, values=_first_in_all),
@@ -160,6 +202,8 @@ def family_of(layout: KVLayout, pattern: str = EXPLICIT) -> str:
             return "Custom"
         return {1: "MQA", layout.heads: "MHA"}.get(layout.kv_heads[0], "GQA") if counts[0] == counts[1] else "GQA"
     rows = [PATTERNS[pattern]] if pattern != EXPLICIT else []
+    if layout.reads_above:
+        return next(filter(None, (row.name_above(layout) for row in (*rows, *_BUILT_IN.values()))), "Custom")
     return next((row.label for row in (*rows, *_BUILT_IN.values()) if row.makes(layout)), "Custom")
 
 
@@ -177,11 +221,19 @@ def _each(numbers: Iterable[int]) -> str:
     return "/".join(map(str, dict.fromkeys(numbers)))
 
 
-def sources_of(pattern: str, layers: int, kv_layers: int, factor: int | None = None) -> Sources:
+def sources_of(
+    pattern: str, layers: int, kv_layers: int, factor: int | None = None, position: Position = "bottom"
+) -> Sources:
     """The source of each layer, of the keys where values have others; by the factor where the pattern has one and it is
-    given. Raises ValueError."""
+    given. position: of the owner in its group. Raises ValueError."""
+    check_choice("layout.position", position, get_args(Position))
     row = PATTERNS.choose(pattern)
+    if position != "bottom" and row.above is None:
+        having = ", ".join(name for name, each in PATTERNS.items() if each.above)
+        raise ValueError(f"layout.position = {position}: pattern {pattern} has none but bottom; of {having} it is read")
     with PATTERNS.running(pattern, ValueError):
+        if position != "bottom" and row.above:
+            return _moved(tuple(row.above(layers, kv_layers)), position)
         return tuple(row.by_factor(layers, factor) if factor and row.by_factor else row.rule(layers, kv_layers))
 
 
@@ -193,11 +245,18 @@ def value_sources_of(pattern: str, layers: int, kv_layers: int) -> Sources | Non
 
 
 def make(
-    pattern: str, layers: int, heads: int, kv_layers: int, kv_heads: int, value_heads: int | None = None
+    pattern: str,
+    layers: int,
+    heads: int,
+    kv_layers: int,
+    kv_heads: int,
+    value_heads: int | None = None,
+    position: Position = "bottom",
 ) -> KVLayout:
     """A layout of `kv_layers` owners placed by `pattern`, each with `kv_heads` KV heads, or with `value_heads` of them
     for values. Raises ValueError."""
-    sources, value_sources = sources_of(pattern, layers, kv_layers), value_sources_of(pattern, layers, kv_layers)
+    sources = sources_of(pattern, layers, kv_layers, position=position)
+    value_sources = value_sources_of(pattern, layers, kv_layers)
     return with_heads(sources, value_sources, heads, kv_heads, value_heads)
 
 
@@ -215,7 +274,9 @@ def with_heads(
     )
 
 
-def of_budget(pattern: str, budget: int, base: KVLayout, value_heads: int | None = None) -> list[KVLayout]:
+def of_budget(
+    pattern: str, budget: int, base: KVLayout, value_heads: int | None = None, position: Position = "bottom"
+) -> list[KVLayout]:
     """The layouts of `pattern` with `budget` KV heads in all that the heads of `base` can be merged into, equally many
     in each KV layer; most KV layers first. None where there is no such layout.
 
@@ -232,7 +293,7 @@ def of_budget(pattern: str, budget: int, base: KVLayout, value_heads: int | None
             counts = [budget // kv_heads] if budget % kv_heads == 0 else []
         for kv_layers in counts:
             with suppress(ValueError):  # the pattern has no layout of so many KV layers
-                layouts.append(make(pattern, base.layers, base.heads, kv_layers, kv_heads, value_heads))
+                layouts.append(make(pattern, base.layers, base.heads, kv_layers, kv_heads, value_heads, position))
     return [layout for layout in layouts if layout.budget == budget]
 
 

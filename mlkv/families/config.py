@@ -76,7 +76,12 @@ def layout_of(config: Config) -> KVLayout:
             for name in ("value_source_layers", "value_heads")
         )
         latent = _our_latent(config, shape)
-        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads, latent, value_sources, value_heads)
+        passes = [
+            _our_field(config, name) if name in config else None for name in ("forward_passes", "backward_passes")
+        ]
+        if any(each is not None and type(each) is not int for each in passes):
+            raise ValueError(f"forward_passes, backward_passes = {shown(passes)}: must be integers")
+        return KVLayout(tuple(sources), tuple(kv_heads), shape.heads, latent, value_sources, value_heads, *passes)
     return family_of(config).layout(config, shape_of(config))
 
 
@@ -165,6 +170,8 @@ def config_of(shape: DecoderShape, layout: KVLayout, name: str) -> Config:
         raise ValueError(f"family = {name}: cannot express a latent")
     if layout.apart:
         raise ValueError(f"family = {name}: cannot express the layout {name_of(layout)} (keys and values apart)")
+    if layout.reads_above:
+        raise ValueError(f"family = {name}: cannot express the layout {name_of(layout)} (layers that read from above)")
     config: dict[str, Any] = {"model_type": name, **dict.fromkeys(family.dropouts, 0.0)}
     config |= {key: value for key, value in family.required.items() if value is not None}
     config |= {key: getattr(shape, ours) for ours, key in family.fields.items()}

@@ -14,9 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from mlkv.layout import KVLayout, Latent, Sources
 from mlkv.merges import most_heads
-from mlkv.patterns import EXPLICIT, PATTERNS, budgets, name_of, of_budget, sources_of, value_sources_of
+from mlkv.patterns import EXPLICIT, PATTERNS, Position, budgets, name_of, of_budget, sources_of, value_sources_of
 from mlkv.registry import NameOf
-from mlkv.shape import DecoderShape, Positive
+from mlkv.shape import DecoderShape, Positive, added
 
 PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
 SIZES = ("kv_layers", "kv_heads", "value_heads", "factor", "budget", "cache")
@@ -61,11 +61,33 @@ class LayoutConfig:
     """With a latent: how many dimensions of a head stay rotated; unset: all that its position rotates."""
     shared_rotary: bool = False
     """With a latent: an owner's heads have one rotated part of a key together."""
+    position: Position = added("bottom")
+    """Of the owner in its group: at its bottom, in its middle or at its top, where the layers below wait for it."""
+    forward_passes: Annotated[int, Ge(0)] | None = added(None)
+    """How often layers that wait for each other run on a text, without gradients; unset: 7, as LCKV's authors do."""
+    backward_passes: Positive | None = added(None)
+    """The same with gradients; unset: 2."""
 
     def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
         """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
         model is trained from random weights. Raises ValueError naming the field."""
-        start = start or base
+        return [self._with_passes(layout) for layout in self._layouts(base, start or base)]
+
+    def _with_passes(self, layout: KVLayout) -> KVLayout:
+        for name in ("forward_passes", "backward_passes"):
+            value = getattr(self, name)
+            if value is not None and not layout.reads_above:
+                named = name_of(layout, self.pattern)
+                raise ValueError(f"layout.{name} = {value}: {named} has no layer that reads from above; unset it")
+        if not layout.reads_above:
+            return layout
+        return replace(
+            layout,
+            forward_passes=layout.forward_passes if self.forward_passes is None else self.forward_passes,
+            backward_passes=self.backward_passes or layout.backward_passes,
+        )
+
+    def _layouts(self, base: KVLayout, start: KVLayout) -> list[KVLayout]:
         if self.pattern != EXPLICIT and (self.budget is not None or self.cache is not None):
             return self._of_size(base, start)
         if self._is_bases_own:
@@ -87,7 +109,7 @@ class LayoutConfig:
         """Whether it asks for nothing but the base's own layout."""
         if self.pattern == EXPLICIT or PATTERNS[self.pattern].values:
             return False
-        return not (self.kv_layers or self.kv_heads or self.factor or self.value_heads)
+        return not (self.kv_layers or self.kv_heads or self.factor or self.value_heads) and self.position == "bottom"
 
     def with_latent(self, layout: KVLayout, start: KVLayout, shape: DecoderShape) -> KVLayout:
         """A layout with the latent that is asked for, if any. Raises ValueError naming the field."""
@@ -119,7 +141,7 @@ class LayoutConfig:
         raise ValueError(f"layout.{self._size_fault(base, start, budget, possible)}")
 
     def _of_budget(self, budget: int, start: KVLayout) -> list[KVLayout]:
-        layouts = of_budget(self.pattern, budget, start, self._uniform_value_heads)
+        layouts = of_budget(self.pattern, budget, start, self._uniform_value_heads, self.position)
         if self.factor:  # two factors may leave equally many owners in different places
             sources, _ = self._sources(start.layers)
             layouts = [replace(each, kv_source_layers=sources) for each in layouts if each.kv_layers == len({*sources})]
@@ -157,6 +179,11 @@ class LayoutConfig:
         for name in ("kv_source_layers", "value_source_layers"):
             if (sources := getattr(self, name)) is not None and self.pattern != EXPLICIT:
                 raise ValueError(f"{name} = {[*sources]}: only pattern explicit reads it (pattern = {self.pattern})")
+        if self.position != "bottom" and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].above):
+            having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.above)
+            raise ValueError(
+                f"position = {self.position}: only pattern {having} has another than bottom (pattern = {self.pattern})"
+            )
         if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
@@ -166,9 +193,8 @@ class LayoutConfig:
         if self.pattern == EXPLICIT:
             return self.kv_source_layers or (), self.value_source_layers
         kv_layers = self.kv_layers or layers
-        return sources_of(self.pattern, layers, kv_layers, self.factor), value_sources_of(
-            self.pattern, layers, kv_layers
-        )
+        sources = sources_of(self.pattern, layers, kv_layers, self.factor, self.position)
+        return sources, value_sources_of(self.pattern, layers, kv_layers)
 
     def _admits(self, layout: KVLayout) -> bool:
         heads = (None, layout.kv_heads[0], layout.kv_heads)

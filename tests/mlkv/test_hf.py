@@ -31,6 +31,7 @@ PADDED = torch.ones_like(IDS)
 PADDED[0, :3] = 0
 
 MODULES = {
+    "above.py",
     "attention.py",
     "hf.py",
     "latent.py",
@@ -159,7 +160,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_its_layout_in_full(
     assert (loaded.model.head.weight is loaded.model.embed.weight) is shape.tied
 
 
-def test_a_checkpoint_carries_the_five_modules_that_it_needs_and_no_more(tmp_path: Path) -> None:
+def test_a_checkpoint_carries_the_modules_that_it_needs_and_no_more(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == MODULES
 

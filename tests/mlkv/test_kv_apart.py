@@ -165,7 +165,7 @@ def test_a_pattern_with_values_of_its_own_takes_one_row(monkeypatch: pytest.Monk
     ("fields", "message"),
     [
         ({"value_source_layers": (0, 0)}, r"value_source_layers has 2 entries, kv_source_layers 3"),
-        ({"value_source_layers": (0, 2, 2)}, r"value_source_layers\[1\] = 2: a layer reads itself or a layer below"),
+        ({"value_source_layers": (0, 2, 2)}, r"value_source_layers = \[0, 2, 2\]: a layer that reads from above"),
         ({"value_source_layers": (0, 0, 1)}, r"value_source_layers\[2\] = 1: layer 1 keeps no values, it reads 0"),
         (
             {"value_source_layers": (0, 0, 0)},

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Container
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from mlkv.layout import KVLayout, divisors, mha
-from mlkv.patterns import PATTERNS, Pattern, budgets, cla, make, name_of, of_budget
+from mlkv.layout import KVLayout, Latent, divisors, mha
+from mlkv.patterns import PATTERNS, Pattern, Position, budgets, cla, make, name_of, of_budget
 from sweeps.planning.layout_config import LayoutConfig
 
 LAYERS = st.integers(1, 40)
@@ -115,6 +117,79 @@ def test_yoco_on_22_layers_is_pizza() -> None:
     assert make("pizza", 22, 1, 12, 1).kv_source_layers == (*range(11), *[11] * 11)
 
 
+def text(pattern: str, layers: int, kv_layers: int, position: Position) -> str:
+    """As LCKV's configurations write it."""
+    return "_".join(map(str, make(pattern, layers, 1, kv_layers, 1, position=position).kv_source_layers))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "kv_layers", "position", "published"),
+    [
+        ("sandwich", 22, 3, "top", "0_" + "20_" * 20 + "21"),
+        ("sandwich", 22, 11, "top", "0_1_2_3_4_" + "16_" * 12 + "17_18_19_20_21"),
+        ("sandwich", 22, 3, "middle", "0_" + "10_" * 20 + "21"),
+        ("sandwich", 12, 3, "top", "0_" + "10_" * 10 + "11"),
+        ("sandwich", 8, 3, "top", "0_6_6_6_6_6_6_7"),
+        ("pizza", 22, 12, "bottom", "0_1_2_3_4_5_6_7_8_9_10" + "_11" * 11),
+        ("pizza", 8, 3, "middle", "0_1_4_4_4_4_4_4"),
+        ("pizza", 8, 3, "top", "0_1_7_7_7_7_7_7"),
+        ("even", 7, 4, "top", "0_2_2_4_4_6_6"),
+        ("even", 7, 3, "middle", "0_2_2_2_5_5_5"),
+        ("even", 4, 1, "top", "3_3_3_3"),
+    ],
+)
+def test_owners_stand_where_the_study_has_them(
+    pattern: str, layers: int, kv_layers: int, position: Position, published: str
+) -> None:
+    assert text(pattern, layers, kv_layers, position) == published
+
+
+@given(st.sampled_from(["even", "pizza", "sandwich"]), LAYERS, st.sampled_from(["middle", "top"]), st.data())
+def test_a_layout_whose_owners_moved_is_stored_named_and_counted(
+    pattern: str, layers: int, position: Position, data: st.DataObject
+) -> None:
+    kv_layers = data.draw(st.integers(1, layers))
+    layout = make(pattern, layers, 4, kv_layers, 2, position=position)
+    assert (layout.kv_layers, layout.budget) == (kv_layers, 2 * kv_layers)
+    assert layout.kv_bytes_per_token(8) == 2 * 2 * 8 * 2 * kv_layers
+    assert KVLayout.from_dict(json.loads(json.dumps(layout.as_dict()))) == layout
+    if layout.reads_above:
+        assert name_of(layout, pattern) == f"{PATTERNS[pattern].label_above}-{position}-{2 * kv_layers}"
+        assert (layout.forward_passes, layout.backward_passes) == (7, 2)
+    assert [layer for segment in layout.segments for layer in segment] == list(range(layers))
+    for segment in layout.segments:
+        assert all(layout.kv_source_layers[layer] <= segment[-1] for layer in segment)
+
+
+def test_readers_of_layers_above_are_drawn_with_an_arrow_up() -> None:
+    assert make("sandwich", 6, 2, 3, 2, position="top").draw() == "2 ↑4 ↑4 ↑4 2 2"
+    assert make("sandwich", 6, 2, 3, 2, position="middle").draw() == "2 ↑2 2 ─ ─ 2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"forward_passes": -1}, "forward_passes = -1: must be at least 0"),
+        ({"backward_passes": 0}, "backward_passes = 0: must be at least 1"),
+        ({"kv_source_layers": (0, 0, 2), "forward_passes": 3}, "forward_passes = 3: no layer reads the keys"),
+        ({"latent": Latent((4, 4), 2)}, "latent: layers that read from above take keys and values"),
+        ({"value_source_layers": (0, 0, 2)}, r"value_source_layers = \[0, 0, 2\]: a layer that reads from above"),
+    ],
+)
+def test_what_goes_with_no_layer_that_reads_from_above_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(KVLayout((0, 2, 2), (2, 2), 4), **fields)
+
+
+def test_a_position_is_refused_where_nothing_reads_it() -> None:
+    with pytest.raises(ValueError, match="position = top: only pattern even, pizza, sandwich has another than bottom"):
+        LayoutConfig("cla", position="top")
+    with pytest.raises(ValueError, match=r"layout\.forward_passes = 3: MLKV-6 has no layer that reads from above"):
+        LayoutConfig("even", kv_layers=3, forward_passes=3).layouts(mha(6, 2))
+    (layout,) = LayoutConfig("even", kv_layers=3, position="top", forward_passes=0).layouts(mha(6, 2))
+    assert (layout.forward_passes, layout.backward_passes) == (0, 2)
+
+
 CLA_TABLE_1 = [
     # model, head_dim, query heads, KV heads, pattern, KV layers, published bytes per token (arXiv 2405.12981, table 1)
     ("H128-MHA", 128, 16, 16, "even", 20, 163840),
@@ -141,8 +216,8 @@ def test_bytes_per_token_equal_cla_table_1(
 
 
 @given(st.lists(st.integers(-1, 5), max_size=5))
-def test_sources_are_accepted_exactly_when_every_layer_reads_an_owner_at_or_below_it(sources: list[int]) -> None:
-    valid = bool(sources) and all(0 <= s <= i and sources[s] == s for i, s in enumerate(sources))
+def test_sources_are_accepted_exactly_when_every_layer_reads_an_owner(sources: list[int]) -> None:
+    valid = bool(sources) and all(0 <= s < len(sources) and sources[s] == s for s in sources)
     kv_heads = (1,) * sum(s == i for i, s in enumerate(sources))
     if not valid:
         with pytest.raises(ValueError, match="kv_source_layers"):
@@ -150,13 +225,14 @@ def test_sources_are_accepted_exactly_when_every_layer_reads_an_owner_at_or_belo
         return
     layout = KVLayout(tuple(sources), kv_heads, 1)
     for owner in layout.owners:
-        assert layout.readers(owner) == tuple(i for i, s in enumerate(sources) if s == owner and i > owner)
+        assert layout.readers(owner) == tuple(i for i, s in enumerate(sources) if s == owner != i)
 
 
 @pytest.mark.parametrize(
     ("sources", "kv_heads", "heads", "message"),
     [
-        ((0, 2, 2), (1, 1), 4, r"kv_source_layers\[1\] = 2: a layer reads itself or a layer below"),
+        ((0, 3, 2), (1, 1), 4, r"kv_source_layers\[1\] = 3: a layer reads itself or another layer \(0 to 2\)"),
+        ((0, 2, 0), (1,), 4, r"kv_source_layers\[1\] = 2: layer 2 keeps no keys and values, it reads 0"),
         ((0, 0, 1), (1,), 4, r"kv_source_layers\[2\] = 1: layer 1 keeps no keys and values, it reads 0"),
         ((0, 1), (1,), 4, "1 entries for 2 owners"),
         ((0, 1), (1, 3), 4, "kv_heads = 3 at layer 1: must divide 4 query heads"),

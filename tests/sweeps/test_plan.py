@@ -197,7 +197,7 @@ def test_text_is_its_content_not_its_place(planner: Planner, tmp_path: Path) -> 
     [
         (["layout.kv_heads=5"], r"kv_heads = 5 at layer 0: must divide 6 query heads \(1, 2, 3, 6\)"),
         (["layout.kv_layers=7"], r"layout\.kv_layers = 7: pattern even on 6 layers takes 1 to 6"),
-        (["layout=explicit", "layout.kv_source_layers=[0,2,2,2,2,2]"], r"kv_source_layers\[1\] = 2: a layer reads"),
+        (["layout=explicit", "layout.kv_source_layers=[0,6,2,2,2,2]"], r"kv_source_layers\[1\] = 6: a layer reads"),
         (["layout=explicit", "layout.kv_source_layers=[0,0]", "layout.kv_heads=1"], r"2 entries: .* has 6 layers"),
         (["layout=mqa", "layout.kv_source_layers=[0,0,2,2,4,4]"], r"kv_source_layers = .*: only pattern explicit"),
         (["corpus.sequence_length=512", "model.decoder.context=256"], r"length = 512: model tiny takes at most 256"),
