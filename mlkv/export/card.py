@@ -78,6 +78,11 @@ def _drawing(layout: KVLayout) -> str:
     legend = "A number: the layer keeps so many KV heads."
     if any(part.kv_layers < layout.layers for part in named.values()):
         legend += " `─`: it reads the keys and values of the nearest owner below; `←i`: those of layer i."
+    if layout.reads_above:
+        legend += (
+            f" `↑i`: those of layer i above it, of the tokens before its own. Such layers run {layout.passes()} times "
+            "over a prompt, and once for each token that is generated."
+        )
     if layout.latent:
         legend += " `r`: what is cached in their place is a latent vector of that width."
     return "\n".join(["```text", *lines, "```", "", legend])

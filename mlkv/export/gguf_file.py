@@ -117,6 +117,10 @@ def refusal(checkpoint: Checkpoint) -> str | None:
         return "llama.cpp's latents belong to other architectures"
     if layout.apart:
         return "a GGUF file has the same sources and head counts for keys and values"
+    if layout.reads_above:
+        return (
+            "llama.cpp computes layers once, from the lowest, and some read the keys and values of a layer above them"
+        )
     if checkpoint.shares:
         return "a GGUF file says for no layer that it reads another one's keys and values"
     if len(set(layout.kv_heads)) > 1:

@@ -15,6 +15,8 @@ def refusal(checkpoint: Checkpoint) -> str | None:
         return "no family of the table caches a latent"
     if layout.apart:
         return "no family of the table takes keys and values from different layers, or with other head counts"
+    if layout.reads_above:
+        return "no family of the table has layers that read the keys and values of a layer above them"
     if checkpoint.shares:
         return "no family of the table has layers that read another layer's keys and values"
     if len(set(layout.kv_heads)) > 1:

@@ -59,6 +59,8 @@ def refusal(checkpoint: Checkpoint) -> str | None:
         return "vLLM has its own layers for latents, and they cannot be shared between layers"
     if layout.apart:
         return "its values have other sources or head counts than its keys, and vLLM shares both or none"
+    if layout.reads_above:
+        return "vLLM computes layers once, from the lowest, and some read the keys and values of a layer above them"
     if checkpoint.reads_unrotated:
         return "keys = unrotated: readers attend to other keys than their owner, and vLLM's cache holds one kind"
     if len(counts := sorted(set(layout.kv_heads))) > 1:

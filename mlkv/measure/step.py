@@ -222,7 +222,7 @@ class FilledRun(Run):
                 torch.randn(self.batch, heads, self.context, width, dtype=self.model.dtype, device=self.device)
                 for heads, width in layout.cached_sizes(owner, self.model.shape.head_dim)
             )
-            update_cache(cache, keys, values, owner)
+            update_cache(cache, keys, values, layout.cache_layer(owner))
         return cache, self._ids(1, generator)
 
 

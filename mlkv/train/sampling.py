@@ -56,6 +56,8 @@ def _layout(recipe: ElasticRecipe, base: KVLayout, kv_layers: int, kv_heads: int
         raise ValueError(f"pattern = {recipe.pattern}: has other sources for values than for keys; valid: {valid}")
     if base.apart:
         raise ValueError(f"layout {name_of(base)}: elastic training takes bases that share keys and values together")
+    if base.reads_above:
+        raise ValueError(f"layout {name_of(base)}: elastic training takes bases whose layers read none above them")
     layout = make(recipe.pattern, base.layers, base.heads, kv_layers, kv_heads)
     check_conversion(base, layout)
     if missing := set(layout.owners) - set(base.owners):

@@ -12,7 +12,7 @@ from math import gcd
 from mlkv.corpus.tokenizer import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS
 from mlkv.layout import KVLayout, divisors
-from mlkv.merges import MERGES, check_conversion, counted_grouping, is_trainable
+from mlkv.merges import MERGES, check_conversion, counted_grouping, is_trainable, merge_named
 from mlkv.patterns import name_of
 from mlkv.recipes import ADDRESSES
 from mlkv.train.sampling import layouts_of
@@ -37,6 +37,7 @@ def check_layout(config: Config, model: Model, layout: KVLayout) -> None:
     if config.convert.start != "convert":
         return
     check_grouping(config, model, layout)
+    _check_calibrated(config, model, layout)
     try:
         check_conversion(model.layout, layout)
     except ValueError as error:
@@ -55,6 +56,17 @@ def check_grouping(config: Config, model: Model, layout: KVLayout) -> None:
         raise UserError(
             f"convert.grouping = {config.convert.grouping}: keys and values of {name_of(apart)} merge in different "
             "groups, and queries have one order for both; set convert.grouping=adjacent"
+        )
+
+
+def _check_calibrated(config: Config, model: Model, layout: KVLayout) -> None:
+    """A calibration sees each layer of the base once. Layers that wait for each other run several times."""
+    calibrated = merge_named(config.convert.merge).calibrated or layout.latent
+    if model.layout.reads_above and layout != model.layout and calibrated:
+        valid = ", ".join(name for name in MERGES if name == "random" or not merge_named(name).calibrated)
+        raise UserError(
+            f"convert.merge = {config.convert.merge}: model {config.model.name} has layers that read from above, and a "
+            f"calibration sees each layer once; valid: {valid}, without a latent"
         )
 
 
