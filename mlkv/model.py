@@ -47,7 +47,9 @@ class Decoder(nn.Module):
         self.embed: nn.Embedding = Embedding(shape)
         if shape.positions == "learned":
             self.positions = nn.Embedding(shape.context + shape.position_offset, shape.width)
-        self.blocks = nn.ModuleList(Block(shape, layout, i, keys) for i in range(shape.layers))
+        self.blocks = nn.ModuleList(
+            Block(shape, layout, i, _attention(shape, layout, i, keys), MLP(shape)) for i in range(shape.layers)
+        )
         self.norm = norm_of(shape)
         self.head = nn.Linear(shape.width, shape.vocab_size, bias=False)
         if shape.tied:
@@ -122,7 +124,7 @@ class Block(nn.Module):
     """Norm, attention, norm, MLP: one after the other, or both from the same input (`parallel_residual`). Norms may
     also, or only, stand behind attention and MLP (`norm_place`)."""
 
-    def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
+    def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, attention: Attention, mlp: MLP) -> None:
         super().__init__()
         self.parallel = shape.parallel_residual
 
@@ -132,10 +134,10 @@ class Block(nn.Module):
         self.attention_norm = norm("before", "around")
         if shape.has_kv_norms(layout) and layer in layout.owners:
             self.kv_norm = norm_of(shape)
-        self.attention = _attention(shape, layout, layer, keys)
+        self.attention = attention
         self.attention_out_norm = norm("around", "after")
         self.mlp_norm = norm("before", "around")
-        self.mlp = MLP(shape)
+        self.mlp = mlp
         self.mlp_out_norm = norm("around", "after")
 
     def forward(self, x_BTD: Tensor, shared_kv: SharedKV, tokens: Tokens) -> tuple[Tensor, SharedKV]:

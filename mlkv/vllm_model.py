@@ -15,7 +15,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -23,7 +27,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from .hf import MLKVConfig
-from .layers import ACTIVATIONS, norm_of
+from .layers import ACTIVATIONS, norm_of, qk_norm_of
+from .model import Block
 from .positions import Angles, rotary_angles, rotate
 from .shape import DecoderShape
 
@@ -34,10 +39,11 @@ class MLKVForVllm(nn.Module):
         config: MLKVConfig = vllm_config.model_config.hf_config
         self.config = config
         self.model = _Decoder(vllm_config, f"{prefix}.model" if prefix else "model")
-        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.logits_processor = LogitsProcessor(config.vocab_size, soft_cap=config.shape.logit_cap or None)
 
     def embed_input_ids(self, input_ids: Tensor | None) -> Tensor:
-        return self.model.embed(input_ids)
+        x_ND = self.model.embed(input_ids)
+        return x_ND * x_ND.new_full((), self.config.shape.embedding_scale)
 
     def forward(
         self,
@@ -69,100 +75,132 @@ class MLKVForVllm(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        shape = vllm_config.model_config.hf_config.shape
+        config: MLKVConfig = vllm_config.model_config.hf_config
+        shape, layout = config.shape, config.layout
         self.shape = shape
+        self.rotations = [shape.rotation_of(owner) for owner in layout.kv_source_layers]
         self.embed = VocabParallelEmbedding(shape.vocab_size, shape.width)
         if shape.positions == "learned":
             self.positions = nn.Embedding(shape.context + shape.position_offset, shape.width)
-        self.blocks = nn.ModuleList(_Block(vllm_config, i, f"{prefix}.blocks") for i in range(shape.layers))
+        self.blocks = nn.ModuleList(
+            Block(shape, layout, i, _Attention(vllm_config, i, f"{prefix}.blocks"), _MLP(shape))  # type: ignore[arg-type]
+            for i in range(shape.layers)
+        )
         self.norm = norm_of(shape)
         self.head = ParallelLMHead(shape.vocab_size, shape.width)
         if shape.tied:
             self.head = self.head.tie_weights(self.embed)
 
     def forward(self, x_ND: Tensor, positions_N: Tensor) -> Tensor:
-        angles = None
         if self.shape.positions == "learned":
             x_ND = x_ND + self.positions(positions_N + self.shape.position_offset)
-        else:
-            angles = rotary_angles(self.shape, positions_N[None])
-        for block in self.blocks:
-            x_ND = block(x_ND, angles)
+        angles = {each: rotary_angles(self.shape, positions_N[None], each) for each in set(self.rotations)}
+        for block, rotation in zip(self.blocks, self.rotations, strict=True):
+            x_ND, _ = block(x_ND, None, angles[rotation])
         return self.norm(x_ND)
 
 
-class _Block(nn.Module):
-    def __init__(self, vllm_config: VllmConfig, layer: int, prefix: str) -> None:
-        super().__init__()
-        shape, layout = (getattr(vllm_config.model_config.hf_config, name) for name in ("shape", "layout"))
-        self.parallel = shape.parallel_residual
-        self.attention_norm = norm_of(shape)
-        if shape.has_kv_norms(layout) and layer in layout.owners:
-            self.kv_norm = norm_of(shape)
-        self.attention = _Attention(vllm_config, layer, prefix)
-        self.mlp_norm = norm_of(shape)
-        self.mlp = _MLP(shape)
-
-    def forward(self, x_ND: Tensor, angles: Angles | None) -> Tensor:
-        q_input_ND = self.attention_norm(x_ND)
-        kv_input_ND = self.kv_norm(x_ND) if hasattr(self, "kv_norm") else q_input_ND
-        attended_ND = self.attention(q_input_ND, kv_input_ND, angles)
-        if self.parallel:
-            return x_ND + attended_ND + self.mlp(self.mlp_norm(x_ND))
-        x_ND = x_ND + attended_ND
-        return x_ND + self.mlp(self.mlp_norm(x_ND))
-
-
 class _Attention(nn.Module):
+    """As mlkv/attention.py's, for blocks: vLLM hands keys and values from owners to readers itself, in its cache."""
+
     def __init__(self, vllm_config: VllmConfig, layer: int, prefix: str) -> None:
         super().__init__()
-        shape, layout = (getattr(vllm_config.model_config.hf_config, name) for name in ("shape", "layout"))
-        owner, self.head_dim = layout.kv_source_layers[layer], shape.head_dim
+        config: MLKVConfig = vllm_config.model_config.hf_config
+        shape, layout = config.shape, config.layout
+        owner, self.head_dim, self.norms_heads = layout.kv_source_layers[layer], shape.head_dim, shape.qk_norm == "head"
         self.is_owner = owner == layer
         kv_heads, bias = layout.heads_of(layer), shape.attention_bias
         self.q = ColumnParallelLinear(shape.width, shape.heads * shape.head_dim, bias, return_bias=False)
         if self.is_owner:
             self.k = _KVLinear(shape.width, kv_heads, shape.head_dim, bias)
             self.v = _KVLinear(shape.width, kv_heads, shape.head_dim, bias)
+            self.k_norm = _qk_norm(shape, kv_heads)
+        self.q_norm = _qk_norm(shape, shape.heads)
         out_bias = bias and shape.output_bias
         self.o = RowParallelLinear(shape.heads * shape.head_dim, shape.width, out_bias, return_bias=False)
         gpus = get_tensor_model_parallel_world_size()
         self.attn = Attention(
             shape.heads // gpus,
             shape.head_dim,
-            shape.head_dim**-0.5,
+            shape.attention_factor,
             num_kv_heads=max(1, kv_heads // gpus),
             cache_config=vllm_config.cache_config,
+            logits_soft_cap=shape.attention_cap or None,
+            per_layer_sliding_window=shape.window_of(layer) or None,
             prefix=f"{prefix}.{layer}.attention.attn",
             kv_sharing_target_layer_name=None if self.is_owner else f"{prefix}.{owner}.attention.attn",
         )
+        if not all(shape.window_of(reader) for reader in layout.readers(owner)):
+            # vLLM frees what lies before the window of this layer, but a reader attends to all of it. The kernel has
+            # the window all the same (`attn.impl`).
+            self.attn.sliding_window = None
 
-    def forward(self, q_input_ND: Tensor, kv_input_ND: Tensor, angles: Angles | None) -> Tensor:
-        q = self._rotate(self.q(q_input_ND), angles)
+    def forward(
+        self, q_input_ND: Tensor, kv_input_ND: Tensor, shared: None, angles: Angles | None
+    ) -> tuple[Tensor, None]:
+        q = self._rotated(self.q(q_input_ND), self.q_norm, angles)
         if not self.is_owner:
-            return self.o(self.attn(q, None, None))
-        return self.o(self.attn(q, self._rotate(self.k(kv_input_ND), angles), self.v(kv_input_ND)))
+            return self.o(self.attn(q, None, None)), shared
+        k = self._rotated(self.k(kv_input_ND), self.k_norm, angles)
+        return self.o(self.attn(q, k, self.v(kv_input_ND))), shared
 
-    def _rotate(self, flat: Tensor, angles: Angles | None) -> Tensor:
-        heads_1HNK = flat.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)[None]
-        return rotate(heads_1HNK, angles)[0].transpose(0, 1).flatten(1)
+    def _rotated(self, flat: Tensor, norm: nn.Module, angles: Angles | None) -> Tensor:
+        heads_NHK = (flat if self.norms_heads else norm(flat)).unflatten(-1, (-1, self.head_dim))
+        if self.norms_heads:
+            heads_NHK = norm(heads_NHK)
+        return rotate(heads_NHK.transpose(0, 1)[None], angles)[0].transpose(0, 1).flatten(1)
+
+
+def _qk_norm(shape: DecoderShape, heads: int) -> nn.Module:
+    return _WidthNorm(shape, heads) if shape.qk_norm == "width" else qk_norm_of(shape, heads)
+
+
+class _WidthNorm(nn.Module):
+    """An RMS norm over all heads of a layer, of which this GPU has a part."""
+
+    def __init__(self, shape: DecoderShape, heads: int) -> None:
+        super().__init__()
+        self.share, self.eps = _Share(heads), shape.norm_eps
+        self.offset = float(shape.norm == "rmsnorm_offset")
+        self.weight = nn.Parameter(torch.empty(self.share.count * shape.head_dim))
+        self.weight.weight_loader = self.share.load  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        mean_square = wide.square().mean(-1, keepdim=True)
+        if self.share.gpus > 1:
+            # Each head is on equally many GPUs, so the mean over GPUs is the mean over heads.
+            mean_square = tensor_model_parallel_all_reduce(mean_square) / self.share.gpus
+        return (wide * (mean_square + self.eps).rsqrt() * (self.offset + self.weight.float())).type_as(x)
+
+
+class _Share:
+    """Which of `heads` KV heads, or query heads, this GPU has: GPU `i` of `n` those from `i · heads // n` on.
+
+    Raises ValueError where neither number divides the other: some heads would be on more GPUs than others.
+    """
+
+    def __init__(self, heads: int) -> None:
+        self.heads, self.gpus = heads, get_tensor_model_parallel_world_size()
+        if heads % self.gpus and self.gpus % heads:
+            raise ValueError(f"tensor_parallel_size = {self.gpus}: must divide the {heads} KV heads, or be a multiple")
+        self.count = max(1, heads // self.gpus)
+        self.first = get_tensor_model_parallel_rank() * heads // self.gpus
+
+    def load(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        heads = weight.unflatten(0, (self.heads, -1))[self.first : self.first + self.count]
+        with torch.no_grad():
+            parameter.copy_(heads.flatten(0, 1))
 
 
 class _KVLinear(nn.Linear):
-    """A projection to the KV heads that this GPU holds: GPU `i` of `n` those from `i · G // n` on, of `G` in all."""
+    """A projection to the KV heads that this GPU holds."""
 
     def __init__(self, width: int, kv_heads: int, head_dim: int, bias: bool) -> None:
-        self.gpus, self.gpu = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        self.kv_heads = kv_heads
-        super().__init__(width, max(1, kv_heads // self.gpus) * head_dim, bias)
+        share = _Share(kv_heads)
+        super().__init__(width, share.count * head_dim, bias)
         for parameter in self.parameters():
-            parameter.weight_loader = self._load  # type: ignore[attr-defined]
-
-    def _load(self, parameter: nn.Parameter, weight: Tensor) -> None:
-        first, count = self.gpu * self.kv_heads // self.gpus, max(1, self.kv_heads // self.gpus)
-        heads = weight.unflatten(0, (self.kv_heads, -1))[first : first + count]
-        with torch.no_grad():
-            parameter.copy_(heads.flatten(0, 1))
+            parameter.weight_loader = share.load  # type: ignore[attr-defined]
 
 
 class _MLP(nn.Module):

@@ -47,7 +47,8 @@ SERVED = frozenset(
         *("activation", "gated_mlp", "attention_bias", "mlp_bias", "parallel_residual", "positions"),
         *("rotary_fraction", "rotary_base", "position_offset", "tied", "init_std", "kv_norm"),
         *("output_bias", "rotary_scaling", "rotary_factor", "rotary_context", "rotary_low", "rotary_high"),
-        *("rotary_truncate", "rotary_size"),
+        *("rotary_truncate", "rotary_size", "norm_place", "qk_norm", "attention_scalar", "attention_cap", "logit_cap"),
+        *("embedding_scale", "window", "local_layers", "local_rotary_base", "unrotated_layers"),
     }
 )
 """The fields of a shape that mlkv/vllm_model.py computes. Another one must have its default."""

@@ -18,12 +18,13 @@ from mlkv.export.checkpoint import Checkpoint
 from mlkv.export.directory import export
 from mlkv.export.serving import bytes_per_device
 from mlkv.export.targets import TARGETS, choose
+from mlkv.families.config import shape_of
 from mlkv.families.save import to_family
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, Latent, mha
 from mlkv.patterns import make
 from mlkv.shape import DecoderShape
-from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, SHAPES
 
 
 def checkpoint(shape: str, layout: KVLayout, keys: str = "rotated") -> Checkpoint:
@@ -135,6 +136,14 @@ def test_the_plugin_computes_every_field_of_a_shape_or_is_refused() -> None:
     for to in ("vllm", "gguf"):
         reason = TARGETS[to].refuses(replace(checkpoint("neox", LAYOUTS["gqa"]), shape=shape))
         assert "dropped" in (reason or "")
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_the_plugin_computes_every_family(family: str) -> None:
+    shape = shape_of(FAMILY_CONFIGS[family])
+    for layout in ("gqa", "mlkv", "pizza"):
+        shared = Checkpoint(Path("/nowhere"), shape, LAYOUTS[layout], "rotated", "float32")
+        assert TARGETS["vllm"].refuses(shared) is None
 
 
 @pytest.mark.parametrize("bias", [False, True])
