@@ -32,18 +32,22 @@ def rotary_angles(shape: DecoderShape, positions_BT: Tensor, rotation: Rotation 
     if rotation == "none":
         return None
     base, scaled = (shape.local_rotary_base, False) if rotation == "local" else (shape.rotary_base, True)
-    rotated = shape.rotated_dims
-    exponents = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
-    frequencies = 1.0 / base**exponents
+    frequencies = rotary_frequencies(shape, base, positions_BT.device)
     if scaled:
-        frequencies = frequencies * _slowing(shape, frequencies)
+        frequencies = frequencies * slowing(shape, frequencies)
     angles = positions_BT[:, None, :, None].float() * frequencies
     if scaled and shape.rotary_size != 1.0:
         return angles.cos() * shape.rotary_size, angles.sin() * shape.rotary_size
     return angles.cos(), angles.sin()
 
 
-def _slowing(shape: DecoderShape, frequencies: Tensor) -> Tensor | float:
+def rotary_frequencies(shape: DecoderShape, base: float, device: torch.device | None = None) -> Tensor:
+    """By how much each plane turns from one token to the next, `[R/2]`, before it is slowed."""
+    exponents = torch.arange(0, shape.rotated_dims, 2, device=device, dtype=torch.float32) / shape.rotated_dims
+    return 1.0 / base**exponents
+
+
+def slowing(shape: DecoderShape, frequencies: Tensor) -> Tensor | float:
     """What each plane's frequency is multiplied by: 1 where it turns often in the first training's context, 1 / factor
     where it turns seldom, and in between what is between, by the number of turns (Llama 3.1) or by the plane's number
     (yarn, arXiv 2309.00071). `linear`: 1 / factor everywhere (arXiv 2306.15595)."""

@@ -6,8 +6,8 @@ Legend: `D` width, `H` heads, `K` head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,24 +37,45 @@ NAMES = {
     ".mlp.gate": "ffn_gate",
     ".mlp.up": "ffn_up",
     ".mlp.down": "ffn_down",
+    ".attention.q_norm": "attn_q_norm",
+    ".attention.k_norm": "attn_k_norm",
 }
 """Our module → GGUF's tensor; those of a layer start with a dot."""
 
 
+Valid = tuple[object, ...] | Callable[[DecoderShape], tuple[object, ...]]
+"""The values that a field may have, which others of the shape may decide."""
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """One of llama.cpp's. needs: the values that a shape's fields must have. interleaved: rotation pairs dimensions 2i
-    and 2i + 1. fused: queries, keys and values are one matrix, one after the other."""
+    """One of llama.cpp's.
+
+    needs: the values that a shape's fields must have.
+    computes: further fields that it takes as they are.
+    names: tensors that are called otherwise than in NAMES. Several of our modules with one name are one matrix.
+    interleaved: rotation pairs dimensions 2i and 2i + 1.
+    own_head: the output matrix is written even where it is the embedding.
+    writes: fields that its files have, and the writer's method.
+    """
 
     name: str
-    needs: Mapping[str, tuple[object, ...]]
+    needs: Mapping[str, Valid]
+    computes: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
-    fused: bool = False
+    own_head: bool = False
+    writes: Mapping[str, str] = field(default_factory=dict)
 
     def lacks(self, shape: DecoderShape) -> list[str]:
         """The fields of a shape that it does not compute."""
-        found = [name for name, values in self.needs.items() if getattr(shape, name) not in values]
-        return found + [f.name for f in fields(shape) if f.name not in _READ and getattr(shape, f.name) != f.default]
+        found = [name for name, valid in self.needs.items() if getattr(shape, name) not in _values(valid, shape)]
+        known = _READ | self.needs.keys() | {*self.computes} | self.writes.keys()
+        return found + [f.name for f in fields(shape) if f.name not in known and getattr(shape, f.name) != f.default]
+
+
+def _values(valid: Valid, shape: DecoderShape) -> tuple[object, ...]:
+    return valid(shape) if callable(valid) else valid
 
 
 _READ = frozenset(
@@ -62,24 +83,123 @@ _READ = frozenset(
         *("vocab_size", "width", "layers", "heads", "head_dim", "mlp_width", "context", "norm", "norm_eps"),
         *("activation", "gated_mlp", "attention_bias", "mlp_bias", "parallel_residual", "positions"),
         *("rotary_fraction", "rotary_base", "position_offset", "tied", "init_std"),
+        # Without a scaling, which an architecture must name, these mean nothing.
+        *("rotary_factor", "rotary_context", "rotary_low", "rotary_high"),
     }
 )
 """Fields of a shape that are written, or that an architecture's `needs` decide."""
 _GELU = ("gelu", "gelu_new")
 """llama.cpp computes the tanh form for both; they differ by up to 5e-4 of an activation."""
+
+
+def _derived_head_dim(shape: DecoderShape) -> tuple[object, ...]:
+    return (shape.width / shape.heads,)
+
+
+def _own_factor(layers: int) -> Callable[[DecoderShape], tuple[object, ...]]:
+    """Gemma 2 and 3: llama.cpp knows the largest by its number of layers, and divides its attention logits by the root
+    of width / heads."""
+    return lambda shape: (shape.width / shape.heads,) if shape.layers == layers else (0, shape.head_dim)
+
+
+def _above_zero(name: str) -> Callable[[DecoderShape], tuple[object, ...]]:
+    return lambda shape: (getattr(shape, name),) if getattr(shape, name) else ()
+
+
+def _all_but_every(period: int) -> Callable[[DecoderShape], tuple[object, ...]]:
+    return lambda shape: (tuple(i for i in range(shape.layers) if (i + 1) % period),)
+
+
+def _every(period: int) -> Callable[[DecoderShape], tuple[object, ...]]:
+    return lambda shape: (tuple(i for i in range(shape.layers) if not (i + 1) % period),)
+
+
+_FUSED = {f".attention.{part}": "attn_qkv" for part in "qkv"}
+_LINEAR = ("none", "linear")
+_LLAMA: Mapping[str, Valid] = {
+    "norm": ("rmsnorm",),
+    "activation": ("silu",),
+    "gated_mlp": (True,),
+    "parallel_residual": (False,),
+    "positions": ("rotary",),
+    "rotary_fraction": (1.0,),
+    "position_offset": (0,),
+}
+_PLAIN: Mapping[str, Valid] = {**_LLAMA, "attention_bias": (False,), "mlp_bias": (False,), "rotary_scaling": _LINEAR}
+_GEMMA: Mapping[str, Valid] = {
+    **_PLAIN,
+    "norm": ("rmsnorm_offset",),
+    "activation": ("gelu_new",),
+    "tied": (True,),
+    "embedding_scale": lambda shape: (shape.width**0.5,),
+}
+_AROUND = {
+    ".attention_out_norm": "post_attention_norm",
+    ".mlp_out_norm": "post_ffw_norm",
+}
 ARCHITECTURES = (
+    Architecture("qwen2", {**_PLAIN, "attention_bias": (True,), "output_bias": (False,)}),
     Architecture(
         "llama",
-        {
-            "norm": ("rmsnorm",),
-            "activation": ("silu",),
-            "gated_mlp": (True,),
-            "parallel_residual": (False,),
-            "positions": ("rotary",),
-            "rotary_fraction": (1.0,),
-            "position_offset": (0,),
-        },
+        {**_LLAMA, "rotary_scaling": ("none", "linear", "llama3")},
+        computes=("output_bias",),
         interleaved=True,
+    ),
+    Architecture("qwen3", {**_PLAIN, "qk_norm": ("head",)}),
+    Architecture("smollm3", {**_PLAIN, "unrotated_layers": _every(4)}, interleaved=True),
+    Architecture(
+        "olmo2",
+        {**_PLAIN, "qk_norm": ("width",), "norm_place": ("after",), "head_dim": _derived_head_dim},
+        names=_AROUND,
+        own_head=True,
+    ),
+    Architecture(
+        "phi3",
+        {**_PLAIN, "rotary_fraction": lambda shape: (shape.rotary_fraction,), "head_dim": _derived_head_dim},
+        names={**_FUSED, ".mlp.gate": "ffn_up"},
+    ),
+    Architecture(
+        "stablelm",
+        {
+            **_PLAIN,
+            "norm": ("layernorm",),
+            "rotary_fraction": lambda shape: (shape.rotary_fraction,),
+            "attention_bias": (True, False),
+            "output_bias": lambda shape: (False,) if shape.attention_bias else (True, False),
+            "head_dim": _derived_head_dim,
+        },
+        own_head=True,
+    ),
+    Architecture("gemma", _GEMMA),
+    Architecture(
+        "gemma2",
+        {
+            **_GEMMA,
+            "norm_place": ("around",),
+            "attention_scalar": _own_factor(layers=46),
+            "attention_cap": _above_zero("attention_cap"),
+            "logit_cap": _above_zero("logit_cap"),
+            "local_layers": _all_but_every(2),
+        },
+        names=_AROUND,
+        writes={
+            "attention_cap": "add_attn_logit_softcapping",
+            "logit_cap": "add_final_logit_softcapping",
+            "window": "add_sliding_window",
+        },
+    ),
+    Architecture(
+        "gemma3",
+        {
+            **_GEMMA,
+            "norm_place": ("around",),
+            "qk_norm": ("head",),
+            "attention_scalar": _own_factor(layers=62),
+            "local_layers": _all_but_every(6),
+            "local_rotary_base": (10_000.0,),
+        },
+        names=_AROUND,
+        writes={"window": "add_sliding_window"},
     ),
     Architecture(
         "gptneox",
@@ -91,8 +211,11 @@ ARCHITECTURES = (
             "mlp_bias": (True,),
             "positions": ("rotary",),
             "position_offset": (0,),
+            "head_dim": _derived_head_dim,
         },
-        fused=True,
+        names=_FUSED,
+        own_head=True,
+        writes={"parallel_residual": "add_parallel_residual"},
     ),
     Architecture(
         "gpt2",
@@ -105,10 +228,13 @@ ARCHITECTURES = (
             "parallel_residual": (False,),
             "positions": ("learned",),
             "position_offset": (0,),
+            "head_dim": _derived_head_dim,
         },
-        fused=True,
+        names=_FUSED,
+        own_head=True,
     ),
 )
+"""A shape is written as the first that computes all of it."""
 
 
 def refusal(checkpoint: Checkpoint) -> str | None:
@@ -128,8 +254,6 @@ def refusal(checkpoint: Checkpoint) -> str | None:
     nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.lacks(shape)))
     if lacking := nearest.lacks(shape):
         return f"llama.cpp has no such model (nearest: {nearest.name}, but for {', '.join(lacking)})"
-    if nearest.fused and shape.heads * shape.head_dim != shape.width:
-        return f"llama.cpp's {nearest.name} has heads of width / heads = {shape.width}/{shape.heads}"
     return unknown_tokenizer(checkpoint.path)
 
 
@@ -156,6 +280,8 @@ def write(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _add_shape(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    from gguf import RopeScalingType
+
     shape = checkpoint.shape
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -166,35 +292,40 @@ def _add_shape(writer: Any, checkpoint: Checkpoint, architecture: Architecture) 
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_vocab_size(shape.vocab_size)
-    if shape.norm == "rmsnorm":
+    if shape.norm != "layernorm":
         writer.add_layer_norm_rms_eps(shape.norm_eps)
     else:
         writer.add_layer_norm_eps(shape.norm_eps)
     if shape.positions == "rotary":
         writer.add_rope_dimension_count(shape.rotated_dims)
         writer.add_rope_freq_base(shape.rotary_base)
-    if architecture.name == "gptneox":
-        writer.add_parallel_residual(shape.parallel_residual)
+    if shape.rotary_scaling == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(shape.rotary_factor)
+    for name, add in architecture.writes.items():
+        getattr(writer, add)(getattr(shape, name))
 
 
 def _tensors(state: Mapping[str, Tensor], checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
     """GGUF's tensors by name, of a decoder's weights."""
     import torch
 
-    shape = checkpoint.shape
+    from ..positions import rotary_frequencies, slowing
+
+    shape, names = checkpoint.shape, {**NAMES, **architecture.names}
     found: dict[str, Tensor] = {}
     for key, weight in state.items():
-        if key == "head.weight" and shape.tied and not architecture.fused:
+        if key == "head.weight" and shape.tied and not architecture.own_head:
             continue  # llama.cpp takes the embedding
         layer, module, kind = _split(key)
         if architecture.interleaved and module in (".attention.q", ".attention.k"):
             weight = _interleave(weight, shape.head_dim)
-        if architecture.fused and module in (".attention.q", ".attention.k", ".attention.v"):
-            name = f"blk.{layer}.{NAMES['.attention.qkv']}.{kind}"
-            weight = torch.cat([found[name], weight]) if name in found else weight
-        else:
-            name = f"{f'blk.{layer}.' if layer else ''}{NAMES[module]}.{kind}"
-        found[name] = weight
+        if shape.norm == "rmsnorm_offset" and module.endswith("norm"):
+            weight = weight.float() + 1  # llama.cpp multiplies by what a file says
+        name = f"{f'blk.{layer}.' if layer else ''}{names[module]}.{kind}"
+        found[name] = torch.cat([found[name], weight]) if name in found else weight
+    if shape.rotary_scaling == "llama3":
+        found["rope_freqs.weight"] = torch.as_tensor(1 / slowing(shape, rotary_frequencies(shape, shape.rotary_base)))
     return found
 
 
