@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,36 +82,51 @@ def test_an_export_is_the_checkpoint_with_a_card(store: Store, tmp_path: Path) -
 
 
 LOADED = """
-import sys
-sys.modules["mlkv"] = sys.modules["sweeps"] = None  # as where they are not installed: importing them fails
+import json, sys, torch
+try:
+    import mlkv
+except ImportError:
+    pass
+else:
+    sys.exit(f"mlkv can be imported from {mlkv.__path__}")
 from transformers import AutoModelForCausalLM, AutoTokenizer
-ours = sys.argv[2] == "transformers"
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=ours)
-ids = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=ours)("fox jumps", return_tensors="pt").input_ids
-print(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist())
+found = []
+for out, to in zip(sys.argv[1::2], sys.argv[2::2]):
+    code = to in ("transformers", "vllm")
+    file = "model.gguf" if to == "gguf" else None
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=code, gguf_file=file).eval()
+    ids = AutoTokenizer.from_pretrained(out, trust_remote_code=code)("fox jumps").input_ids
+    with torch.no_grad():
+        found.append([ids, model(torch.tensor([ids])).logits.tolist()])
+print("FOUND", json.dumps(found))
 """
 
 
-def loaded_elsewhere(out: Path, to: str, home: Path) -> list[int]:
-    """What a process without this project generates with an export."""
-    environment = {**os.environ, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
-    command = [sys.executable, "-c", LOADED, str(out), to]
-    done = subprocess.run(
-        command, cwd=home, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
-    )
-    tokens: list[int] = json.loads(done.stdout)
-    return tokens
+def fresh_environment(folder: Path) -> Path:
+    """The Python of an environment that has this one's torch and transformers, and not this project."""
+    venv.create(folder)
+    [packages] = folder.glob("lib/python*/site-packages")
+    # The .pth files of a folder that is named so are not read, nor then is that of a project in development.
+    (packages / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    return folder / "bin" / "python"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("to", "label"), [("transformers", "MLKV-2"), ("native", "untouched")])
-def test_a_process_without_this_project_generates_with_it(store: Store, tmp_path: Path, to: str, label: str) -> None:
-    out = tmp_path / "out"
-    assert export(store, "made", label, out, "--to", to) == 0
-    tokens = loaded_elsewhere(out, to, tmp_path)
-    ours = load_checked(_checkpoint(store, label)).eval()
-    prompt = torch.tensor([tokens[:-8]])
-    assert ours.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist() == tokens
+def test_an_environment_without_this_project_computes_our_logits_from_each_export(store: Store, tmp_path: Path) -> None:
+    exports = {"transformers": "MLKV-2", "native": "GQA-12", "vllm": "MLKV-4", "gguf": "untouched"}
+    words: list[str] = []
+    for to, label in exports.items():
+        assert export(store, "made", label, tmp_path / to, "--to", to) == 0
+        words += [str(tmp_path / to), to]
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [str(fresh_environment(tmp_path / "environment")), "-I", "-c", LOADED, *words]
+    done = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.split("FOUND", 1)[1])
+    for label, (ids, logits) in zip(exports.values(), found, strict=True):
+        with torch.no_grad():
+            ours = load_checked(_checkpoint(store, label)).eval()(torch.tensor([ids])).logits
+        torch.testing.assert_close(torch.tensor(logits), ours, rtol=0, atol=1e-5)
 
 
 def _checkpoint(store: Store, label: str) -> Path:
