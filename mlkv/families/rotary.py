@@ -18,6 +18,8 @@ def read_rotary(config: Config, family: Rotary, values: Values) -> Values:
 
     Raises ValueError for an odd number of rotated dimensions: transformers would rotate one more, at other angles.
     """
+    if not isinstance(given := config.get("rope_parameters", {}), Mapping | None):
+        raise ValueError(f"rope_parameters = {shown(given)}: must be a mapping")  # beside rope_scaling too
     rope = _rope(config, "rope_scaling" if config.get("rope_scaling") and not family.local else "rope_parameters")
     if family.local:
         return _read_by_kind(config, family, rope, values)

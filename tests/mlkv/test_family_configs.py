@@ -357,6 +357,8 @@ REFUSED = [
     ("gpt2", {"hidden_size": "x"}, "hidden_size = x: must be a valid integer"),
     ("gpt2", {"hidden_size": 30}, "hidden_size = 30: must be a multiple of the 4 query heads"),
     ("stablelm", {"num_attention_heads": 8, "num_key_value_heads": 8}, "partial_rotary_factor is missing from the con"),
+    ("llama", {"rope_parameters": "x", "rope_scaling": {"type": "default"}}, "rope_parameters = x: must be a mapping"),
+    ("llama", {"rope_parameters": ""}, "rope_parameters = : must be a mapping"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "factor is missing from the config.json, and rope_type = linear"),
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 0.5}}, "beta_fast = 0.5: must be above"),
     ("mlkv", {}, "vocab_size is missing from the config.json of a mlkv model"),

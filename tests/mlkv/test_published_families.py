@@ -70,4 +70,4 @@ CELLS = [
 def test_a_layout_computes_what_the_familys_own_code_does_with_its_owners_keys_and_values(
     family: str, layout: str
 ) -> None:
-    assert error(family, LAYOUTS[layout]) <= 1e-5
+    assert error(FAMILY_CONFIGS[family], LAYOUTS[layout]) <= 1e-5

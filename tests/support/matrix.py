@@ -147,6 +147,32 @@ FAMILY_CONFIGS = _EARLIER | {
 }
 """A tiny config.json per family and variant, as the hub has them."""
 
+_SEVEN_WIDE = {"hidden_size": 28}
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+
+TRAPS: dict[str, dict[str, Any]] = {
+    "gpt2, heads 7 wide": FAMILY_CONFIGS["gpt2"] | {"n_embd": 28},
+    "opt, heads 7 wide": FAMILY_CONFIGS["opt"] | _SEVEN_WIDE | {"word_embed_proj_dim": 28},
+    "gpt_neox, 4 of 7 dimensions rotated": FAMILY_CONFIGS["gpt_neox"] | _SEVEN_WIDE | {"rotary_pct": 0.6},
+    "stablelm, 2 of 7 dimensions rotated": FAMILY_CONFIGS["stablelm"] | _SEVEN_WIDE | {"partial_rotary_factor": 0.3},
+    "phi3, 4 of 7 dimensions rotated": FAMILY_CONFIGS["phi3"] | _SEVEN_WIDE | {"partial_rotary_factor": 0.6},
+    "llama, 3 rotary planes": FAMILY_CONFIGS["llama"] | {"head_dim": 6},
+    "llama, heads wider than the model, biases": FAMILY_CONFIGS["llama"] | _BIASES | {"head_dim": 16},
+    "qwen3, biases in all projections": FAMILY_CONFIGS["qwen3"] | {"attention_bias": True},
+    "olmo2, biases in all projections": FAMILY_CONFIGS["olmo2"] | {"attention_bias": True},
+    "smollm3, biases in attention and MLP": FAMILY_CONFIGS["smollm3"] | _BIASES,
+    "stablelm, no biases, tied": FAMILY_CONFIGS["stablelm"] | {"use_qkv_bias": False, "tie_word_embeddings": True},
+    "gemma2, head not tied": FAMILY_CONFIGS["gemma2"] | {"tie_word_embeddings": False},
+    "gemma2, caps off": FAMILY_CONFIGS["gemma2"] | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3, output cap": FAMILY_CONFIGS["gemma3"] | {"final_logit_softcapping": 3.0},
+    "gemma3, one base for all layers": FAMILY_CONFIGS["gemma3"] | {"rope_local_base_freq": 900.0, "rope_scaling": None},
+    "mistral, window of one token": FAMILY_CONFIGS["mistral"] | {"sliding_window": 1},
+    "mistral, window as long as the context": FAMILY_CONFIGS["mistral"] | {"sliding_window": CONTEXT},
+    "smollm3, windows where layers do not rotate": FAMILY_CONFIGS["smollm3"]
+    | {"use_sliding_window": True, "sliding_window": 4},
+}
+"""What silently changes logits where it is read wrongly, beside the same in FAMILY_CONFIGS."""
+
 LATER = [name for name in FAMILY_CONFIGS if name not in _EARLIER]
 """Those with one short test each in the fast suite; all that the others go through is a `long` test of them."""
 

@@ -21,7 +21,7 @@ from mlkv.layout import KVLayout, Latent, mha
 from mlkv.merges import MERGES, approximations, merge_named
 from mlkv.patterns import make
 from mlkv.shape import DecoderShape
-from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, VOCAB
+from tests.support.matrix import FAMILY_CONFIGS, HEADS, LAYERS, LAYOUTS, TRAPS, VOCAB
 
 IDS = torch.randint(1, VOCAB, (2, 13), generator=torch.Generator().manual_seed(2))
 PER_HEAD = (".attention.k.", ".attention.v.", ".attention.k_norm.")
@@ -76,22 +76,22 @@ def written_out(ours: MLKVForCausalLM) -> MLKVForCausalLM:
 
 
 @torch.no_grad()
-def error(family: str, layout: KVLayout) -> float:
+def error(config: dict[str, Any], layout: KVLayout) -> float:
     """The largest difference of logits, as a share of the largest logit, of weights at which rounding stays small."""
-    shape = shape_of(FAMILY_CONFIGS[family])
+    shape = shape_of(config)
     if shape.local_rotary_base:  # there a layer has the window and the rotation, or neither: compare the rotation alone
         shape = replace(shape, window=IDS.shape[1])
     ours = random_model(shape, layout)
-    theirs = to_family(written_out(ours), FAMILY_CONFIGS[family]["model_type"]).eval()
+    theirs = to_family(written_out(ours), config["model_type"]).eval()
     expected = theirs(IDS, past_key_values=KeysValuesOfOwners(layout), use_cache=True).logits
     return float((ours(IDS).logits - expected).abs().max() / expected.abs().max())
 
 
 def errors_table() -> str:
     rows = [f"| | {' | '.join(LAYOUTS)} |", "|---" * (len(LAYOUTS) + 1) + "|"]
-    for family in FAMILY_CONFIGS:
-        cells = [f"{error(family, layout):.0e}" for layout in LAYOUTS.values()]
-        rows.append(f"| {family} | {' | '.join(cells)} |")
+    for name, config in (FAMILY_CONFIGS | TRAPS).items():
+        cells = [f"{error(config, layout):.0e}" for layout in LAYOUTS.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
