@@ -19,28 +19,30 @@ from mlkv.families.config import layout_of, shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(__file__).with_suffix(".json")
-HEAD = ("| model | model_type | parameters | KV bytes per token, bf16 | |", "|---|---|---|---|---|")
+HEAD = ("| model | model_type | parameters | KV bytes per token, bf16 | | checked |", "|---|---|---|---|---|---|")
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """Model → `config`, and `parameters` as published; null where this decoder does not load it."""
+    """Model → `config`; `parameters` as published, null where this decoder does not load it; `source`, with which `all`
+    values of the config were compared, the `sizes` alone, or `none`: then they are from memory."""
     models: dict[str, dict[str, Any]] = json.loads(SOURCE.read_text())
     return models
 
 
-def row(name: str, config: dict[str, Any]) -> str:
+def row(name: str, model: dict[str, Any]) -> str:
+    config, checked = model["config"], model["checked"]
     try:
         shape, layout = shape_of(config), layout_of(config)
     except ValueError as error:
-        return f"| {name} | `{config['model_type']}` | – | – | refused: {error} |"
+        return f"| {name} | `{config['model_type']}` | – | – | refused: {error} | {checked} |"
     bytes_per_token = layout.kv_bytes_per_token(shape.head_dim)
     local = f"; {len(shape.local_layers)} of {shape.layers} layers local" if shape.local_layers else ""
     count = shape.parameters(layout)
-    return f"| {name} | `{config['model_type']}` | {count:,} | {bytes_per_token:,} | exact{local} |"
+    return f"| {name} | `{config['model_type']}` | {count:,} | {bytes_per_token:,} | exact{local} | {checked} |"
 
 
 def table() -> str:
-    return "\n".join([*HEAD, *(row(name, model["config"]) for name, model in published().items())])
+    return "\n".join([*HEAD, *(row(name, model) for name, model in published().items())])
 
 
 if __name__ == "__main__":

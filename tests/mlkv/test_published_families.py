@@ -25,13 +25,16 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 def test_the_table_in_the_docs_is_that_of_the_command() -> None:
     assert table() in DOCS.read_text()
     assert len(LOADED) >= 20
+    checked = {name: model["checked"] for name, model in PUBLISHED.items()}
+    assert all((how == "none") == (PUBLISHED[name]["source"] == "from memory") for name, how in checked.items())
+    assert {*checked.values()} == {"all", "sizes", "none"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_has_its_published_size_or_is_refused_with_a_reason(name: str) -> None:
     config, parameters = PUBLISHED[name]["config"], PUBLISHED[name]["parameters"]
     if parameters is None:
-        assert "refused: " in row(name, config)
+        assert "refused: " in row(name, PUBLISHED[name])
         with pytest.raises(ValueError, match=r"^(model_type|rope_type) = \w+: .*take a"):
             shape_of(config)
     else:
