@@ -242,6 +242,17 @@ class KVLayout:
         passes = self.forward_passes + self.backward_passes
         return passes if tokens is None else min(passes, tokens)
 
+    @property
+    def prefill_cost(self) -> float:
+        """What a pass over a long text costs, relative to one in which every layer runs once."""
+        return sum(len(each) * (self.passes() if len(each) > 1 else 1) for each in self.segments) / self.layers
+
+    @property
+    def training_cost(self) -> float:
+        """The same of a training step, in which a pass with gradients costs three times one without."""
+        again = (self.forward_passes or 0) + 3 * (self.backward_passes or 0)
+        return sum(len(each) * (again if len(each) > 1 else 3) for each in self.segments) / (3 * self.layers)
+
     def part(self, kind: Kind) -> KVLayout:
         """`keys` or `values`."""
         return self.keys if kind == "k" else self.values

@@ -52,7 +52,7 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
-    inputs = [*_inputs(plan), *_teacher(teacher_costs(plan, costs))]
+    inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs))]
     return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
 
 
@@ -108,6 +108,16 @@ def _trained(variant: Variant) -> str:
 def _tokens(variant: Variant, recipe: TrainRecipe) -> str:
     tokens = recipe.tokens_of(variant.config.corpus.sequence_length)
     return f"{recipe.epochs:g} epochs" if tokens is None else count(tokens)
+
+
+def _above(plan: Plan) -> Iterator[Text]:
+    """What it costs that layers wait for each other: a line for each layout in which they do."""
+    layouts = {variant.layout: variant.name for variant in plan.variants if variant.layout.reads_above}
+    for layout, name in layouts.items():
+        yield Text(
+            f"{name}: layers that read from above run {layout.passes()} times over a text: a training step costs "
+            f"{layout.training_cost:.1f} times, a prompt {layout.prefill_cost:.1f} times as much"
+        )
 
 
 def _elastic(variant: Variant) -> str:

@@ -72,7 +72,7 @@ def _tokens(variant: Variant) -> int | None:
 def _asked(variant: Variant) -> Step:
     """What an online teacher adds to a run, as a step: a pass forward on each of its tokens."""
     assert variant.uptrain
-    work = variant.work(variant.uptrain)
+    work = variant.work(variant.uptrain) / variant.layout.training_cost
     return with_work(variant.uptrain, work / 4 if variant.config.uptrain.teacher_online else work / 3)
 
 

@@ -151,7 +151,9 @@ class Variant:
 
     def work(self, step: Step) -> float:
         """The amount of work in a step: parameters (millions) times what passes through them."""
-        return kind_of(step.kind).work(step, self.parameters / 1e6, self.config.corpus.sequence_length)
+        work = kind_of(step.kind).work(step, self.parameters / 1e6, self.config.corpus.sequence_length)
+        # Layers that wait for each other run several times over a text.
+        return work * {"uptrain": self.layout.training_cost, "evaluate": self.layout.prefill_cost}.get(step.kind, 1.0)
 
     def row(self) -> VariantRow:
         """What the store holds of it, for tables."""
