@@ -9,11 +9,17 @@ from __future__ import annotations
 import csv
 import re
 from importlib.resources import files
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
 from analysis.data import frame
 from analysis.data.frame import Row
+from mlkv.layout import KVLayout
+from mlkv.patterns import make
+
+if TYPE_CHECKING:
+    from mlkv.patterns import Position
 
 SETS = {
     "mlkv": "MLKV (arXiv 2406.09297): Pythia-160M, benchmarks, uptraining loss, memory and throughput",
@@ -94,6 +100,13 @@ def _cell(row: dict[str, str]) -> Row:
         "state": "PUBLISHED",
         "reason": row["source"],
     }
+
+
+def layout_of(row: dict[str, str]) -> KVLayout:
+    """Of a row of the layouts that has a pattern. Raises ValueError for one that the pattern does not make."""
+    layers, heads, kv_layers, kv_heads = (int(row[key]) for key in ("layers", "heads", "kv_layers", "kv_heads"))
+    position = cast("Position", row["position"] or "bottom")
+    return make(row["pattern"], layers, heads, kv_layers, kv_heads, position=position)
 
 
 def read(name: str) -> list[dict[str, str]]:

@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.data.published import read
+from analysis.data.published import layout_of, read
 from analysis.figures.canvas import SMALLEST, footer, new_figure, shorten
 from analysis.figures.geometry import evenly
 from analysis.figures.style import MUTED, family_style
 from mlkv.layout import KVLayout
-from mlkv.patterns import make, name_of
+from mlkv.patterns import name_of
 from sweeps.store.schema import VariantRow
 
 if TYPE_CHECKING:
@@ -60,13 +60,12 @@ def _of_plan(row: VariantRow) -> NamedLayout:
 
 
 def _of_file(name: str) -> list[NamedLayout]:
-    """Without those whose pattern is none of ours (readers below their owner)."""
+    """Without those whose pattern is none of ours."""
     layouts: list[NamedLayout] = []
     for row in read("layouts"):
         if row["set"] == name.rpartition("/")[2] and row["layers"] and row["heads"]:
-            shape = (int(row["layers"]), int(row["heads"]), int(row["kv_layers"]), int(row["kv_heads"]))
             with suppress(ValueError):
-                layouts.append(NamedLayout(row["variant"], row["family"], make(row["pattern"], *shape)))
+                layouts.append(NamedLayout(row["variant"], row["family"], layout_of(row)))
     return layouts
 
 
@@ -159,10 +158,12 @@ def _draw_part(axes: Axes, named: NamedLayout, band: Band, colour: str) -> None:
 
 
 def _thread(axes: Axes, layout: KVLayout, owner: int, height: float, colour: str) -> None:
-    """From an owner to its last reader; over the bars of owners between them, with a white edge, so that it is seen
-    whose heads are read."""
-    left, right = owner + _BOX_WIDTH / 2, layout.readers(owner)[-1]
-    over = any(owner < other < right for other in layout.owners)
+    """From an owner to its last reader, and from its first reader if that is below; over the bars of owners between
+    them, with a white edge, so that it is seen whose heads are read."""
+    first, *_, last = (*layout.readers(owner), layout.readers(owner)[-1])
+    left = first if first < owner else owner + _BOX_WIDTH / 2
+    right = last if last > owner else owner - _BOX_WIDTH / 2
+    over = any(left < other < right for other in layout.owners if other != owner)
     if over:
         axes.plot([left, right], [height, height], color="white", linewidth=2.2, zorder=2.5)
     axes.plot([left, right], [height, height], color=colour, linewidth=0.7, zorder=2.6 if over else 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MUTED, GRID, ALARM = "#6f7682", "#e9ebee", "#b00020"
@@ -45,7 +46,10 @@ _OTHER = FamilyStyle("#6E6E6E", "#a8a8a8", "X")
 
 
 def family_style(family: str | None) -> FamilyStyle:
-    return FAMILY_STYLES.get(family or "", _OTHER)
+    """A layout whose owners are in the middle or at the top of their groups has the style of the one that is read from
+    the bottom: names tell them apart."""
+    partition = re.sub("-(middle|top)$", "", family or "").replace("Lasagna", "MLKV")
+    return FAMILY_STYLES.get(partition, _OTHER)
 
 
 def shades(colour: str, count: int) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from analysis.data import replicates
-from analysis.data.published import read
+from analysis.data.published import layout_of, read
 from analysis.statistics.sources import PUBLISHED, Source
 from mlkv.layout import KVLayout
-from mlkv.patterns import PATTERNS, make
+from mlkv.patterns import PATTERNS
 
 _MOST = 8
 """Layers that are listed one by one."""
@@ -19,12 +19,7 @@ def owners_of(source: Source) -> dict[str, str]:
         texts = {variant.variant: _text_of(variant.layout) for variant in source.sweep.variants}
         return {layouts.get(name, name): text for name, text in texts.items()}
     rows = [row for row in read("layouts") if PUBLISHED + row["set"] == source.name and row["pattern"] in PATTERNS]
-    return {row["variant"]: _text(_sources(row)) for row in rows}
-
-
-def _sources(row: dict[str, str]) -> tuple[int, ...]:
-    layers, heads, kv_layers, kv_heads = (int(row[key]) for key in ("layers", "heads", "kv_layers", "kv_heads"))
-    return make(row["pattern"], layers, heads, kv_layers, kv_heads).kv_source_layers
+    return {row["variant"]: _text(layout_of(row).kv_source_layers) for row in rows}
 
 
 def _text_of(layout: KVLayout) -> str:

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +120,17 @@ def load_subject(
             model = _loaded(folder, config, trust_remote_code, dtype)
     except Exception as error:  # of any class: a model's own code builds it
         raise ValueError(f"{path}: {one_line(error)}") from error
+    _run_as_often_as_exact(model)
     return Subject(model.to(device).eval(), "random" if random_weights else "checkpoint", rows, seed)
+
+
+def _run_as_often_as_exact(model: PreTrainedModel) -> None:
+    """Our layers that read from above run several times over a text: with as many passes as it has tokens one pass is
+    what single tokens are, and with fewer it is an approximation of that, which differs by design."""
+    if getattr(model.config, "forward_passes", None) is not None:
+        decoder: Any = model.model
+        model.config.forward_passes = 2 * LONGEST
+        decoder.layout = replace(decoder.layout, forward_passes=2 * LONGEST)
 
 
 def one_line(error: BaseException) -> str:

@@ -18,5 +18,5 @@ def test_equal_layouts_are_drawn_once_under_the_first_name(finished: Filler) -> 
     names = [layout.name for layout in layouts_of(load(finished.store, finished.name))]
     assert names == ["MHA-36", "GQA-12", "MLKV-12", "MQA-6", "MLKV-6", "MLKV-3", "MLKV-2", "MLKV-1"]
     assert [layout.name for layout in layouts_of(published_source("study-1b"))] == [
-        "baseline", "pizza-bottom", "lasagna-bottom (CLA2)"
+        "baseline", "sandwich-top (LCKV)", "pizza-bottom", "sandwich-middle", "lasagna-bottom (CLA2)"
     ]  # fmt: skip

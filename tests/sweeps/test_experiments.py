@@ -142,8 +142,8 @@ EXPERIMENTS = {
     "study-1b": "systematic",
 }
 """Which experiment has the rows of a set of published layouts."""
-ELSEWHERE = {"Random init", "sandwich-top (LCKV)", "sandwich-middle"}
-"""Published rows that are no layout, or none whose readers lie above what they read."""
+ELSEWHERE = {"Random init"}
+"""Published rows that are no layout."""
 
 
 def is_row(published: dict[str, str], variant: Variant) -> bool:
