@@ -26,13 +26,14 @@ PUBLISHED = "published/"
 @dataclass(frozen=True)
 class Source:
     """Results by name. `table` is the long table. `sweep` and `steps`, which a page needs, exist only for a sweep of
-    the store."""
+    the store; `note` is what people wrote about it."""
 
     name: str
     table: pd.DataFrame
     sweep: SavedSweep | None = None
     steps: Steps | None = None
     samples: Samples | None = None
+    note: str = ""
 
     @property
     def experiment(self) -> str:
@@ -44,8 +45,8 @@ class Source:
     @property
     def notes(self) -> list[str]:
         """What a reader of any table of these results should know, a line each."""
-        note = self.steps.outdated() if self.steps else None
-        return [note] if note else []
+        outdated = self.steps.outdated() if self.steps else None
+        return [*filter(None, [outdated, self.note and f"note: {self.note}"])]
 
     @cached_property
     def results(self) -> Results:
@@ -69,7 +70,7 @@ def load(store: Store, name: str, number: int | None = None) -> Source:
         raise StoreError(store.sweep_problem(name) or f"{name}: {_known(store)}")
     sweep = store.sweep(name, number)
     steps = Steps(store, sweep.plan)
-    return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store))
+    return Source(name, of_sweep(sweep, steps), sweep, steps, StoredSamples(store), store.note(name))
 
 
 def _read_import(path: Path) -> pd.DataFrame:

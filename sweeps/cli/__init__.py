@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import check, export, gather, results, run, status, wandb
+from sweeps.cli import check, export, gather, housekeeping, results, run, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -45,6 +45,11 @@ COMMANDS: tuple[Command[Any], ...] = (
     Command("logs", status.logs, status.LogsOptions, "print the output of a step", _always),
     Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
     Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),
+    Command("ls", housekeeping.ls, housekeeping.ListOptions, "list the sweeps and imports of a store", _always),
+    Command("du", housekeeping.du, housekeeping.UsageOptions, "show how much room each sweep takes", _always),
+    Command("note", housekeeping.note, housekeeping.NoteOptions, "write or print a note on a sweep; tables show it"),
+    Command("mv", housekeeping.mv, housekeeping.MoveOptions, "give a sweep or an import another name"),
+    Command("rm", housekeeping.rm, housekeeping.RemoveOptions, "delete sweeps or imports; outputs of steps stay"),
     Command("prune", run.prune, run.PruneOptions, "delete outputs that no sweep needs; logs and records stay"),
     Command(
         "gather",

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlkv.files import discard
 from sweeps.store import typed_json
 from sweeps.store.errors import StoreError
-from sweeps.store.files import TEMPORARY_FOLDER, file_clock, is_number, write_folder_once
+from sweeps.store.files import TEMPORARY_FOLDER, file_clock, is_number, write_atomic, write_folder_once
 from sweeps.store.lines import read_rows
 from sweeps.store.outside import plain_reason
 from sweeps.store.schema import PlanFile, VariantRow
@@ -69,6 +69,23 @@ class SweepFolder:
     def numbers(self) -> list[int]:
         """Of the plans that were written to their end. Raises StoreError where the folder cannot be listed."""
         return [number for number in self._begun() if (self.path / str(number) / "plan.json").exists()]
+
+    @property
+    def _note_file(self) -> Path:
+        return self.path / "note.txt"
+
+    def note(self) -> str:
+        """What people wrote about the sweep, in one line; empty where nobody did, or where it cannot be read."""
+        with suppress(OSError):
+            return " ".join(self._note_file.read_text(encoding="utf-8", errors="replace").split())
+        return ""
+
+    def write_note(self, text: str) -> None:
+        """Replaces the note; an empty one removes it. Raises OSError."""
+        if text:
+            write_atomic(self._note_file, text + "\n")
+        else:
+            self._note_file.unlink(missing_ok=True)
 
     def has_plan(self) -> bool:
         """Whether there is one to be read; not where the folder cannot even be listed."""

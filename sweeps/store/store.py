@@ -144,6 +144,18 @@ class Store:
         found = (folder.problem() or folder.misnamed() for folder in self.sweep_folders() if folder.name == name)
         return next(found, None)
 
+    def sweep_path(self, name: str) -> Path:
+        """The folder of all plans of a sweep."""
+        return self._sweep(name).path
+
+    def note(self, name: str) -> str:
+        """What people wrote about a sweep; empty where nobody did."""
+        return self._sweep(name).note()
+
+    def write_note(self, name: str, text: str) -> None:
+        """Replaces the note; an empty one removes it. Raises OSError."""
+        self._sweep(name).write_note(text)
+
     def _sweep(self, name: str) -> SweepFolder:
         return SweepFolder(self.root / "sweeps", name)
 

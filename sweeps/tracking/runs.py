@@ -158,11 +158,15 @@ class SweepRuns:
             axes={"train": "train/global_step", "memory": "memory/batch"},
             # Rows cannot be taken back, so they are uploaded once, when nothing can change them any more.
             rows=self._rows(row.steps) if state == StepState.DONE else [],
-            summary={**values, **_quality(self.sweep.plan, row.steps, records)},
+            summary={**values, **_quality(self.sweep.plan, row.steps, records), **self._note},
             state=state,
             group=self.sweep.name,
             tags=_tags(row),
         )
+
+    @property
+    def _note(self) -> Json:
+        return {"note": text} if (text := self.store.note(self.sweep.name)) else {}
 
     def _record(self, id: str) -> Record | None:
         if id not in self._records:

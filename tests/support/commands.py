@@ -43,6 +43,11 @@ COMMANDS = {
     "retry": ["retry", "old"],
     "run": ["run", "uptrain-426fc9a7f690d7d8"],
     "sync": ["sync", "old"],
+    "ls": ["ls"],
+    "du": ["du"],
+    "note": ["note", "old", "too high a rate"],
+    "mv": ["mv", "old", "newer"],
+    "rm": ["rm", "old", "--yes"],
 }
 SLOW = ("figure", "report")
 
