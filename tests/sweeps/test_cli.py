@@ -32,7 +32,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["uptrain.lrr=1"], ["uptrain.lrr", "unknown key", "weight_decay"]),
         (["layout=nope"], ["layout = nope", "mqa", "sandwich"]),
         (["layout.kv_heads=5"], ["kv_heads = 5", "6 query heads", "1, 2, 3, 6"]),
-        (["layout=explicit", "layout.kv_source_layers=[0,2,2,3,4,5]"], ["kv_source_layers[1] = 2"]),
+        (["layout=explicit", "layout.kv_source_layers=[0,2,1,3,4,5]"], ["kv_source_layers[1] = 2"]),
         (["layout.budget=37"], ["layout.budget = 37", "1, 2, 3"]),
         (["model=pythia-160m-deduped", "model.path=/nowhere"], ["model.path = /nowhere", "config.json"]),
         (["corpus=text_files", "corpus.files=[/nowhere/*]"], ["corpus.files = /nowhere/*", "no file"]),
