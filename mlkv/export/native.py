@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..families.config import config_of
@@ -47,3 +48,11 @@ def write(checkpoint: Checkpoint, out: Path) -> None:
 
     name = next(name for name, reason in families_of(checkpoint).items() if reason is None)
     export_pretrained(checkpoint.path, out, name)
+    if checkpoint.shape.attention_cap:
+        _choose_eager(out / "config.json")
+
+
+def _choose_eager(path: Path) -> None:
+    """transformers 5.19 would run Gemma 2 by a kernel that silently leaves out the caps of attention."""
+    config = json.loads(path.read_text("utf-8")) | {"attn_implementation": "eager"}
+    path.write_text(json.dumps(config, indent=2), "utf-8")

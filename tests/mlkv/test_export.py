@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mlkv.corpus.tokenizer import train
 from mlkv.export.card import Origin
@@ -144,6 +144,17 @@ def test_the_plugin_computes_every_family(family: str) -> None:
     for layout in ("gqa", "mlkv", "pizza"):
         shared = Checkpoint(Path("/nowhere"), shape, LAYOUTS[layout], "rotated", "float32")
         assert TARGETS["vllm"].refuses(shared) is None
+
+
+def test_a_native_export_with_caps_asks_for_attention_that_has_them(tmp_path: Path) -> None:
+    """transformers 5.19 would take a kernel without them, as its default."""
+    shape = replace(shape_of(FAMILY_CONFIGS["gemma2"]), vocab_size=300)
+    model, out = written("native", shape, LAYOUTS["gqa"], tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(out)
+    assert json.loads((out / "config.json").read_text())["attn_implementation"] == "eager"
+    assert theirs.config._attn_implementation == "eager"
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])
