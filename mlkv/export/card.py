@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from ..layout import KVLayout
 from ..patterns import name_of
-from ..shape import DecoderShape
 from .checkpoint import Checkpoint
-from .serving import CACHE_TYPES, bytes_per_device
+from .serving import NUMBERS, bytes_per_device
 from .targets import Target
 
 TAGS = ("kv-cache", "kv-sharing", "mlkv")
@@ -31,7 +30,8 @@ class Origin:
     """What a store knows about a checkpoint beside its files.
 
     title: the heading. steps: those that made it, the first first. scores: a table in Markdown, or nothing. command:
-    the words of the line that planned it. base_model: the hub's name of the model it began with.
+    the words of the line that planned it. base_model: the hub's name of the model it began with. element_bytes: of a
+    number in the cache whose bytes the scores show; None where they show those of packed integers, or there are none.
     """
 
     title: str
@@ -39,6 +39,7 @@ class Origin:
     scores: str = ""
     command: tuple[str, ...] = ()
     base_model: str = ""
+    element_bytes: int | None = None
 
 
 def model_card(origin: Origin, checkpoint: Checkpoint, target: Target, name: str) -> str:
@@ -53,7 +54,7 @@ def model_card(origin: Origin, checkpoint: Checkpoint, target: Target, name: str
         "## Layout",
         _drawing(layout),
         "## KV cache",
-        _cache(shape, layout),
+        _cache(checkpoint, origin),
         *(["## Scores", origin.scores.strip()] if origin.scores else []),
         "## Use",
         target.usage.format(name=name).strip(),
@@ -88,20 +89,35 @@ def _drawing(layout: KVLayout) -> str:
     return "\n".join(["```text", *lines, "```", "", legend])
 
 
-def _cache(shape: DecoderShape, layout: KVLayout) -> str:
-    """Bytes per token by type and by the number of GPUs that a layer is spread over."""
+def _cache(checkpoint: Checkpoint, origin: Origin) -> str:
+    """Bytes per token by the number of GPUs that a layer is spread over, in the numbers of the scores."""
+    shape, layout = checkpoint.shape, checkpoint.layout
     spread = [count for count in (1, 2, 4, 8) if not shape.heads % count]
-    lines = [
-        f"| bytes per token of text | {' | '.join(f'on each of {n} GPUs' if n > 1 else 'in all' for n in spread)} |",
-        f"| --- |{' ---: |' * len(spread)}",
-    ]
-    for name, size in CACHE_TYPES.items():
-        cells = (f"{bytes_per_device(layout, shape.head_dim, size, count):,}" for count in spread)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    size = origin.element_bytes or _BYTES[checkpoint.dtype]
+    cells = (f"{bytes_per_device(layout, shape.head_dim, size, count):,}" for count in spread)
     full = KVLayout(tuple(range(layout.layers)), (layout.heads,) * layout.layers, layout.heads)
     ratio = full.kv_bytes_per_token(shape.head_dim) / layout.kv_bytes_per_token(shape.head_dim)
-    note = f"A model of this shape without sharing caches {ratio:.3g} times as much."
-    return "\n".join([*lines, "", note])
+    smaller = ", one of ".join(f"{name} takes 1/{size // less}" for less, name in NUMBERS.items() if less < size)
+    places = ("in all", *(f"on each of {count} GPUs" for count in spread[1:]))
+    return "\n".join(
+        [
+            f"| bytes per token of text | {' | '.join(places)} |",
+            f"| --- |{' ---: |' * len(spread)}",
+            f"| {NUMBERS[size]} | {' | '.join(cells)} |",
+            "",
+            f"A number has {size} bytes here{_as_in_scores(origin)}. A cache of {smaller}. "
+            f"A model of this shape without sharing caches {ratio:.3g} times as much.",
+        ]
+    )
+
+
+def _as_in_scores(origin: Origin) -> str:
+    if not origin.scores:
+        return ""
+    return ", as in the scores" if origin.element_bytes else "; the scores have the bytes of a cache of packed integers"
+
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def _history(origin: Origin) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..layout import KVLayout
 
-CACHE_TYPES = {"bf16, fp16": 2, "fp8": 1}
-"""Types that engines cache keys and values in → bytes of a number."""
+NUMBERS = {8: "float64", 4: "float32", 2: "bf16 or fp16", 1: "fp8"}
+"""Bytes of a number → the types of that size that engines cache keys and values in."""
 
 
 def bytes_per_device(layout: KVLayout, head_dim: int, element_bytes: int, tensor_parallel: int) -> int:

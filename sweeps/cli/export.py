@@ -150,6 +150,7 @@ def _origin(store: Store, source: Source) -> Origin:
         steps=steps,
         scores=_scores(store, sweep, row) if sweep and row else "",
         command=tuple(command),
+        element_bytes=row.kv_element_bytes if row else None,
         base_model=next((name for step in _chain(store, source.step) if (name := _hub_name(step))), ""),
     )
 

@@ -71,10 +71,14 @@ def test_an_export_is_the_checkpoint_with_a_card(store: Store, tmp_path: Path) -
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "transformers"
     assert "KV heads  1 ─ ─ 1 ─ ─" in card
-    assert "| bf16, fp16 | 32 | 32 | 32 | 32 |" in card, "each of several GPUs holds the one head of an owner"
+    assert "| float32 | 64 | 64 | 64 | 64 |" in card, "each of several GPUs holds the one head of an owner"
+    assert (
+        "A number has 4 bytes here, as in the scores. A cache of bf16 or fp16 takes 1/2, one of fp8 takes 1/4." in card
+    )
     assert all(id in card for id in steps(store, "MLKV-2") if id.startswith(("base", "convert")))
     table = [line for line in card.splitlines() if line.startswith(("| MLKV-2 ", "| untouched ", "| MHA-4 "))]
     assert len(table) == 2
+    assert "| 64 |" in next(line for line in table if line.startswith("| MLKV-2 ")).replace("  ", "")
     assert "bits per byte" in card
     assert "merge = mean" in card
     assert "corpus.files=[…/*.txt]" in card, "which folders this machine has is nobody's business"
