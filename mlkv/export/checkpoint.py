@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,27 @@ class Checkpoint:
     def reads_unrotated(self) -> bool:
         """Whether a reader attends to keys as they are before rotation; without readers nothing does."""
         return self.keys == "unrotated" and self.shares
+
+    @property
+    def latent(self) -> bool:
+        return self.layout.latent is not None
+
+    @property
+    def apart(self) -> bool:
+        return self.layout.apart
+
+    @property
+    def reads_above(self) -> bool:
+        return self.layout.reads_above
+
+    @property
+    def unequal(self) -> bool:
+        """Whether owners have different numbers of KV heads."""
+        return len(set(self.layout.kv_heads)) > 1
+
+    def refused(self, reasons: Mapping[str, str]) -> str | None:
+        """The first of a target's reasons, by the property of this class that it cannot hold; None if it can hold all.
+        `{counts}` in a reason becomes the numbers of KV heads."""
+        counts = " or ".join(map(str, sorted(set(self.layout.kv_heads))))
+        found = (reason for name, reason in reasons.items() if getattr(self, name))
+        return next(found, "").format(counts=counts) or None

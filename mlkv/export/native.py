@@ -9,19 +9,18 @@ from ..families.config import config_of
 from ..families.tables import FAMILIES
 from .checkpoint import Checkpoint
 
+NOT_HELD = {
+    "latent": "no family of the table caches a latent",
+    "apart": "no family of the table takes keys and values from different layers, or with other head counts",
+    "reads_above": "no family of the table has layers that read the keys and values of a layer above them",
+    "shares": "no family of the table has layers that read another layer's keys and values",
+    "unequal": "no family of the table has another number of KV heads in each layer",
+}
+
 
 def refusal(checkpoint: Checkpoint) -> str | None:
-    layout = checkpoint.layout
-    if layout.latent:
-        return "no family of the table caches a latent"
-    if layout.apart:
-        return "no family of the table takes keys and values from different layers, or with other head counts"
-    if layout.reads_above:
-        return "no family of the table has layers that read the keys and values of a layer above them"
-    if checkpoint.shares:
-        return "no family of the table has layers that read another layer's keys and values"
-    if len(set(layout.kv_heads)) > 1:
-        return "no family of the table has another number of KV heads in each layer"
+    if reason := checkpoint.refused(NOT_HELD):
+        return reason
     reasons = families_of(checkpoint).values()
     return None if None in reasons else f"no family of the table has this model (nearest: {min(reasons, key=_length)})"
 

@@ -54,21 +54,18 @@ SERVED = frozenset(
 """The fields of a shape that mlkv/vllm_model.py computes. Another one must have its default."""
 
 
+NOT_HELD = {
+    "latent": "vLLM has its own layers for latents, and they cannot be shared between layers",
+    "apart": "its values have other sources or head counts than its keys, and vLLM shares both or none",
+    "reads_above": "vLLM computes layers once, from the lowest, and some read the keys and values of a layer above",
+    "reads_unrotated": "keys = unrotated: readers attend to other keys than their owner, and vLLM caches one kind",
+    "unequal": "its owners have {counts} KV heads, and vLLM's cache groups need the same number in all that share",
+}
+
+
 def refusal(checkpoint: Checkpoint) -> str | None:
-    layout = checkpoint.layout
-    if layout.latent:
-        return "vLLM has its own layers for latents, and they cannot be shared between layers"
-    if layout.apart:
-        return "its values have other sources or head counts than its keys, and vLLM shares both or none"
-    if layout.reads_above:
-        return "vLLM computes layers once, from the lowest, and some read the keys and values of a layer above them"
-    if checkpoint.reads_unrotated:
-        return "keys = unrotated: readers attend to other keys than their owner, and vLLM's cache holds one kind"
-    if len(counts := sorted(set(layout.kv_heads))) > 1:
-        return (
-            f"its owners have {' or '.join(map(str, counts))} KV heads, and vLLM's cache groups need the same number "
-            "in all layers that share"
-        )
+    if reason := checkpoint.refused(NOT_HELD):
+        return reason
     shape = checkpoint.shape
     if unknown := [f.name for f in fields(shape) if f.name not in SERVED and getattr(shape, f.name) != f.default]:
         return f"the plugin does not compute {', '.join(unknown)}"
