@@ -14,7 +14,7 @@ test: $(READY)  ## the tests
 test-long: $(READY)  ## what takes minutes: every experiment's twin, overlapping faults, real time limits, full disks; on a SLURM of its own, as root
 	MLKV_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
-test-engines: $(READY)  ## exports served by vLLM and llama.cpp: makes their environments, gigabytes, which takes about 20 minutes
+test-engines: $(READY)  ## exports served by vLLM, llama.cpp and OpenVINO: makes their environments, gigabytes, which takes about 20 minutes
 	MLKV_ENGINES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines -m long -rs
 
 test-oldest: $(READY)  ## the model and its training on the oldest transformers that is supported

@@ -237,20 +237,19 @@ ARCHITECTURES = (
 """A shape is written as the first that computes all of it."""
 
 
+NOT_HELD = {
+    "latent": "llama.cpp's latents belong to other architectures",
+    "apart": "a GGUF file has the same sources and head counts for keys and values",
+    "reads_above": "llama.cpp computes layers once, from the lowest, and some read keys and values of a layer above",
+    "shares": "a GGUF file says for no layer that it reads another one's keys and values",
+    "unequal": "llama.cpp refuses another number of KV heads in each layer",
+}
+
+
 def refusal(checkpoint: Checkpoint) -> str | None:
-    layout, shape = checkpoint.layout, checkpoint.shape
-    if layout.latent:
-        return "llama.cpp's latents belong to other architectures"
-    if layout.apart:
-        return "a GGUF file has the same sources and head counts for keys and values"
-    if layout.reads_above:
-        return (
-            "llama.cpp computes layers once, from the lowest, and some read the keys and values of a layer above them"
-        )
-    if checkpoint.shares:
-        return "a GGUF file says for no layer that it reads another one's keys and values"
-    if len(set(layout.kv_heads)) > 1:
-        return "llama.cpp refuses another number of KV heads in each layer"
+    if reason := checkpoint.refused(NOT_HELD):
+        return reason
+    shape = checkpoint.shape
     nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.lacks(shape)))
     if lacking := nearest.lacks(shape):
         return f"llama.cpp has no such model (nearest: {nearest.name}, but for {', '.join(lacking)})"
@@ -280,9 +279,11 @@ def write(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _add_shape(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
-    from gguf import RopeScalingType
+    from gguf import LlamaFileType, RopeScalingType
 
     shape = checkpoint.shape
+    file_types = {"bfloat16": LlamaFileType.MOSTLY_BF16, "float16": LlamaFileType.MOSTLY_F16}
+    writer.add_file_type(file_types.get(checkpoint.dtype, LlamaFileType.ALL_F32))
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)

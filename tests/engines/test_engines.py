@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlkv.hf import MLKVForCausalLM
-from tests.engines.environments import ASKED, node_folder, run, vllm_python
+from tests.engines.environments import ASKED, node_folder, openvino_python, run, vllm_python
 from tests.support.served import CONTEXT, GGUF, NEW_TOKENS, PROMPTS, Served, compare
 
 pytestmark = [
@@ -101,6 +101,19 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 @pytest.mark.parametrize("row", LLAMA_CPP, ids=lambda row: row.name)
 def test_llama_cpp_gives_our_tokens_and_caches_the_formulas_bytes(row: Served, llama_cpp: dict[str, Answer]) -> None:
     check(row, llama_cpp[row.name])
+
+
+OPENVINO = tuple(replace(GGUF[name], half=True) for name in ("llama", "qwen2", "qwen3"))
+"""It reads these architectures, in float16."""
+
+
+def test_openvino_gives_our_tokens(tmp_path: Path) -> None:
+    python, written = openvino_python(tmp_path / "environment"), [row.write(tmp_path) for row in OPENVINO]
+    models = [out / "model.gguf" for _, out in written]
+    output = run([python, HERE / "openvino_run.py", json.dumps(PROMPTS), NEW_TOKENS, *models])
+    found = answers(OPENVINO, written, output)
+    for row in OPENVINO:
+        check(row, found[row.name])
 
 
 TRANSFORMERS = (

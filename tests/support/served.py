@@ -44,12 +44,13 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Served:
-    """A model with random weights. family: a row of FAMILY_CONFIGS. changes: of its shape."""
+    """A model with random weights. family: a row of FAMILY_CONFIGS. changes: of its shape. half: in float16."""
 
     to: str
     family: str
     layout: str
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    half: bool = False
 
     @property
     def name(self) -> str:
@@ -74,7 +75,7 @@ class Served:
         return replace(shape, **{"tied": self.family == "gemma2", **sizes, **self.changes})
 
     def write(self, folder: Path) -> tuple[MLKVForCausalLM, Path]:
-        """The model, and its export."""
+        """The model, which computes in float32, and its export."""
         model = MLKVForCausalLM.from_shape(self.shape, LAYOUTS[self.layout], seed=7).eval()
         generator = torch.Generator().manual_seed(8)
         with torch.no_grad():
@@ -83,11 +84,12 @@ class Served:
                     # With a tied head, each token would be followed by itself if the last norm kept its direction.
                     size = 1.0 if name == "model.norm.weight" else 0.1
                     parameter += size * torch.randn(parameter.shape, generator=generator)
+        model.to(torch.float16 if self.half else torch.float32)
         checkpoint, out = folder / "checkpoint" / self.name, folder / self.name
         model.save_pretrained(checkpoint)
         train(["the quick brown fox"], 280).save_pretrained(checkpoint)
         export(Checkpoint.read(checkpoint), self.to, out, Origin(self.name))
-        return model, out
+        return model.float(), out
 
 
 _NO_WINDOW = {"window": 0, "local_layers": ()}
