@@ -24,13 +24,16 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .above import decoder_of
 from .layout import KVLayout, LatentFields, LayoutFields
 from .shape import DecoderShape
 from .tokens import Keys
+
+_FOR_PEFT = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+"""Other names of what the config has, which peft reads from its dictionary alone; config.json does not repeat them."""
 
 
 class MLKVConfig(PreTrainedConfig):
@@ -80,7 +83,13 @@ class MLKVConfig(PreTrainedConfig):
             self.forward_passes = forward_passes
         if backward_passes is not None:
             self.backward_passes = backward_passes
-        super().__init__(**kwargs)
+        super().__init__(**{name: value for name, value in kwargs.items() if name not in _FOR_PEFT})
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {name: getattr(self, name) for name in _FOR_PEFT if hasattr(self, name)}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_diff_dict().items() if name not in _FOR_PEFT}
 
     @property
     def shape(self) -> DecoderShape:
@@ -102,6 +111,26 @@ class MLKVConfig(PreTrainedConfig):
         cache would be allocated for all layers and sharing would save nothing."""
         held = {self.layout.cache_layer(owner) for owner in self.layout.owners}
         return [None if layer in held else "reuse" for layer in range(self.layers)]
+
+
+def _check_heads(cache: DynamicCache, layout: KVLayout, head_dim: int) -> None:
+    """Raises ValueError for a cache that another program filled with other heads than the owners have: peft's prefix
+    tuning gives all layers equally many."""
+    for owner in layout.owners:
+        layer, sizes = cache.layers[layout.cache_layer(owner)], layout.cached_sizes(owner, head_dim)
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            continue
+        (key_heads, _), (value_heads, _) = expected = sizes
+        if key_heads != value_heads:  # then heads are side by side, and values alone in the place of keys
+            wide = [heads * width for heads, width in sizes]
+            expected = ((1, wide[0]), (1, wide[1])) if key_heads else ((1, wide[1]), (1, wide[0]))
+        held = tuple((part.shape[1], part.shape[3]) for part in (layer.keys, layer.values))
+        if held != expected:
+            raise ValueError(
+                f"past_key_values has {held[0][0]} heads, {held[0][1]} wide, at layer {owner}: the layout has "
+                f"{key_heads} of keys and {value_heads} of values, {head_dim} wide; a prefix needs owners with "
+                "equally many heads"
+            )
 
 
 class StoredGenerationConfig(GenerationConfig):
@@ -212,6 +241,8 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
             if given is not None and given.get_seq_length():
                 raise ValueError("past_key_values has tokens: with gradient checkpointing there is no cache")
             return None
+        if isinstance(given, DynamicCache) and given.get_seq_length():
+            _check_heads(given, self.layout, self.shape.head_dim)
         if use_cache is None:
             use_cache = labels is None and not self.training and getattr(self.config, "use_cache", True)
         return DynamicCache(config=self.config) if use_cache and given is None else given
