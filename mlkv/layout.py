@@ -253,6 +253,16 @@ class KVLayout:
         again = (self.forward_passes or 0) + 3 * (self.backward_passes or 0)
         return sum(len(each) * (again if len(each) > 1 else 3) for each in self.segments) / (3 * self.layers)
 
+    @property
+    def cost_of_passes(self) -> str | None:
+        """In words; None where no layer reads from above."""
+        if not self.reads_above:
+            return None
+        return (
+            f"{self.forward_passes} + {self.backward_passes} passes over a text: a training step costs "
+            f"{self.training_cost:.1f} times, a prompt {self.prefill_cost:.1f} times as much"
+        )
+
     def part(self, kind: Kind) -> KVLayout:
         """`keys` or `values`."""
         return self.keys if kind == "k" else self.values

@@ -37,6 +37,7 @@ COLUMNS = {
     "sources": "string",
     "latent": "string",
     "approximate": "string",
+    "passes": "string",
     "lr": "Float64",
     "seed": "Int64",
     "overrides": "string",
@@ -66,7 +67,8 @@ share; `untouched` and `mha` name the variants that are this one's baselines. `k
 12 6`), one where all agree; `sources` has for each layer the one whose keys and values it reads (`0 0 2 2`). Where
 those of values are others, both columns have the keys' and the values': `4 + 2`. `budget` is empty where half a KV
 head is left. `cache` is `model`, or the format of the packed integers that it was scored and measured with.
-`approximate` says why a conversion changes what its base computes before heads are averaged, where it does. `lr` and
+`approximate` says why a conversion changes what its base computes before heads are averaged, where it does. `passes`
+says what it costs that layers read from above, where they do. `lr` and
 `seed` are those of uptraining, and `overrides` has the swept values (`uptrain.lr=0.001 layout.kv_heads=1`). `n_shot`
 is the number of worked examples before each question (empty for a group's mean where its tasks differ in it). `n`
 counts the samples behind a score, or the repeats behind a measurement, whose `machine` is that of data/machine.py.

@@ -64,6 +64,7 @@ def of_sweep(sweep: SavedSweep, steps: PlannedSteps) -> pd.DataFrame:
             "sources": _of_both(variant.layout, lambda part: " ".join(map(str, part.kv_source_layers))),
             "latent": _latent(variant.layout.latent),
             "approximate": _approximate(variant, steps),
+            "passes": variant.layout.cost_of_passes,
             "lr": _trained_with(variant, "lr", TrainRecipe.lr),
             "seed": _trained_with(variant, "seed", TrainRecipe.seed),
             "overrides": shlex.join(f"{key}={value}" for key, value in variant.overrides.items()) or None,

@@ -16,7 +16,7 @@ GAP = "_gap"
 """Ends the column of how far a converted checkpoint's score is from the base's; `_low` and `_high` behind it end the
 95 % interval."""
 
-LATER = ("approximate",)
+LATER = ("approximate", "passes")
 """Columns that a results.csv written by earlier code does not have."""
 
 BASELINES = ("untouched", "mha")
@@ -29,6 +29,7 @@ _ENDS = {"_stderr": "Float64", "_missing": "string", "_seeds": "Int64"}
 _LEADING = {
     **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
     "approximate": "string",
+    "passes": "string",
     "quality_score": "string",
     "quality": "Float64",
     "quality_stderr": "Float64",

@@ -106,7 +106,7 @@ def _kinds() -> list[str]:
 
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
-    row |= {name: rows[0][name] for name in ("sources", "overrides", "approximate")}
+    row |= {name: rows[0][name] for name in ("sources", "overrides", "approximate", "passes")}
     row["accuracy_parts"] = join_parts(planned.parts)
     accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
     printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]

@@ -188,7 +188,12 @@ def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[Score
         value, low, high = statistics.hypervolume
         interval = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{interval}")
-    return notes + notes_on_conversions(results) + notes_on_seeds(results)
+    return notes + notes_on_conversions(results) + notes_on_passes(results) + notes_on_seeds(results)
+
+
+def notes_on_passes(results: Results) -> list[str]:
+    """What it costs that layers read from above."""
+    return [f"{row['variant']}: {row['passes']}" for row in results.rows() if row.get("passes")]
 
 
 def notes_on_conversions(results: Results) -> list[str]:

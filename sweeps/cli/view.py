@@ -114,10 +114,7 @@ def _above(plan: Plan) -> Iterator[Text]:
     """What it costs that layers wait for each other: a line for each layout in which they do."""
     layouts = {variant.layout: variant.name for variant in plan.variants if variant.layout.reads_above}
     for layout, name in layouts.items():
-        yield Text(
-            f"{name}: layers that read from above run {layout.passes()} times over a text: a training step costs "
-            f"{layout.training_cost:.1f} times, a prompt {layout.prefill_cost:.1f} times as much"
-        )
+        yield Text(f"{name}: {layout.cost_of_passes}")
 
 
 def _elastic(variant: Variant) -> str:

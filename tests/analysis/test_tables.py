@@ -21,6 +21,7 @@ from analysis.tables.kinds import TABLES
 from analysis.tables.paper import make_tables
 from analysis.tables.table import Table
 from analysis.tables.terminal import CellsTable
+from mlkv.patterns import make
 from mlkv.registry import extensions
 from tests.support.filler import Filler
 
@@ -386,6 +387,16 @@ def test_a_metric_that_fails_is_named_in_one_line(source: Source, tmp_path: Path
         fault = r"^metric = bits_per_owner: variant untouched: KeyError: 'valeu'$"
         with pytest.raises(ValueError, match=fault):
             make_tables(Source("x", source.table), ["benchmarks"])
+
+
+def test_what_passes_cost_is_said_below_the_table(filler: Filler) -> None:
+    filler.shared()
+    made = results(gather(filler.store, filler.name))
+    assert not any("passes" in note for note in tables.results_table(made).notes)
+    cost = make("sandwich", 6, 6, 3, 1, position="top").cost_of_passes
+    assert cost == "7 + 2 passes over a text: a training step costs 3.2 times, a prompt 6.3 times as much"
+    changed = made.frame.assign(passes=made.frame["passes"].mask(made.frame["variant"] == "MLKV-3", cost))
+    assert f"MLKV-3: {cost}" in tables.results_table(Results.from_frame(changed)).notes
 
 
 def test_conversions_that_are_approximate_are_named_with_the_reason(filler: Filler) -> None:
