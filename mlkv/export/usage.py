@@ -52,5 +52,5 @@ llama-cli -m {name}/model.gguf -p "Once upon a time"
 ```
 
 Its cache holds float16 numbers by default; `--cache-type-k f32 --cache-type-v f32 -fa off` gives the tokens of
-transformers in float32.
+transformers in float32. OpenVINO GenAI reads the file too if its weights are float16 and it is a Llama, Qwen2 or Qwen3.
 """
