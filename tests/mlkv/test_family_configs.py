@@ -483,8 +483,11 @@ def exported_alike(family: str, shape: DecoderShape, kv_heads: int, of_family: b
         assert "second line" not in message
         return
     theirs = to_family(ours, family)
-    torch.testing.assert_close(logits_of(theirs), logits_of(ours), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(theirs.train()(IDS).logits, ours(IDS).logits, atol=1e-4, rtol=1e-4)  # and has no dropout
+    expected = logits_of(ours)
+    # Of weights as large as these, rounding alone changes the largest logit by 1e-5 of it.
+    atol = max(1e-4, 3e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(logits_of(theirs), expected, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(theirs.train()(IDS).logits, ours(IDS).logits, atol=atol, rtol=1e-4)  # and has no dropout
 
 
 _NEOX = DecoderShape(VOCAB, WIDTH, LAYERS, HEADS, 8, 24, 16)
