@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +13,13 @@ from torch import Tensor, nn
 
 from ..hf import MLKVForCausalLM
 from ..recipes import TrainRecipe
+from .parts import ADAPTED, is_trained
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraModel
 
 FILE = "adapters.safetensors"
 """In a resume checkpoint of a run with adapters, instead of the model: its other weights are those of the start."""
-ADAPTED = r".*\.attention\.([qkvo]|latent)"
-"""The modules that get an adapter, by name: every projection of attention's input and output. A latent's maps to keys
-and values (`k_up`, `v_up`) get none: their weights are multiplied into queries and outputs."""
-_KEYS_AND_VALUES = re.compile(r".*\.(attention\.([kv]|latent|k_up|v_up)|kv_norm)\.(weight|bias)")
-"""Of the owners, which alone have them; a norm of their own where the shape gives them one (`kv_norm`)."""
 
 
 def choose_trained(model: MLKVForCausalLM, recipe: TrainRecipe) -> LoraModel | None:
@@ -32,7 +27,7 @@ def choose_trained(model: MLKVForCausalLM, recipe: TrainRecipe) -> LoraModel | N
     if recipe.train == "lora":
         return _with_adapters(model, recipe)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(recipe.train == "all" or bool(_KEYS_AND_VALUES.fullmatch(name)))
+        parameter.requires_grad_(is_trained(name, recipe.train))
     return None
 
 

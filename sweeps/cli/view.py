@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -21,6 +21,7 @@ from sweeps.cli.console import UNLIMITED
 from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.labels import shape_label
+from sweeps.planning.memory import NeededMemory, needed_memory
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, States, blockers, to_run
 from sweeps.planning.teachers import TeacherCosts, teacher_costs
@@ -52,7 +53,8 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
-    inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs))]
+    memory = _memory(needed_memory(plan.variants))
+    inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs)), *memory]
     return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
 
 
@@ -189,6 +191,24 @@ def _teacher(costs: TeacherCosts | None) -> Iterator[Text]:
         stored = f"stored: {once}, {size(costs.bytes)} on disk"
     chosen = [name for name, some in (("online", costs.online), ("stored", costs.stored)) if some]
     yield Text(f"teacher: {' and '.join(chosen)} (uptrain.teacher_logits); {online}; {stored}")
+
+
+def _memory(needed: Sequence[NeededMemory]) -> Iterator[Text]:
+    """For each kind of training, what the largest takes of each device, and the smallest."""
+    for kind in dict.fromkeys(each.kind for each in needed):
+        mine = sorted((each for each in needed if each.kind == kind), key=lambda each: each.memory.total)
+        least, most = mine[0], mine[-1]
+        parts = ", ".join(f"{name} {_gib(part)}" for name, part in asdict(most.memory).items() if part)
+        together = f", {most.processes} processes by {most.recipe.strategy}" if most.processes > 1 else ""
+        whole, other = _gib(most.memory.total), _gib(least.memory.total)
+        named = f"{most.label}: " if kind == "uptrain" else ""
+        line = f"memory: {kind} needs {whole} GiB of each device{together} ({named}{parts})"
+        yield Text(line + (f"; {least.label} needs {other}" if other != whole else ""))
+
+
+def _gib(bytes: int) -> str:
+    number = bytes / 2**30
+    return f"{number:.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def _took(seconds: float | None) -> str:

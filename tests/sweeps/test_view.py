@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -103,7 +104,11 @@ def test_a_plan_shows_layouts_counts_hours_and_bytes(planner: Callable[[Sequence
     assert "corpus: python_stdlib in rows of 256 tokens" in text
     assert "tokenizer: made of the text, 2,048 tokens at most" in text
     tasks = "bits_per_byte, agreement, heldout_choice4, heldout_choice2, heldout_cloze; at most 200 items of each"
-    assert f"tasks: {tasks}; before uptraining: bits_per_byte steps" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert f"tasks: {tasks}; before uptraining: bits_per_byte memory: base needs 0." in words
+    assert re.search(
+        r"memory: uptrain needs 0\.\d+ GiB of each device \([\w-]+: weights 0\.013, gradients 0\.013", words
+    )
 
 
 def test_a_plan_counts_no_gpu_where_a_job_has_none(planner: Callable[[Sequence[str]], Plan]) -> None:
