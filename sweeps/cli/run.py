@@ -235,7 +235,7 @@ def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
 
     composer = Composer(options.config_dir)
     store = Store.open(options.store) if write else Store(options.store)
-    planned = make_plan(composer, Resolver(store), options.overrides)
+    planned = make_plan(composer, Resolver(store, only_shown=not write), options.overrides)
     store.check_sweep_name(planned.name)
     return planned, store
 
@@ -245,6 +245,9 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
     from sweeps.planning.reconcile import Costs, other_code, read_states, replaced
 
     console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
+    if planned.unresolved:
+        note = f"the hub is out of reach: {', '.join(planned.unresolved)} as known here; a sweep needs the commits"
+        console.print(note, style="yellow", highlight=False)
     if stale := replaced(planned.steps, store):
         reasons = "; ".join(dict.fromkeys(stale.values()))
         console.print(f"{len(stale)} finished steps are stale and run again ({reasons})", highlight=False)

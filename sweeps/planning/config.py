@@ -63,6 +63,8 @@ class ModelConfig:
     hub: str | None = None
     revision: str = "main"
     path: str | None = None
+    config: dict[str, Any] | None = field(default=None, compare=False)
+    """What the config.json of `hub` says of the decoder: where the hub is out of reach, a plan can still be shown."""
 
     def __post_init__(self) -> None:
         if self.decoder and self.pretrained:

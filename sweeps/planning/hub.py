@@ -11,6 +11,10 @@ from sweeps.steps.model_files import TOKENIZER, local_copy
 from sweeps.store.errors import UserError
 
 
+class OutOfReach(UserError):
+    """The hub does not answer, and nothing is cached."""
+
+
 def model_commit(name: str, revision: str) -> str:
     """The commit that `revision` names, by the hub or, when that cannot be reached, by the local cache."""
     return _commit("model", name, revision, "model.path=DIR")
@@ -37,7 +41,7 @@ def _commit(kind: str, name: str, revision: str, instead: str) -> str:
     except Exception:  # offline mode, and errors of the HTTP library that the client uses
         commit = _cached_commit(kind, name, revision)
     if commit is None:
-        raise UserError(f"{kind} {name} at {revision}: the hub is out of reach and no copy is cached; set {instead}")
+        raise OutOfReach(f"{kind} {name} at {revision}: the hub is out of reach and no copy is cached; set {instead}")
     return commit
 
 
@@ -60,7 +64,7 @@ def model_config(name: str, commit: str) -> dict[str, Any]:
     try:
         path = hf_hub_download(name, "config.json", revision=commit)
     except LocalEntryNotFoundError:
-        raise UserError(
+        raise OutOfReach(
             f"model {name} at {commit}: the hub is out of reach and no copy is cached; set model.path=DIR"
         ) from None
     except EntryNotFoundError:

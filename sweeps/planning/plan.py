@@ -31,6 +31,8 @@ class Plan:
 
     config: Config
     variants: list[Variant]
+    unresolved: tuple[str, ...] = ()
+    """Of the hub, what it did not answer (`Resolver.only_shown`)."""
 
     @property
     def name(self) -> str:
@@ -100,7 +102,7 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     check_training(trained)
     resolver.save()
     ordered = sorted(variants.values(), key=lambda variant: variant.baseline is None)
-    return Plan(config, list(labelled(ordered)))
+    return Plan(config, list(labelled(ordered)), tuple(resolver.unresolved))
 
 
 def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:

@@ -91,9 +91,15 @@ DIGESTS, MAX_DIGESTS = "digests.json", 100_000
 
 
 class Resolver:
-    """Resolves each distinct reference once."""
+    """Resolves each distinct reference once.
 
-    def __init__(self, store: Store) -> None:
+    only_shown: for a plan that is looked at and not run. What the hub does not answer is then in `unresolved`: its
+    branch stands in the place of the commit, so that no step of it is one that was run.
+    """
+
+    def __init__(self, store: Store, *, only_shown: bool = False) -> None:
+        self.only_shown = only_shown
+        self.unresolved: dict[str, None] = {}
         self.own_tasks = OwnTasks()
         self._models: dict[ModelConfig, Model] = {}
         self._corpora: dict[tuple[CorpusRecipe, ModelConfig], tuple[Pins, dict[str, str]]] = {}
@@ -115,8 +121,14 @@ class Resolver:
         if config.path:
             return self._local(config.path)
         assert config.hub
-        commit = hub.model_commit(config.hub, config.revision)
-        published = hub.model_config(config.hub, commit)
+        try:
+            commit = hub.model_commit(config.hub, config.revision)
+            published = hub.model_config(config.hub, commit)
+        except hub.OutOfReach:
+            if not (self.only_shown and config.config):
+                raise
+            commit, published = config.revision, config.config
+            self.unresolved[config.hub] = None
         pins = {"model": f"{config.hub}@{commit}"} | _family_pins(published)
         return Model(*_read_shape(published, config.hub), lambda: pins, {"hub": config.hub, "revision": commit})
 
@@ -176,7 +188,7 @@ class Resolver:
         given = str(recipe.tokenizer_from)
         directory = Path(expanduser(given))
         if not directory.is_dir():
-            commit = hub.tokenizer_commit(given, recipe.tokenizer_revision)
+            commit = self._commit(hub.tokenizer_commit, given, recipe.tokenizer_revision)
             return f"{given}@{commit}", {"hub": given, "revision": commit}
         files = {path for pattern in TOKENIZER for path in directory.glob(pattern)}
         if not any(path.name == "tokenizer.json" for path in files):
@@ -217,7 +229,16 @@ class Resolver:
             raise UserError(f"corpus.dataset = {recipe.dataset}: no file in it")
         if _looks_like_path(recipe.dataset):
             raise UserError(f"corpus.dataset = {recipe.dataset}: no such file or directory")
-        return f"{recipe.dataset}@{hub.dataset_commit(recipe.dataset, recipe.revision)}"
+        return f"{recipe.dataset}@{self._commit(hub.dataset_commit, recipe.dataset, recipe.revision)}"
+
+    def _commit(self, find: Callable[[str, str | None], str], name: str, revision: str | None) -> str:
+        try:
+            return find(name, revision)
+        except hub.OutOfReach:
+            if not self.only_shown:
+                raise
+            self.unresolved[name] = None
+            return revision or "main"
 
     def _digest_of(self, paths: Iterable[Path]) -> str:
         return content_digest([(path.name, path) for path in sorted(paths)], self._file_digest)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.memory import table
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, Latent, mha
 from mlkv.recipes import TrainRecipe
@@ -19,6 +20,7 @@ from mlkv.train.arguments import optimizer
 from mlkv.train.distillation import Distillation
 from mlkv.train.memory import TrainingMemory, pass_of, training_memory
 from tests.support.live import Live
+from tests.support.tiny import ROOT
 
 BATCH, LENGTH = 3, 20
 _SIZES: dict[str, Any] = {
@@ -134,7 +136,7 @@ def test_the_formula_gives_the_bytes_that_torch_holds(train: Literal["all", "kv"
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(SHAPES)),
     st.sampled_from(sorted(LAYOUTS)),
@@ -179,3 +181,7 @@ def test_shared_weights_are_divided_and_whole_ones_have_buckets() -> None:
     for part in ("weights", "gradients", "optimizer"):
         assert getattr(fsdp, part) == pytest.approx(getattr(alone, part) / 4, 0.02)
     assert ddp.logits < alone.logits / 3
+
+
+def test_the_table_in_the_docs_is_that_of_the_command() -> None:
+    assert table() in (ROOT / "docs" / "memory.md").read_text()

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.families import published
 from mlkv.patterns import cla, name_of
 from sweeps.planning import hub
 from sweeps.planning.compose import Composer
+from sweeps.planning.config import parse
+from sweeps.planning.memory import needed_memory
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.variants import Variant
@@ -324,3 +327,30 @@ def test_its_twins_figures_are_drawn(name: str, finished: Finished) -> None:
     only_measured = name in ("mlkv_memory", "context")
     kinds = {"layouts"} | ({"memory", "throughput"} if only_measured else {"pareto", "curves"})
     assert {f"{kind}.{form}" for kind in kinds for form in ("png", "pdf", "svg")} <= drawn
+
+
+LARGE = {
+    "llama-3.1-8b": "Llama-3.1-8B",
+    "mistral-7b": "Mistral-7B-v0.3",
+    "qwen2.5-7b": "Qwen2.5-7B",
+    "qwen3-8b": "Qwen3-8B",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_models_row_has_the_published_values(name: str) -> None:
+    config = parse(Composer()([f"model={name}", "base=none"])).model.config
+    assert config == published()[LARGE[name]]["config"]
+
+
+def test_a_large_model_can_be_looked_at_without_a_hub(unreachable: None, tmp_path: Path) -> None:
+    line = ["model=llama-3.1-8b", "corpus=slimpajama", "corpus.tokenizer=model", "corpus.tokenizer_from=null"]
+    line += ["base=none", "evaluate=none", "measure=none", "uptrain=8b", "layout.cache=1/8", "cluster=local_gpu"]
+    line += ["resources.gpus=8"]
+    plan = make_plan(Composer(), Resolver(Store(tmp_path / "store"), only_shown=True), line)
+    assert plan.unresolved == ("meta-llama/Llama-3.1-8B", "cerebras/SlimPajama-627B")
+    needed = needed_memory(plan.variants)
+    assert {each.processes for each in needed} == {8}
+    assert all(25 < each.memory.total / 2**30 < 35 for each in needed)
+    with pytest.raises(UserError, match="the hub is out of reach"):
+        make_plan(Composer(), Resolver(Store(tmp_path / "store")), line)
