@@ -180,8 +180,12 @@ class ElasticTrainer(BlockTrainer):
         trainer: Any = self
         data = ElasticDataset(trainer.train_dataset, sampling)
         trainer.train_dataset, trainer.data_collator = data, data.collate
-        # A merge may use some heads alone, as `first` does, and a process waits for the gradients of the others.
+
+    def create_accelerator_and_postprocess(self) -> None:
+        # A merge may use some heads alone, as `first` does, and a process waits for the gradients of the others. Only
+        # here is this read.
         self.args.ddp_find_unused_parameters = True
+        super().create_accelerator_and_postprocess()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
