@@ -159,6 +159,16 @@ def test_of_latents(rotary_dims: int, train: Literal["all", "kv", "lora"]) -> No
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("train", TRAIN)
+def test_of_layers_that_read_from_above(train: Literal["all", "kv", "lora"]) -> None:
+    """Never less than torch holds; up to a third more."""
+    layout, recipe = KVLayout((3, 3, 3, 3), (2,), 4), recipe_of(train, False)
+    held, memory = Held(SHAPES["llama"], layout, recipe, False), counted(SHAPES["llama"], layout, recipe, False)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (held.weights, held.gradients, held.optimizer)
+    assert held.peak < memory.total - memory.weights - memory.optimizer < 1.34 * held.peak
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("hidden_weight", [0.0, 0.5])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_teacher_and_what_is_compared_with_it(bf16: bool, hidden_weight: float) -> None:
