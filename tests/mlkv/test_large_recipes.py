@@ -97,7 +97,7 @@ def start_of(shape: DecoderShape, layout: KVLayout) -> MLKVForCausalLM:
     """Two layers, of which the upper reads the lower; a sixteenth of the width, with the heads' numbers and what else
     the shape says."""
     heads, kv_heads = max(2, shape.heads // 8), max(1, layout.kv_heads[0] // 8)
-    sizes = {"vocab_size": 512, "context": 96, "layers": 2, "width": shape.width // 16, "heads": heads}
+    sizes: dict[str, Any] = {"vocab_size": 512, "context": 96, "layers": 2, "width": shape.width // 16, "heads": heads}
     small = replace(shape, **sizes, head_dim=16, mlp_width=shape.mlp_width // 16, rotary_context=shape.rotary_context)
     return MLKVForCausalLM.from_shape(small, KVLayout((0, 0), (kv_heads,), heads), seed=1)
 
@@ -105,7 +105,7 @@ def start_of(shape: DecoderShape, layout: KVLayout) -> MLKVForCausalLM:
 def recipe_of(config: Config) -> TrainRecipe:
     """The configuration's own, with two steps of four rows, and shared weights."""
     given = config.uptrain
-    lengths = {"steps": 2, "tokens": None, "epochs": None, "rungs": ()}
+    lengths: dict[str, Any] = {"steps": 2, "tokens": None, "epochs": None, "rungs": ()}
     micro = min(2, given.micro_batch or 2)
     return replace(
         given,
