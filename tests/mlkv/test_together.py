@@ -157,3 +157,12 @@ def test_readers_of_a_latent_train_the_maps_of_an_owner_whose_weights_are_shared
     trained(tmp_path / "one", corpus, RECIPE, start=tmp_path / "two" / "start")
     together(tmp_path / "two", corpus, replace(RECIPE, strategy="fsdp"))
     assert_alike(tmp_path / "two", tmp_path / "one", 2e-5)
+
+
+def test_layers_that_run_several_times_train_as_in_one_process(corpus: Path, tmp_path: Path) -> None:
+    start = MLKVForCausalLM.from_shape(SHAPE, KVLayout((1, 1), (2,), 2, forward_passes=1), seed=3)
+    for folder in (tmp_path / "two", tmp_path / "two" / "second"):
+        start.save_pretrained(folder / "start")
+    trained(tmp_path / "one", corpus, RECIPE, start=tmp_path / "two" / "start")
+    together(tmp_path / "two", corpus, replace(RECIPE, strategy="fsdp"))
+    assert_alike(tmp_path / "two", tmp_path / "one", 2e-5)
