@@ -291,7 +291,7 @@ def test_the_conformance_checks_hold_with_as_many_passes_as_tokens(tmp_path: Pat
 def test_exports_to_engines_are_refused_and_the_card_draws_the_layout() -> None:
     checkpoint = Checkpoint(Path("unread"), LLAMA, layout_of((0, 3, 3, 3, 4)), "rotated", "float32")
     for target in ("native", "gguf", "vllm"):
-        assert "a layer above them" in (TARGETS[target].refuses(checkpoint) or ""), target
+        assert "of a layer above" in (TARGETS[target].refuses(checkpoint) or ""), target
     assert TARGETS["transformers"].refuses(checkpoint) is None
     card = model_card(Origin("tiny"), checkpoint, TARGETS["transformers"], "tiny")
     assert "2 ↑3 ↑3  2  2" in card
