@@ -104,7 +104,10 @@ class IterativeDecoder(Decoder):
     def _zeros(self, x_BTD: Tensor, owner: int, trial: Trial | None) -> KeysValues:
         """An owner's keys and values before the first pass: those in the cache, and zeros for the new tokens."""
         size = len(x_BTD), self.layout.heads_of(owner), x_BTD.shape[1], self.shape.head_dim
-        zeros_BGTK = x_BTD.new_zeros(size)
+        # A cache is allocated in the type of what it is first asked about: that of the keys.
+        kind = x_BTD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTD.dtype
+        zeros_BGTK = x_BTD.new_zeros(size, dtype=dtype)
         if trial is None:
             return zeros_BGTK, zeros_BGTK
         return trial.update(zeros_BGTK, zeros_BGTK, self.layout.cache_layer(owner))

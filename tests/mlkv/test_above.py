@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 from mlkv.cache.packing import rounding
 from mlkv.cache.quantised import QuantisedCache
@@ -211,6 +211,16 @@ def test_weights_have_gradients_under_autocast() -> None:
         loss = model(IDS_BT, labels=IDS_BT).loss
     loss.backward()
     assert not [name for name, weight in model.named_parameters() if weight.grad is None]
+
+
+@torch.no_grad()
+def test_a_cache_has_the_type_of_the_keys_under_autocast() -> None:
+    model = MLKVForCausalLM.from_shape(LLAMA, layout_of((0, 3, 3, 3, 4)), seed=1).eval()
+    for cache in (DynamicCache(config=model.config), StaticCache(model.config, max_cache_len=14)):
+        with torch.autocast("cpu", torch.bfloat16):
+            for part_BT in IDS_BT.split([10, 4], 1):
+                model(part_BT, past_key_values=cache)
+        assert {layer.keys.dtype for layer in cache.layers if layer.keys is not None} == {torch.bfloat16}
 
 
 @torch.no_grad()
