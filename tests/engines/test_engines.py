@@ -71,10 +71,15 @@ def check(row: Served, answer: Answer) -> None:
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+def vllm_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vllm_python(tmp_path_factory.mktemp("vllm_environment") / "environment")
+
+
+@pytest.fixture(scope="module")
+def vllm(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     """Of each export, in one process."""
-    folder = tmp_path_factory.mktemp("vllm")
-    python, written = vllm_python(folder / "environment"), [row.write(folder) for row in VLLM]
+    folder, python = tmp_path_factory.mktemp("vllm"), vllm_environment
+    written = [row.write(folder) for row in VLLM]
     plugin = written[0][1]
     run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", f"{plugin}/"])
     settings = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -142,14 +147,14 @@ for path in models:
 """
 
 
-def test_another_transformers_without_this_project_gives_our_tokens(tmp_path: Path) -> None:
+def test_another_transformers_without_this_project_gives_our_tokens(vllm_environment: Path, tmp_path: Path) -> None:
     """That of vLLM's environment, which has another torch too."""
-    python, written = vllm_python(tmp_path / "environment"), [row.write(tmp_path) for row in TRANSFORMERS]
+    written = [row.write(tmp_path) for row in TRANSFORMERS]
     code = tmp_path / "generate.py"
     code.write_text(GENERATE)
     models = [out for _, out in written]
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    output = run([python, code, json.dumps(PROMPTS), NEW_TOKENS, *models], home)
+    output = run([vllm_environment, code, json.dumps(PROMPTS), NEW_TOKENS, *models], home)
     found = answers(TRANSFORMERS, written, output)
     for row in TRANSFORMERS:
         check(row, found[row.name])
