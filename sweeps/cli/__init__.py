@@ -31,7 +31,9 @@ def _always(_options: object) -> bool:
 
 COMMANDS: tuple[Command[Any], ...] = (
     Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
-    Command("plan", run.plan, PlanOptions, "show the steps of a sweep and which are missing; change nothing", _always),
+    Command(
+        "plan", run.plan, run.ShowOptions, "show the steps of a sweep and which are missing; change nothing", _always
+    ),
     Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs need from the internet"),
     Command("run", run.run, run.RunOptions, "run one step in the foreground"),
     Command(
@@ -46,7 +48,7 @@ COMMANDS: tuple[Command[Any], ...] = (
     Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
     Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),
     Command("ls", housekeeping.ls, housekeeping.ListOptions, "list the sweeps and imports of a store", _always),
-    Command("du", housekeeping.du, housekeeping.UsageOptions, "show how much room each sweep takes", _always),
+    Command("du", housekeeping.du, housekeeping.ListOptions, "show how much room each sweep takes", _always),
     Command("note", housekeeping.note, housekeeping.NoteOptions, "write or print a note on a sweep; tables show it"),
     Command("mv", housekeeping.mv, housekeeping.MoveOptions, "give a sweep or an import another name"),
     Command("rm", housekeeping.rm, housekeeping.RemoveOptions, "delete sweeps or imports; outputs of steps stay"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlkv.export.targets import TARGETS
-from sweeps.cli.options import StoreOptions, argument, user_path
+from sweeps.cli.console import print_json
+from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
 from sweeps.cli.results import one_line
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ExportOptions(StoreOptions):
+class ExportOptions(JsonOption, StoreOptions):
     words: tuple[str, ...] = argument(
         "a sweep's name and a variant's label or a part of it; or a step id, or the beginning of one",
         nargs="+",
@@ -74,9 +75,13 @@ def export(options: ExportOptions) -> int:
         if wrong := source.step.corrupted():
             raise UserError(f"{source.step.id}: {wrong}; `mlkv status --verify` sets it aside, a sweep runs it again")
         write(checkpoint, options.to, out, _origin(store, source), options.push or "")
-        print(out)
-        if options.push is not None:
-            print(push(out, options.push))
+        if not options.json:
+            print(out)
+        pushed = None if options.push is None else push(out, options.push)
+    if options.json:
+        print_json({"directory": str(out), "step": source.step.id, "target": options.to, "pushed": pushed})
+    elif pushed is not None:
+        print(pushed)
     return OK
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import make_console
-from sweeps.cli.options import SweepOptions, argument, user_path
+from sweeps.cli.console import make_console, print_json
+from sweeps.cli.options import JsonOption, SweepOptions, argument, user_path
 from sweeps.cli.results import load_source, one_line
 from sweeps.cli.selection import existing
 from sweeps.store.errors import OK, UserError, choices
@@ -26,7 +26,7 @@ SOURCES = ("store", "offline", "api")
 
 
 @dataclass(frozen=True)
-class GatherOptions(SweepOptions):
+class GatherOptions(JsonOption, SweepOptions):
     settings: tuple[str, ...] = argument(
         "source=store (default), offline or api; for runs that somebody else logged map.COLUMN=config.KEY, "
         "map.TASK.METRIC=summary.KEY, and group=… or sweep=… to pick among them",
@@ -59,9 +59,13 @@ def gather(options: GatherOptions) -> int:
     settings = _parse_settings(options.settings)
     with one_line():
         cells = _cells(options, settings)
+    if options.out and options.json:
+        raise UserError("gather: give either --json or --out, which is CSV")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         cells.to_csv(options.out, index=False)
+    elif options.json:
+        print_json({"name": options.name, "cells": cells.astype(object).where(cells.notna(), None).to_dict("records")})
     elif sys.stdout.isatty():
         from analysis.tables.terminal import CellsTable
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import make_console
-from sweeps.cli.options import StoreOptions, SweepOptions, argument
+from sweeps.cli.console import make_console, print_json
+from sweeps.cli.options import JsonOption, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
 from sweeps.store.states import StepState
@@ -22,13 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ListOptions(StoreOptions):
-    json: bool = argument("print one JSON array", "--json", action="store_true")
-
-
-@dataclass(frozen=True)
-class UsageOptions(StoreOptions):
-    json: bool = argument("print one JSON object, in bytes", "--json", action="store_true")
+class ListOptions(JsonOption, StoreOptions):
+    """Of `ls` and `du`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def ls(options: ListOptions) -> int:
     store, console = existing(options.store), make_console()
     rows = [*_sweeps(store), *map(Listed, store.import_names())]
     if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        print_json({"entries": [asdict(row) for row in rows]})
     else:
         console.print(_table(["name", "planned", "variants", "steps", "note"], [_words(row) for row in rows]))
     return NOT_DONE if any(row.problem for row in rows) else OK
@@ -97,13 +90,13 @@ def _words(row: Listed) -> list[str]:
     return [row.name, row.planned or "", variants, steps, row.note or ""]
 
 
-def du(options: UsageOptions) -> int:
+def du(options: ListOptions) -> int:
     from sweeps.store.housekeeping import usage
 
     store, console = existing(options.store), make_console()
     used = usage(store)
     if options.json:
-        print(json.dumps(dataclasses.asdict(used), indent=1))
+        print_json(asdict(used))
         return OK
     rows = [[each.name, _megabytes(each.own), _megabytes(each.shared)] for each in used.sweeps]
     console.print(_table(["sweep", "its own, MB", "shared with others, MB"], rows, left=1))

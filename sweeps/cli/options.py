@@ -89,6 +89,13 @@ class StoreOptions:
 
 
 @dataclass(frozen=True)
+class JsonOption:
+    """Of subcommands that print for programs too (sweeps/cli/json_output.py)."""
+
+    json: bool = argument("print one JSON object (docs/automation.md)", "--json", action="store_true")
+
+
+@dataclass(frozen=True)
 class ExtensionOptions(StoreOptions):
     """Of subcommands that work with what was planned before."""
 

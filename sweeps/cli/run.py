@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import make_console
+from sweeps.cli.console import make_console, print_json
 from sweeps.cli.guard import Guard
-from sweeps.cli.options import PlanOptions, StoreOptions, SweepOptions, argument
+from sweeps.cli.options import JsonOption, PlanOptions, StoreOptions, SweepOptions, argument
 from sweeps.cli.results import write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
 from sweeps.cli.wandb import Announcement, addresses, mirror_sweep, track
@@ -47,6 +47,11 @@ class PruneOptions(StoreOptions):
     yes: bool = argument("delete them; without this option they are only listed", "--yes", action="store_true")
 
 
+@dataclass(frozen=True)
+class ShowOptions(JsonOption, PlanOptions):
+    """Of `plan`, which only shows one."""
+
+
 def sweep(options: PlanOptions) -> int:
     from sweeps.planning.freeze import freeze
 
@@ -79,13 +84,24 @@ def _mirror(console: Console, store: Store, saved: SavedSweep, *, done: bool = F
         mirror_sweep(console, store, saved, done)
 
 
-def plan(options: PlanOptions) -> int:
+def plan(options: ShowOptions) -> int:
     planned, store = _plan(options, write=False)
+    if options.json:
+        _print_plan(planned, store)
+        return OK
     console = make_console()
     _show_plan(console, planned, store)
     if planned.config.cluster.name == "slurm":
         _show_forecast(console, planned, store)
     return OK
+
+
+def _print_plan(planned: Plan, store: Store) -> None:
+    from sweeps.cli import json_output
+    from sweeps.planning.reconcile import Costs, read_states
+
+    states = read_states(planned.steps, store)
+    print_json(json_output.of_plan(planned, states, Costs.of_store(store)))
 
 
 def _show_forecast(console: Console, planned: Plan, store: Store) -> None:

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sweeps.cli.console import can_redraw, make_console
+from sweeps.cli.console import can_redraw, make_console, print_json
 from sweeps.cli.guard import Guard
 from sweeps.cli.logs import LogReader
-from sweeps.cli.options import ExtensionOptions, StoreOptions, SweepOptions, argument
+from sweeps.cli.options import ExtensionOptions, JsonOption, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.cli.wandb import addresses
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError
@@ -34,17 +34,18 @@ no step runs for as long as a Python needs to start."""
 FOLLOW_SECONDS = 0.5
 JOB_LINES = 5
 """Of a job's output, in `why`."""
+ENDED_BADLY = (StepState.FAILED, StepState.LOST, StepState.INTERRUPTED, StepState.CANCELLED)
 
 
 @dataclass(frozen=True)
-class StatusOptions(ExtensionOptions):
+class StatusOptions(JsonOption, ExtensionOptions):
     name: str | None = argument("the sweep's name", nargs="?", metavar="NAME")
     verify: bool = argument("read every output, and set corrupt ones aside", "--verify", action="store_true")
     watch: bool = argument("update the table until no step runs or waits", "-w", "--watch", action="store_true")
 
 
 @dataclass(frozen=True)
-class WhyOptions(SweepOptions):
+class WhyOptions(JsonOption, SweepOptions):
     variant: str = argument("a variant's label, a step id or the beginning of one")
 
 
@@ -59,13 +60,16 @@ class LogsOptions(StoreOptions):
 
 
 def status(options: StatusOptions) -> int:
+    from sweeps.cli import json_output
     from sweeps.cli.view import counts, status_table, summary
     from sweeps.planning.reconcile import saved_graph
     from sweeps.steps.registry import outdated_note
 
-    store, console = existing(options.store), make_console()
+    store, console = existing(options.store), make_console(stderr=options.json)
+    if options.json and options.watch:
+        raise UserError("status: give either --json or --watch")
     if options.name is None:
-        return _status_of_all(console, store, options.verify)
+        return _status_of_all(console, store, options)
     saved = store.sweep(options.name)
     for note in filter(None, [store.sweep_problem(saved.name), store.unreadable_jobs()]):
         console.print(note, style="yellow", highlight=False, markup=False)
@@ -75,8 +79,11 @@ def status(options: StatusOptions) -> int:
         states = _watch(console, graph, saved, store)
     else:
         states, _ = _states_and_jobs(console, graph, saved, store)
-    console.print(status_table(graph, states))
-    console.print(summary(counts(graph, states)), highlight=False)
+    if options.json:
+        print_json(json_output.of_states(saved.name, graph, states))
+    else:
+        console.print(status_table(graph, states))
+        console.print(summary(counts(graph, states)), highlight=False)
     if outdated := outdated_note(graph):
         console.print(outdated, highlight=False)
     for line in addresses(store, saved):
@@ -84,19 +91,23 @@ def status(options: StatusOptions) -> int:
     return NOT_DONE if bad or any(state.name is StepState.FAILED for state in states.values()) else OK
 
 
-def _status_of_all(console: Console, store: Store, verify: bool) -> int:
+def _status_of_all(console: Console, store: Store, options: StatusOptions) -> int:
     """A line per sweep; one that cannot be read says why, and the others go on."""
+    from sweeps.cli import json_output
     from sweeps.cli.view import counts, summary
     from sweeps.planning.reconcile import read_states, saved_graph
 
-    worst = OK
+    worst, sweeps = OK, []
     for folder in store.sweep_folders():
         problem = folder.problem()
         try:
             if folder.numbers():
                 graph = saved_graph(store, folder.read())
-                worst = NOT_DONE if verify and _verify(console, graph, store) else worst
-                console.print(f"{folder.name}: {summary(counts(graph, read_states(graph, store)))}", highlight=False)
+                worst = NOT_DONE if options.verify and _verify(console, graph, store) else worst
+                states = read_states(graph, store)
+                sweeps.append({"name": folder.name, "counts": json_output.counts(graph, states)})
+                if not options.json:
+                    console.print(f"{folder.name}: {summary(counts(graph, states))}", highlight=False)
         except (StoreError, OSError) as error:
             problem = problem or f"sweep {folder.name}: {error}"
         if problem:
@@ -104,6 +115,8 @@ def _status_of_all(console: Console, store: Store, verify: bool) -> int:
             worst = NOT_DONE
         if wrong_name := folder.misnamed():
             console.print(wrong_name, highlight=False, markup=False)
+    if options.json:
+        print_json({"sweeps": sweeps})
     return worst
 
 
@@ -190,14 +203,22 @@ def _set_aside(step: StepDir, wrong: str) -> str:
 
 
 def why(options: WhyOptions) -> int:
+    from sweeps.cli import json_output
     from sweeps.cli.view import reason_of
     from sweeps.planning.reconcile import blockers, saved_graph
 
-    store, console = existing(options.store), make_console()
+    store, console = existing(options.store), make_console(stderr=options.json)
     saved = store.sweep(options.name)
     chosen = selected([saved], [options.variant])
     graph = saved_graph(store, saved)
     states, jobs = _states_and_jobs(console, graph, saved, store)
+    if options.json:
+
+        def log_of(id: str) -> list[str]:
+            return _tail(store.step(id), jobs.get(id)) if states[id].name in ENDED_BADLY else []
+
+        print_json(json_output.of_variant(saved.name, graph, states, chosen, log_of))
+        return OK
     blocked = blockers(graph, states)
     for id in chosen:
         if (state := states[id]).name is StepState.DONE:
@@ -206,22 +227,22 @@ def why(options: WhyOptions) -> int:
         if id in blocked:
             name, reason = StepState.BLOCKED, f"waits for {blocked[id]}, which failed"
         console.print(f"{id} {graph[id].label}: {name} {reason}", highlight=False)
-        if state.name in (StepState.FAILED, StepState.LOST, StepState.INTERRUPTED, StepState.CANCELLED):
-            _print_tail(console, store.step(id), jobs.get(id))
+        if state.name in ENDED_BADLY:
+            for line in _tail(store.step(id), jobs.get(id)):
+                console.print(f"    {line}", style="dim", highlight=False, markup=False)
     if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
     return OK
 
 
-def _print_tail(console: Console, step: StepDir, job: JobStatus | None) -> None:
-    """The last lines of the attempt, and where SLURM's own words on the job are."""
+def _tail(step: StepDir, job: JobStatus | None) -> list[str]:
+    """The last lines of the attempt, then where SLURM's own words on the job are, and the last of those."""
     attempt = step.attempt()
-    for line in attempt.log_tail() if attempt else []:
-        console.print(f"    {line}", style="dim", highlight=False, markup=False)
+    lines = list(attempt.log_tail()) if attempt else []
     if job and job.output and job.output.exists():
-        lines = job.output.read_text(encoding="utf-8", errors="replace").splitlines()[-JOB_LINES:]
-        for line in [f"{job.output}:", *lines]:
-            console.print(f"    {line}", style="dim", highlight=False, markup=False)
+        said = job.output.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines += [f"{job.output}:", *said[-JOB_LINES:]]
+    return lines
 
 
 def logs(options: LogsOptions) -> int:

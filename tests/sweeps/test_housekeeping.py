@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_every_sweep_and_import_is_listed(old: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(old, "ls", "--json") == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["entries"]}
     assert set(rows) == {"measured", "nested/one", "old", "stopped", "theirs"}
     assert rows["old"]["steps"] == "16 done, 1 failed, 2 blocked"
     assert rows["old"]["variants"] == len(old.sweep("old").variants)
@@ -62,7 +62,7 @@ def test_every_sweep_and_import_is_listed(old: Store, capsys: pytest.CaptureFixt
 def test_a_damaged_sweep_is_named_and_the_others_are_listed(old: Store, capsys: pytest.CaptureFixture[str]) -> None:
     (old.sweep("old").path / "plan.json").write_text("{")
     assert call(old, "ls", "--json") == 1
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["entries"]}
     assert rows["old"]["problem"].startswith("sweep old: ")
     assert (rows["nested/one"]["steps"], rows["nested/one"]["problem"]) == ("10 done", None)
 
