@@ -200,6 +200,7 @@ def test_a_failed_step_stops_its_descendants_alone(copy: Shell, tiny: list[str])
     assert begun(before, copy.store) == {"uptrain": 1}
 
 
+@pytest.mark.long
 def test_cancel_stops_the_launcher_and_the_same_line_goes_on(mlkv: Shell, tiny: list[str]) -> None:
     line = ["sweep", *tiny, *SMALL, "base.steps=4000"]
     process = mlkv.start(*line)

@@ -46,7 +46,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_every_sweep_and_import_is_listed(old: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_sweep_and_import_is_listed(
+    old: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert call(old, "ls", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["entries"]}
     assert set(rows) == {"measured", "nested/one", "old", "stopped", "theirs"}
