@@ -37,6 +37,7 @@ def of_plan(plan: Plan, states: States, costs: Costs) -> Json:
             }
             for each in needed_memory(plan.variants)
         ],
+        "unresolved": list(plan.unresolved),
     }
 
 

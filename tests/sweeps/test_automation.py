@@ -21,7 +21,7 @@ DOCS = (ROOT / "docs" / "automation.md").read_text()
 STEP = {"id", "kind", "label", "parents", "state", "reason", "attempt", "at", "of"}
 PLAN = ["plan", "--config-dir", str(OLD_STORE / "conf"), "experiment=old"]
 KEYS: dict[str, tuple[list[str], set[str]]] = {
-    "plan": (PLAN, {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory"}),
+    "plan": (PLAN, {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved"}),
     "status of all": (["status"], {"sweeps"}),
     "status": (["status", "old"], {"name", "counts", "steps"}),
     "why": (["why", "old", "MHA-4"], {"name", "steps"}),
