@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import check, export, gather, housekeeping, results, run, status, wandb
+from sweeps.cli import check, export, gather, housekeeping, results, run, show, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -44,6 +44,8 @@ COMMANDS: tuple[Command[Any], ...] = (
         lambda options: not options.verify,
     ),
     Command("why", status.why, status.WhyOptions, "show what a variant waits for, or why it failed", _always),
+    Command("show", show.show, show.ShowOptions, "show all that a variant is, and where its outputs are", _always),
+    Command("diff", show.diff, show.DiffOptions, "show what differs between two sweeps or two variants", _always),
     Command("logs", status.logs, status.LogsOptions, "print the output of a step", _always),
     Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
     Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from mlkv.export.targets import TARGETS
 from sweeps.cli.console import print_json
 from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
 from sweeps.cli.results import one_line
-from sweeps.cli.selection import existing
+from sweeps.cli.selection import existing, variant_of
 from sweeps.store.errors import OK, UserError, choices
 from sweeps.store.states import StepState
 
@@ -97,7 +96,7 @@ def _source(store: Store, words: Sequence[str]) -> Source:
         rows = [row for row in sweep.variants if _checkpoint_step(row) == step.id] if sweep else []
         return Source(step, sweep, rows[0] if rows else None)
     sweep = store.sweep(words[0])
-    row = _variant(sweep, words[1])
+    row = variant_of(sweep, words[1])
     step_id = _checkpoint_step(row)
     if step_id is None:
         raise UserError(f"{row.variant}: has no checkpoint: it only measures a layout")
@@ -106,25 +105,6 @@ def _source(store: Store, words: Sequence[str]) -> Source:
 
 def _checkpoint_step(row: VariantRow) -> str | None:
     return row.steps.uptrain or row.steps.convert or row.steps.base
-
-
-def _variant(sweep: SavedSweep, word: str) -> VariantRow:
-    """The variant with this label; else the one whose label matches the glob, or has the word in it, or has a step of
-    that id. Raises UserError where none has, or several."""
-    ways: list[Callable[[VariantRow], bool]] = [
-        lambda row: row.variant == word,
-        lambda row: fnmatch.fnmatchcase(row.variant, word),
-        lambda row: word.lower() in row.variant.lower(),
-        lambda row: any(id.startswith(word) for id in row.steps.ids),
-    ]
-    for way in ways:
-        found = [row for row in sweep.variants if way(row)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{word}: is in several variants ({', '.join(row.variant for row in found)}); name one")
-    labels = [row.variant for row in sweep.variants]
-    raise UserError(f"{word}: no variant of sweep {sweep.name}; {choices(word, labels)}")
 
 
 def _finished_output(step: StepDir) -> Path:

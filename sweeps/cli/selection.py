@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.store.errors import UserError
+from sweeps.store.errors import UserError, choices
 
 if TYPE_CHECKING:
     from sweeps.cli.options import PlanOptions, StoreOptions
+    from sweeps.store.schema import VariantRow
     from sweeps.store.store import SavedSweep, Store
 
 
@@ -48,6 +49,25 @@ def selected(plans: Sequence[SavedSweep], wanted: Sequence[str], *, alone: bool 
         if variants.issuperset(needing) if alone else variants.intersection(needing):
             steps.add(id)
     return [id for id in users if id in steps]
+
+
+def variant_of(sweep: SavedSweep, word: str) -> VariantRow:
+    """The variant with this label; else the one whose label matches the glob, or has the word in it, or has a step of
+    that id. Raises UserError where none has, or several."""
+    ways: list[Callable[[VariantRow], bool]] = [
+        lambda row: row.variant == word,
+        lambda row: fnmatch.fnmatchcase(row.variant, word),
+        lambda row: word.lower() in row.variant.lower(),
+        lambda row: any(id.startswith(word) for id in row.steps.ids),
+    ]
+    for way in ways:
+        found = [row for row in sweep.variants if way(row)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{word}: is in several variants ({', '.join(row.variant for row in found)}); name one")
+    labels = [row.variant for row in sweep.variants]
+    raise UserError(f"{word}: no variant of sweep {sweep.name}; {choices(word, labels)}")
 
 
 def existing(root: Path) -> Store:

@@ -43,6 +43,8 @@ COMMANDS = {
     "retry": ["retry", "old"],
     "run": ["run", "uptrain-426fc9a7f690d7d8"],
     "sync": ["sync", "old"],
+    "show": ["show", "old", "MHA-4"],
+    "diff": ["diff", "old", "stopped"],
     "ls": ["ls"],
     "du": ["du"],
     "note": ["note", "old", "too high a rate"],

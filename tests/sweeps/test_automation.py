@@ -19,12 +19,16 @@ from tests.support.shell import ROOT, TEST_CONF, Shell, exit_status
 
 DOCS = (ROOT / "docs" / "automation.md").read_text()
 STEP = {"id", "kind", "label", "parents", "state", "reason", "attempt", "at", "of"}
+SHOWN = {"name", "variant", "baseline", "family", "pattern", "budget", "kv_bytes_per_token", "parameters", "cache"}
+SHOWN |= {"layout", "overrides", "config", "steps"}
 PLAN = ["plan", "--config-dir", str(OLD_STORE / "conf"), "experiment=old"]
 KEYS: dict[str, tuple[list[str], set[str]]] = {
     "plan": (PLAN, {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved"}),
     "status of all": (["status"], {"sweeps"}),
     "status": (["status", "old"], {"name", "counts", "steps"}),
     "why": (["why", "old", "MHA-4"], {"name", "steps"}),
+    "show": (["show", "old", "MHA-4"], SHOWN),
+    "diff": (["diff", "old", "stopped"], {"only", "all", "variants", "shared_steps"}),
     "gather": (["gather", "old"], {"name", "cells"}),
     "ls": (["ls"], {"entries"}),
     "du": (["du"], {"sweeps", "steps", "unneeded", "other"}),
@@ -36,6 +40,8 @@ INSIDE = {
     ("status of all", "sweeps"): "name counts",
     ("status", "steps"): " ".join(STEP),
     ("why", "steps"): " ".join([*STEP, "log"]),
+    ("show", "steps"): "id kind task state reason output finished wall_seconds device_seconds peak_memory_bytes host "
+    "device versions code",
     ("ls", "entries"): "name planned variants steps note problem",
     ("du", "sweeps"): "name own shared",
 }

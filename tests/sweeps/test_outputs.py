@@ -21,7 +21,7 @@ from tests.support.commands import COMMANDS, OLD_STORE, SLOW, nothing_computes
 from tests.support.outputs import OUTPUTS, encoded, errors_to
 from tests.support.shell import Shell, exit_status
 
-PRINTING = {"status", "status of one", "why", "logs", "table", "table of an import", "plan", "ls", "du"}
+PRINTING = {"status", "status of one", "why", "logs", "table", "table of an import", "plan", "ls", "du", "show", "diff"}
 """Commands that do nothing but print."""
 
 STATUS = {"status of one": 1, "verify": 1, "verify all": 1, "retry": 1, "run": 3}
