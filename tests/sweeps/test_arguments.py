@@ -99,7 +99,7 @@ def test_no_words_lead_to_a_traceback(store: Path, verb: str, words: list[str], 
     check(store, verb, words, output)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 @settings(max_examples=300, suppress_health_check=shared)
 @given(VERBS, st.lists(WORDS, max_size=5), st.sampled_from(sorted(OUTPUTS)))
 def test_no_words_at_all_lead_to_a_traceback(store: Path, verb: str, words: list[str], output: str) -> None:

@@ -106,7 +106,7 @@ def test_json_goes_with_no_other_form(words: list[str], old: Path, capsys: pytes
     assert "give either --json or --" in capsys.readouterr().err
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_its_program_runs_as_written(mlkv: Shell, tiny: list[str]) -> None:
     [program] = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     line = [*tiny, "layout.kv_layers=2,1", "layout.kv_heads=1", "measure=none", "tracking=off"]

@@ -101,7 +101,7 @@ def test_what_the_filter_removes_is_not_refused(planner: Planner, tiny: list[str
     assert [variant.label for variant in plan.variants] == ["untouched", "MHA-4", "MLKV-2"]
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_a_sweep_of_both_ways_and_its_table(mlkv: Shell, tiny: list[str]) -> None:
     line = [*tiny, "convert=mean", "elastic=nested", "elastic.steps=0,4", "uptrain.steps=4,0", "measure=none"]
     line += ["sweep.zip=[[layout.kv_layers,layout.kv_heads],[elastic.steps,uptrain.steps]]"]

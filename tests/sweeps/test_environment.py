@@ -74,7 +74,7 @@ def test_of_wandbs_variables_only_those_of_the_server_reach_its_client(monkeypat
     assert wandb == {"WANDB_API_KEY": "secret", "WANDB_BASE_URL": "http://x", "WANDB_SILENT": "true"}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_what_other_launchers_left_in_the_shell_changes_nothing(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

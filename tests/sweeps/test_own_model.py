@@ -46,7 +46,7 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 def test_half_and_a_quarter_of_the_cache_of_ones_own_model(mine: Shell) -> None:
     line = ["sweep", "name=mine", "model.path=my-llama", "layout.cache=1/2,1/4", "convert=svd", "uptrain.steps=4"]
     line += ["corpus=files", "corpus.files=[texts]", "corpus.sequence_length=64", "calibrate.tokens=512"]

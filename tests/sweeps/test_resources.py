@@ -65,7 +65,7 @@ def trained(mlkv: Shell) -> tuple[StepDir, list[float]]:
     return step, [row.fields["loss"] for row in step.metrics() if "loss" in row.fields]
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_two_processes_of_this_machine_train_as_one_does(mlkv: Shell, tiny: list[str]) -> None:
     line = [
         *tiny,

@@ -12,7 +12,7 @@ from tests.support.processes import eventually
 from tests.support.read_back import present
 from tests.support.shell import Shell
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long(minutes=1)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.support.read_back import present
 from tests.support.shell import Shell
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_four_processes_on_two_nodes_train_as_one_does(
     disturbed: Shell, tiny: list[str], cluster: LocalCluster
 ) -> None:

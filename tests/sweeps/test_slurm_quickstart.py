@@ -26,7 +26,7 @@ def rows(table: Path) -> list[dict[str, str]]:
         ]
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=4)
 def test_the_quickstart_through_slurm_gives_the_table_of_this_machine(cluster: LocalCluster, tmp_path: Path) -> None:
     here, there = Shell(tmp_path / "here"), Shell(tmp_path / "there")
     for shell in (here, there):

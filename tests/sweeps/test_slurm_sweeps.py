@@ -36,7 +36,7 @@ def test_a_sweep_is_submitted_left_and_done_as_on_this_machine(
     assert all(environment.job for environment in environments)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=3)
 def test_two_hundred_variants_are_queued_once_and_steered(mlkv: Shell, tiny: list[str], cluster: LocalCluster) -> None:
     rates = ",".join(f"{i}e-6" for i in range(1, 201))
     line = [*tiny, *SMALL, *SLURM, HELD, f"uptrain.lr={rates}"]

@@ -17,7 +17,7 @@ from tests.support.shell import Shell
 from tests.support.stand_in import on_hub, pythia
 from tests.test_recipes_and_docs import commands
 
-pytestmark = pytest.mark.long(minutes=6)
+pytestmark = pytest.mark.long(minutes=11)
 
 NOISE = 0.01
 """Bits per byte that two uptrainings of one layout may differ by at this size."""

@@ -139,7 +139,7 @@ def test_a_sync_that_is_killed_is_taken_up_again(stage: Stage, server: WandbServ
     assert set(rows) == {tuple(range(1, 13))}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 def test_a_server_that_says_wait_gets_everything_all_the_same(stage: Stage, server: WandbServer) -> None:
     waited = server.fail(status=429, retry_after=0.1, every=6, times=40)
     assert stage.sync()[0] == 0

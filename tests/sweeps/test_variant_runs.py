@@ -57,7 +57,7 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
     assert {each.outcome for each in stage.sync()[1].values()} == {"already there"}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 def test_offline_one_copy_of_a_variant_is_kept_and_it_is_the_newest(
     planner: Planner, text_files: Path, tmp_path: Path, server: WandbServer
 ) -> None:
