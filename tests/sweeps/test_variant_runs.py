@@ -20,6 +20,7 @@ from tests.support.wandb_server import WandbServer
 SMALL = ["layout=mqa", "sweep.baselines=[]", "evaluate.tasks=[bits_per_byte]", "evaluate.accuracy=[]"]
 SMALL += ["evaluate.axis=null", "measure.batch_sizes=[]"]
 MQA = variant_id("tiny", "MQA-2")
+TAGS = {"pocket", "even", "budget-2"}
 
 
 def small_stage(planner: Planner, text_files: Path, folder: Path, mode: str) -> Stage:
@@ -41,11 +42,13 @@ def test_a_variants_run_is_written_anew_as_each_step_ends(
         if count < len(steps):
             arrives(lambda: MQA in server.runs and server.runs[MQA].summary.get("steps_done") == count)  # noqa: B023
             assert server.runs[MQA].summary["state"] == "PENDING"
-        if count == 1:  # what a person makes of a run is theirs
-            server.runs[MQA].shown.update(tags=["pocket", "for the paper"], displayName="ours", notes="look again")
+        if count == 1:  # what a person makes of a run is theirs, once all of the first write is there
+            run = server.runs[MQA]
+            arrives(lambda: run.state != "running" and set(run.shown.get("tags") or ()) == TAGS)  # noqa: B023
+            run.shown.update(tags=["pocket", "for the paper"], displayName="ours", notes="look again")
     mirror.close()
     shown = server.runs[MQA].shown
-    assert set(shown["tags"]) == {"pocket", "even", "budget-2", "for the paper"}
+    assert set(shown["tags"]) == TAGS | {"for the paper"}
     assert (shown["displayName"], shown["notes"]) == ("ours", "look again")
     directory = stage.store.tracking("tiny")
     assert directory.address() == f"{server.url}/tester/mlkv"
