@@ -240,8 +240,8 @@ def _tail(step: StepDir, job: JobStatus | None) -> list[str]:
     attempt = step.attempt()
     lines = list(attempt.log_tail()) if attempt else []
     if job and job.output and job.output.exists():
-        said = job.output.read_text(encoding="utf-8", errors="replace").splitlines()
-        lines += [f"{job.output}:", *said[-JOB_LINES:]]
+        printed = job.output.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines += [f"{job.output}:", *printed[-JOB_LINES:]]
     return lines
 
 

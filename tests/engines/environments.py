@@ -21,22 +21,24 @@ HOUR = 3600
 
 def vllm_python(folder: Path) -> Path:
     """An interpreter with vLLM. It takes about seven minutes to make one."""
-    if given := os.environ.get(VLLM):
-        return Path(given)
-    python = folder / "bin" / "python"
-    made(sys.executable, "-m", "venv", folder)
-    made(python, "-m", "pip", "install", "--quiet", VLLM_PACKAGE)
-    made(python, "-m", "pip", "uninstall", "--quiet", "--yes", *BREAKS_VLLM)
-    return python
+    return _python_with(VLLM_PACKAGE, folder, VLLM, without=BREAKS_VLLM)
 
 
 def openvino_python(folder: Path) -> Path:
     """An interpreter with OpenVINO GenAI."""
-    if given := os.environ.get(OPENVINO):
+    return _python_with(OPENVINO_PACKAGE, folder, OPENVINO)
+
+
+def _python_with(package: str, folder: Path, variable: str, without: Sequence[str] = ()) -> Path:
+    """The interpreter that the variable names, or else that of a new environment with the package, from which some of
+    what it brought is removed."""
+    if given := os.environ.get(variable):
         return Path(given)
     python = folder / "bin" / "python"
     made(sys.executable, "-m", "venv", folder)
-    made(python, "-m", "pip", "install", "--quiet", OPENVINO_PACKAGE)
+    made(python, "-m", "pip", "install", "--quiet", package)
+    if without:
+        made(python, "-m", "pip", "uninstall", "--quiet", "--yes", *without)
     return python
 
 

@@ -39,7 +39,7 @@ async function answer(modelPath) {
 }
 
 for (const model of models) {
-    const said = await answer(model).catch((error) => ({error: String(error)}));
-    console.log("RESULT", JSON.stringify(said));
+    const reply = await answer(model).catch((error) => ({error: String(error)}));
+    console.log("RESULT", JSON.stringify(reply));
 }
 process.exit(0);

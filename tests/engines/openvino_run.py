@@ -30,10 +30,10 @@ def answer(model: str, prompts: list[list[int]], new_tokens: int) -> dict[str, o
 def main(prompts: list[list[int]], new_tokens: int, models: list[str]) -> None:
     for model in models:
         try:
-            said = answer(model, prompts, new_tokens)
+            reply = answer(model, prompts, new_tokens)
         except Exception as error:  # the others are to be tried
-            said = {"error": str(error)}
-        print("RESULT", json.dumps(said), flush=True)
+            reply = {"error": str(error)}
+        print("RESULT", json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,22 +52,22 @@ class Answer:
     """What an engine says of the export of a model."""
 
     model: MLKVForCausalLM
-    said: dict[str, Any]
+    reply: dict[str, Any]
 
 
 def answers(rows: tuple[Served, ...], written: list[tuple[MLKVForCausalLM, Path]], output: str) -> dict[str, Answer]:
     lines = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT ")]
     found = zip(rows, written, map(json.loads, lines), strict=True)
-    return {row.name: Answer(model, said) for row, (model, _), said in found}
+    return {row.name: Answer(model, reply) for row, (model, _), reply in found}
 
 
 def check(row: Served, answer: Answer) -> None:
-    assert "error" not in answer.said, answer.said["error"]
-    found = compare(answer.model, answer.said["tokens"])
-    print(row.name, found, {name: value for name, value in answer.said.items() if name != "tokens"})
+    assert "error" not in answer.reply, answer.reply["error"]
+    found = compare(answer.model, answer.reply["tokens"])
+    print(row.name, found, {name: value for name, value in answer.reply.items() if name != "tokens"})
     assert (found.tokens, found.wrong) == (len(PROMPTS) * NEW_TOKENS, {})
-    if "bytes_per_token" in answer.said:
-        assert answer.said["bytes_per_token"] == answer.model.layout.kv_bytes_per_token(row.shape.head_dim, 4)
+    if "bytes_per_token" in answer.reply:
+        assert answer.reply["bytes_per_token"] == answer.model.layout.kv_bytes_per_token(row.shape.head_dim, 4)
 
 
 @pytest.fixture(scope="module")
