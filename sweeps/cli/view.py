@@ -79,7 +79,7 @@ def _variants(plan: Plan, states: States) -> RenderableType:
     title = f"{plan.name}: {len(plan.variants)} variants"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("variant", no_wrap=True)
-    table.add_column("KV heads by layer (─ reads below)", no_wrap=True)
+    table.add_column("KV heads by layer (─ reads below, ↑ above)", no_wrap=True)
     names = ("KV heads", "bytes/token", "params", "tokens", "done")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
