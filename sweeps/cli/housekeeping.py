@@ -87,10 +87,12 @@ def _sweeps(store: Store) -> Iterator[Listed]:
 def _words(row: Listed) -> list[str]:
     steps = f"damaged: {row.problem}" if row.problem else "imported results" if row.steps is None else row.steps
     variants = "" if row.variants is None else str(row.variants)
-    return [row.name, row.planned or "", variants, steps, row.note or ""]
+    planned = (row.planned or "")[: len("2026-01-31T00:00")].replace("T", " ")
+    return [row.name, planned, variants, steps, row.note or ""]
 
 
 def du(options: ListOptions) -> int:
+    from analysis.data.units import size
     from sweeps.store.housekeeping import usage
 
     store, console = existing(options.store), make_console()
@@ -98,11 +100,11 @@ def du(options: ListOptions) -> int:
     if options.json:
         print_json(asdict(used))
         return OK
-    rows = [[each.name, _megabytes(each.own), _megabytes(each.shared)] for each in used.sweeps]
-    console.print(_table(["sweep", "its own, MB", "shared with others, MB"], rows, left=1))
-    unneeded = f", of which no sweep needs {_megabytes(used.unneeded)} MB (`mlkv prune`)" if used.unneeded else ""
-    console.print(f"all steps: {_megabytes(used.steps)} MB{unneeded}", highlight=False)
-    console.print(f"imports, code and notes on jobs: {_megabytes(used.other)} MB", highlight=False)
+    rows = [[each.name, size(each.own), size(each.shared)] for each in used.sweeps]
+    console.print(_table(["sweep", "its own", "shared with others"], rows, left=1))
+    unneeded = f", of which no sweep needs {size(used.unneeded)} (`mlkv prune`)" if used.unneeded else ""
+    console.print(f"all steps: {size(used.steps)}{unneeded}", highlight=False)
+    console.print(f"imports, code and notes on jobs: {size(used.other)}", highlight=False)
     return OK
 
 
@@ -188,11 +190,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 99
 
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place < left else "right")
+        table.add_column(name, justify="left" if place < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f}"

@@ -84,7 +84,8 @@ def _print_step(console: Console, step: Json) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in step["versions"].items())
     cost = f"{duration(step['wall_seconds'])}, {size(step['peak_memory_bytes'])} at most"
     console.print(f"    {step['output']}", highlight=False, soft_wrap=True)
-    console.print(f"    {step['finished']} on {step['host']} ({step['device']}): {cost}; {versions}", highlight=False)
+    console.print(f"    {step['finished']} on {step['host']} ({step['device']}): {cost}", highlight=False)
+    console.print(f"    {versions}", highlight=False)
 
 
 @dataclass(frozen=True)
