@@ -63,6 +63,8 @@ class Page:
     common: list[tuple[str, str]]
     provenance: list[tuple[str, list[tuple[str, int]]]]
     data: PageJson
+    notes: list[str]
+    """What a reader of any of these results should know (Source.notes)."""
     elastic: Table | None = None
     """Layouts cut from an elastic training beside those trained separately, where a sweep has both."""
 
@@ -114,6 +116,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         common=sorted(common.items()),
         provenance=provenance(record for step in plan.steps if (record := steps.record(step))),
         data=page_json(sweep, steps, results, printed, own, links),
+        notes=source.notes,
         elastic=elastic(source, None),
     )
 

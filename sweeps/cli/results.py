@@ -202,10 +202,10 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
 
 
 def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
-    """Whether the page was written after the plan, and after the last of its steps was done."""
+    """Whether the page was written after the plan, after the last of its steps was done, and after the note."""
     import time
 
-    if not page.is_file():
+    if not page.is_file() or page.stat().st_mtime < store.note_time(saved.name):
         return False
     written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
     records = [store.step(id).record() for id in saved.plan.steps]

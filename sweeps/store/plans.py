@@ -81,11 +81,15 @@ class SweepFolder:
         return ""
 
     def write_note(self, text: str) -> None:
-        """Replaces the note; an empty one removes it. Raises OSError."""
-        if text:
-            write_atomic(self._note_file, text + "\n")
-        else:
-            self._note_file.unlink(missing_ok=True)
+        """Replaces the note; an empty one stays as a file, whose time tells that there was a change. Raises OSError."""
+        write_atomic(self._note_file, f"{text}\n" if text else "")
+
+    def note_time(self) -> float:
+        """When the note was last written, in seconds since the epoch; 0 where it never was."""
+        try:
+            return self._note_file.stat().st_mtime
+        except OSError:
+            return 0.0
 
     def has_plan(self) -> bool:
         """Whether there is one to be read; not where the folder cannot even be listed."""

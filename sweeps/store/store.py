@@ -156,6 +156,10 @@ class Store:
         """Replaces the note; an empty one removes it. Raises OSError."""
         self._sweep(name).write_note(text)
 
+    def note_time(self, name: str) -> float:
+        """When the note was last written, in seconds since the epoch; 0 where it never was."""
+        return self._sweep(name).note_time()
+
     def _sweep(self, name: str) -> SweepFolder:
         return SweepFolder(self.root / "sweeps", name)
 

@@ -60,3 +60,12 @@ def test_a_page_older_than_the_plan_is_not_current(
     monkeypatch.setattr("sweeps.store.store.utc_now", lambda: "2026-02-01T00:00:00Z")
     save_sweep(store, "s", {"steps": {STEP: {}}, "axis": ["x", "y"]})
     assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+
+
+@pytest.mark.parametrize("text", ["a word", ""], ids=["written", "deleted"])
+def test_a_page_older_than_the_note_is_not_current(store: Store, tmp_path: Path, text: str) -> None:
+    finish(store)
+    store.write_note("s", text)
+    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    os.utime(store.sweep_path("s") / "note.txt", (AT, AT))
+    assert _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
