@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test test-long test-engines test-oldest check format wheel slurm-up slurm-down clean
+.PHONY: quickstart test test-long test-engines test-oldest check docs format wheel slurm-up slurm-down clean
 
 quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight KV-head budgets to a Pareto front
 	$(BIN)/mlkv sweep experiment=quickstart
@@ -27,6 +27,9 @@ check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation as a site, in dist/docs; warnings are errors
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs dist/docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
