@@ -27,6 +27,7 @@ from mlkv.patterns import make
 from mlkv.positions import rotate
 from mlkv.recipes import CalibrateRecipe, ConvertRecipe
 from tests.support.matrix import FAMILY_CONFIGS, HEADS, LATER, LAYERS, LAYOUTS, SHAPES, VOCAB
+from tests.support.parity import State, assert_unchanged
 from tests.support.tiny import SHAPE, blocks_of, context, make_corpus
 
 CALIBRATED = ["aligned", "svd", "fisher"]
@@ -105,17 +106,17 @@ def test_low_rank_reconstructs_as_well_as_the_singular_value_decomposition(
 @EVERY_SHAPE
 def test_aligning_changes_nothing_before_heads_are_averaged(shape: str, layout: str) -> None:
     base = base_model(shape)
-    state = base.model.state_dict()
     calibration = calibrate(base, IDS)
-    turned = dict(state)
-    for group in groups(base, LAYOUTS[layout]):
-        if group.merges:
-            turned |= in_frames(state, group, aligned, calibration)
-    assert any(not torch.equal(turned[name], state[name]) for name in state)
-    copy = MLKVForCausalLM(base.config).eval()
-    copy.model.load_state_dict(turned)
-    logits = base(IDS).logits
-    torch.testing.assert_close(copy(IDS).logits, logits, atol=1e-5 * logits.abs().max().item(), rtol=0)
+
+    def turn(state: State) -> State:
+        turned = dict(state)
+        for group in groups(base, LAYOUTS[layout]):
+            if group.merges:
+                turned |= in_frames(state, group, aligned, calibration)
+        assert any(not torch.equal(turned[name], state[name]) for name in state)
+        return turned
+
+    assert_unchanged(base, turn, IDS)
 
 
 @pytest.mark.parametrize("merge", CALIBRATED)
@@ -284,15 +285,16 @@ def test_every_merge_makes_a_model_of_every_family_and_frames_change_nothing_bef
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
     calibration = calibrate(base, IDS)
     layout = KVLayout((0, 0, 2, 2, 4, 4), (1, 1, 1), HEADS)
-    state, turned = base.model.state_dict(), dict(base.model.state_dict())
-    for group in groups(base, layout):
-        turned |= in_frames(state, group, aligned, calibration)
-    changed = {key.split(".")[3] for key in state if not torch.equal(turned[key], state[key])}
-    assert changed == ({"v", "o"} if shape.qk_norm != "none" else {"q", "k", "v", "o"})
-    copy = MLKVForCausalLM(base.config).eval()
-    copy.model.load_state_dict(turned)
-    logits = base(IDS).logits
-    torch.testing.assert_close(copy(IDS).logits, logits, atol=1e-5 * logits.abs().max().item(), rtol=0)
+
+    def turn(state: State) -> State:
+        turned = dict(state)
+        for group in groups(base, layout):
+            turned |= in_frames(state, group, aligned, calibration)
+        changed = {key.split(".")[3] for key in state if not torch.equal(turned[key], state[key])}
+        assert changed == ({"v", "o"} if shape.qk_norm != "none" else {"q", "k", "v", "o"})
+        return turned
+
+    assert_unchanged(base, turn, IDS)
     for merge in MERGES:
         converted = convert(base, layout, ConvertRecipe(merge=merge), calibration)
         assert converted(IDS[:1]).logits.isfinite().all()

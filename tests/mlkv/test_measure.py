@@ -160,6 +160,7 @@ def test_what_cannot_fit_is_a_result_and_the_others_are_measured() -> None:
     assert len(result.metrics) > 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_that_runs_out_on_the_way_is_a_result() -> None:
     """Under a real limit: a large batch's cache fits, its activations do not, and a small batch still runs after."""

@@ -175,6 +175,7 @@ def test_the_same_run_gives_the_same_bits_and_another_seed_does_not(
     )
 
 
+@pytest.mark.long
 def test_how_a_batch_is_computed_does_not_change_what_comes_out(padded: Path, tmp_path: Path) -> None:
     one_step = replace(RECIPE, steps=3, batch_size=8, eps=1e-4)
     go(tmp_path / "whole", padded, one_step)
@@ -266,6 +267,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus: Path, undisturbed: Path, tmp_
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.long
 def test_a_resumed_run_remembers_its_losses(corpus: Path, tmp_path: Path) -> None:
     first: list[Row] = []
     with pytest.raises(Interrupted):
@@ -346,6 +348,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would share one GPU")
 def test_two_processes_share_the_batch_and_only_the_first_logs_and_saves(padded: Path, tmp_path: Path) -> None:

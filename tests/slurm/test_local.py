@@ -226,7 +226,7 @@ from slurm.jobs import Job
 from slurm.local import LocalExecutor
 folder = pathlib.Path(sys.argv[1])
 saves = sys.argv[2] == "saves"
-inner = f"trap {'exit' if saves else ':'} TERM; echo $$ > {folder}/inner; sleep 60; sleep 60"
+inner = f"trap {'exit' if saves else ':'} TERM; echo $$ > {folder}/inner; for i in $(seq 60); do sleep 1; done"
 at_the_end = f"touch {folder}/told; exit" if saves else ":"
 outer = f"trap '{at_the_end}' TERM; sh -c '{inner}' & echo $$ > {folder}/outer; wait; wait"
 executor = LocalExecutor(folder, slots=1, gpus=[], grace_seconds=float(sys.argv[3]))

@@ -42,6 +42,7 @@ def lines(table: dict[str, list[str]]) -> st.SearchStrategy[list[str]]:
     return st.lists(one, max_size=4, unique_by=lambda line: line.split("=")[0])
 
 
+@pytest.mark.long
 @settings(max_examples=40)
 @given(lines(GROUPS), lines(VALUES))
 def test_the_fast_way_is_hydras_way(groups: list[str], values: list[str]) -> None:

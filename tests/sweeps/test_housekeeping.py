@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.page.page import page
+from analysis.page.report import render
 from analysis.statistics.sources import load
 from sweeps.store.housekeeping import usage
 from sweeps.store.store import Store
@@ -90,10 +92,8 @@ def test_a_note_is_shown_wherever_the_sweep_is(old: Store, capsys: pytest.Captur
     assert {run.summary["note"] for run in SweepRuns(old, old.sweep("old")).variants()} == {"too high a rate; see log"}
     assert call(old, "table", "old", "--format", "md") == 0
     assert "- note: too high a rate; see log\n" in capsys.readouterr().out
-    assert call(old, "report", "old", "-o", str(old.root.parent / "page")) == 0
-    assert (
-        '<p class="notes">note: too high a rate; see log</p>' in (old.root.parent / "page" / "index.html").read_text()
-    )
+    text = render(page(old, load(old, "old"), old.root.parent / "page"), {})
+    assert '<p class="notes">note: too high a rate; see log</p>' in text
     assert call(old, "note", "old", "--delete") == 0
     assert load(old, "old").notes == load(Store(OLD_STORE / "store"), "old").notes
     assert all("note" not in run.summary for run in SweepRuns(old, old.sweep("old")).variants())
