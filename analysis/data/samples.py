@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import pandas as pd
+
 from mlkv.evaluate import outcomes
 from mlkv.evaluate.outcomes import Outcomes
 from sweeps.store.errors import DamagedFileError
@@ -28,3 +31,21 @@ class StoredSamples:
         except ValueError:
             advice = "run `mlkv status NAME --verify`, which sets the step aside, and the sweep's line again"
             raise DamagedFileError(f"{outcomes.path_of(out, name)}: is cut off; {advice}") from None
+
+
+COLUMNS = ("variant", "task", "metric", "sample", "part", "weight", "score")
+
+
+def of_cells(cells: pd.DataFrame, samples: Samples) -> pd.DataFrame:
+    """A row for every sample behind the scores in some rows of the long table: the task's number of it, and its part
+    and weight (mlkv/evaluate/outcomes.py). Scores that are no means over samples are left out."""
+    tables = []
+    for cell in cells.dropna(subset=["step", "task", "metric"]).to_dict("records"):
+        found = samples.outcomes(cell["step"], cell["task"], cell["metric"])
+        if found is not None:
+            columns = {name: cell[name] for name in ("variant", "task", "metric")}
+            numbers = np.arange(len(found.units))
+            score = np.divide(found.parts, found.weights, where=found.weights != 0, out=np.full(len(numbers), np.nan))
+            shown = {"sample": numbers, "part": found.parts, "weight": found.weights, "score": score}
+            tables.append(pd.DataFrame({**columns, **shown}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from analysis.data.text import one_line
@@ -66,22 +68,55 @@ _LONGEST_NAME = 30
 """Letters; longer ones would leave no room for the figure."""
 
 
+class NeedsFigure(ValueError):
+    """Axes were given to a figure that has several of its own."""
+
+
+_given: ContextVar[Axes | None] = ContextVar("axes of the caller", default=None)
+
+
+@contextmanager
+def drawing_into(axes: Axes | None) -> Iterator[None]:
+    """Within it a figure of one panel is drawn into these axes; None: into a figure of its own."""
+    token = _given.set(axes)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def new_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """An empty figure of one column and its axes. It belongs to no window and to no global state."""
+    """An empty figure of one column and its axes. It belongs to no window and to no global state. Within
+    `drawing_into`, the caller's."""
+    if given := _given.get():
+        return given.figure.figure, given
     figure = _figure(height)
     return figure, figure.add_subplot()
 
 
 def new_panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels in reading order that share their vertical axis."""
-    figure = _figure(height)
+    """Panels in reading order that share their vertical axis. Raises NeedsFigure for several within `drawing_into`."""
+    if rows * columns == 1:
+        figure, axes = new_figure(height)
+        return figure, [axes]
+    figure = _figure_of_panels(height)
     return figure, list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
 
 
 def new_stack(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels below each other that share their horizontal axis."""
-    figure = _figure(height)
+    """Panels below each other that share their horizontal axis. Raises NeedsFigure for several within
+    `drawing_into`."""
+    if panels == 1:
+        figure, axes = new_figure(height)
+        return figure, [axes]
+    figure = _figure_of_panels(height)
     return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False).flat)
+
+
+def _figure_of_panels(height: float) -> Figure:
+    if _given.get():
+        raise NeedsFigure("ax: this figure has panels of its own; leave it out")
+    return _figure(height)
 
 
 def _figure(height: float) -> Figure:
@@ -105,9 +140,18 @@ def set_axes(axes: Axes, x: Scale, x_label: str, y: Scale, y_label: str) -> None
     axes.set_yticks([tick.value for tick in y.ticks], [tick.text for tick in y.ticks])
     axes.minorticks_off()
     axes.grid(True)
-    wrap(axes.set_xlabel(x_label), WIDTH * POINTS - 2 * _EDGE)
     # The vertical axis is as high as the figure, less half an inch or so below it.
-    wrap(axes.set_ylabel(y_label), (HEIGHT - 0.5) * POINTS - 2 * _EDGE)
+    width, height = _size_of_given() or (WIDTH * POINTS, (HEIGHT - 0.5) * POINTS)
+    wrap(axes.set_xlabel(x_label), width - 2 * _EDGE)
+    wrap(axes.set_ylabel(y_label), height - 2 * _EDGE)
+
+
+def _size_of_given() -> XY | None:
+    """Width and height of the caller's axes in points."""
+    if not (axes := _given.get()):
+        return None
+    box, unit = axes.get_window_extent(), axes.figure.dpi / POINTS
+    return box.width / unit, box.height / unit
 
 
 def draw_points(
@@ -154,10 +198,25 @@ def draw_level(axes: Axes, y: float, baseline: str | None) -> None:
 def footer(figure: Figure, lines: Sequence[str]) -> None:
     """Quiet remarks below the axes. What is wider than the figure goes on in another line, if possible where parts of
     a line are three spaces apart. The figure has room for one line; it becomes higher by the others, so that the axes
-    keep their height."""
+    keep their height. In a caller's figure they are below the label of the horizontal axis."""
     if not lines:
         return
-    text = figure.supxlabel("\n".join(lines), fontsize=SMALLEST, color=MUTED, fontstyle="italic")
+    style: dict[str, Any] = {"fontsize": SMALLEST, "color": MUTED, "fontstyle": "italic"}
+    if (axes := _given.get()) and (size := _size_of_given()):
+
+        def below(renderer: Any) -> Any:
+            """Where the axis with its labels is when the text is drawn."""
+            return axes.xaxis.get_tightbbox(renderer) or axes.bbox
+
+        place: dict[str, Any] = {
+            "xycoords": ("axes fraction", below),
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "top",
+        }
+        wrap(axes.annotate("\n".join(lines), (0.5, 0), (0, -_EDGE), annotation_clip=False, **place, **style), size[0])
+        return
+    text = figure.supxlabel("\n".join(lines), **style)
     wrap(text, WIDTH * POINTS - 2 * _EDGE)
     further = text.get_text().count("\n")
     figure.set_figheight(figure.get_figheight() + further * SMALLEST * _LINE_SPACING / POINTS)

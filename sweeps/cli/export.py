@@ -93,18 +93,14 @@ def _source(store: Store, words: Sequence[str]) -> Source:
     if len(words) == 1:
         step = store.find(words[0])
         sweep = store.planning(step.id)
-        rows = [row for row in sweep.variants if _checkpoint_step(row) == step.id] if sweep else []
+        rows = [row for row in sweep.variants if row.steps.checkpoint == step.id] if sweep else []
         return Source(step, sweep, rows[0] if rows else None)
     sweep = store.sweep(words[0])
     row = variant_of(sweep, words[1])
-    step_id = _checkpoint_step(row)
+    step_id = row.steps.checkpoint
     if step_id is None:
         raise UserError(f"{row.variant}: has no checkpoint: it only measures a layout")
     return Source(store.step(step_id), sweep, row)
-
-
-def _checkpoint_step(row: VariantRow) -> str | None:
-    return row.steps.uptrain or row.steps.convert or row.steps.base
 
 
 def _finished_output(step: StepDir) -> Path:

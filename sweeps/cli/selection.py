@@ -94,8 +94,12 @@ def extension_files(options: StoreOptions | PlanOptions) -> list[Path]:
 
     if config_dir := getattr(options, "config_dir", None):
         return files_of(config_dir)
-    store, name = Store(options.store), getattr(options, "name", None)
-    if name not in store.sweep_names():
+    return planned_extensions(Store(options.store), getattr(options, "name", None))
+
+
+def planned_extensions(store: Store, name: str | None) -> list[Path]:
+    """The copies of the extension files that a sweep was planned with; none where there is no such sweep."""
+    if name is None or name not in store.sweep_names():
         return []
     planned = store.sweep(name).plan.extensions or {}
     return [path for digest in planned.values() if (path := store.extension(digest))]

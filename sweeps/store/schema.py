@@ -247,6 +247,11 @@ class VariantSteps:
     elastic: str | None = later()
 
     @property
+    def checkpoint(self) -> str | None:
+        """The step that leaves the weights which are scored; None where a layout is only measured."""
+        return self.uptrain or self.convert or self.base
+
+    @property
     def ids(self) -> list[str]:
         """Parents before children; evaluations and measurements behind all that trains. Each once."""
         return list(dict.fromkeys(id for _, _, id in self.each()))

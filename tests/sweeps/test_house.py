@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import mlkv
 from tests.support.house import (
     DRAWN,
+    FORWARDS,
     PACKAGES,
     ROOMS,
     ROOT,
@@ -29,11 +31,13 @@ FLOORS = {package: ROOMS[package] for package in ("sweeps", "analysis")}
 MAY_IMPORT = {
     "mlkv": set(),
     "mlkv.__main__": {"sweeps.cli"},
+    "mlkv.__init__": {"sweeps.api"},
     "slurm": set(),
     "sweeps": {"mlkv"},
     "sweeps.planning": {"mlkv", "slurm.profile", "slurm.resources"},
     "sweeps.dispatch": {"mlkv", "slurm"},
     "sweeps.cli": {"mlkv", "analysis"},
+    "sweeps.api": {"mlkv", "analysis"},
     "analysis": {
         "sweeps.store",
         "sweeps.steps.registry",
@@ -59,7 +63,8 @@ def is_within(name: str, allowed: str) -> bool:
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name for name, _ in modules()])
 def test_nobody_imports_what_is_not_theirs(module: str, path: Path) -> None:
     package, names = module.split(".")[0], imported(module, path)
-    allowed = next(MAY_IMPORT[each] for each in (module, room_of(module), package) if each in MAY_IMPORT)
+    places = (f"{module}.{path.stem}", module, room_of(module), package)
+    allowed = next(MAY_IMPORT[each] for each in places if each in MAY_IMPORT)
     ours = {name for name in names if name.split(".")[0] in set(PACKAGES) - {package}}
     assert not {name for name in ours if not any(is_within(name, a) for a in allowed)}
     if package == "analysis":
@@ -78,9 +83,10 @@ def test_a_room_imports_from_no_floor_above_it(module: str, path: Path) -> None:
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_every_file_is_in_a_room(package: str) -> None:
-    outside = {path.stem for path in (ROOT / package).glob("*.py")}
-    assert outside <= {"__init__", "__main__"}
-    assert {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()} == set(ROOMS[package])
+    files = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    folders = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()}
+    assert files | folders == set(ROOMS[package])
+    assert files <= {"api"}
 
 
 def test_the_rooms_import_each_other_in_no_circle() -> None:
@@ -122,8 +128,20 @@ def test_one_module_runs_slurms_commands() -> None:
 
 
 def test_the_packages_themselves_are_empty() -> None:
-    for package in PACKAGES:
+    for package in set(PACKAGES) - {FORWARDS}:
         assert (ROOT / package / "__init__.py").read_text() == ""
+
+
+def test_the_one_that_forwards_imports_nothing_before_a_name_is_used() -> None:
+    assert not loaded("import mlkv") & {*HEAVY, "sweeps", "analysis", "typing", "omegaconf"} - loaded("")
+    with pytest.raises(AttributeError, match="has no attribute 'loads'"):
+        _ = mlkv.loads
+    assert set(mlkv.__all__) <= set(dir(mlkv))
+
+
+def test_opening_a_store_loads_nothing_heavy() -> None:
+    code = "import mlkv; store = mlkv.load('tests/sweeps/old_store/store'); store.imports; repr(store)"
+    assert not loaded(code) & {*HEAVY, "omegaconf"}
 
 
 def loaded(code: str) -> set[str]:
