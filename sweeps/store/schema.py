@@ -128,7 +128,8 @@ class Exit:
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """env.json: the machine that an attempt runs on. `job` and `run`: which run of which job of a queue. `group`: where
-    the processes that train together meet (torch.distributed's environment of the first)."""
+    the processes that train together meet (torch.distributed's environment of the first). `packages`: the name of the
+    list of installed packages (`Store.packages`)."""
 
     REMEDY: ClassVar[str] = "delete it"
     host: str
@@ -137,6 +138,7 @@ class Environment:
     job: str | None = later()
     run: int | None = later()
     group: dict[str, str] | None = later()
+    packages: str | None = later()
 
 
 @dataclass(frozen=True, kw_only=True)

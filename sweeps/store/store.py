@@ -8,6 +8,7 @@ sweep's frozen plans in plans.py; nothing outside these knows a path inside the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -310,6 +311,19 @@ class Store:
             rename_once(temporary, target)
         finally:
             discard(temporary)
+
+    def packages(self, name: str) -> Path:
+        """The requirements file of the packages that were installed where an attempt ran."""
+        return self.root / "packages" / name / "requirements.txt"
+
+    def note_packages(self, text: str) -> str | None:
+        """The name of a list of packages, which is kept once for all attempts; None where it cannot be written."""
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        with suppress(OSError):
+            if not self.packages(name).exists():
+                write_once(self.packages(name), text)
+            return name
+        return None
 
     def code(self, tree_hash: str) -> Path:
         """Where the snapshot of that code lies, if there is one."""

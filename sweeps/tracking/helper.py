@@ -28,13 +28,16 @@ from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from sweeps.tracking.console import attempt_console
 from sweeps.tracking.mirror import MirrorError, OpenRun, ServiceEndedError, redacted, restart_service
-from sweeps.tracking.runs import step_run
+from sweeps.tracking.runs import Run, step_run
 from sweeps.tracking.supervisor import GAVE_UP
 from sweeps.tracking.target import Target
 from sweeps.tracking.variants import VariantRuns
 
 POLL_SECONDS = 0.5
+CONSOLE_SECONDS = 5.0
+"""Between two looks at what the step prints."""
 RETRY_SECONDS = 300.0
 """Pause after a failure, so that a step of hours is mirrored again once W&B is back."""
 
@@ -43,7 +46,7 @@ class AttemptMirror:
     """Mirrors one attempt of a step while it runs: a W&B run that is open, and how far it has read metrics.jsonl."""
 
     def __init__(self, store: Store, target: Target, step: StepDir, attempt: Attempt, pid: int) -> None:
-        self._step, self._attempt, self._target = step, attempt, target
+        self._store, self._step, self._attempt, self._target = store, step, attempt, target
         self._directory = store.tracking(target.sweep)
         self._sweep = None
         if target.sweep:
@@ -52,8 +55,14 @@ class AttemptMirror:
             know_kind(store, spec)
         self._axis, self._position = axis_of(step.kind), 0
         self._skip_earlier_attempts()
-        self._run = OpenRun(step_run(step, self._sweep), target.config, self._directory, pid)
-        self._run.log(step.history(axis_of(step.kind)))
+        self._printed_at = 0.0
+        run = self._shown()
+        self._run = OpenRun(run, target.config, self._directory, pid)
+        self._run.log(run.rows)
+        self._run.print(run.console)
+
+    def _shown(self) -> Run:
+        return step_run(self._store, self._step, self._sweep, self._target.config.console)
 
     def _skip_earlier_attempts(self) -> None:
         """Move the axis past the rows of earlier attempts: a resumed attempt logs some of them again."""
@@ -66,9 +75,12 @@ class AttemptMirror:
     def send_new_rows(self) -> None:
         rows, self._position = self._attempt.metrics_from(self._position)
         self._run.log(self._axis.rows(rows))
+        if self._target.config.console and time.monotonic() >= self._printed_at + CONSOLE_SECONDS:
+            self._printed_at = time.monotonic()
+            self._run.print(attempt_console(self._attempt))
 
     def finish(self) -> None:
-        run = step_run(self._step, self._sweep)
+        run = self._shown()
         self._run.finish(run)
         if self._target.config.mode == "offline" and run.settled:
             self._directory.mark_written(run.id, run.fingerprint)

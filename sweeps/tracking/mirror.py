@@ -7,6 +7,7 @@ every fragment is written from the run's first row.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,13 +21,24 @@ from mlkv.files import Json
 from sweeps.store.outside import plain_reason
 from sweeps.store.states import StepState
 from sweeps.store.store import TrackingDir
+from sweeps.tracking.console import CONSOLE_KEY, Console, sent_lines
+from sweeps.tracking.redaction import redact
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
 from sweeps.tracking.target import TrackingConfig
 
-_RETRY_SETTINGS: dict[str, Any] = {"x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 5.0}
+_RETRY_SETTINGS: dict[str, Any] = {
+    "x_graphql_retry_max": 4,
+    "x_graphql_retry_wait_max_seconds": 5.0,
+    "x_file_transfer_retry_max": 4,
+    "x_file_transfer_retry_wait_max_seconds": 5.0,
+}
 """Few retries: what does not arrive now is sent by the next attempt or by `mlkv sync`."""
 _RESUMABLE = (StepState.INTERRUPTED, StepState.RUNNING, StepState.PENDING)
 """Runs in these states end as "preempted" in W&B; others that are not done end as "failed"."""
+
+
+LINES_AT_ONCE = 1000
+"""Lines of a log in one message to W&B's own process."""
 
 
 class MirrorError(Exception):
@@ -53,7 +65,7 @@ class OpenRun:
                 id=run.id,
                 # Of a run that is there already these would replace what a person made of them: see `_name`.
                 name=None if self._online else run.name,
-                tags=None if self._online else list(run.tags),
+                tags=None if self._online else [*run.tags, *run.sweeps],
                 group=run.group,
                 job_type=run.job_type,
                 resume="allow" if self._online else None,
@@ -64,9 +76,11 @@ class OpenRun:
                 self._name(run)
                 directory.note_address(self._run.project_url or "")
             self._write_description(run)
+            self._attach(run.requirements)
         except Exception as error:  # W&B raises many types, its own and its libraries'; none may end the step
             raise _mirror_error(error) from None
         self._next_position = self._run.starting_step
+        self._printed = sent_lines(self._run.summary.get(CONSOLE_KEY)) if self._run.resumed else {}
 
     @property
     def folder(self) -> str:
@@ -78,7 +92,7 @@ class OpenRun:
         if not self._run.resumed:
             self._run.name = run.name
         before = tuple(self._run.tags or ())
-        if added := tuple(tag for tag in run.tags if tag not in before):
+        if added := tuple(tag for tag in (*run.tags, *run.sweeps) if tag not in before):
             self._run.tags = (*before, *added)
 
     def _write_description(self, run: Run) -> None:
@@ -89,6 +103,24 @@ class OpenRun:
         for prefix, axis in run.axes.items():
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{prefix}/*", step_metric=axis)
+
+    def _attach(self, file: Path | None) -> None:
+        """Have W&B send a file as it is now, under its own name."""
+        if file:
+            with suppress(OSError):  # the disk with W&B's folder is full: rows need none of it
+                self._run.save(str(file), base_path=str(file.parent), policy="now", glob=False)
+
+    def print(self, console: Console) -> None:
+        """Add what W&B does not have of it to the run's log."""
+        try:
+            if lines := list(console.after(self._printed)):
+                for start in range(0, len(lines), LINES_AT_ONCE):
+                    self._run.write_logs("\n".join(lines[start : start + LINES_AT_ONCE]))
+                self._printed |= console.lines
+                # Behind the lines in one stream: where this has arrived, they have.
+                self._run.summary.update({CONSOLE_KEY: json.dumps(self._printed)})
+        except Exception as error:
+            raise _mirror_error(error) from None
 
     def log(self, rows: Iterable[tuple[int, Json]]) -> None:
         """Log rows in order of position, leaving out those that the server has: W&B drops rows
@@ -104,6 +136,7 @@ class OpenRun:
     def finish(self, run: Run) -> None:
         """Write the rest of the rows and the summary; wait until W&B has sent everything or given up."""
         self.log(run.rows)
+        self.print(run.console)
         try:
             complete = {FINGERPRINT_KEY: run.fingerprint} if run.settled else {}
             self._run.summary.update({**run.summary, **complete})
@@ -178,7 +211,5 @@ def _settings(config: TrackingConfig, pid: int | None) -> wandb.Settings:
 
 
 def redacted(error: BaseException) -> str:
-    """An error in one line of at most 1,000 characters, without the API key."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "***") if key else text
+    """An error in one line of at most 1,000 characters, without keys."""
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:1000]

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlkv.context import MetricRow
 from mlkv.files import Json
@@ -22,9 +23,12 @@ from sweeps.store.states import StepState, worst
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 from sweeps.store.typed_json import as_json
+from sweeps.tracking.console import Console, step_console
 
 FINGERPRINT_KEY = "mlkv_fingerprint"
 """Key of the summary that holds a run's fingerprint: where it equals ours, the server has the whole run."""
+MAX_TAG = 64
+"""Characters of a tag in W&B."""
 _STATE_OF_EXIT = {"done": StepState.DONE, "failed": StepState.FAILED, "interrupted": StepState.INTERRUPTED}
 _NOT_SHOWN = ("id", "kind", "work", "inputs", "outputs", "seal")
 """Parts of a record that are not uploaded: the run has them elsewhere, or they are lists of files of the store."""
@@ -45,6 +49,11 @@ class Run:
     state: StepState
     group: str | None = None
     tags: tuple[str, ...] = ()
+    sweeps: tuple[str, ...] = ()
+    """Of a step: sweeps that use it, as far as whoever writes the run knows; tags of the run, too."""
+    console: Console = field(default_factory=Console)
+    requirements: Path | None = None
+    """A file of this name that lists the packages that were installed."""
     stored_fingerprint: str = ""
     """Of a run that was read from W&B's files: the fingerprint in its summary."""
 
@@ -59,8 +68,8 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what is shown. The name is left out: two sweeps that share a step name its run after their own
-        labels, and must not upload it in turn."""
+        """A hash of what is shown. Name and sweeps are left out: two sweeps that share a step name its run after their
+        own labels, and must not upload it in turn."""
         if self.stored_fingerprint:
             return self.stored_fingerprint
         shown = [self.config, self.summary, self.state, self.tags, len(self.rows)]
@@ -70,8 +79,9 @@ class Run:
 # Runs of steps
 
 
-def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
-    """The run of a step, as the store has it now. `sweep`: the sweep whose plan has the run's label."""
+def step_run(store: Store, step: StepDir, sweep: SavedSweep | None = None, console: bool = True) -> Run:
+    """The run of a step, as the store has it now. `sweep`: the sweep whose plan has the run's label. `console`: with
+    what it printed, and the packages that it ran with."""
     planned = sweep.plan.steps.get(step.id) if sweep else None
     axis, spec, record = axis_of(step.kind), step.spec(), step.record()
     state, reason = step_state(step)
@@ -85,7 +95,29 @@ def step_run(step: StepDir, sweep: SavedSweep | None = None) -> Run:
         rows=step.history(axis),
         summary={"state": state.value, "reason": reason, **scores(step.kind, spec, record), "record": shown or None},
         state=state,
+        group=_base_of(store, step.id),
+        sweeps=(sweep.name[:MAX_TAG],) if sweep and planned else (),
+        console=step_console(step) if console else Console(),
+        requirements=_requirements(store, step) if console else None,
     )
+
+
+def _base_of(store: Store, id: str) -> str | None:
+    """The base model that a step descends from, which is the same whatever sweeps use the step."""
+    if id.startswith("base-"):
+        return id
+    spec = store.step(id).spec()
+    found = (_base_of(store, parent) for parent in (spec.parents.values() if spec else ()))
+    return next(filter(None, found), None)
+
+
+def _requirements(store: Store, step: StepDir) -> Path | None:
+    """The newest list of packages that an attempt noted."""
+    for attempt in reversed(step.attempts()):
+        environment = attempt.environment()
+        if environment and environment.packages and (path := store.packages(environment.packages)).exists():
+            return path
+    return None
 
 
 def step_state(step: StepDir) -> tuple[StepState, str]:
@@ -210,7 +242,7 @@ def _variant_config(sweep: SavedSweep, index: int, row: VariantRow) -> Json:
 
 def _tags(row: VariantRow) -> tuple[str, ...]:
     tags = (row.model, row.pattern, f"budget-{row.budget}", row.baseline)
-    return tuple(str(tag)[:64] for tag in dict.fromkeys(tags) if tag)
+    return tuple(str(tag)[:MAX_TAG] for tag in dict.fromkeys(tags) if tag)
 
 
 def _quality(plan: PlanFile, steps: VariantSteps, records: Mapping[str, Record]) -> Json:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +25,9 @@ from mlkv.files import Json
 from sweeps.store.axis import Rows
 from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store, TrackingDir
+from sweeps.tracking.console import CONSOLE_KEY, Console, Sent, sent_lines
 from sweeps.tracking.environment import environment
+from sweeps.tracking.redaction import redact
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
 from sweeps.tracking.target import Target, TrackingConfig
 
@@ -39,6 +41,8 @@ MIN_TIMEOUT = 30.0
 """Seconds to wait for one answer, even where jobs wait less: a person waits for this command, and no GPU does."""
 NOT_ARRIVED = 4
 """Exit status of the process where some runs did not arrive; Python itself ends with 1 or 2 where it crashes."""
+_OURS = (FINGERPRINT_KEY, CONSOLE_KEY)
+"""Keys of the summary that the client's side of it (mirror.py) writes."""
 _DEFAULT_CONFIG = TrackingConfig()
 
 
@@ -55,20 +59,21 @@ class SyncResult:
 Report = Callable[[SyncResult], None]
 
 
-def sweep_runs(store: Store, sweep: SavedSweep, only_done: bool = False) -> Iterator[Run]:
-    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone."""
+def sweep_runs(store: Store, sweep: SavedSweep, only_done: bool = False, console: bool = True) -> Iterator[Run]:
+    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone.
+    `console`: with what the steps printed."""
     runs = SweepRuns(store, sweep)
     if only_done:
         yield from (run for run in runs.variants() if run.state == StepState.DONE)
         return
     for step in runs.steps():
-        yield step_run(step, sweep)
+        yield step_run(store, step, sweep, console)
     yield from runs.variants()
 
 
 def logged_run(run: LoggedRun) -> Run:
     """A run that was read from W&B's files, in the form that `send` takes."""
-    shown = {key: value for key, value in run.summary.items() if not key.startswith("_") and key != FINGERPRINT_KEY}
+    shown = {key: value for key, value in run.summary.items() if not key.startswith("_") and key not in _OURS}
     return Run(
         id=run.id,
         name=run.name or run.id,
@@ -80,8 +85,16 @@ def logged_run(run: LoggedRun) -> Run:
         state=_STATES.get(run.state, StepState.LOST),
         group=run.group or None,
         tags=run.tags,
+        console=_logged_console(run),
+        requirements=run.requirements,
         stored_fingerprint=str(run.summary.get(FINGERPRINT_KEY, "")),
     )
+
+
+def _logged_console(run: LoggedRun) -> Console:
+    """Without the keys that anybody's program may have printed: ours have none any more."""
+    lines = [redact(line) for line in run.console]
+    return Console({"": lines}, sent_lines(run.summary.get(CONSOLE_KEY))) if lines else Console()
 
 
 def _positions(rows: list[Json]) -> Rows:
@@ -138,31 +151,59 @@ def write_files(runs: Iterable[Run], config: TrackingConfig, directory: Tracking
     return failed
 
 
-def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, tuple[str, int]]:
-    """Run id → fingerprint and number of rows on the server; without the runs that it does not know."""
+@dataclass(frozen=True)
+class OnServer:
+    """What the server has of a run."""
+
+    fingerprint: str = ""
+    rows: int = 0
+    console: Sent = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+
+    def missing(self, run: Run) -> str:
+        """What it lacks of ours; empty where it has all of it."""
+        if self.rows != len(run.rows) or (run.settled and not self.fingerprint):
+            return f"the server has {self.rows} of {len(run.rows)} rows" + (
+                "" if self.fingerprint else " and no summary"
+            )
+        if self.fingerprint != (run.fingerprint if run.settled else ""):
+            return "the server has another summary"
+        if not run.console.is_within(self.console):
+            return "the server has not all of what it printed"
+        return "" if self.tags.issuperset(run.sweeps) else "the server has not all of its tags"
+
+
+def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, OnServer]:
+    """By run id, without the runs that the server does not know."""
     import wandb
 
     api = wandb.Api(timeout=int(config.timeout) + 1)
-    known: dict[str, tuple[str, int]] = {}
+    known: dict[str, OnServer] = {}
     for start in range(0, len(runs), PAGE):
         ids = [run.id for run in runs[start : start + PAGE]]
         page = api.runs(config.path, filters={"name": {"$in": ids}}, per_page=PAGE, lazy=False)
         try:
             for run in page:
-                known[run.id] = (str(run.summary_metrics.get(FINGERPRINT_KEY, "")), run.historyLineCount or 0)
+                summary = run.summary_metrics
+                known[run.id] = OnServer(
+                    str(summary.get(FINGERPRINT_KEY, "")),
+                    run.historyLineCount or 0,
+                    sent_lines(summary.get(CONSOLE_KEY)),
+                    frozenset(run.tags or ()),
+                )
         except ValueError:
             return {}  # there is no such project yet
     return known
 
 
 def _send(
-    run: Run, before: dict[str, tuple[str, int]], config: TrackingConfig, directory: TrackingDir, report: Report
+    run: Run, before: dict[str, OnServer], config: TrackingConfig, directory: TrackingDir, report: Report
 ) -> str | None:
     """The error of a run that was sent, an empty string without one; None for a run that need not be sent."""
     if run.state == StepState.RUNNING:
         report(SyncResult(run.id, run.name, "still running"))
         return None
-    if before.get(run.id) == _expected(run):
+    if run.id in before and not before[run.id].missing(run):
         report(SyncResult(run.id, run.name, "already there"))
         return None
     return _attempt(run, config, directory)
@@ -178,19 +219,10 @@ def _attempt(run: Run, config: TrackingConfig, directory: TrackingDir) -> str:
     return ""
 
 
-def _expected(run: Run) -> tuple[str, int]:
-    """What `_on_server` returns for a run that has arrived."""
-    return (run.fingerprint if run.settled else "", len(run.rows))
-
-
-def _arrived(run: Run, after: dict[str, tuple[str, int]], reason: str, report: Report) -> bool:
-    fingerprint, rows = after.get(run.id, ("", 0))
-    if (fingerprint, rows) == _expected(run):
-        report(SyncResult(run.id, run.name, "sent"))
-        return True
-    missing = f"the server has {rows} of {len(run.rows)} rows" + ("" if fingerprint else " and no summary")
-    report(SyncResult(run.id, run.name, "failed", reason or missing))
-    return False
+def _arrived(run: Run, after: dict[str, OnServer], reason: str, report: Report) -> bool:
+    missing = after.get(run.id, OnServer()).missing(run)
+    report(SyncResult(run.id, run.name, "failed" if missing else "sent", missing and (reason or missing)))
+    return not missing
 
 
 def _all_failed(runs: list[Run], reason: str, report: Report) -> int:
@@ -261,7 +293,8 @@ def _sync_store(store: Store, target: Target, only_done: bool) -> int:
     assert target.sweep
     sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
     mirror = send if target.config.mode == "online" else write_files
-    return mirror(sweep_runs(store, sweep, only_done), target.config, directory, _print_result)
+    runs = sweep_runs(store, sweep, only_done, target.config.console)
+    return mirror(runs, target.config, directory, _print_result)
 
 
 def _sync_directory(path: Path, target: Target) -> int:

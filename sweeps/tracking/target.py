@@ -35,6 +35,8 @@ class TrackingConfig:
     timeout: Seconds = 30.0
     system_seconds: Seconds = 15.0
     """Seconds between two readings of the computing process's CPU, memory and GPU."""
+    console: bool = True
+    """Whether W&B also gets what steps printed, and the list of packages that were installed where they ran."""
 
     @property
     def path(self) -> str:

@@ -7,20 +7,25 @@ imported here alone.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mlkv.files import Json
 from sweeps.store.errors import UserError
 from sweeps.tracking.environment import clean_own_environment
 from sweeps.tracking.mirror import redacted
+from sweeps.tracking.read.runs import number
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
+    from sweeps.store.schema import VariantRow
     from sweeps.store.store import SavedSweep
     from sweeps.tracking.target import TrackingConfig
 
 PACKAGE = "wandb_workspaces"
+DECADE = 10.0
 COLUMNS = ("state", "steps_done", "steps_total", "accuracy", "quality")
 
 
@@ -37,7 +42,7 @@ def save(saved: SavedSweep, config: TrackingConfig, higher_is_better: bool) -> s
     try:
         entity = config.entity or str(wandb.Api().default_entity)
         view = _existing_id(entity, config.project, _view_name(saved.name))
-        workspace = make(saved.name, entity, config.project, higher_is_better)
+        workspace = make(saved, entity, config.project, higher_is_better)
         workspace._internal_name, workspace._internal_id = _view_name(saved.name), view
         workspace.save()
         return str(workspace.url)
@@ -62,24 +67,71 @@ def _existing_id(entity: str, project: str, name: str) -> str:
         raise
 
 
-def make(sweep: str, entity: str, project: str, higher_is_better: bool) -> Workspace:
-    """A view of the runs of the sweep's variants: quality against cost, training curves, memory, and progress."""
+def make(saved: SavedSweep, entity: str, project: str, higher_is_better: bool) -> Workspace:
+    """A view of the runs of the sweep's variants: quality against cost and against what was swept, training curves,
+    memory, and progress."""
     from wandb_workspaces import workspaces as ws
 
     quality, progress = _make_panels(higher_is_better)
+    if keys := swept_keys(saved.variants):
+        quality.insert(1, _make_coordinates(keys, higher_is_better))
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=sweep,
+        name=saved.name,
         sections=[
             ws.Section(name="Results", panels=quality, is_open=True),
             ws.Section(name="Queue", panels=progress, is_open=True),
         ],
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Metric("Group") == sweep, ws.Metric("JobType") == "variant"),
+            filters=ws.And(ws.Metric("Group") == saved.name, ws.Metric("JobType") == "variant"),
             pinned_columns=[f"summary:{name}" for name in COLUMNS],
         ),
     )
+
+
+def swept_keys(variants: Sequence[VariantRow]) -> dict[str, list[Any]]:
+    """The keys of the runs' configuration in which the points of the sweep differ → their values. A group of which an
+    option was chosen is a mapping there: a layout is told by its family, any other by its name, if it has one."""
+    named = dict.fromkeys(key.lstrip("+").partition("@")[0] for row in variants for key in row.overrides)
+    found: dict[str, list[Any]] = {}
+    for key in named:
+        for path in (key, f"{key}.name"):
+            if key == "layout":
+                path, values = "family", [row.family for row in variants]
+            else:
+                values = [_value(row.config, path) for row in variants]
+            if any(value is not None and not isinstance(value, dict) for value in values):
+                found[path] = values
+                break
+    return found
+
+
+def _value(config: Json, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _make_coordinates(keys: dict[str, list[Any]], higher_is_better: bool) -> Any:
+    """Parallel coordinates: a line per variant over the keys and the quality, the best at the top."""
+    from wandb_workspaces.reports import v2 as panels
+
+    swept = [
+        panels.ParallelCoordinatesPlotColumn(metric=panels.Config(path), display_name=path, log=_spans(values))
+        for path, values in keys.items()
+    ]
+    quality = panels.ParallelCoordinatesPlotColumn(
+        metric=panels.SummaryMetric("quality"), display_name="quality", inverted=not higher_is_better
+    )
+    return panels.ParallelCoordinatesPlot(title="Quality over what was swept", columns=[*swept, quality])
+
+
+def _spans(values: list[Any]) -> bool:
+    """Whether these are numbers of several orders of magnitude, which only a logarithmic axis tells apart."""
+    numbers = [value for each in values if (value := number(each)) is not None]
+    return len(numbers) == len(values) and min(numbers) > 0 and max(numbers) >= DECADE * min(numbers)
 
 
 def _make_panels(higher_is_better: bool) -> tuple[list[Any], list[Any]]:

@@ -36,6 +36,7 @@ from sweeps.worker.child_process import Child
 from sweeps.worker.heartbeat import BEAT_SECONDS, Heartbeat
 from sweeps.worker.job_context import SIGNALS, JobContext, free_port, out_of_memory_kills
 from sweeps.worker.messages import TAKEN_OVER, Answer, Request, answer_to
+from sweeps.worker.packages import installed_packages
 
 DONE, FAILED, BLOCKED, INTERRUPTED, STUCK = 0, 1, 3, 4, 5
 _SEVERITY = (DONE, BLOCKED, FAILED, STUCK, INTERRUPTED)
@@ -224,7 +225,8 @@ class Worker:
         killed_before, group = out_of_memory_kills(), self._group(step)
         record = self._record(claim)  # now: no output is to be lost because this cannot be read at the end
         job, run = (self._job.id, self._job.run) if self._job.id else (None, None)
-        attempt.write_environment(Environment(**_machine(), job=job, run=run, group=group))
+        packages = self._store.note_packages(installed_packages())
+        attempt.write_environment(Environment(**_machine(), job=job, run=run, group=group, packages=packages))
         self._child.send(Request(step=step.id, attempt=attempt.number, group=group))
         self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(heartbeat)

@@ -81,7 +81,8 @@ def test_killed_outright_what_arrived_stays_and_sync_brings_the_rest(stage: Stag
     assert arrived == list(range(1, max(41, len(arrived)) + 1))
     acted.end()
     failed, done = stage.sync()
-    assert (failed, done[step].outcome) == (0, "sent")
+    assert not failed
+    assert done[step].outcome in ("sent", "already there"), "another process has taken over meanwhile"
     assert positions(server, step) == list(range(1, 82))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlkv.files import Json
+from sweeps.tracking.console import CONSOLE_KEY
 from sweeps.tracking.read.runs import LoggedRun
 
 HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
@@ -55,6 +56,8 @@ def read_file(path: Path) -> LoggedRun | None:
     if not fragment.run.id:
         fragment.run.id = path.stem.removeprefix("run-")
         warnings.warn(f"{path}: names no run; read as {fragment.run.id}", WandbFileWarning, stacklevel=2)
+    if (packages := path.parent / "files" / "requirements.txt").is_file():
+        fragment.run.requirements = packages
     return fragment.run
 
 
@@ -122,7 +125,7 @@ class _Fragment:
         from wandb.proto import wandb_internal_pb2
 
         self._schema: Any = wandb_internal_pb2
-        self.run, self.records = LoggedRun(""), 0
+        self.run, self.records, self._begun = LoggedRun(""), 0, ""
 
     def take(self, payload: bytes) -> bool:
         """False for a payload that is no record."""
@@ -170,6 +173,14 @@ class _Fragment:
         if message.step_metric:
             self.run.axes[message.glob_name or message.name] = message.step_metric
 
+    def _take_output_logger(self, message: Any) -> None:
+        self.run.console += message.line.removesuffix("\n").split("\n")
+
+    def _take_output_raw(self, message: Any) -> None:
+        """A piece of what a program printed, which may end within a line."""
+        *lines, self._begun = f"{self._begun}{message.line}".split("\n")
+        self.run.console += lines
+
     def _take_exit(self, message: Any) -> None:
         self.run.state = "failed" if message.exit_code else "finished"
 
@@ -209,8 +220,16 @@ def _merge(earlier: LoggedRun, later: LoggedRun) -> LoggedRun:
     later.axes = {**earlier.axes, **later.axes}
     later.rows = _merge_rows(earlier.rows, later.rows, later.axes)
     later.config = {**earlier.config, **later.config}
+    if not _is_whole(later):
+        later.console = [*earlier.console, *later.console]
+    later.requirements = later.requirements or earlier.requirements
     later.summary = {**earlier.summary, **later.summary}
     return later
+
+
+def _is_whole(run: LoggedRun) -> bool:
+    """Whether its log begins at the beginning: each of our fragments has all that was printed until then."""
+    return CONSOLE_KEY in run.summary
 
 
 def _merge_rows(earlier: list[Json], later: list[Json], axes: Json) -> list[Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlkv.files import Json
@@ -28,6 +29,10 @@ class LoggedRun:
     rows: list[Json] = field(default_factory=list)
     axes: dict[str, str] = field(default_factory=dict)
     """Metric name, or a pattern of names (`train/*`) → the metric on its x axis."""
+    console: list[str] = field(default_factory=list)
+    """The lines of its log, where the files have it."""
+    requirements: Path | None = None
+    """The file with the packages that were installed."""
     state: str = "running"
     started: float = 0.0
 
