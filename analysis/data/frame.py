@@ -61,6 +61,7 @@ COLUMNS = {
     "device_seconds": "Float64",
     "peak_memory_bytes": "Int64",
     "machine": "string",
+    "origin": "string",
 }
 """Columns and dtypes, the same when the table is empty. `replicate_of` is the name that several seeds of one layout
 share; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner (`12
@@ -72,6 +73,8 @@ says what it costs that layers read from above, where they do. `lr` and
 `seed` are those of uptraining, and `overrides` has the swept values (`uptrain.lr=0.001 layout.kv_heads=1`). `n_shot`
 is the number of worked examples before each question (empty for a group's mean where its tasks differ in it). `n`
 counts the samples behind a score, or the repeats behind a measurement, whose `machine` is that of data/machine.py.
+`origin` says whose result it is where it was
+unpacked (`mlkv unpack`), and is empty for one that was made in this store.
 `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
 
 IDENTITY = (

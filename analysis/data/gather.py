@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from mlkv.layout import KVLayout, Latent
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
-from sweeps.store.schema import CONVERTED, PlanFile, Record, VariantRow
+from sweeps.store.others import same_result
+from sweeps.store.schema import CONVERTED, Origin, PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
@@ -146,6 +148,10 @@ class PlannedSteps(ABC):
             self._records[step_id] = self._read_record(step_id)
         return self._records[step_id]
 
+    def origin(self, step_id: str) -> Origin | None:
+        """Whose result a finished step has that was unpacked; None for one of our own."""
+        return None
+
     def state_of(self, step_id: str) -> tuple[str, str | None]:
         """The step's state and, unless it is done, the reason in words."""
         if step_id not in self._states:
@@ -199,6 +205,23 @@ class Steps(PlannedSteps):
 
     def _read_state(self, step_id: str) -> State:
         return self._store.step(step_id).state()
+
+    def origin(self, step_id: str) -> Origin | None:
+        return self._store.step(step_id).origin() if self.record(step_id) else None
+
+    def whose(self) -> list[str]:
+        """Lines on results that were unpacked, and on other results of the same steps, which no table shows."""
+        done = [id for id in self._planned if self.record(id)]
+        packs = Counter((each.words, each.packed) for id in done if (each := self.origin(id)))
+        beside = sum(self._has_others(id) for id in done)
+        lines = [f"{words}: {count} of {len(done)} steps, packed as of {day}" for (words, day), count in packs.items()]
+        return lines + (
+            [f"{beside} steps have another result too, which is not shown here: mlkv show"] if beside else []
+        )
+
+    def _has_others(self, step_id: str) -> bool:
+        record = self.record(step_id)
+        return any(record and not same_result(record, each.record) for each in self._store.step(step_id).others())
 
     def outdated(self) -> str | None:
         """One line on steps that were planned under an earlier schema version of their kind; None where there are
@@ -273,12 +296,14 @@ def _step_cells(
     record = steps.record(step_id)
     common: Row = {"kind": kind, "task": task, "state": state, "reason": reason, "step": step_id, "wandb_run": step_id}
     if record:
+        origin = steps.origin(step_id)
         common |= {
             "code": record.code,
             "wall_seconds": record.wall_seconds,
             "device_seconds": record.device_seconds,
             "peak_memory_bytes": record.peak_memory_bytes,
-            "machine": machine_of(record) if kind == "measure" else None,
+            "machine": machine_of(record, origin) if kind == "measure" else None,
+            "origin": (origin.by or "another store") if origin else None,
         }
     measured = record.metrics if record else []
     for metric in measured:

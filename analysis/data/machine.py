@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sweeps.store.schema import Record
+from sweeps.store.schema import Origin, Record
 
 Machine = str | None
 """As `machine_of` writes it; None where it was not recorded."""
@@ -14,11 +14,14 @@ _LIBRARIES = ("torch", "transformers", "python")
 """Libraries whose versions change a speed."""
 
 
-def machine_of(record: Record) -> Machine:
-    """`node-1, NVIDIA H100, torch 2.13.0, …`: host, GPU or processor, and versions, as far as a record has them."""
+def machine_of(record: Record, origin: Origin | None = None) -> Machine:
+    """`node-1, NVIDIA H100, torch 2.13.0, …`: host, GPU or processor, and versions, as far as a record has them.
+
+    A result that was unpacked has its `origin` too: machines of two people can have one name."""
     device = record.facts.get("processor") or record.facts.get("device") or record.device
     versions = [f"{name} {record.versions[name]}" for name in _LIBRARIES if record.versions.get(name)]
-    return _JOIN.join(map(str, filter(None, [record.host, device, *versions]))) or None
+    whose = origin.words if origin else None
+    return _JOIN.join(map(str, filter(None, [record.host, device, *versions, whose]))) or None
 
 
 def marks(measured_on: Iterable[Machine]) -> dict[Machine, str]:

@@ -46,7 +46,8 @@ class Source:
     def notes(self) -> list[str]:
         """What a reader of any table of these results should know, a line each."""
         outdated = self.steps.outdated() if self.steps else None
-        return [*filter(None, [outdated, self.note and f"note: {self.note}"])]
+        whose = self.steps.whose() if self.steps else []
+        return [*whose, *filter(None, [outdated, self.note and f"note: {self.note}"])]
 
     @cached_property
     def results(self) -> Results:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import check, export, gather, housekeeping, results, run, show, status, wandb
+from sweeps.cli import check, export, gather, housekeeping, results, run, sharing, show, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -84,6 +84,8 @@ COMMANDS: tuple[Command[Any], ...] = (
         "check that a Hugging Face model computes the same with caches, padding and checkpointing",
         _always,
     ),
+    Command("pack", sharing.pack, sharing.PackOptions, "pack the results of a sweep into one file, to share them"),
+    Command("unpack", sharing.unpack, sharing.UnpackOptions, "add packed results to a store, where they count as done"),
     Command("import-results", results.import_results, results.ImportOptions, "import results measured elsewhere"),
     Command("sync", wandb.sync, wandb.SyncOptions, "upload missing runs to W&B"),
     Command("dashboard", wandb.dashboard, wandb.DashboardOptions, "show a sweep in W&B's terminal dashboard"),

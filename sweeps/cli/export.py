@@ -63,7 +63,7 @@ def export(options: ExportOptions) -> int:
     if len(options.words) > 2:
         raise UserError(f"export: {' '.join(options.words)}: must be NAME VARIANT, or STEP, and then a directory")
     store, out = existing(options.store), options.out
-    _hide_progress()
+    hide_progress()
     source = _source(store, options.words)
     with one_line():
         check_replaceable(out)
@@ -84,7 +84,7 @@ def export(options: ExportOptions) -> int:
     return OK
 
 
-def _hide_progress() -> None:
+def hide_progress() -> None:
     """transformers draws a bar for every file that it reads or writes."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -110,6 +110,9 @@ def _finished_output(step: StepDir) -> Path:
         raise UserError(f"{step.id}: is {state.name}, not done; only a finished step can be exported")
     if not (step.out / "config.json").is_file():
         raise UserError(f"{step.id}: has no checkpoint; export a base, convert or uptrain step")
+    if missing := step.left_out():
+        whose = origin.words if (origin := step.origin()) else "from another store"
+        raise UserError(f"{step.id}: was unpacked ({whose}) without {missing[0]}; unpack one with --weights")
     return step.out
 
 

@@ -130,12 +130,24 @@ def run(options: RunOptions) -> int:
     if "-" in options.target:
         store = existing(options.store)
         step = store.find(options.target).id
-        track(store.planning(step))
+        saved = store.planning(step)
+        if saved:
+            _refuse_unpacked(saved)
+        track(saved)
         return Worker(store).run([step])
     planned, store = _plan(options)
     step = _only_missing(options.target, planned, store)
     track(freeze(planned, store, list(options.overrides)))
     return Worker(store).run([step])
+
+
+def _refuse_unpacked(saved: SavedSweep) -> None:
+    """Raises UserError for a plan of somebody else: their files lay elsewhere, and packs tell of no paths."""
+    if origin := saved.origin():
+        raise UserError(
+            f"sweep {saved.name}: its plan was unpacked ({origin.words}) and knows no files of this machine; run its "
+            "line here, which repeats nothing that is done"
+        )
 
 
 def _only_missing(kind: str, planned: Plan, store: Store) -> str:
@@ -159,6 +171,7 @@ def retry(options: SweepOptions) -> int:
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
+    _refuse_unpacked(saved)
     cluster, graph = saved_cluster(saved), saved_graph(store, saved)
     refuse_outdated(graph, store)
     if cluster.name == "slurm":

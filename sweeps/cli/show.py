@@ -15,7 +15,8 @@ from sweeps.store.errors import OK, UserError, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.store.schema import VariantRow
+    from sweeps.store.others import Other
+    from sweeps.store.schema import Record, VariantRow
     from sweeps.store.store import Store
 
 
@@ -70,7 +71,25 @@ def _step(store: Store, kind: str, task: str | None, id: str) -> Json:
         "state": state.name.value,
         "reason": state.reason,
         "output": str(step.out) if record else None,
+        "from": origin.by or "another store" if (origin := step.origin()) else None,
+        "left_out": step.left_out(),
+        "others": [_other(each, record) for each in step.others()],
         **{name: getattr(record, name) if record else None for name in made},
+    }
+
+
+def _other(other: Other, counts: Record | None) -> Json:
+    """A result that does not count, and in which outputs it differs from the one that does."""
+    from sweeps.store.others import same_result
+
+    record, outputs = other.record, counts.outputs if counts else {}
+    names = dict.fromkeys([*outputs, *record.outputs])
+    return {
+        "from": other.words,
+        "place": str(other.path),
+        "same": bool(counts and same_result(counts, record)),
+        **{name: getattr(record, name) for name in ("finished", "host", "device", "versions")},
+        "different": [name for name in names if outputs.get(name) != record.outputs.get(name)],
     }
 
 
@@ -86,6 +105,15 @@ def _print_step(console: Console, step: Json) -> None:
     console.print(f"    {step['output']}", highlight=False, soft_wrap=True)
     console.print(f"    {step['finished']} on {step['host']} ({step['device']}): {cost}", highlight=False)
     console.print(f"    {versions}", highlight=False)
+    if missing := step["left_out"]:
+        console.print(f"    was unpacked without {', '.join(missing)}", highlight=False)
+    for other in step["others"]:
+        made = f"{other['finished']} on {other['host']} ({other['device']})"
+        differs = (
+            "the same outputs" if other["same"] else f"differs in {', '.join(other['different']) or 'its numbers'}"
+        )
+        console.print(f"    another result, {other['from']}, which does not count: {made}", highlight=False)
+        console.print(f"        {differs}; {other['place']}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

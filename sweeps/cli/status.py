@@ -222,6 +222,8 @@ def why(options: WhyOptions) -> int:
     blocked = blockers(graph, states)
     for id in chosen:
         if (state := states[id]).name is StepState.DONE:
+            if state.reason:
+                console.print(f"{id} {graph[id].label}: {state.name} {state.reason}", highlight=False)
             continue
         name, reason = state.name, reason_of(id, graph, states)
         if id in blocked:

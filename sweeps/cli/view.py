@@ -295,7 +295,9 @@ class _StatusRow:
             head.append(f"  {self.label}")
         else:
             details.append(self.label)
-        if self.state is not StepState.DONE:
+        if self.state is StepState.DONE:
+            details.append(self.reason)
+        else:
             details += [f"attempt {self.attempt}" if self.attempt else "", self.progress, self.reason]
         yield head
         if text := "  ".join(filter(None, details)):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mlkv.registry import load_extensions
 from sweeps.planning.plan import Plan
+from sweeps.planning.reconcile import withdraw_left_out
 from sweeps.store.errors import StoreError
 from sweeps.store.outside import plain_reason
 from sweeps.store.schema import Runtime
@@ -22,6 +23,7 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
             store.copy_extension(extension)
         for digest, files in plan.task_files.items():
             store.copy_task(digest, files.copy)
+        withdraw_left_out(plan.steps, store)
         for id, step in plan.steps.items():
             directory = store.step(id)
             # A finished step keeps its runtime fields: they say how its result was made.

@@ -40,13 +40,39 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
 
 def read_states(graph: Graph, store: Store) -> States:
     """The state of each step. Raises DamagedFileError."""
-    return {id: store.step(id).state() for id in graph}
+    return _with_inputs(graph, store, {id: store.step(id).state() for id in graph})
 
 
 def read_states_while_running(graph: Graph, store: Store) -> States:
     """The same for a sweep that runs. A step whose files were damaged meanwhile has failed, with what to do as the
     reason, and the others go on."""
-    return {id: _state_or_damage(store.step(id)) for id in graph}
+    return _with_inputs(graph, store, {id: _state_or_damage(store.step(id)) for id in graph})
+
+
+def _with_inputs(graph: Graph, store: Store, states: States) -> States:
+    """The states of steps where one that was unpacked without its outputs is not done if a step is to be made from
+    them."""
+    found = dict(states)
+    for id in _left_out(graph, store, states):
+        found[id] = State(StepState.PENDING, f"{states[id].reason}, without the outputs that are needed: runs here")
+    return found
+
+
+def _left_out(graph: Graph, store: Store, states: States) -> list[str]:
+    """Finished steps whose outputs were not unpacked, and are the input of a step that is to run; parents first."""
+    again: set[str] = set()
+    for id, step in reversed(list(graph.items())):
+        if states[id].name is not StepState.DONE or id in again:
+            done = {parent for parent in step.parents.values() if states[parent].name is StepState.DONE}
+            again |= {parent for parent in done - again if store.step(parent).left_out()}
+    return [id for id in graph if id in again]
+
+
+def withdraw_left_out(graph: Graph, store: Store) -> None:
+    """Put the results of steps beside that `read_states` shows as to be run though they have a record. Raises OSError
+    and DamagedFileError."""
+    for id in _left_out(graph, store, {id: _state_or_damage(store.step(id)) for id in graph}):
+        store.step(id).put_beside()
 
 
 def _state_or_damage(step: StepDir) -> State:
@@ -112,7 +138,8 @@ class Costs:
         starts: dict[str, list[float]] = defaultdict(list)
         for step in store.steps():
             with suppress(DamagedFileError, OSError):  # the command that needs this very step names the file
-                if (record := step.record()) and record.work:
+                # How long it took on a machine that it was packed on says nothing of this one.
+                if (record := step.record()) and record.work and not step.origin():
                     attempt = next((a for a in step.attempts() if a.number == record.attempt), None)
                     known = attempt.computing_seconds() if attempt else None
                     computing = min(known or record.wall_seconds, record.wall_seconds)

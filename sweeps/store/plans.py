@@ -14,8 +14,9 @@ from sweeps.store import typed_json
 from sweeps.store.errors import StoreError
 from sweeps.store.files import TEMPORARY_FOLDER, file_clock, is_number, write_atomic, write_folder_once
 from sweeps.store.lines import read_rows
+from sweeps.store.others import ORIGIN
 from sweeps.store.outside import plain_reason
-from sweeps.store.schema import PlanFile, VariantRow
+from sweeps.store.schema import Origin, PlanFile, VariantRow
 from sweeps.store.typed_json import as_json
 
 TRACKED, SUBMISSIONS = "wandb", "submissions"
@@ -43,6 +44,10 @@ class SavedSweep:
     def submissions(self) -> Path:
         """Where executors keep logs and job records of this plan."""
         return self.path / SUBMISSIONS
+
+    def origin(self) -> Origin | None:
+        """Whose plan was unpacked; None for one that was made here. Raises DamagedFileError."""
+        return typed_json.load(Origin, self.path / ORIGIN)
 
     @property
     def _cancel_file(self) -> Path:
@@ -155,14 +160,15 @@ class SweepFolder:
             if latest and _is_same(latest, plan, variants):
                 return latest
             dated = replace(plan, name=self.name, number=number, created=created)
-            files = {
-                "overrides.txt": "".join(f"{line}\n" for line in overrides),
-                "variants.jsonl": "".join(json.dumps(as_json(row), allow_nan=False) + "\n" for row in variants),
-                "plan.json": json.dumps(as_json(dated), indent=1, allow_nan=False) + "\n",
-            }
+            files = {"overrides.txt": "".join(f"{line}\n" for line in overrides), **_files(dated, variants)}
             if write_folder_once(self.path / str(number), files):
                 self._drop_abandoned()
                 return self.read(number)
+
+    def save_unpacked(self, plan: PlanFile, variants: list[VariantRow], origin: Origin) -> None:
+        """The first plan, of somebody else. Raises OSError."""
+        files = {ORIGIN: json.dumps(as_json(origin), indent=1) + "\n", **_files(replace(plan, number=1), variants)}
+        write_folder_once(self.path / "1", files)
 
     def _latest(self) -> SavedSweep | None:
         """The latest plan; one that is damaged, or behind one that is, is like no other."""
@@ -191,6 +197,13 @@ def sweep_folders(sweeps: Path) -> Iterator[SweepFolder]:
         for error in closed:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 yield SweepFolder(sweeps, Path(error.filename).relative_to(sweeps).as_posix())
+
+
+def _files(plan: PlanFile, variants: list[VariantRow]) -> dict[str, str]:
+    return {
+        "variants.jsonl": "".join(json.dumps(as_json(row), allow_nan=False) + "\n" for row in variants),
+        "plan.json": json.dumps(as_json(plan), indent=1, allow_nan=False) + "\n",
+    }
 
 
 def _advice(name: str, folder: Path, fault: str) -> str:

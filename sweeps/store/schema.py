@@ -107,6 +107,25 @@ class Record:
     """Why the record was withdrawn; in `done.corrupt-N.json` and `done.pruned-N.json` alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """origin.json of a result, or of a plan, that was unpacked: whose it is (`mlkv pack`)."""
+
+    REMEDY: ClassVar[str] = "delete it"
+    by: str | None
+    """None: whoever packed it gave no name."""
+    packed: str
+    """The newest time in the pack."""
+    record: str | None = later()
+    """The SHA-256 of the record that this belongs to; None for a plan."""
+    absent: list[str] | None = later()
+    """Outputs that were left out of the pack."""
+
+    @property
+    def words(self) -> str:
+        return f"from {self.by or 'another store'}"
+
+
 # An attempt
 
 

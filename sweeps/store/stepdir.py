@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from mlkv.files import DISCARDED, discard, share
-from sweeps.store import typed_json
+from sweeps.store import others, typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.claim import ClaimFile
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.files import describe, file_clock, is_number, read_object, sha256, tree, write_json, write_once
-from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Record, Runtime, Spec
+from sweeps.store.schema import ClaimHolder, Files, LoggedRow, Origin, Record, Runtime, Spec
 from sweeps.store.seal import seal_holds, sealed
 from sweeps.store.states import StepState
 from sweeps.store.typed_json import as_json
@@ -133,7 +133,7 @@ class StepDir:
     def state(self) -> State:
         """By the step's files alone. Raises DamagedFileError and OSError."""
         if record := self.record():
-            return State(StepState.DONE, attempt=record.attempt)
+            return State(StepState.DONE, others.whose(self.path, record), record.attempt)
         attempts = self.attempts()
         if not attempts:
             return State(StepState.PENDING, self._set_aside_reason())
@@ -150,6 +150,30 @@ class StepDir:
             return State(StepState.PENDING, self._set_aside_reason(), last.number)
         name = StepState.FAILED if ended.state == "failed" else StepState.INTERRUPTED
         return State(name, ended.reason, last.number, last.progress())
+
+    # Whose it is
+    def origin(self) -> Origin | None:
+        """Whose result was unpacked here; None for one that was made in this store. Raises DamagedFileError."""
+        return others.origin_of(self.path)
+
+    def others(self) -> list[others.Other]:
+        """Other results of this step, which do not count. Raises DamagedFileError."""
+        return list(others.others(self.path))
+
+    def left_out(self) -> list[str]:
+        """Outputs of a finished step that were not unpacked with it, so that no step can be made from them."""
+        return [name for name in self._absent() if not name.endswith(others.CODE)]
+
+    def _absent(self) -> list[str]:
+        record = self.record()
+        return others.absent(self.out, record.outputs, self.origin()) if record else []
+
+    def put_beside(self) -> None:
+        """Withdraw a result that was unpacked without its outputs, so that the step is run here; it stays beside.
+        Raises OSError."""
+        if not others.put_beside(self.path, self.path):
+            for name in reversed(others.PARTS):
+                discard(self.path / name)
 
     # Running it
     def claim(self) -> Claim | None:
@@ -288,9 +312,12 @@ class StepDir:
 
     # Trusting it
     def corrupted(self) -> str | None:
-        """What is wrong with a finished step's outputs, or None. Reads every byte."""
-        record = self.record()
-        return difference(self.out, record.outputs) if record else None
+        """What is wrong with a finished step's outputs, or None. Reads every byte. What was left out of the pack that
+        the step was unpacked from is not wrong."""
+        if not (record := self.record()):
+            return None
+        absent = set(self._absent())
+        return difference(self.out, {name: each for name, each in record.outputs.items() if name not in absent})
 
     def seal_holds(self) -> bool | None:
         """Whether the record is as it was written; None for one without a seal, or none at all."""
@@ -321,7 +348,7 @@ class StepDir:
     # Making room
     def outputs(self) -> list[Path]:
         """The output and the resume checkpoints, as far as there are any."""
-        return [path for path in (self.out, self.work) if path.exists()]
+        return [path for path in (self.out, self.work, self.path / others.FOLDER) if path.exists()]
 
     def leftovers(self) -> list[Path]:
         """Outputs of attempts that did not win, except for one that only has to be published, and what could not be

@@ -27,7 +27,7 @@ from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.outside import plain_reason
 from sweeps.store.plans import TRACKED, SavedSweep, SweepFolder, sweep_folders
-from sweeps.store.schema import Address, JobRow, PlanFile, VariantRow, WrittenMark
+from sweeps.store.schema import Address, JobRow, Origin, PlanFile, VariantRow, WrittenMark
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, State, StepDir
 from sweeps.store.typed_json import as_json
@@ -180,6 +180,11 @@ class Store:
             raise StoreError(
                 f"sweep {name}: its plan cannot be written to {self.root} ({plain_reason(error)})"
             ) from None
+
+    def save_unpacked(self, name: str, plan: PlanFile, variants: list[VariantRow], origin: Origin) -> None:
+        """The first plan of a sweep, as somebody else packed it. Raises StoreError and OSError."""
+        self.check_sweep_name(name)
+        self._sweep(name).save_unpacked(plan, variants, origin)
 
     def sweep(self, name: str, number: int | None = None) -> SavedSweep:
         """The latest plan of a sweep, or the given one. Raises StoreError listing the sweeps there are, or for a

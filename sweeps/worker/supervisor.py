@@ -170,6 +170,9 @@ class Worker:
             if wrong := parent.corrupted():
                 parent.set_aside(wrong)
                 return f"input {parent.id} is corrupt ({wrong}); set aside to be run again"
+            if missing := parent.left_out():
+                parent.put_beside()
+                return f"input {parent.id} was unpacked without {missing[0]}; put beside, to be run here"
         return None
 
     def _attempt(self, claim: Claim) -> StepEnd | None:

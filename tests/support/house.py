@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
 ROOMS = {
     "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "export", "check"),
-    "sweeps": ("store", "steps", "tracking", "planning", "worker", "dispatch", "cli", "api"),
+    "sweeps": ("store", "steps", "tracking", "sharing", "planning", "worker", "dispatch", "cli", "api"),
     "analysis": ("data", "statistics", "tables", "figures", "page"),
 }
 """The rooms of a package. For sweeps and analysis from the ground up: a room imports from those before it. A room is a
@@ -85,6 +85,7 @@ DRAWN = {
     "analysis.tables": (730, 220, "tables of a paper"),
     "analysis.figures": (910, 220, "figures"),
     "sweeps.planning": (330, 310, "a line → a graph of steps"),
+    "sweeps.sharing": (560, 310, "packs of results"),
     "analysis.statistics": (820, 310, "errors, comparisons, fronts"),
     "slurm": (100, 400, "profiles, arrays, queue"),
     "sweeps.steps": (330, 400, "a file for each kind of step"),

@@ -1,4 +1,5 @@
-"""A Hugging Face hub that takes uploads, as its client sends them: create_repo, preupload, LFS and commit."""
+"""A Hugging Face hub that takes uploads, as its client sends them (create_repo, preupload, LFS and commit), and hands
+out the files of dataset repositories."""
 
 from __future__ import annotations
 
@@ -45,9 +46,39 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.endswith(".git/info/lfs/objects/batch"):
             self._answer({"transfer": "basic", "objects": [self._place(each) for each in json.loads(body)["objects"]]})
         elif "/commit/" in self.path:
-            self._commit(self.path.removeprefix("/api/models/").split("/commit/")[0], body)
+            self._commit("/".join(self.path.split("/commit/")[0].split("/")[3:]), body)
         else:
             self._answer({"error": f"no such address: {self.path}"}, 404)
+
+    def do_GET(self) -> None:
+        parts = self.path.split("/")
+        if self.path.startswith("/api/datasets/"):
+            name = "/".join(parts[3:5])
+            files = [{"rfilename": file} for file in self.server.repositories.get(name, {})]
+            known = name in self.server.repositories
+            self._answer(
+                {"id": name, "sha": COMMIT, "siblings": files} if known else {"error": name}, 200 if known else 404
+            )
+        else:
+            self._file("/".join(parts[2:4]), "/".join(parts[6:]), body=True)
+
+    def do_HEAD(self) -> None:
+        parts = self.path.split("/")
+        self._file("/".join(parts[2:4]), "/".join(parts[6:]), body=False)
+
+    def _file(self, name: str, file: str, *, body: bool) -> None:
+        """`/datasets/USER/REPO/resolve/COMMIT/FILE`."""
+        content = self.server.repositories.get(name, {}).get(file)
+        if content is None:
+            self._answer({"error": f"no such file: {self.path}"}, 404)
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
 
     def do_PUT(self) -> None:
         content, digest = self._body(), self.path.removeprefix("/lfs/")
@@ -63,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"url": f"{self.server.url}/{name}"}, status)
 
     def _mode(self, file: dict[str, Any]) -> dict[str, Any]:
-        large = file["path"].endswith((".safetensors", ".gguf"))
+        large = file["path"].endswith((".safetensors", ".gguf", ".mlkv"))
         return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
 
     def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:

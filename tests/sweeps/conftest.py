@@ -11,9 +11,11 @@ import pytest
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
+from sweeps.sharing.packing import pack
 from sweeps.store.store import Store
 from sweeps.tracking.target import VARIABLE
 from tests.support.faults import SMALL, UPTRAIN
+from tests.support.packs import Packed, fill
 from tests.support.shell import TEST_CONF, Shell
 from tests.support.tracked import use
 from tests.support.wandb_server import WandbServer
@@ -55,6 +57,19 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]
     store = Store(tmp_path_factory.mktemp("planned"))
     composer = Composer(TEST_CONF)
     return lambda arguments: make_plan(composer, Resolver(store), list(arguments))
+
+
+@pytest.fixture(scope="session")
+def ada(tmp_path_factory: pytest.TempPathFactory, text_files: Path, planner: Callable[[Sequence[str]], Plan]) -> Packed:
+    folder = tmp_path_factory.mktemp("ada")
+    line = ["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", "layout=mqa"]
+    store, plan = Store.open(folder / "store"), planner(line)
+    fill(store, plan, line)
+    store.write_note("tiny", "a first look")
+    packed = Packed(folder, store, line, plan)
+    for weights in ("none", "last", "all"):
+        pack(store, store.sweep("tiny"), packed.file(weights), by="Ada", weights=weights)
+    return packed
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ INSIDE = {
     ("status", "steps"): " ".join(STEP),
     ("why", "steps"): " ".join([*STEP, "log"]),
     ("show", "steps"): "id kind task state reason output finished wall_seconds device_seconds peak_memory_bytes host "
-    "device versions code",
+    "device versions code from left_out others",
     ("ls", "entries"): "name planned variants steps note problem",
     ("du", "sweeps"): "name own shared",
 }
