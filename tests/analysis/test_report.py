@@ -3,7 +3,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 import zlib
 from html.parser import HTMLParser
@@ -21,11 +20,11 @@ from analysis.statistics.results import results
 from analysis.statistics.sources import Source, published_source
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
+from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.filler import Filler
 from tests.support.processes import PATIENCE
 from tests.support.records import save_sweep, some_record
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
 """What there is to draw for the finished sweep: it has no speeds, and its training logged nothing."""
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;\'"'
@@ -98,12 +97,17 @@ def browse(page: str, probe: str, directory: Path, theme: str = "light") -> Any:
     probed.write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
     dom = subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={directory / 'profile'}", "--dump-dom", f"{probed.as_uri()}?theme={theme}",
+            str(CHROMIUM),
+            *FLAGS,
+            f"--user-data-dir={directory / 'profile'}",
+            "--dump-dom",
+            f"{probed.as_uri()}?theme={theme}",
         ],
-        capture_output=True, text=True, timeout=PATIENCE, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    ).stdout
     return json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", dom)[0]))
 
 

@@ -29,6 +29,11 @@ setTheme(requested ? requested === "dark" : system.matches);
 system.addEventListener("change", (event) => setTheme(event.matches));
 byId("theme").addEventListener("click", () => setTheme(root.dataset.theme !== "dark"));
 
+// Whoever goes by keys sees all of what has the focus: browsers leave alone what is seen in part.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest", inline: "nearest" });
+});
+
 // The details of one variant.
 let chosen = "";
 function layers(drawing) {
