@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test test-long test-engines test-oldest check docs format wheel slurm-up slurm-down clean
+.PHONY: quickstart test test-long test-engines test-oldest check docs format schema wheel slurm-up slurm-down clean
 
 quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight KV-head budgets to a Pareto front
 	$(BIN)/mlkv sweep experiment=quickstart
@@ -34,6 +34,9 @@ docs: $(READY)  ## the documentation as a site, in dist/docs; warnings are error
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schema: $(READY)  ## conf/schema.json, by which editors check YAML files, from the typed schema
+	$(BIN)/python -m sweeps.planning.json_schema
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

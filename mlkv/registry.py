@@ -164,6 +164,9 @@ class NameOf:
 
         return core_schema.no_info_after_validator_function(checked, handler(source))
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {**handler(schema), "enum": self.valid()}
+
 
 # Finding and running extension files
 

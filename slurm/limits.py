@@ -15,6 +15,9 @@ TIME_FORMS = (
 MEMORY_FORMS = "GB as a number, or with a unit (512M, 80G, 80GB, 1T); 0 for all that the node has"
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])B?)?", re.ASCII | re.IGNORECASE)
+TIME_PATTERN = r"^\s*((\d+-)?\d+(:\d+){0,2}|UNLIMITED|unlimited|INFINITE|infinite)\s*$"
+MEMORY_PATTERN = r"^\s*\d+(\.\d+)?\s*([KMGTkmgt][Bb]?)?\s*$"
+"""The same forms in the regular expressions of JSON schemas, for editors."""
 _GB = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
 
 

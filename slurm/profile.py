@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from .jobs import Job
 from .limits import lines_of, memory_option, text_of, time_option
@@ -45,7 +45,11 @@ FIELD_OF = {
     "time": "time",
 }
 """sbatch options that `extra` may not set, because there is a field for them: the two could say different things."""
-Names = Annotated[str, BeforeValidator(text_of)]
+Names = Annotated[
+    str,
+    BeforeValidator(text_of),
+    WithJsonSchema({"type": ["string", "integer", "array"], "items": {"type": ["string", "integer"]}, "minItems": 1}),
+]
 """One name, or several joined by commas; configurations may write a list."""
 _OPTION = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
 
@@ -62,7 +66,11 @@ class Profile:
     """Time limit in minutes of every job, in place of its resources' `minutes`."""
     memory_gb: Gigabytes | None = None
     """Per node, for jobs whose resources do not set it."""
-    setup: Annotated[tuple[str, ...], BeforeValidator(lines_of)] = ()
+    setup: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lines_of),
+        WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+    ] = ()
     """Shell lines to run on the node before the command (`module load …`, `source …`)."""
     python: str | None = None
     """Shell words in place of this process's interpreter: another path, or `apptainer exec image.sif python`."""

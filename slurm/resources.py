@@ -7,13 +7,34 @@ from functools import cache
 from typing import Annotated, get_args, get_type_hints
 
 from annotated_types import Ge
-from pydantic import AllowInfNan, BeforeValidator
+from pydantic import AllowInfNan, BeforeValidator, WithJsonSchema
 
-from .limits import gigabytes_of, minutes_of
+from .limits import MEMORY_FORMS, MEMORY_PATTERN, TIME_FORMS, TIME_PATTERN, gigabytes_of, minutes_of
 
-Minutes = Annotated[int, Ge(1), BeforeValidator(minutes_of)]
+Minutes = Annotated[
+    int,
+    Ge(1),
+    BeforeValidator(minutes_of),
+    WithJsonSchema(
+        {
+            "description": TIME_FORMS,
+            "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": TIME_PATTERN}],
+        }
+    ),
+]
 """A time limit; configurations may write it in any of SLURM's forms."""
-Gigabytes = Annotated[float, Ge(0), AllowInfNan(False), BeforeValidator(gigabytes_of)]
+Gigabytes = Annotated[
+    float,
+    Ge(0),
+    AllowInfNan(False),
+    BeforeValidator(gigabytes_of),
+    WithJsonSchema(
+        {
+            "description": MEMORY_FORMS,
+            "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": MEMORY_PATTERN}],
+        }
+    ),
+]
 """Memory per node; configurations may write it with a unit. 0: all that the node has."""
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, MaxLen
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from mlkv.cache.formats import AS_COMPUTED, CacheName
@@ -58,7 +58,8 @@ def is_hashed(group: str) -> bool:
 class ModelConfig:
     """A base model: `decoder` to train one here, or `hub` / `path` for a published checkpoint."""
 
-    name: Annotated[str, MaxLen(255)]
+    name: Annotated[str, MaxLen(255), WithJsonSchema({"type": ["string", "null"], "maxLength": 255})]
+    """What tables call it; null: as its directory, or its repository, is called."""
     decoder: DecoderShape | None = None
     hub: str | None = None
     revision: str = "main"
@@ -256,7 +257,7 @@ class Config:
 OF_A_KIND = tuple(f.name for f in dataclasses.fields(Profile) if f.name not in ("memory_gb", "max_submit"))
 """The fields of a profile that `cluster.resources.KIND` takes besides its own. `memory_gb` is one of its own, and
 `max_submit` counts the jobs of all kinds."""
-_FILLED_HERE: dict[Any, set[str]] = {Config: {"added"}, ClusterConfig: {"profiles"}}
+FILLED_HERE: dict[Any, set[str]] = {Config: {"added"}, ClusterConfig: {"profiles"}}
 """Fields that no configuration has: `parse` fills them."""
 _KEYS = frozenset(f.name for f in dataclasses.fields(Config)) - {"added"}
 
@@ -326,7 +327,7 @@ def _validated(schema: Any, values: Mapping[str, Any], *place: str) -> Any:
 def _check_values(schema: Any, values: Any, path: str) -> None:
     """Refuse unknown keys, which are the likeliest slip and deserve the list of valid ones; and true or false for a
     number, which pydantic takes for 1 or 0. Raises UserError."""
-    fields = {f.name for f in dataclasses.fields(schema)} - _FILLED_HERE.get(schema, set())
+    fields = {f.name for f in dataclasses.fields(schema)} - FILLED_HERE.get(schema, set())
     for key, value in values.items():
         if key not in fields:
             valid = fields.union(KINDS if schema is Config else OF_A_KIND if schema is Resources else ())

@@ -9,7 +9,7 @@ from math import gcd
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from mlkv.layout import KVLayout, Latent, Sources
@@ -28,6 +28,21 @@ def _share(value: Any) -> Fraction:
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?(/0*[1-9]\d{0,8})?", str(value)) and 0 < (share := _fraction(str(value))) <= 1:
         return share
     raise PydanticCustomError("share", "a share above 0 and at most 1, such as 1/2 or 0.25")
+
+
+Share = Annotated[
+    Fraction,
+    BeforeValidator(_share),
+    WithJsonSchema(
+        {
+            "description": "a share above 0 and at most 1, such as 1/2 or 0.25",
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                {"type": "string", "pattern": r"^\d{1,9}(\.\d{1,9})?(/0*[1-9]\d{0,8})?$"},
+            ],
+        }
+    ),
+]
 
 
 def _fraction(text: str) -> Fraction:
@@ -49,7 +64,7 @@ class LayoutConfig:
     kv_layers: Positive | None = None
     kv_heads: Positive | tuple[Positive, ...] | None = None
     budget: Positive | None = None
-    cache: Annotated[Fraction, BeforeValidator(_share)] | None = None
+    cache: Share | None = None
     factor: Positive | None = None
     kv_source_layers: tuple[int, ...] | None = None
     value_heads: Positive | tuple[Positive, ...] | None = None
