@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import check, export, gather, housekeeping, results, run, sharing, show, status, wandb
+from sweeps.cli import check, export, gather, housekeeping, init, results, run, sharing, show, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -30,6 +30,7 @@ def _always(_options: object) -> bool:
 
 
 COMMANDS: tuple[Command[Any], ...] = (
+    Command("init", init.init, init.InitOptions, "write a config directory for your own model, text and tasks"),
     Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
     Command(
         "plan", run.plan, run.ShowOptions, "show the steps of a sweep and which are missing; change nothing", _always

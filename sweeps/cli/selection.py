@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from sweeps.store.errors import UserError, choices
 
 if TYPE_CHECKING:
-    from sweeps.cli.options import PlanOptions, StoreOptions
     from sweeps.store.schema import VariantRow
     from sweeps.store.store import SavedSweep, Store
 
@@ -86,7 +85,7 @@ def check_config_dir(options: object) -> None:
         raise UserError(f"--config-dir = {config_dir}: no such directory")
 
 
-def extension_files(options: StoreOptions | PlanOptions) -> list[Path]:
+def extension_files(options: object) -> list[Path]:
     """The extension files that a subcommand works with: those of `--config-dir`, or else the copies of those that the
     sweep was planned with."""
     from mlkv.registry import files_of
@@ -94,7 +93,8 @@ def extension_files(options: StoreOptions | PlanOptions) -> list[Path]:
 
     if config_dir := getattr(options, "config_dir", None):
         return files_of(config_dir)
-    return planned_extensions(Store(options.store), getattr(options, "name", None))
+    root: Path | None = getattr(options, "store", None)
+    return planned_extensions(Store(root), getattr(options, "name", None)) if root else []
 
 
 def planned_extensions(store: Store, name: str | None) -> list[Path]:

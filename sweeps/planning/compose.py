@@ -27,7 +27,7 @@ from sweeps.planning.config import TRAINED, is_hashed
 from sweeps.planning.layout_config import SIZES
 from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.scalars import leaves
-from sweeps.planning.yaml_files import our_files
+from sweeps.planning.yaml_files import our_files, read
 from sweeps.steps.registry import BUILT_IN
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError, choices, shown
@@ -85,11 +85,11 @@ class Composer:
         for key, value in values.items():
             _refuse_changing(key, value)
             _set(config, key, value)
-        return self.own_tasks.named(_named(_container(config)), lines)
+        return self.own_tasks.named(_named(self._container(config)), lines)
 
     def whole(self, lines: Sequence[str]) -> Values:
         """The same through Hydra alone: slower, and the measure of the fast way."""
-        return self.own_tasks.named(_container(self._compose(tuple(lines))), lines)
+        return self.own_tasks.named(self._container(self._compose(tuple(lines))), lines)
 
     def options(self, group: str) -> list[str]:
         directories = [CONF / group, *([self._extra / group] if self._extra else [])]
@@ -149,6 +149,27 @@ class Composer:
             raise UserError(f"scale = {scale}: {fault}; valid: {', '.join(scaled)}")
         others = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group != "experiment"]
         return [f"experiment={scale}/{name}", *others]
+
+    def _container(self, config: DictConfig) -> Values:
+        try:
+            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        except MissingMandatoryValue as error:
+            unset = sorted(OmegaConf.missing_keys(config)) or [str(error.full_key)]
+            raise UserError("; ".join(f"{key}: must be set{self._place_of(key)}" for key in unset)) from None
+        except OmegaConfBaseException as error:
+            raise UserError(_reason(error)) from None
+
+    def _place_of(self, key: str) -> str:
+        """Where the user's own files leave a key unset."""
+        group, _, rest = key.partition(".")
+        folders = {"experiment": key, group: rest} if self._extra else {}
+        paths = [
+            str(path)
+            for folder, inside in folders.items()
+            for path in sorted((self._extra or Path()).glob(f"{folder}/**/*.yaml"))
+            if _leaves_unset(read(path), inside)
+        ]
+        return f" (edit {' or '.join(paths)})" if paths else ""
 
     def _missing(self, error: MissingConfigException, lines: Sequence[str]) -> str:
         group, _, name = str(error.missing_cfg_file or "").rpartition("/")
@@ -236,13 +257,10 @@ def _hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _container(config: DictConfig) -> Values:
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: must be set") from None
-    except OmegaConfBaseException as error:
-        raise UserError(_reason(error)) from None
+def _leaves_unset(config: DictConfig, key: str) -> bool:
+    above, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, above) if above else config
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:

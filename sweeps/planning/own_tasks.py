@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlkv.context import StepFailed
+from mlkv.evaluate.definitions import Function
 from mlkv.evaluate.task_checks import check_definition
 from mlkv.evaluate.task_files import TaskCopy, TaskFiles, collect, name_of, names_in
 from mlkv.evaluate.task_names import own_tasks
@@ -197,3 +198,26 @@ def _among(scored: Any, tasks: Sequence[str]) -> Any:
     if isinstance(scored[0], list):
         return [pair for pair in scored if pair and pair[0] in tasks]
     return scored if scored[0] in tasks else None
+
+
+_DEFAULT_METRICS = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "exact_match"}
+"""What lm-eval records where a definition lists no metrics (DEFAULT_METRIC_REGISTRY, lm-eval 0.4.13): of each type, the
+first that is better when higher."""
+
+
+def accuracy_of(values: Mapping[str, Any]) -> str | None:
+    """The first metric of a definition that is better when higher, as results name it; None where there is none, or
+    where only the task's own code could say."""
+    is_group = "group" in values
+    listed = values.get("aggregate_metric_list" if is_group else "metric_list")
+    if listed is None:
+        metric = None if is_group else _DEFAULT_METRICS.get(values.get("output_type", "generate_until"))
+    else:
+        entries = [entry for entry in (listed if isinstance(listed, list) else [listed]) if isinstance(entry, Mapping)]
+        metric = next((entry.get("metric") for entry in entries if entry.get("higher_is_better", True)), None)
+    if not isinstance(metric, str) or isinstance(metric, Function):
+        return None
+    filters = values.get("filter_list")
+    first = filters[0] if isinstance(filters, list) and filters else None
+    name = first.get("name", "none") if isinstance(first, Mapping) else "none"
+    return metric if name == "none" else f"{metric},{name}"

@@ -60,12 +60,14 @@ TEMPORARY_FOLDER = ".new-"
 
 
 def write_folder_once(path: Path, files: Mapping[str, str]) -> bool:
-    """Create folder `path` with these files unless it is there; false when somebody else was first."""
+    """Create folder `path` with these files, which may be in folders of it, unless it is there; false when somebody
+    else was first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_FOLDER}{secrets.token_hex(6)}")
     try:
         temporary.mkdir()
         for name, text in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             _write_synced(temporary / name, text)
         _sync_folder(temporary)
         made = rename_once(temporary, path)
@@ -73,6 +75,21 @@ def write_folder_once(path: Path, files: Mapping[str, str]) -> bool:
         return made
     finally:
         discard(temporary)
+
+
+def add_files_once(folder: Path, files: Mapping[str, str]) -> Path | None:
+    """Create these files in a folder that is there: all of them, or none where one exists, which is returned."""
+    made: list[Path] = []
+    try:
+        for path, text in ((folder / name, text) for name, text in files.items()):
+            if os.path.lexists(path) or not write_once(path, text):
+                return path
+            made.append(path)
+        made.clear()
+    finally:  # what is still listed is of an attempt that did not end well
+        for path in made:
+            discard(path)
+    return None
 
 
 def rename_once(source: Path, target: Path) -> bool:

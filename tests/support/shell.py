@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,6 +54,22 @@ class Shell:
         out, err = process.communicate(timeout=timeout)
         assert process.returncode == status, f"{arguments}: {process.returncode}\n{out}\n{err}"
         return out if status == 0 else out + err
+
+    def program(self, *command: str) -> str:
+        """What a program printed that finds `mlkv` on its path, after checking that it exits with 0."""
+        (folder := self.folder / "bin").mkdir(exist_ok=True)
+        (wrapper := folder / "mlkv").write_text(f'#!/bin/sh\nexec {sys.executable} -m mlkv "$@"\n')
+        wrapper.chmod(0o755)
+        environment = {**self.environment(), "PATH": f"{folder}:{os.environ['PATH']}"}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def page(self, text: str) -> list[str]:
+        """What the blocks of a page print that are marked `bash` or `python`, run in their order."""
+        blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        programs = {"bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
+        return [self.program(*programs[language], block) for language, block in blocks]
 
     @property
     def store(self) -> Store:

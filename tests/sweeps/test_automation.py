@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,19 +111,11 @@ def test_its_program_runs_as_written(mlkv: Shell, tiny: list[str]) -> None:
     line += ["--config-dir", str(TEST_CONF)]
     assert program.count('LINE = ["experiment=quickstart"]') == 1
     (mlkv.folder / "program.py").write_text(program.replace('["experiment=quickstart"]', repr(line)))
-    (mlkv.folder / "bin").mkdir()
-    command = mlkv.folder / "bin" / "mlkv"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m sweeps.cli "$@"\n')
-    command.chmod(0o755)
-    environment = {**mlkv.environment(), "PATH": f"{command.parent}:{os.environ['PATH']}"}
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "program.py"], cwd=mlkv.folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert re.fullmatch(r"[\w-]+: \d+ bytes per token, [\w ]+ \d\.\d{3}\n", done.stdout)
+        printed = mlkv.program(sys.executable, "program.py")
+        assert re.fullmatch(r"[\w-]+: \d+ bytes per token, [\w ]+ \d\.\d{3}\n", printed)
     cells = json.loads(mlkv("gather", "tiny", "--json"))["cells"]
-    chosen = done.stdout.partition(":")[0]
+    chosen = printed.partition(":")[0]
     loss = {cell["variant"]: cell["value"] for cell in cells if cell["in_axis"]}
     size = {cell["variant"]: cell["kv_bytes_per_token"] for cell in cells if cell["in_axis"]}
     base = next(cell["value"] for cell in cells if cell["in_axis"] and cell["baseline"] == "mha")
