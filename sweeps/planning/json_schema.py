@@ -78,7 +78,9 @@ def _complete(made: Json, schema: Any) -> None:
     made.pop("required", None)
     made.pop("title", None)
     made["additionalProperties"] = False
-    if text := inspect.getdoc(schema):
+    text = inspect.getdoc(schema) or ""
+    made.pop("description", None)
+    if text and not text.startswith(f"{schema.__name__}("):  # which dataclasses make up where there is none
         made["description"] = _first_paragraph(text)
     texts = _docstrings(schema)
     for name in FILLED_HERE.get(schema, ()):
@@ -103,7 +105,7 @@ def _field(value: Json, text: str | None) -> Json:
 def _docstrings(schema: Any) -> dict[str, str]:
     """Field → the text below it, also of the classes that it inherits from."""
     found: dict[str, str] = {}
-    bases: list[type[Any]] = [each for each in reversed(schema.__mro__) if dataclasses.is_dataclass(each)]
+    bases: list[type[Any]] = list(filter(dataclasses.is_dataclass, reversed(schema.__mro__)))
     for each in bases:
         [body] = ast.parse(dedent(inspect.getsource(each))).body
         statements = body.body if isinstance(body, ast.ClassDef) else []

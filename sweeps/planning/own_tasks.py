@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
 from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
@@ -19,11 +24,14 @@ from mlkv.files import Json
 from mlkv.recipes import EvaluateRecipe
 from sweeps.planning.scalars import check_texts
 from sweeps.store.errors import UserError
+from sweeps.store.files import read_cache, write_json
 from sweeps.store.user_cache import user_cache
 
 FOLDER = "tasks"
 """Where definitions lie in the directory that `--config-dir` names."""
 _SUFFIXES = (".yaml", ".yml")
+_TRIED, _MOST_TRIED = "tried.json", 1000
+"""The file in the user's cache that lists tasks which lm-eval has loaded, and how many."""
 MOST_FILES = 100_000
 """In a folder of definitions; lm-eval's own has 16,000. To search `/` takes minutes."""
 
@@ -124,10 +132,12 @@ class OwnTasks:
 
     def try_out(self, files: TaskFiles, recipe: EvaluateRecipe) -> None:
         """Have lm-eval load a task whose data is on this machine, and write its first question. Raises UserError where
-        that fails."""
+        that fails. What went well is kept in the user's cache: lm-eval takes seconds to import."""
         if not files.data or (files.digest, recipe) in self._tried:
             return
         self._tried.add((files.digest, recipe))
+        if (key := _try_key(files, recipe)) in (known := read_cache(user_cache(_TRIED))):
+            return
         from mlkv.evaluate.harness import try_task
 
         own = TaskCopy(Path(), files.name, files.definitions, files.data)
@@ -135,6 +145,14 @@ class OwnTasks:
             try_task(own, recipe, user_cache("datasets"))
         except StepFailed as error:
             raise UserError(f"evaluate.tasks: {error}") from None
+        with suppress(OSError):  # where the cache cannot be written, the next plan tries again
+            write_json(user_cache(_TRIED), dict([*known.items(), (key, files.name)][-_MOST_TRIED:]))
+
+
+def _try_key(files: TaskFiles, recipe: EvaluateRecipe) -> str:
+    """Of everything that decides how a try ends: the task's files, how it is asked, and the libraries that ask."""
+    libraries = [version(name) for name in ("lm_eval", "datasets", "jinja2")]
+    return hashlib.sha256(json.dumps([files.digest, asdict(recipe), libraries]).encode()).hexdigest()
 
 
 def _is_path(task: str) -> bool:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 
-from mlkv.registry import extensions, files_of
 from sweeps.planning import json_schema
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
@@ -142,18 +141,34 @@ def test_the_keys_and_values_of_a_grid_are_those_of_the_configuration(grid: str,
     assert validator().is_valid(content) is valid
 
 
+EXTENSION = '''from dataclasses import dataclass
+from mlkv.merges import MERGES
+from sweeps.steps.kind import StepKind
+from sweeps.steps.registry import KINDS
+
+
+@dataclass(frozen=True)
+class MineRecipe:
+    depth: int = 1
+    """How deep."""
+
+
+MERGES["mine"] = lambda layers, fresh: layers[0].mean(1)
+KINDS["similarity"] = StepKind(lambda execution: None, MineRecipe, lambda recipe, variant: None)
+'''
+
+
 def test_rows_of_extensions_are_choices_where_their_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "extensions").mkdir()
-    (tmp_path / "extensions" / "a.py").write_text(
-        "from mlkv.merges import MERGES\nMERGES['mine'] = lambda layers, fresh: layers[0].mean(1)\n"
-    )
+    (tmp_path / "extensions" / "a.py").write_text(EXTENSION)
     json_schema.main(["--config-dir", str(tmp_path)])
     written = json.loads((tmp_path / json_schema.NAME).read_text())
-    content = {"convert": {"merge": "mine"}}
-    assert Draft202012Validator(written).is_valid(content)
-    assert not validator().is_valid(content)
-    with extensions(lambda: files_of(tmp_path)):
-        assert json.loads(json_schema.text()) == written
+    for content in ({"convert": {"merge": "mine"}}, {"similarity": {"depth": 2}}):
+        assert Draft202012Validator(written).is_valid(content)
+        assert not validator().is_valid(content)
+    assert not Draft202012Validator(written).is_valid({"similarity": {"depth": "deep"}})
+    assert written["$defs"]["similarity"]["properties"]["depth"]["description"] == "How deep."
+    assert "description" not in written["$defs"]["similarity"]
 
 
 def test_fields_have_their_docstrings() -> None:

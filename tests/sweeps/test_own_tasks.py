@@ -24,7 +24,9 @@ from sweeps.planning.resolve import Resolver
 from sweeps.steps.evaluate import TASK_FILES
 from sweeps.steps.extensions import pinned_task
 from sweeps.store.errors import UserError
+from sweeps.store.files import read_cache
 from sweeps.store.store import Store
+from sweeps.store.user_cache import user_cache
 from sweeps.worker.supervisor import DONE, Worker
 from tests.support.workers_here import workers_here
 
@@ -234,9 +236,18 @@ def test_a_folder_of_all_kinds_of_files_is_not_searched(
 
 
 @pytest.mark.tried
-def test_lm_eval_tries_a_task_whose_data_are_here(folder: Path) -> None:
+def test_lm_eval_tries_a_task_whose_data_are_here_once(folder: Path) -> None:
+    tried = user_cache("tried.json")
+    tried.unlink(missing_ok=True)
+    plan_of(f"evaluate.tasks=[{folder}/sums.yaml]")
+    first = read_cache(tried)
+    plan_of(f"evaluate.tasks=[{folder}/sums.yaml]")
+    assert list(first.values()) == ["sums"]
+    assert read_cache(tried) == first
     (folder / "wording.py").write_text("def question(doc):\n    return doc['qestion']\n")
-    assert f"{folder}/sums.yaml: KeyError: 'qestion'" in refused(f"evaluate.tasks=[{folder}/sums.yaml]")
+    for _ in range(2):
+        assert f"{folder}/sums.yaml: KeyError: 'qestion'" in refused(f"evaluate.tasks=[{folder}/sums.yaml]")
+    assert read_cache(tried) == first
 
 
 @pytest.mark.tried
