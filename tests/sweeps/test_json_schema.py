@@ -52,6 +52,7 @@ def test_every_file_names_the_schema_of_its_place_and_is_valid_by_it() -> None:
     """In the first line; or in the second, where Hydra wants its own line first."""
     for path in FILES:
         text = path.read_text()
+        assert NAMED.search(text), f"{path} names no schema"
         [(file, place)] = NAMED.findall(text)
         assert text.splitlines()[text.startswith("# @package")].startswith("# yaml-language-server"), path
         assert (path.parent / file).resolve() == CONF / json_schema.NAME, path
