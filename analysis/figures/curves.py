@@ -112,8 +112,7 @@ def _published_curve(rows: list[Row]) -> Curve:
 
 
 def _logged_curve(source: Source, row: Row) -> Curve:
-    history = source.steps.history(row["step"]) if source.steps else []
-    losses = [(at, logged.get(CROSS_ENTROPY, logged.get(LOSS))) for at, logged in history]
+    losses = [(at, logged.get(CROSS_ENTROPY, logged.get(LOSS))) for at, logged in source.history(row["step"])]
     points = [
         (at, math.inf if loss > sys.float_info.max else float(loss))
         for at, loss in losses

@@ -46,11 +46,19 @@ class NamedLayout:
 
 def layouts_of(source: Source) -> list[NamedLayout]:
     """The different layouts, where a plan or the published file has them; equal ones under the first one's name."""
-    known = [_of_plan(row) for row in source.sweep.variants] if source.sweep else _of_file(source.name)
     first: dict[KVLayout, NamedLayout] = {}
-    for named in known:
+    for named in _known(source):
         first.setdefault(named.layout, named)
     return list(first.values())
+
+
+def _known(source: Source) -> list[NamedLayout]:
+    if source.parts:
+        return [named for part in source.parts for named in _known(part.source)]
+    if source.sweep:
+        return [_of_plan(row) for row in source.sweep.variants]
+    rows = set(source.table["variant"])
+    return [named for named in _of_file(source.name) if named.name in rows]
 
 
 def _of_plan(row: VariantRow) -> NamedLayout:

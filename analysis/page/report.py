@@ -27,7 +27,11 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
     A figure without anything to draw (no score planned, nothing measured) is left out, and an older one removed.
     Raises StoreError for an unknown sweep.
     """
-    source = load(store, sweep_name, number)
+    return write_page(store, load(store, sweep_name, number), out_dir)
+
+
+def write_page(store: Store, source: Source, out_dir: Path) -> list[Path]:
+    """The same of a sweep that was loaded, or of a selection of its rows."""
     contents = _contents(source, out_dir)
     images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
     text = render(page(store, source, out_dir), images)

@@ -22,6 +22,8 @@ LATER = ("approximate", "passes")
 BASELINES = ("untouched", "mha")
 COMPARED = ("quality", "accuracy")
 """The scores that are compared with the baselines."""
+SOURCE = "source"
+"""What a row is of (a sweep, an import, a published set): a column where there are several."""
 N_SHOT = ".n_shot"
 """Ends the name of a column that holds a task's number of examples."""
 _ENDS = {"_stderr": "Float64", "_missing": "string", "_seeds": "Int64"}
@@ -70,10 +72,12 @@ def split_parts(joined: str | None) -> list[str]:
     return shlex.split(joined or "")
 
 
-def columns(scores: Iterable[str], parts: Sequence[str], shots: Iterable[str]) -> list[str]:
-    """All columns of a table with these scores, these `parts` of the accuracy, and these columns of N_SHOT."""
+def columns(scores: Iterable[str], parts: Sequence[str], shots: Iterable[str], *, several: bool = False) -> list[str]:
+    """All columns of a table with these scores, these `parts` of the accuracy, and these columns of N_SHOT; `several`:
+    of more than one source."""
     recorded = [f"{name}{end}" for name in scores for end in ("", *_ENDS)]
     return [
+        *([SOURCE] if several else []),
         *_LEADING,
         *recorded,
         *gap_columns(list(scores)),
@@ -96,6 +100,8 @@ def dtype(column: str) -> str:
     known = {**_LEADING, **_TRAILING, **comparison_columns([*COMPARED, column.removesuffix("_tied")])}
     if column.endswith(N_SHOT):
         return "Int64"
+    if column == SOURCE:
+        return "string"
     return known.get(column) or next((dtype for end, dtype in _ENDS.items() if column.endswith(end)), "Float64")
 
 

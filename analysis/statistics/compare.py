@@ -33,15 +33,17 @@ class TableStatistics:
     """Of log2 bytes by the main axis in its printed unit, with the ends of its 95 % interval."""
 
 
-def compare(rows: list[Row], estimates: Estimates) -> TableStatistics:
-    """Add the columns of columns.comparison_columns to `rows` in place, and return the statistics of the table."""
+def compare(rows: list[Row], estimates: Estimates, references: Sequence[Row] = ()) -> TableStatistics:
+    """Add the columns of columns.comparison_columns to `rows` in place, and return the statistics of the table.
+    `references` are baselines outside the table: rows differ from them, and they compete with none."""
     if not rows:
         return TableStatistics()
     for name in dict.fromkeys([*COMPARED, *estimates.parts]):
         add_intervals(rows, name, estimates)
         add_ties(rows, name, estimates)
-    corrected = {name: _add_comparisons(rows, name, estimates) for name in COMPARED}
-    return TableStatistics(estimates.is_paired(rows, "quality"), corrected["quality"], _add_front(rows, estimates))
+    corrected = {name: add_comparisons(rows, name, estimates, references) for name in COMPARED}
+    paired = estimates.is_paired([*rows, *references], "quality")
+    return TableStatistics(paired, corrected["quality"], _add_front(rows, estimates))
 
 
 def add_intervals(rows: list[Row], name: str, estimates: Estimates) -> None:
@@ -92,14 +94,18 @@ def _estimates(rows: Sequence[Row], name: str, estimates: Estimates) -> dict[str
     return {row["variant"]: found for row in rows if (found := estimates.of(row, name)) is not None}
 
 
-def _add_comparisons(rows: list[Row], name: str, estimates: Estimates) -> int:
-    """The columns of differences from both baselines. Returns how many comparisons the p-values are corrected for: the
-    larger number of the two baselines, each of which is a family of tests of its own."""
-    most, found = 0, _estimates(rows, name, estimates)
+def add_comparisons(rows: list[Row], name: str, estimates: Estimates, references: Sequence[Row] = ()) -> int:
+    """The columns of differences from both baselines: `NAME_vs_BASELINE` and, with `_low`, `_high` and `_p` behind it,
+    its interval and p-value. Returns how many comparisons the p-values are corrected for: the larger number of the two
+    baselines, each of which is a family of tests of its own."""
+    most, found = 0, _estimates([*rows, *references], name, estimates)
+    values = {row["variant"]: row[name] for row in (*rows, *references)}
     for baseline in BASELINES:
         start = f"{name}_vs_{baseline}"
         for row in rows:
-            row |= {f"{start}_low": None, f"{start}_high": None, f"{start}_p": None}
+            ours, theirs = row[name], values.get(row[baseline])
+            value = None if ours is None or theirs is None else ours - theirs
+            row |= {start: value, f"{start}_low": None, f"{start}_high": None, f"{start}_p": None}
         pairs = [row for row in rows if row[baseline] in found and row["variant"] in found]
         pairs = [row for row in pairs if row[baseline] != row["variant"]]
         differences = [difference(found[row["variant"]], found[row[baseline]]) for row in pairs]

@@ -16,9 +16,10 @@ def final(column: str) -> str:
     return column.removeprefix(CONVERTED_PREFIX)
 
 
-def add_gaps(rows: Sequence[Row], estimates: Estimates) -> None:
-    """The columns `NAME_gap` of every score of conversions: on the same samples where there are any."""
-    by_name = {row["variant"]: row for row in rows}
+def add_gaps(rows: Sequence[Row], estimates: Estimates, references: Sequence[Row] = ()) -> None:
+    """The columns `NAME_gap` of every score of conversions: on the same samples where there are any. `references` are
+    baselines outside the table."""
+    by_name = {row["variant"]: row for row in (*rows, *references)}
     missing = [name for name in (rows[0] if rows else ()) if is_converted(name) and name.endswith("_missing")]
     for name in (column.removesuffix("_missing") for column in missing):
         for row in rows:

@@ -95,14 +95,13 @@ def comparisons(source: Source) -> list[Comparison]:
 def _ways(source: Source) -> dict[_Way, dict[KVLayout, Scored]]:
     """The scored variants of a sweep by how they are made, and then by layout; seeds are one row."""
     rows = {row["variant"]: row for row in source.results.rows()}
-    variants = source.sweep.variants if source.sweep else []
-    names = replicates.groups(variants)
     ways: dict[_Way, dict[KVLayout, Scored]] = defaultdict(dict)
-    for variant in variants:
-        row = rows[names.get(variant.variant, variant.variant)]
+    for name, variant, sweep in source.planned:
+        row = rows[name]
         trained = variant.steps.elastic or variant.steps.uptrain
         if variant.baseline is None and trained and row["quality"] is not None:
-            way = _Way(bool(variant.steps.elastic), _swept(variant, of_way=True), _swept(variant, of_way=False))
+            given = f"{sweep} {_swept(variant, of_way=False)}"
+            way = _Way(bool(variant.steps.elastic), _swept(variant, of_way=True), given)
             ways[way].setdefault(variant.layout, (variant, row))
     return ways
 

@@ -68,6 +68,7 @@ def _settings(table: pd.DataFrame) -> dict[str, _Setting]:
     settings: dict[str, _Setting] = {}
     for row in frame.records(table.drop_duplicates("variant")):
         swept = frozenset(word for word in shlex.split(row["overrides"] or "") if not word.startswith(_KEYS))
+        swept |= {row["untouched"] or row["sweep"]}  # of several sweeps, those on one base
         savings = tuple(amount(row) for amount in SAVINGS.values())
         settings.setdefault(row["replicate_of"] or row["variant"], _Setting(savings, swept, row["baseline"]))
     return settings

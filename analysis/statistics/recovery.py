@@ -148,7 +148,8 @@ def _recipe(row: Row, estimates: Estimates) -> str:
     swept = {key: value for key, value in _overrides(row, estimates).items() if key not in (*LENGTHS, *SEEDS)}
     recipe = sorted(item for item in swept.items() if not item[0].startswith("layout"))
     first = estimates.members[row["variant"]][0]
-    return repr((first.get("sources"), row["pattern"], row["kv_layers"], row["kv_heads"], recipe))
+    of = first.get("untouched") or first.get("source")  # of several sweeps, those on one base
+    return repr((of, first.get("sources"), row["pattern"], row["kv_layers"], row["kv_heads"], recipe))
 
 
 def _overrides(row: Row, estimates: Estimates) -> dict[str, str]:

@@ -11,7 +11,7 @@ from analysis.data import frame, replicates
 from analysis.data.computed import with_computed
 from analysis.data.frame import Row
 from analysis.data.samples import Samples
-from analysis.statistics.columns import BASELINES, COMPARED, LATER, N_SHOT, columns, dtype, split_parts
+from analysis.statistics.columns import BASELINES, COMPARED, LATER, N_SHOT, SOURCE, columns, dtype, split_parts
 from analysis.statistics.compare import TableStatistics, compare
 from analysis.statistics.conversion import add_gaps
 from analysis.statistics.estimates import Estimates, Scored
@@ -25,12 +25,14 @@ class Results:
     `frame` has a row per variant in plan order, with the columns of statistics/columns.py. `quality` is the sweep's
     main axis (`quality_score` names its column), `accuracy` the mean over `accuracy_parts` with the standard error
     √(Σse²)/n; either is empty unless all of it is there. `estimates` holds the scores with their errors, and reads the
-    samples behind them. `statistics` are those of all the rows together.
+    samples behind them. `statistics` are those of all the rows together. `references` are the baselines of a selection
+    that are not in it: rows differ from them, and nothing else is compared with them.
     """
 
     frame: pd.DataFrame
     estimates: Estimates
     statistics: TableStatistics
+    references: tuple[Row, ...] = ()
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame) -> Results:
@@ -47,19 +49,26 @@ class Results:
         members = {row["variant"]: [row] for row in rows}
         return _compared(rows, list(map(str, table)), Estimates(members, _cells_of(rows), axis, parts))
 
-    def select(self, variants: Iterable[str]) -> Results:
+    def select(self, variants: Iterable[str], *, references: bool = False) -> Results:
         """The results of these variants (layouts, where a row is one) alone, in their order in the table.
 
         Whatever compares rows is computed anew among them: ties, corrected p-values, the probability of being
-        Pareto-optimal, the hypervolume; a difference from a baseline that was not selected is empty. Raises ValueError
-        for a variant that is not in the table.
+        Pareto-optimal, the hypervolume. A difference from a baseline that was not selected is empty, or with
+        `references` stays one. Raises ValueError for a variant that is not in the table.
         """
-        wanted = dict.fromkeys(variants)
-        if unknown := [name for name in wanted if name not in self.estimates.members]:
-            known = ", ".join(self.estimates.members)
-            raise ValueError(f"variant = {unknown[0]}: not in these results (there are {known or 'none'})")
-        rows = [row for row in self.rows() if row["variant"] in wanted]
-        return _compared(rows, list(map(str, self.frame)), self.estimates.select(wanted))
+        wanted, own = dict.fromkeys(variants), {row["variant"]: row for row in self.rows()}
+        if unknown := [name for name in wanted if name not in own]:
+            raise ValueError(f"variant = {unknown[0]}: not in these results (there are {', '.join(own) or 'none'})")
+        rows = [row for name, row in own.items() if name in wanted]
+        others = {row["variant"]: row for row in (*own.values(), *self.references)} if references else {}
+        needed = dict.fromkeys(row[baseline] for row in rows for baseline in BASELINES if row[baseline] not in wanted)
+        kept = [others[name] for name in needed if name in others]
+        estimates = self.estimates.select([*wanted, *(row["variant"] for row in kept)])
+        return _compared(rows, list(map(str, self.frame)), estimates, kept)
+
+    def compared_rows(self) -> list[Row]:
+        """All that is compared: the rows, and the baselines that are not among them."""
+        return [*self.rows(), *self.references]
 
     def rows(self) -> list[Row]:
         """The frame's rows, with None for what is missing."""
@@ -89,15 +98,15 @@ def _of_rows(
 ) -> Results:
     axis, parts = _axis(rows)
     shots = dict.fromkeys(name for row in rows for name in row if name.endswith(N_SHOT))
-    return _compared(rows, columns(scores, parts, shots), Estimates(members, scored_cells(table), axis, parts, samples))
+    names = columns(scores, parts, shots, several=len({row[SOURCE] for row in rows}) > 1)
+    return _compared(rows, names, Estimates(members, scored_cells(table), axis, parts, samples))
 
 
-def _compared(rows: list[Row], names: Sequence[str], estimates: Estimates) -> Results:
+def _compared(rows: list[Row], names: Sequence[str], estimates: Estimates, references: Sequence[Row] = ()) -> Results:
     """The rows with all that compares them, as a frame of these columns."""
-    _add_differences(rows)
-    add_gaps(rows, estimates)
-    statistics = compare(rows, estimates)
-    return Results(frame.make(rows, {name: dtype(name) for name in names}), estimates, statistics)
+    add_gaps(rows, estimates, references)
+    statistics = compare(rows, estimates, references)
+    return Results(frame.make(rows, {name: dtype(name) for name in names}), estimates, statistics, tuple(references))
 
 
 def _axis(rows: Sequence[Row]) -> tuple[str, list[str]]:
@@ -125,14 +134,3 @@ def _cells_of(rows: Sequence[Row]) -> dict[tuple[str, str], Scored]:
         for name in names
         if "." in name and row[name] is not None
     }
-
-
-def _add_differences(rows: list[Row]) -> None:
-    """`x_vs_untouched`, `x_vs_mha`: the difference from the variant's own baselines, where both numbers are there."""
-    by_name = {row["variant"]: row for row in rows}
-    for row in rows:
-        for baseline in BASELINES:
-            reference = by_name.get(row[baseline], {})
-            for name in COMPARED:
-                ours, theirs = row[name], reference.get(name)
-                row[f"{name}_vs_{baseline}"] = None if ours is None or theirs is None else ours - theirs

@@ -12,7 +12,7 @@ from analysis.data.means import mean
 from analysis.data.measured import CACHE_PER_TOKEN, OUT_OF_MEMORY, SPEED
 from analysis.data.metrics import COMPUTED, CONVERTED_PREFIX
 from analysis.data.states import TRUSTED, UNPLANNED, severity
-from analysis.statistics.columns import N_SHOT, join_parts
+from analysis.statistics.columns import N_SHOT, SOURCE, join_parts
 from analysis.statistics.estimates import Scored
 from sweeps.steps.registry import scored_kinds
 from sweeps.store.schema import CONVERTED
@@ -107,6 +107,7 @@ def _kinds() -> list[str]:
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
     row |= {name: rows[0][name] for name in ("sources", "overrides", "approximate", "passes")}
+    row[SOURCE] = rows[0]["sweep"]
     row["accuracy_parts"] = join_parts(planned.parts)
     accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
     printed = [r for r in rows if r["kind"] == "evaluate" and r["metric"] == ACCURACY and r["task"] is None]

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
-from analysis.statistics.columns import BASELINES, COMPARED, GAP, is_converted
+from analysis.statistics.columns import BASELINES, COMPARED, GAP, SOURCE, is_converted
 from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.estimate import ALPHA
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn
+from analysis.statistics.selection import hidden_references
 from analysis.statistics.variant_rows import NOT_PLANNED
 from analysis.tables.merge_published import IS_PUBLISHED
 from analysis.tables.table import BEST, Cell, Column, Table, make_table
@@ -48,11 +49,20 @@ def shape_columns(rows: Sequence[Row]) -> list[Column]:
     heads = [Cell(text, int(text) if text.isdigit() else None) for text in texts]
     return [
         Column("variant", "name", [Cell(variant_text(row)) for row in rows]),
+        *source_columns(rows),
         Column("KV layers", "shape", [count(row["kv_layers"]) for row in rows]),
         Column("KV heads/layer", "shape", heads),
         *_cache_columns(rows),
         Column("KV bytes/token", "cost", [count(row["kv_bytes_per_token"]) for row in rows]),
     ]
+
+
+def source_columns(rows: Sequence[Row]) -> list[Column]:
+    """What each row is of; no column where all are of one sweep, import or published set."""
+    if len({row.get(SOURCE) for row in rows if not row.get(IS_PUBLISHED)}) < 2:
+        return []
+    texts = ["published" if row.get(IS_PUBLISHED) else row.get(SOURCE) or "" for row in rows]
+    return [Column("source", "cost", [Cell(text) for text in texts])]
 
 
 def _cache_columns(rows: Sequence[Row]) -> list[Column]:
@@ -73,7 +83,8 @@ def _measured(row: Row) -> Cell:
     missing = row["measured_bytes_per_token_missing"]
     if row["measured_bytes_per_token"] is not None:
         return count(row["measured_bytes_per_token"])
-    return NOTHING if row[IS_PUBLISHED] else Cell(word(missing), missing=missing)
+    never = row[IS_PUBLISHED] or (missing == NOT_PLANNED and row["state"] in FINAL)
+    return NOTHING if never else Cell(word(missing), missing=missing)
 
 
 def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
@@ -84,7 +95,7 @@ def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
     is_main = name in COMPARED or name.startswith("uptrain.")
     columns = [Column(header, "score" if is_main else "part", _value_cells(rows, name, metric))]
     for baseline in BASELINES if name == "quality" else ():
-        if any(row["baseline"] == baseline for row in rows):
+        if any(row["baseline"] == baseline or row.get(f"{name}_vs_{baseline}") is not None for row in rows):
             cells = [_difference(row, f"{name}_vs_{baseline}", metric) for row in rows]
             columns.append(Column(f"Δ {baseline}", "difference", cells))
     # A metric that is a distance from the base already is its own gap.
@@ -132,7 +143,8 @@ def _value_cell(row: Row, name: str, metric: Metric, has_winner: bool) -> Cell:
     trained."""
     value, missing = row.get(name), row.get(f"{name}_missing")
     if value is None:
-        never = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched")
+        other_source = row.get(SOURCE) is not None  # a column is there for the rows of one source
+        never = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched" or other_source)
         return NOTHING if row[IS_PUBLISHED] or never or missing is None else Cell(word(missing), missing=missing)
     text = metric.text(value, printed_error(row, name)) + _seeds_if_fewer(row, name)
     best = has_winner and bool(row.get(f"{name}_tied"))
@@ -188,6 +200,7 @@ def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[Score
         value, low, high = statistics.hypervolume
         interval = f", 95 % interval {low:.3g} to {high:.3g}" if high > low else ""
         notes.append(f"hypervolume (log2 bytes × main axis): {value:.3g}{interval}")
+    notes += [line for line in [hidden_references(results)] if line]
     return notes + notes_on_conversions(results) + notes_on_passes(results) + notes_on_seeds(results)
 
 
@@ -219,7 +232,7 @@ def notes_on_bold(results: Results, columns: Sequence[Column], scores: Sequence[
 
 def _comparison(results: Results, scores: Sequence[ScoreColumn]) -> str:
     """The errors by which these scores are compared."""
-    rows = results.rows()
+    rows = results.compared_rows()
     paired = {results.estimates.is_paired(rows, score.column) for score in scores}
     if paired == {True}:
         return "on the same samples (paired)"

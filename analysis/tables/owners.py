@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from analysis.data import replicates
 from analysis.data.published import layout_of, read
 from analysis.statistics.sources import PUBLISHED, Source
 from mlkv.layout import KVLayout
@@ -14,10 +13,10 @@ _MOST = 8
 
 def owners_of(source: Source) -> dict[str, str]:
     """Variant, or layout where it has several seeds → its owners; empty where the layouts are not known."""
+    if source.parts:
+        return {part.name(row): text for part in source.parts for row, text in owners_of(part.source).items()}
     if source.sweep:
-        layouts = replicates.groups(source.sweep.variants)
-        texts = {variant.variant: _text_of(variant.layout) for variant in source.sweep.variants}
-        return {layouts.get(name, name): text for name, text in texts.items()}
+        return {each.row: _text_of(each.variant.layout) for each in source.planned}
     rows = [row for row in read("layouts") if PUBLISHED + row["set"] == source.name and row["pattern"] in PATTERNS]
     return {row["variant"]: _text(layout_of(row).kv_source_layers) for row in rows}
 

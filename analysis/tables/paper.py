@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
+from analysis.statistics.columns import SOURCE
+from analysis.statistics.combine import BETWEEN
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
 from analysis.statistics.sources import Source
@@ -17,13 +19,14 @@ from analysis.tables.columns import (
     notes_on_seeds,
     score_columns,
     shape_columns,
+    source_columns,
     table_of,
 )
 from analysis.tables.kinds import TABLES
 from analysis.tables.memory_table import memory_table
 from analysis.tables.merge_published import IS_PUBLISHED, ROW, merge_published
 from analysis.tables.owners import owners_of
-from analysis.tables.results_table import results_table
+from analysis.tables.results_table import of_source
 from analysis.tables.table import Cell, Column, Table, header_key
 from mlkv.registry import function_of
 from sweeps.store.errors import choices
@@ -69,14 +72,16 @@ def _make(kind: str, source: Source, published: Source | None) -> Table | None:
 def configuration(source: Source, published: Source | None) -> Table | None:
     """Layouts: owners, heads, parameters and KV bytes per token, and how many times less than the largest of them."""
     rows = _rows(source, published)
-    largest = {
-        origin: max((row["kv_bytes_per_token"] or 0 for row in rows if row[IS_PUBLISHED] == origin), default=0)
-        for origin in (False, True)
-    }
+    largest: dict[object, int] = {}
+    for row in rows:
+        for origin in _origins(row):
+            largest[origin] = max(largest.get(origin, 0), row["kv_bytes_per_token"] or 0)
     owners = {False: owners_of(source), True: {} if published is None else owners_of(published)}
-    variant, layers, heads, *caches, cost = shape_columns(rows)
+    variant, *sources = [shape_columns(rows)[0], *source_columns(rows)]
+    layers, heads, *caches, cost = shape_columns(rows)[1 + len(sources) :]
     columns = [
         variant,
+        *sources,
         replace(layers, role="score"),
         replace(heads, role="score"),
         Column("KV heads", "shape", [count(row["budget"]) for row in rows]),
@@ -84,9 +89,14 @@ def configuration(source: Source, published: Source | None) -> Table | None:
         Column("parameters", "part", [count(row["parameters"]) for row in rows]),
         *caches,
         cost,
-        Column("smaller by", "score", [_ratio(row, largest[row[IS_PUBLISHED]]) for row in rows]),
+        Column("smaller by", "score", [_ratio(row, max(largest[origin] for origin in _origins(row))) for row in rows]),
     ]
     return table_of(rows, columns) if rows else None
+
+
+def _origins(row: Row) -> list[object]:
+    """The sources that a row is of: caches are compared within one of them."""
+    return [(row[IS_PUBLISHED], source) for source in (row.get(SOURCE) or "").split(BETWEEN)]
 
 
 def _ratio(row: Row, largest: int) -> Cell:
@@ -120,7 +130,7 @@ def benchmarks(source: Source, published: Source | None) -> Table | None:
     """The main axis and the tasks' scores, with the differences from the baselines."""
     if not shown_scores(source.results):
         return None
-    return results_table(source.results, None if published is None else published.results)
+    return of_source(source, published)
 
 
 def memory(source: Source, published: Source | None) -> Table | None:

@@ -13,7 +13,7 @@ def enable(parser: argparse.ArgumentParser) -> None:
     for action in _actions(parser):
         if action.dest == "overrides":
             action.completer = complete_override  # type: ignore[attr-defined]
-        elif action.dest == "name":
+        elif action.dest in ("name", "others"):
             action.completer = complete_sweep  # type: ignore[attr-defined]
         elif action.dest == "words":
             action.completer = complete_word  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from mlkv.export.targets import TARGETS
 from sweeps.cli.console import print_json
 from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
-from sweeps.cli.results import one_line
 from sweeps.cli.selection import existing, variant_of
+from sweeps.cli.sources import one_line
 from sweeps.store.errors import OK, UserError, choices
 from sweeps.store.states import StepState
 

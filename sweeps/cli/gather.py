@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console, print_json
 from sweeps.cli.options import JsonOption, SweepOptions, argument, user_path
-from sweeps.cli.results import load_source, one_line
 from sweeps.cli.selection import existing
+from sweeps.cli.sources import load_source, one_line
 from sweeps.store.errors import OK, UserError, choices
 
 if TYPE_CHECKING:

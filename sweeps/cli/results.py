@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.figures.kinds import FIGURES
 from analysis.tables.kinds import TABLES
-from sweeps.cli.console import make_console
-from sweeps.cli.options import ExtensionOptions, StoreOptions, argument, user_path
+from sweeps.cli.console import make_console, print_json
+from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
 from sweeps.cli.selection import existing
+from sweeps.cli.sources import ResultsOptions, SelectionOptions, folder_of, load_results, names_and_kinds, one_line
 from sweeps.store.errors import OK, UserError, choices
 
 if TYPE_CHECKING:
@@ -29,15 +28,10 @@ _PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class ResultsOptions(ExtensionOptions):
-    """Of subcommands that show results."""
-
-    name: str = argument("a sweep, an import, or a published set (published/mlkv)", metavar="NAME")
-
-
-@dataclass(frozen=True)
-class TableOptions(ResultsOptions):
-    kinds: tuple[str, ...] = argument(lambda: f"{', '.join(TABLES)} (default: all)", nargs="*", metavar="KIND")
+class TableOptions(JsonOption, SelectionOptions, ResultsOptions):
+    others: tuple[str, ...] = argument(
+        lambda: f"further names, and of kinds (default: all) {', '.join(TABLES)}", nargs="*", metavar="NAME|KIND"
+    )
     format: str | None = argument("terminal (default), md, tex or csv", "--format")
     out: Path | None = argument(
         "a file (.md, .tex, .csv), or a directory for a file per kind", "-o", "--out", type=user_path
@@ -53,18 +47,19 @@ class TableOptions(ResultsOptions):
 
 
 @dataclass(frozen=True)
-class FigureOptions(ResultsOptions):
-    kinds: tuple[str, ...] = argument(
-        lambda: f"{', '.join(FIGURES)} (default: all that there is something to draw for)",
+class FigureOptions(SelectionOptions, ResultsOptions):
+    others: tuple[str, ...] = argument(
+        lambda: f"further names, and of kinds (default: all that there is something to draw for) {', '.join(FIGURES)}",
         nargs="*",
-        metavar="KIND",
+        metavar="NAME|KIND",
     )
     published: str | None = argument(_PUBLISHED, "--published", nargs="?", const="", metavar="SET")
     out: Path | None = argument("directory (default: reports/NAME/figures)", "-o", "--out", type=user_path)
 
 
 @dataclass(frozen=True)
-class ReportOptions(ResultsOptions):
+class ReportOptions(SelectionOptions, ResultsOptions):
+    others: tuple[str, ...] = argument("further names", nargs="*", metavar="NAME")
     out: Path | None = argument("directory (default: reports/NAME)", "-o", "--out", type=user_path)
 
 
@@ -77,24 +72,6 @@ class ImportOptions(StoreOptions):
     )
 
 
-@contextmanager
-def one_line() -> Iterator[None]:
-    """What `analysis` refuses with a ValueError is the user's to mend."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def load_source(name: str, root: Path) -> Source:
-    """A sweep, a published set or an import, by its name."""
-    from analysis.statistics.sources import PUBLISHED, load
-    from sweeps.store.store import Store
-
-    store = Store(root) if name.startswith(PUBLISHED) else existing(root)
-    return load(store, name)
-
-
 FORMATS = ("terminal", "md", "tex", "csv")
 
 
@@ -103,9 +80,12 @@ def table(options: TableOptions) -> int:
     from analysis.tables.paper import make_tables, select_columns
     from analysis.tables.terminal import FittingTable
 
-    source, form = load_source(options.name, options.store), _format(options)
+    (names, kinds), form = names_and_kinds(options, options.others, TABLES), _format(options)
+    source = load_results(names, options, options, TABLES)
+    if options.json:
+        return _print_long_form(source, kinds, options)
     with one_line():
-        tables = make_tables(source, options.kinds, _published_set(options.published, source))
+        tables = make_tables(source, kinds, _published_set(options.published, source))
         tables = select_columns(tables, options.columns) if options.columns else tables
     if form == "terminal":
         for kind, made in tables.items():
@@ -115,6 +95,24 @@ def table(options: TableOptions) -> int:
     compact = not options.columns
     texts = {kind: _rendered(made, form, titles[kind], compact=compact) for kind, made in tables.items()}
     _write(texts, form, options.out)
+    return OK
+
+
+def _print_long_form(source: Source, kinds: list[str], options: TableOptions) -> int:
+    """Every score of every row, as one JSON object."""
+    from analysis.statistics.long_form import long_form
+
+    given = {"--out": options.out, "--format": options.format, "--columns": options.columns}
+    if other := next((option for option, value in given.items() if value), None):
+        raise UserError(f"table: give either --json or {other}")
+    if options.published is not None:
+        raise UserError("table: with --json name the set among the results, as in published/mlkv")
+    if kinds:
+        raise UserError(f"table: --json has all scores; leave out the kind {kinds[0]}")
+    with one_line():
+        rows = long_form(source)
+    names = [part.source.name for part in source.parts] or [source.name]
+    print_json({"names": names, "axis": source.results.estimates.axis, "notes": source.notes, "rows": rows})
     return OK
 
 
@@ -163,26 +161,27 @@ def _published_set(name: str | None, source: Source) -> Source | None:
 def figure(options: FigureOptions) -> int:
     from analysis.figures.drawing import write_figures
 
-    source = load_source(options.name, options.store)
+    names, kinds = names_and_kinds(options, options.others, FIGURES)
+    source = load_results(names, options, options, FIGURES)
     with one_line():
         published = _published_set(options.published, source)
-        out = options.out or Path("reports") / source.name / "figures"
-        files = write_figures(source, options.kinds, out, published)
+        out = options.out or folder_of(source, options) / "figures"
+        files = write_figures(source, kinds, out, published)
     for path in files:
         print(path)
     return OK
 
 
 def report(options: ReportOptions) -> int:
-    from analysis.page.report import write_results
+    from analysis.page.report import write_page, write_results
 
-    source = load_source(options.name, options.store)
-    out = options.out or Path("reports") / source.name
-    if source.sweep:
+    source = load_results([options.name, *options.others], options, options)
+    out = options.out or folder_of(source, options)
+    if source.sweep and not options.words:
         write_report_of(make_console(), existing(options.store), source.sweep, out)
         return OK
     with one_line():
-        files = write_results(source, out)
+        files = write_page(existing(options.store), source, out) if source.sweep else write_results(source, out)
     for path in files:
         print(path)
     return OK

@@ -94,7 +94,10 @@ def extension_files(options: object) -> list[Path]:
     if config_dir := getattr(options, "config_dir", None):
         return files_of(config_dir)
     root: Path | None = getattr(options, "store", None)
-    return planned_extensions(Store(root), getattr(options, "name", None)) if root else []
+    named = [getattr(options, "name", None), *getattr(options, "others", ())]
+    names = {str(name).removeprefix("sweep/"): None for name in named if name}
+    paths = [path for name in names for path in planned_extensions(Store(root), name)] if root else []
+    return list(dict.fromkeys(paths))
 
 
 def planned_extensions(store: Store, name: str | None) -> list[Path]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from sweeps.cli.console import make_console, print_json
 from sweeps.cli.export import hide_progress
 from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
-from sweeps.cli.results import one_line
 from sweeps.cli.selection import existing
+from sweeps.cli.sources import one_line
 from sweeps.store.errors import NOT_DONE, OK, UserError, choices
 
 if TYPE_CHECKING:

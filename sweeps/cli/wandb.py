@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
 from sweeps.cli.options import StoreOptions, SweepOptions, argument
-from sweeps.cli.results import one_line
 from sweeps.cli.selection import existing
+from sweeps.cli.sources import one_line
 from sweeps.store.errors import NOT_DONE, OK, UserError
 
 if TYPE_CHECKING:

@@ -189,9 +189,9 @@ def _zip(axes: list[Line], sweep: SweepConfig) -> list[list[Choice]]:
     return list(merged.values())
 
 
-def keeps(expression: str | None, names: Values) -> bool:
-    """Whether a variant passes `sweep.filter`. Raises UserError listing the names it may use, also where the expression
-    is neither true nor false: `12` would keep every variant."""
+def keeps(expression: str | None, names: Values, option: str = "sweep.filter") -> bool:
+    """Whether a variant passes `option`. Raises UserError listing the names it may use, also where the expression is
+    neither true nor false: `12` would keep every variant."""
     if expression is None:
         return True
     try:
@@ -204,5 +204,5 @@ def keeps(expression: str | None, names: Values) -> bool:
         reason = f"no key {error}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
         known = ", ".join(sorted(names))
         raise UserError(
-            f"sweep.filter = {shown(expression)}: {shown(reason) or type(error).__name__}; names: {known}"
+            f"{option} = {shown(expression)}: {shown(reason) or type(error).__name__}; names: {known}"
         ) from None

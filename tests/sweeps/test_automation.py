@@ -27,6 +27,7 @@ KEYS: dict[str, tuple[list[str], set[str]]] = {
     "why": (["why", "old", "MHA-4"], {"name", "steps"}),
     "show": (["show", "old", "MHA-4"], SHOWN),
     "diff": (["diff", "old", "stopped"], {"only", "all", "variants", "shared_steps"}),
+    "table": (["table", "old"], {"names", "axis", "notes", "rows"}),
     "gather": (["gather", "old"], {"name", "cells"}),
     "ls": (["ls"], {"entries"}),
     "du": (["du"], {"sweeps", "steps", "unneeded", "other"}),
@@ -40,6 +41,9 @@ INSIDE = {
     ("why", "steps"): " ".join([*STEP, "log"]),
     ("show", "steps"): "id kind task state reason output finished wall_seconds device_seconds peak_memory_bytes host "
     "device versions code from left_out others",
+    ("table", "rows"): "variant source baseline family pattern kv_layers kv_heads budget kv_bytes_per_token seeds "
+    "metric label higher_is_better value stderr interval reason difference difference_interval difference_p "
+    "difference_from",
     ("ls", "entries"): "name planned variants steps note problem",
     ("du", "sweeps"): "name own shared",
 }
@@ -97,7 +101,9 @@ def test_cells_are_those_of_the_csv(old: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "words", [["status", "old", "--watch"], ["gather", "old", "-o", "x.csv"]], ids=["watch", "file"]
+    "words",
+    [["status", "old", "--watch"], ["gather", "old", "-o", "x.csv"], ["table", "old", "--format", "csv"]],
+    ids=["watch", "file", "format"],
 )
 def test_json_goes_with_no_other_form(words: list[str], old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(*words, "--json", "--store", str(old)) == 2
