@@ -44,6 +44,11 @@ _SPEEDS = "a finished measure step with a speed above 0"
 FIGURES: Registry[FigureKind] = Registry(
     "figure",
     {
+        "difference": FigureKind(
+            "difference from the baseline, with its interval, against KV bytes per token",
+            "analysis.figures.difference:difference_figure",
+            "scores of a baseline and of another variant",
+        ),
         "pareto": FigureKind(
             "accuracy (or the sweep's main axis) against KV bytes per token",
             "analysis.figures.pareto:accuracy_by_memory",

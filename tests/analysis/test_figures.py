@@ -31,12 +31,12 @@ def test_every_figure_of_published_results_is_readable(name: str) -> None:
     if name == "mlkv":
         assert set(drawn) == set(FIGURES) - {"recovery"}, "of one length of uptraining alone"
     if name == "cla-1b":  # perplexities alone: no pareto_loss beside the pareto that shows them
-        assert set(drawn) == {"pareto", "spectrum", "layouts", "tasks"}
+        assert set(drawn) == {"difference", "pareto", "spectrum", "layouts", "tasks"}
 
 
 def test_every_figure_of_a_sweep_in_progress_is_readable(filler: Filler) -> None:
     drawn = draw_all(in_progress(filler))
-    assert set(drawn) == {"pareto_loss", "memory", "curves", "spectrum", "layouts", "tasks"}
+    assert set(drawn) == {"difference", "pareto_loss", "memory", "curves", "spectrum", "layouts", "tasks"}
     for figure in drawn.values():
         assert_readable(figure)
 
@@ -50,7 +50,7 @@ def test_every_figure_of_one_variant_is_readable(tmp_path: Path, filler: Filler)
 
 def test_every_figure_of_a_hundred_variants_is_readable(finished: Filler) -> None:
     drawn = draw_all(crowd(finished))
-    assert set(drawn) == {"pareto", "pareto_loss", "memory", "spectrum", "tasks"}
+    assert set(drawn) == {"difference", "pareto", "pareto_loss", "memory", "spectrum", "tasks"}
     for figure in drawn.values():
         assert_readable(figure)
 
@@ -114,7 +114,7 @@ def test_figures_are_written_in_three_formats(finished: Filler, tmp_path: Path) 
 
 def test_a_figure_that_cannot_be_drawn_is_refused_with_the_reason(filler: Filler, tmp_path: Path) -> None:
     source = load(filler.store, filler.name)
-    with pytest.raises(CannotDraw, match=r"figure = paretto: choose from pareto, .*, tasks"):
+    with pytest.raises(CannotDraw, match=r"figure = paretto: choose from difference, .*, tasks"):
         write_figures(source, ["paretto"], tmp_path / "out")
     with pytest.raises(CannotDraw, match="memory: nothing to draw for demo: it needs a finished measure step"):
         write_figures(source, ["memory"], tmp_path / "out")

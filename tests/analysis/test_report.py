@@ -25,7 +25,7 @@ from tests.support.filler import Filler
 from tests.support.processes import PATIENCE
 from tests.support.records import save_sweep, some_record
 
-DRAWN = ("pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
+DRAWN = ("difference", "pareto", "pareto_loss", "memory", "spectrum", "layouts", "tasks")
 """What there is to draw for the finished sweep: it has no speeds, and its training logged nothing."""
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;\'"'
 
