@@ -20,6 +20,7 @@ from slurm.sbatch import FullError, RefusedError
 from slurm.submit import SlurmExecutor, SubmissionRefusedError
 from sweeps.dispatch.grouping import JobSpec, job_specs
 from sweeps.dispatch.queue_status import JobStatus, executor_of, latest_jobs, throttle
+from sweeps.dispatch.server_process import ServerProcess
 from sweeps.planning.config import ClusterConfig
 from sweeps.steps.step import Step
 from sweeps.store.code import import_variables
@@ -40,9 +41,11 @@ class LocalJobs:
     """Jobs on this machine. A step that its job could not begin at all (its process did not start, or died before the
     first step) is left with a note that says so."""
 
-    def __init__(self, executor: LocalExecutor, jobs: Sequence[JobSpec], store: Store) -> None:
+    def __init__(
+        self, executor: LocalExecutor, jobs: Sequence[JobSpec], store: Store, server: ServerProcess | None = None
+    ) -> None:
         """Raises ValueError for a job that this machine cannot run."""
-        self._executor, self._jobs, self._store = executor, jobs, store
+        self._executor, self._jobs, self._store, self._server = executor, jobs, store, server
         self._attempts = {id: self._count(id) for job in jobs for id in job.steps}
         self._ids = executor.submit([_job(store, job) for job in jobs])
 
@@ -56,6 +59,8 @@ class LocalJobs:
     def close(self) -> None:
         """End what runs, and wait until it has ended."""
         self._executor.close()
+        if self._server:
+            self._server.close()
         states = self._executor.states(self._ids.values())
         for job in self._jobs:
             if (state := states[self._ids[job.name]]).phase is Phase.FAILED:
@@ -86,10 +91,15 @@ class LocalJobs:
 
 def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalJobs:
     """Start jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
-    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env={**os.environ, **_environment(store, saved)})
+    environment = {**os.environ, **_environment(store, saved)}
+    server = ServerProcess.of_jobs(jobs, store, environment, saved.submissions)
+    variables = server.variables if server else {}
+    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env=environment | variables)
     try:
-        return LocalJobs(executor, jobs, store)
+        return LocalJobs(executor, jobs, store, server)
     except ValueError as error:
+        if server:
+            server.close()
         raise UserError(f"cluster: {error}") from None
 
 

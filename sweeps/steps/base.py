@@ -45,5 +45,14 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return training_work(recipe_of(TrainRecipe, step.slice["train"], step.how), millions, sequence_length)
 
 
-KIND = StepKind(run, TrainRecipe, trains=True, scores=True, shares_job=False, work=work, cost="training")
+KIND = StepKind(
+    run,
+    TrainRecipe,
+    trains=True,
+    scores=True,
+    shares_job=False,
+    work=work,
+    cost="training",
+    modules=("mlkv.train.step",),
+)
 """Many jobs wait for a base, so its job holds nothing else."""

@@ -26,5 +26,7 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return millions * int(step.slice["tokens"])
 
 
-KIND = StepKind(run, CalibrateRecipe, shares_job=False, work=work, cost="training")
+KIND = StepKind(
+    run, CalibrateRecipe, shares_job=False, work=work, cost="training", modules=("mlkv.convert.calibration",)
+)
 """Many conversions wait for a calibration, so its job holds nothing else."""

@@ -54,4 +54,4 @@ def run(execution: Execution) -> Outcome:
     return convert(recipe, out, ctx, layout=layout, base=None, shape=shape, tokenizer=tokenizer)
 
 
-KIND = StepKind(run, ConvertRecipe, job="with_child")
+KIND = StepKind(run, ConvertRecipe, job="with_child", modules=("mlkv.convert.step",))

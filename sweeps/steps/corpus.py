@@ -46,4 +46,4 @@ def online(step: Step) -> bool:
     return bool(step.slice["source"] == "hf")
 
 
-KIND = StepKind(run, CorpusRecipe, online=online, numbers=numbers)
+KIND = StepKind(run, CorpusRecipe, online=online, numbers=numbers, modules=("mlkv.corpus.step",))

@@ -47,5 +47,14 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return training_work(recipe_of(ElasticRecipe, step.slice, step.how), millions, sequence_length)
 
 
-KIND = StepKind(run, ElasticRecipe, trains=True, scores=True, shares_job=False, work=work, cost="training")
+KIND = StepKind(
+    run,
+    ElasticRecipe,
+    trains=True,
+    scores=True,
+    shares_job=False,
+    work=work,
+    cost="training",
+    modules=("mlkv.train.elastic", "mlkv.train.step"),
+)
 """Many conversions wait for an elastic training, so its job holds nothing else."""

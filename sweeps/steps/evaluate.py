@@ -62,4 +62,13 @@ def task_data(step: Step) -> str | None:
     return None if "corpus" in step.parents else str(step.slice["task"])
 
 
-KIND = StepKind(run, EvaluateRecipe, scores=True, job="with_parent", work=work, task_data=task_data, numbers=numbers)
+KIND = StepKind(
+    run,
+    EvaluateRecipe,
+    scores=True,
+    job="with_parent",
+    work=work,
+    task_data=task_data,
+    numbers=numbers,
+    modules=("mlkv.evaluate.step", "mlkv.evaluate.bits", "mlkv.evaluate.harness", "mlkv.evaluate.harness_model"),
+)

@@ -70,6 +70,9 @@ class StepKind:
     cost: kinds with the same word here take the same time per unit of work; empty: no other kind does.
     online: whether a step can only run where the internet is.
     task_data: the evaluation task whose data a step reads from the internet or its cache.
+    modules: what `run` imports, for the process that imports once for all of a sweep's local jobs.
+    fresh_process: it runs in a process that was forked from no other: it measures memory, or a library of it does not
+        survive a fork.
     numbers: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
         that the attempt logged.
     """
@@ -87,6 +90,8 @@ class StepKind:
     cost: str = ""
     online: Callable[[Step], bool] = lambda _step: False
     task_data: Callable[[Step], str | None] = lambda _step: None
+    modules: tuple[str, ...] = ()
+    fresh_process: bool = False
     numbers: Callable[[Path, list[LoggedRow]], list[MetricRow]] | None = None
 
     @property

@@ -49,4 +49,4 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return millions * (sum(recipe.batch_sizes) * sum(recipe.contexts)) * recipe.repeats
 
 
-KIND = StepKind(run, MeasureRecipe, job="together", work=work, numbers=numbers)
+KIND = StepKind(run, MeasureRecipe, job="together", work=work, numbers=numbers, fresh_process=True)

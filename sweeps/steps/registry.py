@@ -61,7 +61,7 @@ def _cannot_run(execution: Execution) -> Outcome:
     raise StepFailed(f"step kind = {execution.step.kind}: must be one of {', '.join(KINDS)}")
 
 
-_UNKNOWN = StepKind(_cannot_run)
+_UNKNOWN = StepKind(_cannot_run, fresh_process=True)
 
 
 def kind_of(name: str) -> StepKind:

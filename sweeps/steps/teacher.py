@@ -49,5 +49,5 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return max(millions * float(tokens) / 3, 1.0)
 
 
-KIND = StepKind(run, TeacherRecipe, shares_job=False, work=work, cost="training")
+KIND = StepKind(run, TeacherRecipe, shares_job=False, work=work, cost="training", modules=("mlkv.train.teacher",))
 """Many runs wait for it, so its job holds nothing else."""

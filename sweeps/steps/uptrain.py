@@ -73,4 +73,4 @@ def begins_after(spec: Spec) -> int:
     return recipe.trunk_of(recipe.rungs[-2])
 
 
-KIND = StepKind(run, TrainRecipe, trains=True, scores=True, work=work, cost="training")
+KIND = StepKind(run, TrainRecipe, trains=True, scores=True, work=work, cost="training", modules=("mlkv.train.step",))

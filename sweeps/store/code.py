@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
 _IMPORTED = ("mlkv", "sweeps", "slurm", "conf/tasks")
-_OF_RESULTS = ("mlkv/", "sweeps/steps/", "sweeps/worker/child_main.py", "conf/tasks/")
+_OF_RESULTS = ("mlkv/", "sweeps/steps/", "sweeps/worker/child_main.py", "sweeps/worker/fork_server.py", "conf/tasks/")
 
 
 def import_variables(root: Path = ROOT) -> dict[str, str]:

@@ -30,6 +30,11 @@ def stale_seconds() -> float:
     return variable("MLKV_STALE_SECONDS", _positive, 60.0, "a number of seconds above 0")
 
 
+def fork_server() -> bool:
+    """Whether the jobs of a sweep on this machine compute in processes forked from one that has imported already."""
+    return variable("MLKV_FORK_SERVER", {"0": False, "1": True}.__getitem__, True, "0 or 1")
+
+
 def _positive(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number > 0):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 from sweeps.store.code import import_variables
+from sweeps.worker.forked_process import ADDRESS
 
 _PROCESS_GROUP = (
     # torch.distributed and torchrun (torch/distributed/elastic/agent/server/local_elastic_agent.py).
@@ -82,9 +83,13 @@ _LIBRARIES = (
     "PYTHONINSPECT",
     "PYTHONBREAKPOINT",
 )
-_ALL = (*_PROCESS_GROUP, *_NUMBERS, *_LIBRARIES)
-_OWN = {"PYTHONIOENCODING": "utf-8"}
-"""A library that prints "±" into its log must not fail."""
+_ALL = (*_PROCESS_GROUP, *_NUMBERS, *_LIBRARIES, ADDRESS)
+_OWN = {
+    # A library that prints "±" into its log must not fail.
+    "PYTHONIOENCODING": "utf-8",
+    # pyarrow's spare allocator starts no thread when it is imported, which a fork would lose (fork_server.py).
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 def computing(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:

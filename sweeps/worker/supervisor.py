@@ -89,6 +89,7 @@ class Worker:
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._on_stop)
+        self._child.expect(steps)
         worst = DONE
         for step in steps:
             status, reason = (INTERRUPTED, self._stopped_by) if self._stopping_since else self._step(step)

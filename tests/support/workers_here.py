@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class ChildHere:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._answer: Answer | None = None
+
+    def expect(self, steps: Sequence[str]) -> None: ...
 
     def send(self, request: Request) -> None:
         self._answer = child_main._answer(self._store, request)

@@ -60,7 +60,7 @@ def test_a_step_has_no_process_group_but_its_own() -> None:
         "SMALL": "1",
     }
     made = computing({**LEFT_BEHIND, **kept})
-    own = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONIOENCODING"}
+    own = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONIOENCODING", "JE_ARROW_MALLOC_CONF"}
     assert {name: value for name, value in made.items() if name not in own} == kept
     assert made["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
     assert (made["PYTHONSAFEPATH"], made["PYTHONIOENCODING"]) == ("1", "utf-8")
