@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import check, export, gather, housekeeping, init, results, run, sharing, show, status, wandb
+from sweeps.cli import audit, check, export, gather, housekeeping, init, results, run, sharing, show, status, wandb
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -43,6 +43,9 @@ COMMANDS: tuple[Command[Any], ...] = (
         status.StatusOptions,
         "show the state of each step of a sweep",
         lambda options: not options.verify,
+    ),
+    Command(
+        "audit", audit.audit, audit.AuditOptions, "run some finished steps again elsewhere and compare the results"
     ),
     Command("why", status.why, status.WhyOptions, "show what a variant waits for, or why it failed", _always),
     Command("show", show.show, show.ShowOptions, "show all that a variant is, and where its outputs are", _always),

@@ -87,7 +87,7 @@ def _variant(row: VariantRow) -> VariantRow:
 
 def _last_checkpoints(rows: Sequence[VariantRow]) -> set[str]:
     """Of each variant, the checkpoint that it is scored by."""
-    return {id for row in rows if (id := row.steps.uptrain or row.steps.convert or row.steps.base)}
+    return {id for row in rows if (id := row.steps.checkpoint)}
 
 
 def _of_step(step: StepDir, record: Record | None, whole: bool) -> Iterator[tuple[str, Member]]:

@@ -8,20 +8,22 @@ counting: the same outputs fill in what was left out of an earlier pack, other o
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import mlkv.layout
 from mlkv.files import discard
 from sweeps.sharing.container import Pack, opened
 from sweeps.sharing.contents import Contents, PackedStep, read
 from sweeps.sharing.packing import HOW, RECORD, SPEC, STEPS
 from sweeps.store import others
 from sweeps.store.errors import StoreError
-from sweeps.store.files import rename_once, write_once
-from sweeps.store.schema import Origin
+from sweeps.store.files import rename_once, sha256, write_once
+from sweeps.store.schema import Origin, Record
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
@@ -101,6 +103,16 @@ def _stage(pack: Pack, step: PackedStep, folder: Path) -> None:
         attempt = folder / "attempts" / str(step.record.attempt)
         attempt.mkdir(parents=True, exist_ok=True)
         others.write_origin(folder, step.origin)
+        _add_own_code(step.record, folder / "out")
+
+
+def _add_own_code(record: Record, out: Path) -> None:
+    """The decoder's code, which a checkpoint carries for transformers and no pack has, where it is that of this mlkv:
+    byte for byte the files that run here anyway."""
+    for name, expected in record.outputs.items():
+        own = Path(mlkv.layout.__file__).parent / name
+        if name.endswith(others.CODE) and "/" not in name and own.is_file() and sha256(own) == expected.sha256:
+            shutil.copyfile(own, out / name)
 
 
 def _place(step: StepDir, staged: Path, packed: PackedStep, done: Unpacked) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +25,12 @@ from sweeps.sharing.packing import pack
 from sweeps.sharing.unpacking import unpack
 from sweeps.store.states import StepState
 from sweeps.store.store import Store, StoreError
+from sweeps.worker.supervisor import BLOCKED, Worker
+from tests.support.hub import COMMIT, TOKEN, uploads
 from tests.support.packs import Packed, contents, fill, finish, tree
-from tests.support.shell import exit_status
+from tests.support.processes import PATIENCE
+from tests.support.shell import ROOT, exit_status
+from tests.support.workers_here import workers_here
 
 Planner = Callable[[Sequence[str]], Plan]
 
@@ -229,3 +235,53 @@ def test_the_commands_say_what_they_did(ada: Packed, tmp_path: Path, capsys: pyt
     assert "its plan was unpacked (from another store) and knows no files of this machine" in capsys.readouterr().err
     assert exit_status("unpack", *store) == 2
     assert exit_status("unpack", file, str(ada.file()), "--name", "x", *store) == 2
+
+
+def test_a_job_that_was_planned_before_waits_for_what_was_left_out(ada: Packed, bob: Store) -> None:
+    """Another one may have unpacked the results of a step meanwhile; the next round of the sweep runs it."""
+    freeze(ada.plan, bob, ada.line)
+    score = next(step for step in ada.plan.steps.values() if step.kind == "evaluate")
+    unpack(bob, ada.file())
+    bob.step(score.id).set_aside("to be run again")
+    with workers_here():
+        assert Worker(bob).run([score.id]) == BLOCKED
+    (parent,) = (bob.step(id) for id in score.parents.values() if not bob.step(id).record())
+    assert [other.words for other in parent.others()] == ["from Ada"]
+
+
+SHARED = """
+import sys
+from sweeps.cli import main
+main(sys.argv[1:])
+"""
+
+
+def shared(home: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`mlkv` in a process of its own: the hub's client reads its address once."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env = {**others, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", SHARED, *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+
+@pytest.mark.long
+def test_packs_go_through_a_dataset_repository(ada: Packed, bob: Store, tmp_path: Path) -> None:
+    with uploads() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        line = ("pack", "tiny", "--by", "Ada", "--store", ada.store.root, "--push", "ada/results")
+        done = shared(tmp_path / "home", *line, **there)
+        assert (done.returncode, done.stdout) == (0, f"{hub.url}/ada/results/commit/{COMMIT}\n"), done.stderr
+        assert hub.private == {"ada/results": True}
+        assert hub.repositories["ada/results"] == {"tiny.mlkv": ada.file().read_bytes()}
+        pulled = ("unpack", "--store", bob.root, "--pull")
+        done = shared(tmp_path / "home", *pulled, "ada/results", **there)
+        assert done.returncode == 0, done.stderr
+        assert {step.state().reason for step in bob.steps()} == {"from Ada"}
+        before = tree(bob.root)
+        for content in (ada.file().read_bytes()[:-9], b"hello"):
+            hub.repositories["ada/results"] = {"tiny.mlkv": content}
+            done = shared(tmp_path / "home", *pulled, "ada/results", **there)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        done = shared(tmp_path / "home", *pulled, "ada/nothing", **there)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert tree(bob.root) == before
