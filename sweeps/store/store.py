@@ -89,6 +89,11 @@ class TrackingDir:
     def mark_written(self, run: str, fingerprint: str) -> None:
         write_json(self._mark(run), as_json(WrittenMark(fingerprint=fingerprint)))
 
+    def note_alert(self, about: str) -> bool:
+        """Note that people are told of something; false where they have been. Raises OSError."""
+        name = hashlib.sha256(about.encode()).hexdigest()[:16]
+        return write_once(self.runs / "alerts" / name, f"{about}\n")
+
     def _mark(self, run: str) -> Path:
         return self.runs / "written" / f"{run}.json"
 

@@ -28,6 +28,7 @@ from sweeps.steps.registry import axis_of
 from sweeps.store.attempt import Attempt
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from sweeps.tracking.alerts import step_alert, sweep_alert
 from sweeps.tracking.console import attempt_console
 from sweeps.tracking.mirror import MirrorError, OpenRun, ServiceEndedError, redacted, restart_service
 from sweeps.tracking.runs import Run, step_run
@@ -62,7 +63,7 @@ class AttemptMirror:
         self._run.print(run.console)
 
     def _shown(self) -> Run:
-        return step_run(self._store, self._step, self._sweep, self._target.config.console)
+        return step_run(self._store, self._step, self._sweep, self._target.config)
 
     def _skip_earlier_attempts(self) -> None:
         """Move the axis past the rows of earlier attempts: a resumed attempt logs some of them again."""
@@ -79,11 +80,21 @@ class AttemptMirror:
             self._printed_at = time.monotonic()
             self._run.print(attempt_console(self._attempt))
 
-    def finish(self) -> None:
+    def finish(self, given_up: bool = False) -> None:
+        """given_up: the job does not try the step again."""
         run = self._shown()
+        self._alert(run, given_up)
         self._run.finish(run)
         if self._target.config.mode == "offline" and run.settled:
             self._directory.mark_written(run.id, run.fingerprint)
+
+    def _alert(self, run: Run, given_up: bool) -> None:
+        wanted = self._target.config.alerts
+        if wanted != "none" and (alert := step_alert(run, given_up, self._target.sweep)):
+            self._run.alert(alert)
+        end = sweep_alert(self._store, self._sweep) if wanted == "end" and self._sweep else None
+        if end and self._directory.note_alert(end.once):
+            self._run.alert(end)
 
 
 class Helper:
@@ -138,7 +149,7 @@ class Helper:
             message = self._messages.get(timeout=POLL_SECONDS)
         except queue.Empty:
             return {}
-        self._try(self._finish)
+        self._try(partial(self._finish, bool(message and message.get("given_up"))))
         self._open_mirror = self._mirror = None
         return message
 
@@ -157,9 +168,9 @@ class Helper:
         elif self._open_mirror and time.monotonic() >= self._retry_at:
             self._mirror = self._open_mirror()
 
-    def _finish(self) -> None:
+    def _finish(self, given_up: bool) -> None:
         if self._mirror:
-            self._mirror.finish()
+            self._mirror.finish(given_up)
 
     def _write_variant(self) -> None:
         if self._variants.waiting:

@@ -21,6 +21,9 @@ from mlkv.files import Json
 from sweeps.store.outside import plain_reason
 from sweeps.store.states import StepState
 from sweeps.store.store import TrackingDir
+from sweeps.tracking import artifacts
+from sweeps.tracking.alerts import ALERTS_KEY, Alert
+from sweeps.tracking.checkpoints import CHECKPOINT_KEY, Checkpoint
 from sweeps.tracking.console import CONSOLE_KEY, Console, sent_lines
 from sweeps.tracking.redaction import redact
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run
@@ -140,6 +143,8 @@ class OpenRun:
         try:
             complete = {FINGERPRINT_KEY: run.fingerprint} if run.settled else {}
             self._run.summary.update({**run.summary, **complete})
+            # Last of all: it may take long, and whatever becomes of it the run has the rest.
+            problem = self._send_checkpoint(run.checkpoint)
             if run.state in _RESUMABLE:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if run.state == StepState.DONE else 1)
@@ -147,6 +152,31 @@ class OpenRun:
             raise _mirror_error(error) from None
         if self._online:
             self._directory.drop_hollow(run.id)
+        if problem:
+            raise MirrorError(problem)
+
+    def _send_checkpoint(self, checkpoint: Checkpoint | None) -> str:
+        """Why W&B does not have it; empty where it does, or where nobody asked for it. Offline it stays in the store:
+        `mlkv sync` sends it from there."""
+        had = str(self._run.summary.get(CHECKPOINT_KEY) or "")
+        if checkpoint is None or not self._online or checkpoint.is_in(had):
+            return ""
+        try:
+            artifacts.send(self._run, checkpoint)
+        except Exception as error:
+            return f"its checkpoint as an artifact: {redacted(error)}"
+        self._run.summary.update({CHECKPOINT_KEY: f"{had} {checkpoint.way}".strip()})
+        return ""
+
+    def alert(self, alert: Alert) -> None:
+        """Have W&B tell people; only once about one thing."""
+        try:
+            told = str(self._run.summary.get(ALERTS_KEY) or "").split("; ")
+            if self._online and alert.once not in told:
+                self._run.alert(alert.title, alert.text, level="ERROR" if alert.bad else "INFO")
+                self._run.summary.update({ALERTS_KEY: "; ".join(filter(None, [*told, alert.once]))})
+        except Exception as error:
+            raise _mirror_error(error) from None
 
 
 def connect_briefly() -> None:

@@ -23,7 +23,9 @@ from sweeps.store.states import StepState, worst
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 from sweeps.store.typed_json import as_json
+from sweeps.tracking.checkpoints import Checkpoint, checkpoint_of
 from sweeps.tracking.console import Console, step_console
+from sweeps.tracking.target import DEFAULT_CONFIG, TrackingConfig
 
 FINGERPRINT_KEY = "mlkv_fingerprint"
 """Key of the summary that holds a run's fingerprint: where it equals ours, the server has the whole run."""
@@ -54,6 +56,7 @@ class Run:
     console: Console = field(default_factory=Console)
     requirements: Path | None = None
     """A file of this name that lists the packages that were installed."""
+    checkpoint: Checkpoint | None = None
     stored_fingerprint: str = ""
     """Of a run that was read from W&B's files: the fingerprint in its summary."""
 
@@ -79,9 +82,11 @@ class Run:
 # Runs of steps
 
 
-def step_run(store: Store, step: StepDir, sweep: SavedSweep | None = None, console: bool = True) -> Run:
-    """The run of a step, as the store has it now. `sweep`: the sweep whose plan has the run's label. `console`: with
-    what it printed, and the packages that it ran with."""
+def step_run(
+    store: Store, step: StepDir, sweep: SavedSweep | None = None, config: TrackingConfig = DEFAULT_CONFIG
+) -> Run:
+    """The run of a step, as the store has it now, with what `config` asks for. `sweep`: the sweep whose plan has the
+    run's label."""
     planned = sweep.plan.steps.get(step.id) if sweep else None
     axis, spec, record = axis_of(step.kind), step.spec(), step.record()
     state, reason = step_state(step)
@@ -97,8 +102,9 @@ def step_run(store: Store, step: StepDir, sweep: SavedSweep | None = None, conso
         state=state,
         group=_base_of(store, step.id),
         sweeps=(sweep.name[:MAX_TAG],) if sweep and planned else (),
-        console=step_console(step) if console else Console(),
-        requirements=_requirements(store, step) if console else None,
+        console=step_console(step) if config.console else Console(),
+        requirements=_requirements(store, step) if config.console else None,
+        checkpoint=None if config.checkpoints == "none" else checkpoint_of(store, step, record, config.checkpoints),
     )
 
 

@@ -56,11 +56,12 @@ class Mirror:
             if self._began and not self._runs:
                 self._replace()
 
-    def ended(self, claim: Claim) -> None:
-        """The attempt has ended and its record, if any, is written."""
+    def ended(self, claim: Claim, given_up: bool = False) -> None:
+        """The attempt has ended and its record, if any, is written. `given_up`: no job tries the step again by
+        itself."""
         self.watch()
         with self._harmless():
-            self._send({"step": claim.step.id})
+            self._send({"step": claim.step.id, "given_up": given_up})
         self._began = None
 
     def close(self) -> None:

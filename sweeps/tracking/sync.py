@@ -25,11 +25,13 @@ from mlkv.files import Json
 from sweeps.store.axis import Rows
 from sweeps.store.states import StepState
 from sweeps.store.store import SavedSweep, Store, TrackingDir
+from sweeps.tracking.alerts import ALERTS_KEY
+from sweeps.tracking.checkpoints import CHECKPOINT_KEY
 from sweeps.tracking.console import CONSOLE_KEY, Console, Sent, sent_lines
 from sweeps.tracking.environment import environment
 from sweeps.tracking.redaction import redact
 from sweeps.tracking.runs import FINGERPRINT_KEY, Run, SweepRuns, step_run
-from sweeps.tracking.target import Target, TrackingConfig
+from sweeps.tracking.target import DEFAULT_CONFIG, Target, TrackingConfig
 
 _STATES = {"finished": StepState.DONE, "failed": StepState.FAILED}
 Outcome = Literal["sent", "already there", "still running", "written", "failed"]
@@ -41,9 +43,8 @@ MIN_TIMEOUT = 30.0
 """Seconds to wait for one answer, even where jobs wait less: a person waits for this command, and no GPU does."""
 NOT_ARRIVED = 4
 """Exit status of the process where some runs did not arrive; Python itself ends with 1 or 2 where it crashes."""
-_OURS = (FINGERPRINT_KEY, CONSOLE_KEY)
+_OURS = (FINGERPRINT_KEY, CONSOLE_KEY, CHECKPOINT_KEY, ALERTS_KEY)
 """Keys of the summary that the client's side of it (mirror.py) writes."""
-_DEFAULT_CONFIG = TrackingConfig()
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,16 @@ class SyncResult:
 Report = Callable[[SyncResult], None]
 
 
-def sweep_runs(store: Store, sweep: SavedSweep, only_done: bool = False, console: bool = True) -> Iterator[Run]:
-    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone.
-    `console`: with what the steps printed."""
+def sweep_runs(
+    store: Store, sweep: SavedSweep, only_done: bool = False, config: TrackingConfig = DEFAULT_CONFIG
+) -> Iterator[Run]:
+    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone."""
     runs = SweepRuns(store, sweep)
     if only_done:
         yield from (run for run in runs.variants() if run.state == StepState.DONE)
         return
     for step in runs.steps():
-        yield step_run(store, step, sweep, console)
+        yield step_run(store, step, sweep, config)
     yield from runs.variants()
 
 
@@ -159,6 +161,7 @@ class OnServer:
     rows: int = 0
     console: Sent = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+    checkpoint: str = ""
 
     def missing(self, run: Run) -> str:
         """What it lacks of ours; empty where it has all of it."""
@@ -170,6 +173,8 @@ class OnServer:
             return "the server has another summary"
         if not run.console.is_within(self.console):
             return "the server has not all of what it printed"
+        if run.checkpoint and not run.checkpoint.is_in(self.checkpoint):
+            return "the server does not have its checkpoint"
         return "" if self.tags.issuperset(run.sweeps) else "the server has not all of its tags"
 
 
@@ -190,6 +195,7 @@ def _on_server(runs: list[Run], config: TrackingConfig) -> dict[str, OnServer]:
                     run.historyLineCount or 0,
                     sent_lines(summary.get(CONSOLE_KEY)),
                     frozenset(run.tags or ()),
+                    str(summary.get(CHECKPOINT_KEY, "")),
                 )
         except ValueError:
             return {}  # there is no such project yet
@@ -293,7 +299,7 @@ def _sync_store(store: Store, target: Target, only_done: bool) -> int:
     assert target.sweep
     sweep, directory = store.sweep(target.sweep), store.tracking(target.sweep)
     mirror = send if target.config.mode == "online" else write_files
-    runs = sweep_runs(store, sweep, only_done, target.config.console)
+    runs = sweep_runs(store, sweep, only_done, target.config)
     return mirror(runs, target.config, directory, _print_result)
 
 
@@ -307,7 +313,7 @@ def _sync_directory(path: Path, target: Target) -> int:
     for (entity, project), runs in by_project.items():
         # A project that the user names wins over the one that the files name.
         own = {key: value for key, value in (("entity", entity), ("project", project)) if value}
-        given = {key: value for key in own if (value := getattr(target.config, key)) != getattr(_DEFAULT_CONFIG, key)}
+        given = {key: value for key in own if (value := getattr(target.config, key)) != getattr(DEFAULT_CONFIG, key)}
         config = replace(target.config, **{**own, **given})
         failed += send(runs, config, None, _print_result)
     return failed

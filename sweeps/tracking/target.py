@@ -37,6 +37,10 @@ class TrackingConfig:
     """Seconds between two readings of the computing process's CPU, memory and GPU."""
     console: bool = True
     """Whether W&B also gets what steps printed, and the list of packages that were installed where they ran."""
+    checkpoints: Literal["none", "reference", "upload"] = "none"
+    """How W&B gets the checkpoints that steps leave: as artifacts that refer to the store, or with all files."""
+    alerts: Literal["none", "failure", "end"] = "none"
+    """What W&B tells people at once: that a step has failed, or also that the sweep has ended."""
 
     @property
     def path(self) -> str:
@@ -50,6 +54,9 @@ class TrackingConfig:
             raise ValueError(
                 f"project = {self.project}: must be 1 to 128 characters without / \\ # ? % : and spaces, no . or .."
             )
+
+
+DEFAULT_CONFIG = TrackingConfig()
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,8 @@ class Worker:
             attempt.finish(answer.state, answer.reason, answer.returncode, answer.own)
         except OSError as error:
             answer = replace(answer, reason=f"{answer.reason}; and {describe_error(error)}")
-        self._mirror.ended(claim)
         status = self._status_after(answer, claim.step)
+        self._mirror.ended(claim, given_up=status in (FAILED, STUCK))
         return None if status is None else StepEnd(status, "" if status == DONE else answer.reason)
 
     def _status_after(self, answer: Answer, step: StepDir) -> int | None:

@@ -13,9 +13,10 @@ import pytest
 
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
-from sweeps.store.schema import ExitState, Runtime, Spec
+from sweeps.store.schema import ExitState, Files, Runtime, Spec
 from sweeps.store.stepdir import Claim
 from sweeps.store.store import SavedSweep, Store
+from sweeps.store.typed_json import as_json
 from sweeps.tracking.supervisor import Mirror
 from sweeps.tracking.sync import SyncResult, sync_sweep
 from sweeps.tracking.target import Target, TrackingConfig
@@ -53,9 +54,15 @@ class Acted:
                 file.flush()
                 time.sleep(pause)
 
-    def end(self, state: ExitState = "done", metrics: list[dict[str, Any]] | None = None) -> None:
+    def end(
+        self,
+        state: ExitState = "done",
+        metrics: list[dict[str, Any]] | None = None,
+        inputs: dict[str, Files] | None = None,
+    ) -> None:
         if state == "done":
-            assert self.claim.step.publish(self.claim, record_of(self.claim, record(metrics)))
+            made = record_of(self.claim, {**record(metrics), "inputs": as_json(inputs or {})})
+            assert self.claim.step.publish(self.claim, made)
         self.claim.attempt.finish(state, "asked to stop" if state == "interrupted" else "", 0)
         self.mirror.ended(self.claim)
         self.claim.release()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlkv.files import Json
+from tests.support.wandb_artifacts import Artifacts
 
 ENTITY = "tester"
 HISTORY, EVENTS, SUMMARY, LOGS = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
@@ -45,6 +46,9 @@ class StoredRun:
     lines: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
+    """Ids of those that it made."""
+    inputs: list[str] = field(default_factory=list)
+    """Ids of those that it used."""
     _keys: tuple[int, Json] | None = None
 
     @property
@@ -105,7 +109,7 @@ def _project(entity: str, name: str) -> Json:
     return {"id": f"project-{name}", "name": name, "entity": {"id": entity, "name": entity}}
 
 
-class Backend:
+class Backend(Artifacts):
     """Runs by (entity, project, name), and the operations on them."""
 
     def __init__(self) -> None:
@@ -113,6 +117,7 @@ class Backend:
         self.lock = threading.RLock()
         self.runs: dict[tuple[str, str, str], StoredRun] = {}
         self.artifacts: dict[str, Json] = {}
+        self.alerts: list[Json] = []
         self.views: dict[str, Json] = {}
         self.operations: list[str] = []
 
@@ -190,9 +195,13 @@ class Backend:
         entity, project, run, name = path.split("/", 3)
         with self.lock:
             if run == "artifacts":
-                self.artifacts[project]["files"][name] = content
+                self.keep_artifact_file(project, name, content)
             else:
                 self.runs[entity, project, run].files[name] = content
+
+    def _NotifyScriptableRunAlert(self, variables: Json) -> Json:
+        self.alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     # Saved views of a project's workspace
     def _UpsertView2(self, variables: Json) -> Json:
@@ -296,77 +305,6 @@ class Backend:
         md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
         node = {"id": name, "name": name, "url": url, "directUrl": url, "sizeBytes": len(content), "md5": md5}
         return {**node, "mimetype": "", "updatedAt": run.updated}
-
-    # Artifacts: created, given their files and manifest, committed
-    def _CreateArtifact(self, variables: Json) -> Json:
-        artifact = variables["input"]
-        id = f"artifact-{len(self.artifacts)}"
-        self.artifacts[id] = {
-            "name": artifact["artifactCollectionName"],
-            "digest": artifact["digest"],
-            "files": {},
-            "state": "PENDING",
-        }
-        if run := self.runs.get((artifact["entityName"], artifact["projectName"], artifact.get("runName") or "")):
-            run.artifacts.append(id)
-        sequence = {"id": f"sequence-{id}", "latestArtifact": None}
-        return {
-            "createArtifact": {
-                "artifact": {"id": id, "digest": artifact["digest"], "state": "PENDING", "artifactSequence": sequence}
-            }
-        }
-
-    def _XXHashDigestsEnabled(self, variables: Json) -> Json:
-        return {"entity": {"xxhashDigestsEnabled": False}}
-
-    def _OrganizationCoreWeaveOrganizationID(self, variables: Json) -> Json:
-        return {"entity": {"organization": None}}
-
-    def _FetchArtifactDigestAlgorithm(self, variables: Json) -> Json:
-        return {"project": {"artifactType": None}}
-
-    def _CreateArtifactFiles(self, variables: Json) -> Json:
-        def node(file: Json) -> Json:
-            url = self._artifact_url(file["artifactID"], file["name"])
-            return {
-                "node": {
-                    "storagePath": file["name"],
-                    "uploadUrl": url,
-                    "uploadHeaders": [],
-                    "uploadMultipartUrls": None,
-                    "artifact": {"id": file["artifactID"]},
-                }
-            }
-
-        edges = [node(file) for file in variables["input"]["artifactFiles"]]
-        return {"createArtifactFiles": {"files": {"edges": edges}}}
-
-    def _artifact_url(self, id: str, name: str) -> str:
-        return f"{self.url}/storage/-/{id}/artifacts/{name}"
-
-    def _CreateArtifactManifest(self, variables: Json) -> Json:
-        file = {
-            "id": "file",
-            "uploadUrl": self._artifact_url(variables["artifactID"], "manifest.json"),
-            "uploadHeaders": [],
-        }
-        return {
-            "createArtifactManifest": {"artifactManifest": {"id": f"manifest-{variables['artifactID']}", "file": file}}
-        }
-
-    def _UpdateArtifactManifest(self, variables: Json) -> Json:
-        id = variables["artifactManifestID"]
-        file = {
-            "id": "file",
-            "uploadUrl": self._artifact_url(id.removeprefix("manifest-"), "manifest.json"),
-            "uploadHeaders": [],
-        }
-        return {"updateArtifactManifest": {"artifactManifest": {"id": id, "file": file}}}
-
-    def _CommitArtifact(self, variables: Json) -> Json:
-        artifact = self.artifacts[variables["artifactID"]]
-        artifact["state"] = "COMMITTED"
-        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": artifact["digest"]}}}
 
 
 def _lines(run: StoredRun, keep: Callable[[Json], bool] = lambda row: True) -> list[str]:
