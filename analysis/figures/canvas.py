@@ -139,7 +139,8 @@ def set_axes(axes: Axes, x: Scale, x_label: str, y: Scale, y_label: str) -> None
     axes.set_xticks([tick.value for tick in x.ticks], [tick.text for tick in x.ticks])
     axes.set_yticks([tick.value for tick in y.ticks], [tick.text for tick in y.ticks])
     axes.minorticks_off()
-    axes.grid(True)
+    axes.grid(True, color=GRID, linewidth=RC["grid.linewidth"])
+    axes.set_axisbelow(True)
     # The vertical axis is as high as the figure, less half an inch or so below it.
     width, height = _size_of_given() or (WIDTH * POINTS, (HEIGHT - 0.5) * POINTS)
     wrap(axes.set_xlabel(x_label), width - 2 * _EDGE)
