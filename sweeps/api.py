@@ -7,10 +7,9 @@ writes to the store. What cannot be answered ends in a ValueError of one line th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,23 +133,25 @@ class Store:
         return self._store.import_names()
 
     # What came out
-    def cells(self, name: str) -> pd.DataFrame:
+    def cells(self, name: str, *others: str) -> pd.DataFrame:
         """The long table: a row for every planned score and measurement, finished or not.
 
         A row has a `value` only where its step is done; elsewhere `state` and `reason` say why there is none. The
-        columns are those of analysis/data/frame.py and of `mlkv gather`. Raises StoreError for an unknown name.
+        columns are those of analysis/data/frame.py and of `mlkv gather`. others: results to put together with these,
+        as `mlkv table A B` does. Raises StoreError for an unknown name.
         """
-        with self._extensions_of(name):
-            return self._source(name).table
+        with self._extensions_of(name, *others):
+            return self._source(name, *others).table
 
-    def results(self, name: str) -> pd.DataFrame:
+    def results(self, name: str, *others: str) -> pd.DataFrame:
         """A row per layout, several seeds of it in one: labels, cache bytes, scores with their standard errors,
         differences from the baselines with p-values, and the probability of being Pareto-optimal.
 
-        docs/results.md explains the columns. Raises StoreError for an unknown name.
+        docs/results.md explains the columns. others: results to put together and compare with these, as `mlkv table
+        A B` does. Raises StoreError for an unknown name.
         """
-        with self._extensions_of(name):
-            return self._source(name).results.frame
+        with self._extensions_of(name, *others):
+            return self._source(name, *others).results.frame
 
     def curves(self, name: str) -> pd.DataFrame:
         """Every number that the steps of a sweep logged: step, kind, label, global_step, metric, value.
@@ -256,28 +257,34 @@ class Store:
         )
 
     # What it looks like
-    def figure(self, name: str, kind: str, published: str | None = None, ax: Axes | None = None) -> Axes:
+    def figure(
+        self, name: str | Sequence[str], kind: str, published: str | None = None, ax: Axes | None = None
+    ) -> Axes:
         """A figure of `mlkv figure`, as its axes; `.figure` is the whole of it, and may have more panels.
 
-        kind: `pareto`, `pareto_loss`, `memory`, `curves` …. published: a set of published results to show beside it.
-        ax: axes of yours to draw into, for a figure of one panel; without it the figure has the size of a paper's
-        column and belongs to no window. pyplot and rcParams stay as they are. Raises StoreError for an unknown name,
-        and ValueError for an unknown kind and where there is nothing to draw.
+        name: one, or several that are put together. kind: `difference`, `pareto`, `memory`, `curves` …. published: a
+        set of published results to show beside it. ax: axes of yours to draw into, for a figure of one panel; without
+        it the figure has the size of a paper's column and belongs to no window. pyplot and rcParams stay as they are.
+        Raises StoreError for an unknown name, and ValueError for an unknown kind and where there is nothing to draw.
         """
         from analysis.figures.drawing import draw_axes
         from analysis.statistics.sources import published_source
 
-        with self._extensions_of(name):
-            others = None if published is None else published_source(published)
-            return draw_axes(kind, self._source(name), others, ax)
+        names = [name] if isinstance(name, str) else list(name)
+        with self._extensions_of(*names):
+            beside = None if published is None else published_source(published)
+            return draw_axes(kind, self._source(*names), beside, ax)
 
     # Names
-    def _source(self, name: str) -> Source:
-        from analysis.statistics.sources import PUBLISHED, load
+    def _source(self, *names: str) -> Source:
+        from analysis.statistics.combine import combine
+        from analysis.statistics.sources import IMPORT, PUBLISHED, SWEEP, load
 
-        if not name.startswith(PUBLISHED) and name not in self._store.import_names():
-            self._check_sweep(name, self._store.import_names())
-        return load(self._store, name)
+        imports = self._store.import_names()
+        for name in names:
+            if not name.startswith((PUBLISHED, SWEEP, IMPORT)) and name not in imports:
+                self._check_sweep(name, imports)
+        return combine([load(self._store, name) for name in names])
 
     def _sweep(self, name: str) -> stores.SavedSweep:
         if name in self._store.import_names() and name not in self._store.sweep_names():
@@ -292,9 +299,10 @@ class Store:
             raise StoreError(problem or f"sweep {name}: not in {self.path}; {choices(name, [*names, *(others or ())])}")
 
     @contextmanager
-    def _extensions_of(self, name: str) -> Iterator[None]:
-        """Within it, tables of rows have those of the extension files that the sweep was planned with."""
-        with extensions(partial(planned_extensions, self._store, name)):
+    def _extensions_of(self, *names: str) -> Iterator[None]:
+        """Within it, tables of rows have those of the extension files that these sweeps were planned with."""
+        sweeps = [name.removeprefix("sweep/") for name in names]
+        with extensions(lambda: [file for name in sweeps for file in planned_extensions(self._store, name)]):
             yield
 
     def _graph_and_states(self, saved: stores.SavedSweep) -> tuple[Graph, States]:

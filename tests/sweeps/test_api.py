@@ -118,6 +118,15 @@ def test_tables_are_those_of_the_commands(capsys: pytest.CaptureFixture[str], tm
     assert len(OLD.results("published/mlkv")) > 3
 
 
+def test_several_results_are_one_table() -> None:
+    together = OLD.results("old", "theirs")
+    assert set(together["variant"]) == {*OLD.results("old")["variant"], *OLD.results("theirs")["variant"]}
+    assert OLD.cells("sweep/old", "theirs")["sweep"].value_counts()["old"] == len(OLD.cells("old"))
+    with pytest.raises(ValueError, match="old: is named twice"):
+        OLD.results("old", "old")
+    assert OLD.figure(["old", "theirs"], "layouts").has_data()
+
+
 def test_a_plan_is_that_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["experiment=old", "layout.kv_layers=2,1"]
     with nothing_computes(tmp_path):
@@ -159,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "override": (lambda: OLD.plan("experiment=quickstat"), "did you mean quickstart"),
     "config_dir": (lambda: OLD.plan(config_dir="nowhere"), "config_dir = nowhere: no such directory"),
-    "figure": (lambda: OLD.figure("old", "paretto"), "figure = paretto: choose from pareto"),
+    "figure": (lambda: OLD.figure("old", "paretto"), "figure = paretto: choose from "),
     "nothing to draw": (lambda: OLD.figure("old", "spectrum"), "nothing to draw for old"),
     "axes": (lambda: OLD.figure("old", "memory", ax=[]), "ax: must be the axes of one panel, not list"),  # type: ignore[arg-type]
 }
