@@ -97,8 +97,8 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
     """The page of a sweep; its links lead from `out_dir` to the store's files. Raises ValueError for other results."""
     sweep, steps, results = source.sweep, source.steps, source.results
     if sweep is None or steps is None:
-        raise ValueError(f"{source.name}: only a sweep has a page")
-    plan, printed = sweep.plan, results_table(results)
+        raise ValueError(f"{source.name}: only a sweep has steps to show")
+    plan, printed, rows = sweep.plan, results_table(results), results.frame["variant"]
     configs = [flatten(variant.config) for variant in sweep.variants]
     common = shared_items(configs)
     own = [sorted(f"{key}={value}" for key, value in config.items() - common.items()) for config in configs]
@@ -110,7 +110,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         command=" ".join(plan.command or []),
         table=printed,
         variants=[variant.variant for variant in sweep.variants],
-        finished=sum(row["state"] == "DONE" for rows in results.estimates.members.values() for row in rows),
+        finished=sum(row["state"] == "DONE" for name in rows for row in results.estimates.members[name]),
         progress=[_progress(kind, plan, steps) for kind in dict.fromkeys(each.kind for each in plan.steps.values())],
         failures=list(_failures(plan, steps, links)),
         common=sorted(common.items()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from analysis.figures.drawing import draw_all, render_bytes
 from analysis.figures.kinds import FIGURES
 from analysis.page.page import Page, page
 from analysis.statistics.sources import Source, load
-from analysis.tables import results_table
+from analysis.tables import rendering, results_table
 from sweeps.store.files import write_atomic
 from sweeps.store.store import Store
 
@@ -33,14 +34,23 @@ def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | Non
 def write_page(store: Store, source: Source, out_dir: Path) -> list[Path]:
     """The same of a sweep that was loaded, or of a selection of its rows."""
     contents = _contents(source, out_dir)
-    images = {name: data for name, data in contents.items() if name.endswith(".png") and data}
-    text = render(page(store, source, out_dir), images)
+    text = render(page(store, source, out_dir), _pictures(contents))
     return _write({"index.html": text.encode(), **contents}, out_dir)
 
 
 def write_results(source: Source, out_dir: Path) -> list[Path]:
-    """Tables and figures of any results (published, imported) without the page, which only a sweep has."""
-    return _write(_contents(source, out_dir), out_dir)
+    """Tables and figures of any results (several together, published, imported), and a page that shows them. It has no
+    steps and no configurations, which only a sweep has."""
+    contents = _contents(source, out_dir)
+    names = [part.source.name for part in source.parts] or [source.name]
+    table = results_table.of_source(source)
+    shown = {"name": source.name, "sources": names, "notes": source.notes, "table": table}
+    text = _render("results.html", _pictures(contents), **shown)
+    return _write({"index.html": text.encode(), **contents}, out_dir)
+
+
+def _pictures(contents: Contents) -> dict[str, bytes]:
+    return {name: data for name, data in contents.items() if name.endswith(".png") and data}
 
 
 def _write(contents: Contents, out_dir: Path) -> list[Path]:
@@ -54,11 +64,12 @@ def _write(contents: Contents, out_dir: Path) -> list[Path]:
 
 
 def _contents(source: Source, out_dir: Path) -> Contents:
-    results = source.results
+    table = results_table.of_source(source)
+    table = replace(table, notes=[*table.notes, *source.remarks])
     return {
-        "results.csv": results_table.csv(results).encode(),
-        "results.md": results_table.markdown(results).encode(),
-        "results.tex": results_table.latex(results).encode(),
+        "results.csv": results_table.csv(source.results).encode(),
+        "results.md": rendering.markdown(table).encode(),
+        "results.tex": rendering.latex(table).encode(),
         **_figures(source, out_dir),
     }
 
@@ -83,16 +94,21 @@ def _earlier(path: Path) -> bytes | None:
 
 def render(shown: Page, images: dict[str, bytes]) -> str:
     """The page as HTML. Every value is escaped; the data block cannot end its script element."""
+    from markupsafe import Markup
+
+    data = Markup(script_json(shown.data))
+    return _render("report.html", images, page=shown, js=Markup(_template("report.js")), data=data)
+
+
+def _render(template: str, images: dict[str, bytes], **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["duration"] = duration
-    return environment.from_string(_template("report.html")).render(
-        page=shown,
+    return environment.from_string(_template(template)).render(
+        **values,
         css=Markup(_template("report.css")),
-        js=Markup(_template("report.js")),
-        data=Markup(script_json(shown.data)),
         captions={f"{kind}.png": row.title for kind, row in FIGURES.items()},
         images={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in images.items()},
     )

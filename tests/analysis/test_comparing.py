@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from analysis.figures.difference import panels
 from analysis.figures.drawing import draw
@@ -19,6 +25,7 @@ from analysis.tables.table import Table
 from tests.support.figures import assert_readable
 from tests.support.filler import FIGURES, Filler
 from tests.support.read_back import present
+from tests.support.seeded import answered, with_seeds
 
 WIDE = {"MLKV-6": FIGURES["MLKV-6"], "MLKV-4": (2, 2, 2.350, (0.080, 0.420, 0.660))}
 """Without baselines, and with a variant of the other sweep."""
@@ -148,3 +155,33 @@ def test_the_long_form_has_a_row_for_each_variant_and_score(both: tuple[Source, 
     assert bits["difference_interval"][0] < bits["difference"] < bits["difference_interval"][1]
     assert chosen["accuracy"]["value"] is None
     assert chosen["accuracy"]["reason"].startswith("PENDING")
+
+
+@given(split=st.lists(st.sampled_from(["a", "b", "both"]), min_size=9, max_size=9))
+@settings(max_examples=6)
+def test_a_sweep_in_two_parts_is_the_sweep(finished: Filler, split: list[str]) -> None:
+    """Whichever part has the baselines, and whatever is in both."""
+    whole = load(finished.store, finished.name)
+    names = row_names(whole.table)
+    parts = [
+        replace(select(whole, [n for n, of in zip(names, split, strict=True) if of in (part, "both")], ""), name=part)
+        for part in ("a", "b")
+    ]
+    parts = [replace(part, whole=None, remarks=()) for part in parts if len(part.table)]
+    results, expected = combine(parts).results, whole.results
+    columns = list(expected.frame)
+    found = results.frame.set_index("variant").loc[names].reset_index()[columns]
+    pd.testing.assert_frame_equal(found, expected.frame)
+    assert results.statistics == expected.statistics
+
+
+def test_seeds_that_two_sweeps_share_are_one_row(filler: Filler, tmp_path: Path) -> None:
+    sweep = with_seeds(filler, tmp_path / "seeds", ("MHA-36", "MLKV-6", "MQA-6"))
+    names = [variant["variant"] for variant in sweep.variants]
+    answered(sweep, {name: (np.arange(20) % (i + 2) == 0).astype(float) for i, name in enumerate(names)})
+    whole = load(sweep.store, sweep.name)
+    parts = [("a", ["MHA-36", "MLKV-6"]), ("b", ["MHA-36", "MQA-6"])]
+    together = combine([replace(select(whole, rows, ""), name=name, whole=None) for name, rows in parts])
+    assert row_names(together.table) == ["MHA-36", "MLKV-6", "MQA-6"]
+    assert [row["seeds"] for row in together.results.rows()] == [row["seeds"] for row in whole.results.rows()]
+    assert by_variant(together)["MQA-6"]["accuracy_vs_mha_p"] == by_variant(whole)["MQA-6"]["accuracy_vs_mha_p"]

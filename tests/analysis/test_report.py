@@ -125,6 +125,8 @@ def test_every_file_is_written_and_nothing_else(report: Path) -> None:
         *(f"results.{kind}" for kind in ("csv", "md", "tex")),
     }
     assert (report / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    text = (report / "index.html").read_text()
+    assert text.index('href="difference.png"') < text.index('href="pareto.png"')
     assert (report / "memory.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -235,7 +237,7 @@ def test_a_thousand_variants_are_reported(tmp_path: Path, finished: Filler) -> N
 def test_published_figures_make_the_same_files(tmp_path: Path) -> None:
     files = write_results(published_source("cla-3b-tuned"), tmp_path)
     assert {path.name for path in files} == {path.name for path in tmp_path.iterdir()}
-    assert {"pareto.pdf", "pareto_loss.pdf", "results.tex"} <= {path.name for path in files}
+    assert {"index.html", "pareto.pdf", "pareto_loss.pdf", "results.tex"} <= {path.name for path in files}
 
 
 def test_an_unknown_sweep_is_refused_and_nothing_written(finished: Filler, tmp_path: Path) -> None:
