@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from os.path import normpath
 from pathlib import Path
+from types import MappingProxyType
 
 from .tasks import TASKS
 
@@ -27,9 +29,11 @@ _INCLUDE = re.compile(r"""^["']?include["']?\s*:((?:\n[ \t]*-[^\n]*)+|[^\n#]*)""
 _FILE = re.compile(r"""[\w./+-]*\w[\w./+-]*""")
 
 
-def own_tasks(folder: Path = TASKS_FOLDER) -> dict[str, Path]:
-    """Names and definition files of the tasks in `folder`."""
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+@cache
+def own_tasks(folder: Path = TASKS_FOLDER) -> Mapping[str, Path]:
+    """Names and definition files of the tasks in `folder`, as they are when it is asked for first: plans ask thousands
+    of times."""
+    return MappingProxyType({path.stem: path for path in sorted(folder.glob("*.yaml"))})
 
 
 def check_task(name: str, folder: Path = TASKS_FOLDER) -> None:

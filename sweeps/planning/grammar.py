@@ -14,8 +14,9 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from simpleeval import EvalWithCompoundTypes
 
-from sweeps.planning.compose import Composer, Values, parse_overrides
+from sweeps.planning.compose import Composer, parse_overrides
 from sweeps.planning.config import SweepConfig, parse
+from sweeps.planning.plain_config import Values
 from sweeps.store.errors import UserError, choices, shown
 
 Choice = tuple[str, ...]

@@ -23,9 +23,9 @@ from sweeps.planning.checks import (
     check_tasks,
     check_teacher,
 )
-from sweeps.planning.compose import Values
 from sweeps.planning.config import Baseline, Config
 from sweeps.planning.grammar import keeps
+from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import (
     LM_EVAL,
     Model,
