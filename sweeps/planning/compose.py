@@ -180,7 +180,7 @@ class Composer:
             str(path)
             for folder, inside in folders.items()
             for path in sorted((self._extra or Path()).glob(f"{folder}/**/*.yaml"))
-            if _leaves_unset(read(path), inside)
+            if _leaves_unset(path, inside)
         ]
         return f" (edit {' or '.join(paths)})" if paths else ""
 
@@ -270,8 +270,13 @@ def _hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _leaves_unset(config: DictConfig, key: str) -> bool:
+def _leaves_unset(path: Path, key: str) -> bool:
+    """Whether a file says that a key must be set; one that cannot be read, and so was not composed, says nothing."""
     above, _, name = key.rpartition(".")
+    try:
+        config = read(path)
+    except UserError:
+        return False
     node = OmegaConf.select(config, above) if above else config
     return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter
 
+from mlkv.families.tables import FAMILIES
 from mlkv.files import Json
 from mlkv.registry import extensions, files_of
 from sweeps.planning.config import FILLED_HERE, OF_A_KIND, Config
@@ -57,6 +58,7 @@ def json_schema() -> Json:
     for name, schema in classes.items():
         _complete(whole if schema is Config else defs[name], schema)
     defs["Resources"]["properties"] |= {name: defs["ClusterConfig"]["properties"][name] for name in OF_A_KIND}
+    defs["ModelConfig"]["properties"]["config"]["anyOf"][0]["properties"] = {"model_type": {"enum": [*FAMILIES]}}
     groups = {name: ref for name, value in whole["properties"].items() if (ref := _reference(value)) in defs}
     defs["SweepConfig"]["properties"]["grid"] |= _grid(groups, defs)
     files = {name: _with_defaults(defs[ref]) for name, ref in groups.items() if name in added or (CONF / name).is_dir()}

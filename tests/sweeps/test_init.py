@@ -88,6 +88,7 @@ def test_what_is_left_open_is_refused_with_its_file(here: Path, capsys: pytest.C
         "mlkv: corpus.files: must be set (edit mine/corpus/mine.yaml); evaluate.tasks: must be set "
         "(edit mine/evaluate/mine.yaml); model.path: must be set (edit mine/model/mine.yaml)\n"
     )
+    Path("mine/model/torn.yaml").write_text("path: [")
     path = Path("mine/evaluate/mine.yaml")
     path.write_text(path.read_text().replace("tasks: ???", "tasks: bits_per_byte"))
     assert planned(capsys, "corpus.files=[texts]", status=2).startswith("mlkv: model.path: must be set (edit mine/")

@@ -172,6 +172,19 @@ def test_rows_of_extensions_are_choices_where_their_directory_is_named(tmp_path:
     assert "description" not in written["$defs"]["similarity"]
 
 
+def test_names_of_tables_are_choices() -> None:
+    for content in (
+        {"layout": {"pattern": "evn"}},
+        {"convert": {"merge": "men"}},
+        {"convert": {"widening": "al"}},
+        {"cache": "int5"},
+        {"cluster": {"resources": {"uptran": {"gpus": 1}}}},
+        {"model": {"config": {"model_type": "lama"}}},
+        {"elastic": {"pattern": "evn"}},
+    ):
+        assert not validator().is_valid(content), content
+
+
 def test_fields_have_their_docstrings() -> None:
     fields = SCHEMA["$defs"]["uptrain"]["properties"]
     assert fields["batch_size"]["description"] == "Sequences per optimiser step, over all devices."
