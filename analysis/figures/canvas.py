@@ -223,6 +223,16 @@ def footer(figure: Figure, lines: Sequence[str]) -> None:
     figure.set_figheight(figure.get_figheight() + further * SMALLEST * _LINE_SPACING / POINTS)
 
 
+def extend_footer(figure: Figure, lines: Sequence[str]) -> None:
+    """Further remarks below those of a whole figure."""
+    if not lines:
+        return
+    before = figure.get_supxlabel()
+    written = before.count("\n")
+    figure.set_figheight(figure.get_figheight() - written * SMALLEST * _LINE_SPACING / POINTS)
+    footer(figure, [*filter(None, before.split("\n")), *lines])
+
+
 def first_parts(parts: Sequence[str]) -> list[str]:
     """A line of a footer made of very many parts: the first ones. Empty without parts."""
     shown = [*parts[:_MOST_PARTS], *(["…"] if len(parts) > _MOST_PARTS else [])]

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.figures.canvas import PNG_DPI, RC, NeedsFigure, drawing_into
+from analysis.figures.canvas import PNG_DPI, RC, NeedsFigure, drawing_into, extend_footer
 from analysis.figures.geometry import number_text
 from analysis.figures.kinds import FIGURES
 from analysis.statistics.sources import Source
@@ -68,6 +68,7 @@ def draw(kind: str, source: Source, published: Source | None = None, into: Axes 
         if into:
             figure.draw_without_rendering()  # so that the caller's layout has room for what is written around the axes
         else:
+            extend_footer(figure, source.whose)
             _finish(figure)
         return figure
 

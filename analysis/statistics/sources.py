@@ -75,10 +75,19 @@ class Source:
     def notes(self) -> list[str]:
         """What a reader of any table of these results should know, a line each."""
         outdated = self.steps.outdated() if self.steps else None
-        whose = self.steps.whose() if self.steps else []
-        own = [*whose, *filter(None, [outdated, self.note and f"note: {self.note}"])]
+        own = [*self._own_origins, *filter(None, [outdated, self.note and f"note: {self.note}"])]
         of_parts = [f"{part.source.name}: {note}" for part in self.parts for note in part.source.notes]
         return [*own, *of_parts, *self.remarks]
+
+    @cached_property
+    def whose(self) -> list[str]:
+        """Whose results these are, as far as they were unpacked; a line each, which figures show too."""
+        of_parts = [f"{part.source.name}: {line}" for part in self.parts for line in part.source.whose]
+        return [*self._own_origins, *of_parts]
+
+    @cached_property
+    def _own_origins(self) -> list[str]:
+        return self.steps.whose() if self.steps else []
 
     @cached_property
     def results(self) -> Results:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweeps.sharing import unpacking
+from sweeps.planning.freeze import freeze
+from sweeps.sharing import container, unpacking
 from sweeps.sharing.container import MAX_RATIO, PackError, check_name
 from sweeps.sharing.unpacking import unpack
 from sweeps.store.seal import sealed
@@ -44,7 +45,7 @@ def refused(file: Path, root: Path, message: str = ".") -> None:
     assert tree(store.root) == before
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_file_is_refused_or_means_the_same(
     ada: Packed, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -100,14 +101,15 @@ def test_a_name_is_there_once_in_any_spelling(good: Files, tmp_path: Path) -> No
         refused(forged(twice, {**good, spelled: b"{}"}), tmp_path / "store", "some systems take it for|is a file and a")
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(good: Files, tmp_path: Path) -> None:
+def test_a_bomb_is_refused_before_it_is_unpacked(good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.mlkv"
+    monkeypatch.setattr(container, "ALWAYS_ALLOWED", 2**20)
     name = next(name for name in good if name.endswith("config.json"))
     manifest = json.loads(good["manifest.json"])
     manifest["files"][name]["bytes"] = 2**40
     refused(written(file, [("manifest.json", json.dumps(manifest).encode()), *list(good.items())[1:]]), tmp_path / "s")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        bomb, step = bytes(300 * 2**20), name.rpartition("/")[0]
+        bomb, step = bytes(3 * 2**20), name.rpartition("/")[0]
         manifest["files"] = {f"{step}/zeros": {"sha256": "0" * 64, "bytes": len(bomb)}}
         archive.writestr("manifest.json", json.dumps(manifest))
         archive.writestr(f"{step}/zeros", bomb)
@@ -203,8 +205,7 @@ def test_a_newer_version_is_refused_and_named(good: Files, tmp_path: Path) -> No
     refused(file, tmp_path / "store", "has format version 2, and this mlkv reads up to 1; take a newer mlkv")
 
 
-@pytest.mark.parametrize("after", [0, 1, 7])
-@pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(("after", "reason"), [(0, OSError), (7, KeyboardInterrupt)])
 def test_an_interruption_leaves_nothing_half_written(
     after: int, reason: type[BaseException], ada: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,3 +228,30 @@ def test_an_interruption_leaves_nothing_half_written(
     unpack(store, ada.file())
     unpack(whole := Store.open(tmp_path / "whole"), ada.file())
     assert tree(store.root) == tree(whole.root)
+
+
+@pytest.mark.parametrize("moves", [0, 2, 3])
+def test_a_step_that_was_planned_here_gets_its_record_last(
+    moves: int, ada: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails at any of the moves that put its first step in place."""
+    store, rename, count = Store.open(tmp_path / "store"), Path.rename, [0]
+    freeze(ada.plan, store, ada.line)
+
+    def failing(path: Path, target: Path) -> Path:
+        if ".unpack-" in str(path):
+            count[0] += 1
+            if count[0] > moves:
+                raise OSError("the disk is gone")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="the disk is gone"):
+            unpack(store, ada.file())
+    done = [step for step in store.steps() if step.record()]
+    assert len(done) == moves // 3, "out, attempts and origin.json are moved before the record is written"
+    assert all(step.corrupted() is None and step.origin() for step in done)
+    assert not [step for step in store.steps() if step.claims.read()]
+    assert len(unpack(store, ada.file()).new) == len(ada.plan.steps) - len(done)
+    assert all(present(step.record()) and step.corrupted() is None for step in store.steps())

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis.data import curves
+from analysis.figures.drawing import draw
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
 from analysis.tables.rendering import markdown
@@ -29,6 +30,7 @@ from sweeps.worker.supervisor import BLOCKED, Worker
 from tests.support.hub import COMMIT, TOKEN, uploads
 from tests.support.packs import Packed, contents, fill, finish, tree
 from tests.support.processes import PATIENCE
+from tests.support.read_back import present
 from tests.support.shell import ROOT, exit_status
 from tests.support.workers_here import workers_here
 
@@ -71,6 +73,7 @@ def test_what_was_unpacked_counts_as_done_and_shows_the_same(ada: Packed, bob: S
         "note: a first look",
     ]
     assert {step.state().reason for step in bob.steps()} == {"from Ada"}
+    assert "from Ada: 20 of 20 steps" in present(draw("pareto", ours)).get_supxlabel()
     assert all(step.corrupted() is None and step.seal_holds() for step in bob.steps())
 
 
