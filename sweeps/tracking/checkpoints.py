@@ -42,14 +42,16 @@ class Checkpoint:
 
 def checkpoint_of(store: Store, step: StepDir, record: Record | None, way: Way) -> Checkpoint | None:
     """None for a step that is not done or leaves none."""
-    if not _is_checkpoint(record):
+    if not record or not _is_here(step, record):
         return None
-    assert record
-    inputs = tuple(id for id in record.inputs if _is_checkpoint(store.step(id).record()))
+    parents = [store.step(id) for id in record.inputs]
+    inputs = tuple(each.id for each in parents if (made := each.record()) and _is_here(each, made))
     return Checkpoint(step.id, step.kind, way, step.out, record.outputs, inputs)
 
 
-def _is_checkpoint(record: Record | None) -> bool:
-    """Weights beside a model's configuration."""
-    names = record.outputs if record else {}
-    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
+def _is_here(step: StepDir, record: Record) -> bool:
+    """Whether it left weights beside a model's configuration, and they are in this store: of a step that was made
+    elsewhere there may be the record alone."""
+    names = record.outputs
+    weights = any(name.endswith(".safetensors") for name in names)
+    return "config.json" in names and weights and all((step.out / name).is_file() for name in names)

@@ -25,6 +25,7 @@ from sweeps.store import attempt, code, files
 from sweeps.store.outside import OUTSIDE_ERRNOS, outside_cause
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import Store
+from sweeps.tracking.supervisor import Mirror
 from sweeps.worker import supervisor
 from sweeps.worker.supervisor import BLOCKED, DONE, FAILED, INTERRUPTED, STUCK, Worker
 from tests.support.failing_files import Failing, failing
@@ -172,14 +173,20 @@ def test_a_kept_output_that_is_no_longer_what_was_recorded_is_made_again(
 
 
 def test_a_job_that_gets_no_further_on_a_full_disk_does_not_go_back_into_the_queue_for_ever(
-    given: Step, tmp_path: Path, computed: list[str], capsys: pytest.CaptureFixture[str]
+    given: Step,
+    tmp_path: Path,
+    computed: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = planned(tmp_path, given)
-    statuses = []
+    statuses, told = [], []
+    monkeypatch.setattr(Mirror, "ended", lambda self, claim, given_up=False: told.append(given_up))
     for number in (1, 2, 3, 4):
         with failing(step.path / "attempts" / str(number) / "out", at=0, error=errno.ENOSPC, only=("open",)):
             statuses.append(work(step, capsys)[0])
     assert statuses == [INTERRUPTED, INTERRUPTED, STUCK, STUCK]
+    assert told == [False, False, True, True], "what W&B may alert people of"
     assert step.state().name == "INTERRUPTED"
     assert work(step, capsys)[0] == DONE
 
