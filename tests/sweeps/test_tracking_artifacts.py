@@ -64,7 +64,7 @@ def inputs_of(server: WandbServer, step: str) -> set[str]:
     return {server.backend.artifacts[id]["name"] for id in server.runs[step].inputs}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_references_name_every_file_with_its_digest_and_what_it_was_made_from(
     planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
 ) -> None:
@@ -91,7 +91,7 @@ def test_references_name_every_file_with_its_digest_and_what_it_was_made_from(
     assert not [log for step in (base, convert, uptrain) if (log := stage.log_of(step))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_upload_that_is_refused_fails_no_step_and_sync_brings_it_with_its_inputs(
     planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
 ) -> None:
@@ -118,7 +118,7 @@ def test_an_upload_that_is_refused_fails_no_step_and_sync_brings_it_with_its_inp
     assert len(server.runs[convert].history) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_by_default_and_offline_no_checkpoint_leaves_the_store(
     planner: Planner, tiny: list[str], tmp_path: Path, server: WandbServer
 ) -> None:

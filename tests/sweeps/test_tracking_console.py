@@ -48,7 +48,7 @@ def note_packages(acted: Acted, store: Store) -> None:
     acted.claim.attempt.write_environment(Environment(host="node", device="cpu", versions={}, packages=packages))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_log_of_all_attempts_arrives_once_while_the_step_runs_and_later(stage: Stage, server: WandbServer) -> None:
     step = stage.id("uptrain")
     mirror = stage.mirror()
@@ -78,7 +78,7 @@ def test_the_log_of_all_attempts_arrives_once_while_the_step_runs_and_later(stag
     assert sorted(printed(run)) == sorted(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sync_adds_what_is_missing_of_a_log_and_nothing_twice(stage: Stage, server: WandbServer) -> None:
     step = stage.id("base")
     stage.config = replace(stage.config, mode="off")
