@@ -38,8 +38,13 @@ _POLL_SECONDS = 0.2
 
 
 def can_fork() -> bool:
-    """Whether this system has all that the server uses: it is Linux."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open")
+    """Whether this system has what the server uses: it is Linux, and neither an old kernel nor a sandbox without it."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        return False
+    with suppress(OSError):
+        os.close(os.pidfd_open(os.getpid()))
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
