@@ -94,7 +94,9 @@ def load_results(
 
     sources = [load_source(names[0], options.store), *(_further(name, options, table) for name in names[1:])]
     with one_line():
-        return _selected(combine(sources), selection)
+        source = combine(sources)
+        _check_globs(source, selection.variants or (), table)
+        return _selected(source, selection)
 
 
 def _further(name: str, options: ResultsOptions, table: Registry[Any] | None) -> Source:
@@ -104,6 +106,15 @@ def _further(name: str, options: ResultsOptions, table: Registry[Any] | None) ->
         if table is None or "/" in name:
             raise
         raise StoreError(f"{error}; as a {table.noun}: {choices(name, table)}") from None
+
+
+def _check_globs(source: Source, globs: Sequence[str], table: Registry[Any] | None) -> None:
+    """Raises UserError for a kind behind --variants, which takes all words that follow."""
+    from analysis.statistics.sources import row_names
+
+    for word in globs:
+        if table is not None and word in table and word not in row_names(source.table):
+            raise UserError(f"variants = {word}: is a {table.noun}, and no variant; kinds go before --variants")
 
 
 def _selected(source: Source, options: SelectionOptions) -> Source:
