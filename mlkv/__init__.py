@@ -24,7 +24,8 @@ def __getattr__(name: str) -> object:
         raise ImportError(problem)
     from sweeps import api
 
-    return getattr(api, name)
+    found = globals()[name] = getattr(api, name)  # the next time it is an attribute like any other
+    return found
 
 
 def __dir__() -> list[str]:

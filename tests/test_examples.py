@@ -14,7 +14,7 @@ from tests.support.notebooks import EXAMPLES, NOTEBOOKS, read, run
 
 PATH = re.compile(r"(?<![\w.:/<])~?/(?!(?:div|td|tr|th|table|thead|tbody|style)>)(?:[\w.+-]+/)+[\w.+-]*")
 """An absolute path; the end of an HTML tag is none."""
-LARGEST = 150_000
+LARGEST = 200_000
 """Bytes of a notebook."""
 SIZES = ["model.decoder.width=48", "model.decoder.head_dim=8", "model.decoder.mlp_width=64", "convert=mean"]
 SIZES += ["corpus.vocab_size=300", "corpus.sequence_length=64", "corpus.task_items=0", "corpus.held_out=0.2"]

@@ -42,6 +42,15 @@ def test_foreign_packages_on_the_path_and_in_the_working_directory_are_passed_ov
     assert "old: 16 done" in run.stdout
 
 
+def test_python_finds_ours_too(foreign: Path) -> None:
+    code = f"import mlkv; print(mlkv.load({str(OLD_STORE)!r}).imports, mlkv.load is vars(mlkv)['load'])"
+    environment = {**os.environ, "PYTHONPATH": f"{foreign}{os.pathsep}{ROOT}"}
+    environment.pop("PYTHONSAFEPATH", None)
+    line = [sys.executable, "-c", code]
+    run = subprocess.run(line, cwd=foreign, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr, run.stdout) == (0, "", "['theirs'] True\n")
+
+
 def test_a_distribution_that_has_overwritten_ours_is_named(tmp_path: Path) -> None:
     assert overwritten(tmp_path) is None, "a checkout"
     install(tmp_path, "mlkv", "0.1.0", {f"{name}/__init__.py": f"# {name} of ours\n" for name in PACKAGES})
