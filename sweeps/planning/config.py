@@ -35,7 +35,7 @@ from mlkv.shape import DecoderShape, Positive
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
 from sweeps.planning.layout_config import LayoutConfig
-from sweeps.planning.scalars import check_number, check_texts, leaves
+from sweeps.planning.scalars import check_number, check_texts, is_number, leaves
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices, shown
 from sweeps.store.names import check_name
@@ -44,6 +44,8 @@ from sweeps.tracking.target import TrackingConfig
 
 Baseline = Literal["untouched", "mha"]
 Kind = Annotated[str, NameOf(KINDS)]
+TaskNames = Annotated[tuple[str, ...], WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}})]
+"""Composing makes a list of one that is given alone."""
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
 """What several processes can do together."""
 _HASHED = ("model", "layout", "cache", *BUILT_IN)
@@ -84,7 +86,7 @@ class ModelConfig:
 class EvaluateConfig:
     """Tasks that every checkpoint is scored on, and which of the scores a paper would average."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: TaskNames = ()
     """Names of tasks, or paths of YAML files that define some."""
     include_path: str | None = None
     """A directory with definitions of more tasks."""
@@ -99,7 +101,7 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive = 32
     threads: Threads = 1
-    converted: tuple[str, ...] = ()
+    converted: TaskNames = ()
     """Tasks, of `tasks`, that are also scored on every converted checkpoint before it is uptrained."""
 
     def recipe(self, task: str, few_shot: int | dict[str, int], cache: str = AS_COMPUTED) -> EvaluateRecipe:
@@ -332,7 +334,7 @@ def _check_values(schema: Any, values: Any, path: str) -> None:
         if key not in fields:
             valid = fields.union(KINDS if schema is Config else OF_A_KIND if schema is Resources else ())
             raise UserError(f"{path}{key}: unknown key; {choices(str(key), valid)}")
-        for place, leaf in leaves(value, f"{path}{key}") if _is_number(_hints(schema)[key]) else ():
+        for place, leaf in leaves(value, f"{path}{key}") if is_number(_hints(schema)[key]) else ():
             check_number(place, leaf, own_forms=_has_own_forms(schema, key))
         for name, nested, inner in _nested(schema, key, value):
             _check_values(nested, inner, f"{path}{name}.")
@@ -344,22 +346,6 @@ def _has_own_forms(schema: Any, key: str) -> bool:
     hint = get_type_hints(schema, include_extras=True)[key]
     marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
     return any(isinstance(mark, BeforeValidator) for mark in marks)
-
-
-@cache
-def _is_number(hint: Any) -> bool:
-    """Whether a field holds numbers alone, by themselves or in lists and mappings."""
-    types = set(_leaf_types(hint))
-    return bool(types & {int, float}) and not types & {bool, str, Any}
-
-
-def _leaf_types(hint: Any) -> Iterator[Any]:
-    inner = get_args(hint)
-    if not inner or get_origin(hint) is Literal:
-        yield hint
-        return
-    for each in inner[1:] if get_origin(hint) is dict else inner:
-        yield from _leaf_types(each)
 
 
 def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]:

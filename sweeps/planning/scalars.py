@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
 
 from sweeps.store.errors import UserError, shown
 
@@ -25,6 +26,22 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, f"{path}[{i}]")
     else:
         yield path, value
+
+
+@cache
+def is_number(hint: Any) -> bool:
+    """Whether a field holds numbers alone, by themselves or in lists and mappings."""
+    types = set(_leaf_types(hint))
+    return bool(types & {int, float}) and not types & {bool, str, Any}
+
+
+def _leaf_types(hint: Any) -> Iterator[Any]:
+    inner = get_args(hint)
+    if not inner or get_origin(hint) is Literal:
+        yield hint
+        return
+    for each in inner[1:] if get_origin(hint) is dict else inner:
+        yield from _leaf_types(each)
 
 
 _MISLEADING = re.compile(r"\s*[-+]?(0[0-9_]+|[0-9_]*_[0-9_]*|\s+[0-9]+|[0-9]+\s+)")

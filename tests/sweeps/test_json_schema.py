@@ -97,8 +97,8 @@ LOOSE = {"'12'", "0", "1", "off", "no", "yes"}
 """Spellings that a plan takes for a number, or for true and false, and an editor does not."""
 ENDLESS = {"inf", "-inf", "nan", "1e400", "1e308"}
 """Numbers too large for the field's type, which a schema cannot say."""
-OWN_RULES = ("model.name", "layout.cache", "sweep.grid", "cluster.extra")
-"""A name that is filled in, a share, keys of a sweep, options of sbatch."""
+OWN_RULES = ("model.name", "layout.cache", "sweep.grid", "cluster.extra", "evaluate.tasks", "evaluate.converted")
+"""A name that is filled in, a share, keys of a sweep, options of sbatch, tasks of which one may stand alone."""
 
 
 @settings(max_examples=150, deadline=None)
@@ -183,6 +183,12 @@ def test_names_of_tables_are_choices() -> None:
         {"elastic": {"pattern": "evn"}},
     ):
         assert not validator().is_valid(content), content
+
+
+def test_one_task_needs_no_list() -> None:
+    for tasks in ("arc_easy", ["arc_easy"]):
+        assert validator("/$defs/evaluate").is_valid({"tasks": tasks, "converted": tasks})
+    assert not validator("/$defs/evaluate").is_valid({"tasks": [1]})
 
 
 def test_fields_have_their_docstrings() -> None:
