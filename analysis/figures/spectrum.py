@@ -12,6 +12,7 @@ from analysis.figures.geometry import distinct, log_scale, score_scale
 from analysis.figures.names import EndName, name_ends
 from analysis.figures.pareto_data import ParetoPoint, main_pareto_data
 from analysis.figures.style import BASELINE_DASHES, MUTED, SERIES_COLOURS, SERIES_MARKERS
+from analysis.statistics.columns import SOURCE
 from analysis.statistics.results import Results
 from analysis.statistics.sources import Source
 
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 
 
 class Fixed(NamedTuple):
-    """What a line holds fixed. `head_bytes` are those of one head's keys and values for a token."""
+    """What a line holds fixed. `head_bytes` are those of one head's keys and values for a token; `base` is the
+    untouched base, where there are results of several sources."""
 
     heads: int
     head_bytes: int
     pattern: str
+    base: str = ""
+
+    @property
+    def besides_pattern(self) -> tuple[int, int, str]:
+        return self.heads, self.head_bytes, self.base
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ def series(results: Results) -> list[Series]:
         layers, budget = row["kv_layers"], row["budget"]
         counted = on_log_axis(layers) and on_log_axis(budget) and heads and heads.isdigit()
         if counted and row["variant"] in points and row["pattern"]:
-            fixed = Fixed(int(heads), row["kv_bytes_per_token"] // budget, row["pattern"])
+            base = (row["untouched"] or row[SOURCE]) if row.get(SOURCE) else ""
+            fixed = Fixed(int(heads), row["kv_bytes_per_token"] // budget, row["pattern"], base)
             lines.setdefault(fixed, {}).setdefault(layers, []).append(points[row["variant"]])
     _share_full_layouts(lines)
     longest = sorted((key for key in lines if len(lines[key]) > 1), key=lambda key: -len(lines[key]))
@@ -61,10 +69,11 @@ def series(results: Results) -> list[Series]:
 def _share_full_layouts(lines: dict[Fixed, dict[int, list[ParetoPoint]]]) -> None:
     """A layout in which every layer has its own heads is no pattern's: it ends the lines of all patterns of them."""
     full = max((m for line in lines.values() for m in line), default=0)
-    for heads in {key[:2] for key in lines}:
-        ends = [point for key, line in lines.items() if key[:2] == heads for point in line.get(full, [])]
-        for key, line in lines.items():
-            if key[:2] == heads and ends:
+    for heads in {key.besides_pattern for key in lines}:
+        alike = [(key, line) for key, line in lines.items() if key.besides_pattern == heads]
+        ends = [point for _, line in alike for point in line.get(full, [])]
+        for _, line in alike:
+            if ends:
                 line.setdefault(full, ends)
 
 
@@ -72,7 +81,8 @@ def _name(key: Fixed, drawn: list[Fixed]) -> str:
     """`2 heads`, with the pattern and the head's bytes where lines differ in them: `cla, 1 head of 512 B`."""
     pattern = f"{key.pattern}, " if len({other.pattern for other in drawn}) > 1 else ""
     size = f" of {key.head_bytes:,} B" if len({other.head_bytes for other in drawn}) > 1 else ""
-    return f"{pattern}{key.heads} head{'s' if key.heads > 1 else ''}{size}"
+    base = f"{key.base}: " if len({other.base for other in drawn}) > 1 else ""
+    return f"{base}{pattern}{key.heads} head{'s' if key.heads > 1 else ''}{size}"
 
 
 def spectrum_figure(source: Source, published: Source | None = None) -> Figure | None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from analysis.figures.difference import panels
 from analysis.figures.drawing import draw
+from analysis.figures.spectrum import series
 from analysis.statistics.combine import combine
 from analysis.statistics.differences import from_baselines
 from analysis.statistics.long_form import long_form
@@ -75,6 +76,14 @@ def test_results_of_other_bases_are_told_apart_and_differ_from_their_own(both: t
     table = make_tables(combine((both[0], theirs)), ["configuration"])["configuration"]
     smaller = dict(zip(texts(table, "variant"), texts(table, "smaller by"), strict=True))
     assert (smaller["demo/MLKV-1"], smaller["published/mlkv/MLKV-1"]) == ("36×", "144×")
+
+
+def test_a_line_through_layouts_stays_on_one_base() -> None:
+    theirs = published_source("mlkv")
+    [alone] = series(theirs.results)
+    lines = series(combine((theirs, replace(theirs, name="again"))).results)
+    assert [line.name for line in lines] == [f"{name}/MHA-144: 1 head" for name in ("published/mlkv", "again")]
+    assert [[len(points) for points in line.points.values()] for line in lines] == [[1] * len(alone.points)] * 2
 
 
 def test_no_source_is_taken_twice(both: tuple[Source, Source]) -> None:
