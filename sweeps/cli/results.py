@@ -192,7 +192,10 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
     from analysis.statistics.sources import load
     from analysis.tables.results_table import render_terminal
 
-    console.print(render_terminal(load(store, saved.name).results))
+    source = load(store, saved.name)
+    console.print(render_terminal(source.results))
+    for line in source.whose:
+        console.print(line, highlight=False)
     if again or not _is_current(out / "index.html", store, saved):
         from analysis.page.report import write_report
 
@@ -201,10 +204,13 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
 
 
 def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
-    """Whether the page was written after the plan, after the last of its steps was done, and after the note."""
+    """Whether the page was written after the plan, after the last of its steps was done or unpacked, and after the
+    note."""
     import time
 
     if not page.is_file() or page.stat().st_mtime < store.note_time(saved.name):
+        return False
+    if any(store.step(id).unpacked_at() >= page.stat().st_mtime for id in saved.plan.steps):
         return False
     written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
     records = [store.step(id).record() for id in saved.plan.steps]

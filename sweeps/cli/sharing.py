@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,14 +138,27 @@ def unpack(options: UnpackOptions) -> int:
         if options.name is not None and len(files) > 1:
             raise UserError(f"--name = {options.name}: is for one pack, and there are {len(files)}")
         _check_all(files)
-        store = Store.open(options.store)
-        done = [put(store, file, options.name) for file in files]
+        with _nothing_left(options.store):
+            store = Store.open(options.store)
+            done = [put(store, file, options.name) for file in files]
     if options.json:
         print_json({"packs": [asdict(each) for each in done]})
     else:
         for each in done:
             _print_unpacked(make_console(), each)
     return NOT_DONE if any(each.running for each in done) else OK
+
+
+@contextmanager
+def _nothing_left(root: Path) -> Iterator[None]:
+    """Where nothing could be put into a store that was not there before, it is not there afterwards."""
+    before = root.exists()
+    try:
+        yield
+    finally:
+        if not before:
+            with suppress(OSError):  # it has something in it
+                root.rmdir()
 
 
 def _check_all(files: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ result lies in `others/<first digits of its record's SHA-256>/`, with the same f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def whose(step: Path, record: Record) -> str:
         for other in others(step)
     )
     return "; ".join([*([origin.words] if origin else []), *dict.fromkeys(beside)])
+
+
+def unpacked_at(step: Path) -> float:
+    """When a result was last unpacked, or put beside another, in seconds since the epoch; 0 where none was."""
+    found = 0.0
+    for path in (step / ORIGIN, step / FOLDER):
+        with suppress(FileNotFoundError):
+            found = max(found, path.stat().st_ctime)  # a rename keeps the time of the last change of the content
+    return found
 
 
 def key_of(record: Path) -> str:

@@ -160,6 +160,10 @@ class StepDir:
         """Other results of this step, which do not count. Raises DamagedFileError."""
         return list(others.others(self.path))
 
+    def unpacked_at(self) -> float:
+        """When a result of it was last unpacked, in seconds since the epoch; 0 where none was."""
+        return others.unpacked_at(self.path)
+
     def left_out(self) -> list[str]:
         """Outputs of a finished step that were not unpacked with it, so that no step can be made from them."""
         return [name for name in self._absent() if not name.endswith(others.CODE)]

@@ -183,12 +183,16 @@ def test_what_does_not_belong_together_is_refused(case: str, good: Files, tmp_pa
     refused(forged(tmp_path / "x.mlkv", change(good)), tmp_path / "store", message)
 
 
+EMPTY = json.dumps(
+    {"format": "mlkv pack", "version": 1, "sweep": "s", "by": None, "packed": "", "made_by": "1", "weights": "none"}
+).encode()
 FOREIGN = {
     "no file": lambda path: None,
     "a folder": lambda path: path.mkdir(),
     "text": lambda path: path.write_text("hello"),
     "another zip": lambda path: written(path, [("x.txt", b"x")]),
     "another manifest": lambda path: written(path, [("manifest.json", b'{"version": 3}')]),
+    "an empty pack": lambda path: forged(path, {"manifest.json": EMPTY}),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from analysis.figures.drawing import draw
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
 from analysis.tables.rendering import markdown
+from sweeps.cli.results import _is_current
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, read_states, to_run
@@ -250,6 +252,18 @@ def test_a_job_that_was_planned_before_waits_for_what_was_left_out(ada: Packed, 
         assert Worker(bob).run([score.id]) == BLOCKED
     (parent,) = (bob.step(id) for id in score.parents.values() if not bob.step(id).record())
     assert [other.words for other in parent.others()] == ["from Ada"]
+
+
+def test_a_page_from_before_is_not_current(ada: Packed, bob: Store, tmp_path: Path) -> None:
+    """What was unpacked was finished before the page was written, and is new to it."""
+    freeze(ada.plan, bob, ada.line)
+    page = tmp_path / "index.html"
+    page.write_text("drawn")
+    unpack(bob, ada.file())
+    assert not _is_current(page, bob, bob.sweep("tiny"))
+    later = time.time() + 60
+    os.utime(page, (later, later))
+    assert _is_current(page, bob, bob.sweep("tiny"))
 
 
 SHARED = """
