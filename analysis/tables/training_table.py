@@ -47,7 +47,12 @@ def training(source: Source, published: Source | None) -> Table | None:
         Column("peak memory", "score", _cells(own, "peak_memory_bytes", max, lambda number: size(round(number)))),
         Column("tokens/s", "part", [count(row.get("uptrain.tokens_per_second")) for row in rows]),
     ]
-    return table_of(rows, columns, ["time of a rung: with those that it continues"] if _has_lengths(own) else [])
+    notes = ["time of a rung: with those that it continues"] if _has_lengths(own) else []
+    whose = [", ".join(dict.fromkeys(step["origin"] or "here" for step in of_one)) for of_one in own]
+    if len(set(whose)) > 1:
+        columns.append(Column("from", "score", list(map(Cell, whose))))
+        notes.append("from: who trained it; times, speeds and memory of different machines are not comparable")
+    return table_of(rows, columns, notes)
 
 
 def _cells(

@@ -90,6 +90,18 @@ def test_times_keep_their_machine_and_foretell_nothing_here(ada: Packed, bob: St
     assert Costs.of_store(ada.store).seconds_per_work != {}
 
 
+def test_a_table_with_trainings_of_two_people_says_who_made_which(ada: Packed, bob: Store, planner: Planner) -> None:
+    unpack(bob, ada.file("all"))
+    both = planner([*ada.line, "layout=mqa,mlkv", "layout.kv_layers=1"])
+    freeze(both, bob, ada.line)
+    for id in missing(both, bob):
+        finish(bob, both.steps[id])
+    (table,) = make_tables(load(bob, "tiny"), ["training"]).values()
+    assert table.headers[-1] == "from"
+    assert {row[-1].text for row in table.rows} == {"Ada", "here"}
+    assert "not comparable" in table.notes[0]
+
+
 def test_equal_content_is_equal_bytes_and_names_no_place(ada: Packed, tmp_path: Path, text_files: Path) -> None:
     again = tmp_path / "again.mlkv"
     pack(ada.store, ada.store.sweep("tiny"), again, by="Ada", weights="none")
