@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +49,14 @@ def _check_given(options: InitOptions) -> None:
 
 
 def _check_free(folder: Path, files: Sequence[str]) -> None:
-    """Raises UserError where a file of these names exists; before anything is read."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; init writes a directory")
-    if there := next((folder / name for name in files if (folder / name).exists()), None):
-        raise _exists(there)
+    """Raises UserError where a file of these names exists, or a file in the place of a folder; before anything is
+    read."""
+    for path in (folder / name for name in files):
+        if os.path.lexists(path):
+            raise _exists(path)
+        above = next(parent for parent in (*path.parents, *path.absolute().parents) if parent.exists())
+        if not above.is_dir():
+            raise UserError(f"{above}: is a file; init writes a directory there")
 
 
 def _exists(path: Path) -> UserError:
@@ -62,5 +66,7 @@ def _exists(path: Path) -> UserError:
 def _write(folder: Path, files: dict[str, str]) -> None:
     from sweeps.store.files import add_files_once, write_folder_once
 
-    if not write_folder_once(folder, files) and (there := add_files_once(folder, files)):
+    # A folder that is there stays the one it is: it may be the shell's own.
+    made = not folder.is_dir() and write_folder_once(folder, files)
+    if not made and (there := add_files_once(folder, files)):
         raise _exists(there)

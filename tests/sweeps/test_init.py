@@ -151,9 +151,27 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert set(here.rglob("*")) == before
 
 
-def test_a_file_is_no_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status("init", "texts/a.jsonl") == 2
-    assert "texts/a.jsonl: is a file" in capsys.readouterr().err
+@pytest.mark.parametrize("folder", ["texts/a.jsonl", "texts/a.jsonl/mine", "./texts/a.jsonl/my/own"])
+def test_a_file_is_no_directory(folder: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("init", folder) == 2
+    assert capsys.readouterr().err == "mlkv: texts/a.jsonl: is a file; init writes a directory there\n"
+
+
+def test_a_file_in_the_place_of_a_group_is_refused_first(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/uptrain").write_text("")
+    assert exit_status("init", "mine") == 2
+    assert capsys.readouterr().err == "mlkv: mine/uptrain: is a file; init writes a directory there\n"
+    assert [path.name for path in Path("mine").iterdir()] == ["uptrain"]
+
+
+@pytest.mark.parametrize("folder", [".", "..", "new/and/below", "a b", "$HOME {x}"])
+def test_any_directory_can_be_written_from_anywhere(folder: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place := here / "in" / "side").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    assert exit_status("init", folder) == 0
+    assert all((place / folder / name).is_file() for name in FILES)
+    assert place.samefile("."), "the shell's own directory is not another one now"
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
