@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from sweeps.store.errors import StoreError, UserError, choices
 if TYPE_CHECKING:
     from analysis.statistics.sources import Source
 
+MOST_NAMES = 20
+"""That a message lists."""
 MOST_BYTES = 200
 """Of the name of a folder, as file systems take 255."""
 
@@ -130,7 +133,9 @@ def _selected(source: Source, options: SelectionOptions) -> Source:
         rows = [row for row in rows if row in kept]
     said = shlex.join(options.words)
     if not rows:
-        raise UserError(f"{said}: no variant of {source.name} is left of {', '.join(row_names(source.table))}")
+        every = row_names(source.table)
+        names = ", ".join([*every[:MOST_NAMES], *(["…"] if len(every) > MOST_NAMES else [])])
+        raise UserError(f"{said}: no variant of {source.name} is left of {names}")
     return select(source, rows, f"selected by {said}: {len(rows)} of {len(row_names(source.table))} rows")
 
 
@@ -139,9 +144,11 @@ def _keeps(expression: str, row: dict[str, Any]) -> bool:
     from sweeps.planning.grammar import keeps
 
     asked = _names(expression)
+    # What is missing cannot be compared; a name that no row has is refused all the same.
     lacks = any(name in row and row[name] is None for name in asked)
-    # What is missing cannot be compared; whether the expression is one at all is seen without it.
-    return not lacks and keeps(expression, row, option="--where")
+    if lacks and asked <= {*row, *dir(builtins)}:
+        return False
+    return keeps(expression, row, option="--where")
 
 
 def _names(expression: str) -> set[str]:

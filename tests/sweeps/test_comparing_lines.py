@@ -77,6 +77,7 @@ def test_rows_are_selected(old: Path, capsys: pytest.CaptureFixture[str]) -> Non
             ["--where = kv_layrs > 1: 'kv_layrs' is not defined", "kv_layers"],
         ),
         (["table", "old", "--variants", "MHA-*", "losses"], ["losses: is a table, and no variant; kinds go before"]),
+        (["table", "old", "--where", "tokens_per_second > x"], ["'x' is not defined", "tokens_per_second"]),
         (["table", "old", "--where", "budget = 1"], ["--where = budget = 1: "]),
         (["table", "old", "--where", ""], ["--where = ''"]),
         (["table", "old", "--where", "budget > 999"], ["--where 'budget > 999': no variant of old is left"]),
