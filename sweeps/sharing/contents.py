@@ -14,13 +14,14 @@ from sweeps.sharing.packing import HOW, NOTE, PLAN, RECORD, ROWS, SPEC, STEPS, V
 from sweeps.steps.step import described_by
 from sweeps.store.names import check_name
 from sweeps.store.others import CODE
-from sweeps.store.schema import Origin, PlanFile, Record, Runtime, Spec, VariantRow
+from sweeps.store.schema import CONVERTED, Origin, PlanFile, Record, Runtime, Spec, VariantRow
 from sweeps.store.seal import seal_holds
 from sweeps.store.typed_json import parsed
 
 T = TypeVar("T")
 _ID = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{16}")
 _ATTEMPT = re.compile(r"attempts/[1-9][0-9]{0,5}/" + re.escape(ROWS))
+_GROUPS = ("model", "corpus", "base", "convert", "elastic", "uptrain", "evaluate", "measure")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Not a tab or a line break, which a reason may have; a terminal would act upon others."""
 
@@ -132,8 +133,18 @@ def _check_plan(pack: Pack, plan: PlanFile, variants: list[VariantRow], steps: d
     labels = [row.variant for row in variants]
     if len(set(labels)) < len(labels) or {each for step in plan.steps.values() for each in step.variants} - set(labels):
         raise PackError(f"{pack.path}: {VARIANTS}: has other variants than {PLAN}")
-    if any(set(row.steps.ids) - set(steps) for row in variants):
-        raise PackError(f"{pack.path}: {VARIANTS}: names a step that the pack does not have")
+    for row in variants:
+        _check_variant(pack, row, steps)
+
+
+def _check_variant(pack: Pack, row: VariantRow, steps: dict[str, PackedStep]) -> None:
+    """Raises PackError for a row that names other steps than its kinds say, or whose configuration has no groups."""
+    for kind, _, id in row.steps.each():
+        if id not in steps or steps[id].spec.kind != ("evaluate" if kind == CONVERTED else kind):
+            raise PackError(f"{pack.path}: {VARIANTS}: {row.variant}: {id[:80]!a} is no {kind} step of the pack")
+    for group in _GROUPS:
+        if not isinstance(row.config.get(group) or {}, dict):
+            raise PackError(f"{pack.path}: {VARIANTS}: {row.variant}: config.{group} is no group of settings")
 
 
 def _parsed(pack: Pack, kind: type[T], name: str) -> T:

@@ -158,6 +158,7 @@ def lost_step(files: Files) -> Files:
     return {name: content for name, content in files.items() if not name.startswith(base)}
 
 
+VARIANTS = "sweep/variants.jsonl"
 HOSTILE: dict[str, tuple[Callable[[Files], Files], str]] = {
     "code": (lambda files: {**files, f"{step_of(files, 'base')}/out/model.py": b"1"}, "is nothing that a pack has"),
     "an extension": (lambda files: {**files, "code/extensions/x.py": b"1"}, "is nothing that a pack has"),
@@ -172,6 +173,14 @@ HOSTILE: dict[str, tuple[Callable[[Files], Files], str]] = {
         "plan.json",
     ),
     "what a terminal obeys": (lambda files: edited(files, "sweep/variants.jsonl", "MQA-2", "\\u001b[2J"), "control"),
+    "a step of another kind": (
+        lambda files: edited(files, VARIANTS, '"corpus": "corpus-', '"corpus": "base-'),
+        "corpus step",
+    ),
+    "no settings": (
+        lambda files: edited(files, VARIANTS, '"uptrain": {', '"uptrain": 3, "x": {'),
+        "config.uptrain is no",
+    ),
     "no plan": (lambda files: {name: files[name] for name in files if name != "sweep/plan.json"}, "has no sweep/plan"),
     "deep JSON": (lambda files: {**files, "sweep/plan.json": b"[" * 200_000}, "plan.json"),
 }
