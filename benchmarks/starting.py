@@ -1,6 +1,6 @@
 """What a sweep costs beside its steps: 24 tiny variants, their jobs forked from one process, and each importing anew.
 
-    python benchmarks/starting.py [--variants 24] [--steps 300] [--rounds 1]
+    python benchmarks/starting.py [--variants 24] [--steps 300] [--rounds 1] [--only-forked]
 
 A store gets a corpus and a base. Copies of it then run the same line of N variants, each a conversion, an uptraining
 and an evaluation, in turns:
@@ -94,9 +94,11 @@ def by_kind(ids: Iterable[str]) -> list[str]:
     return sorted(ids, key=lambda id: ORDER.index(id.rsplit("-", 1)[0]))
 
 
-def one_round(prepared: Path, text: Path, steps: int, rates: Sequence[str]) -> dict[str, float]:
+def one_round(
+    prepared: Path, text: Path, steps: int, rates: Sequence[str], compared: Sequence[str]
+) -> dict[str, float]:
     found: dict[str, float] = {}
-    for how, wanted in (("forked", "1"), ("fresh", "0"), ("own", "")):
+    for how in (*compared, "own"):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / how
             shutil.copytree(prepared, folder)
@@ -104,7 +106,7 @@ def one_round(prepared: Path, text: Path, steps: int, rates: Sequence[str]) -> d
                 cost = steps_alone(folder, text, steps, rates)
             else:
                 planned = line(text, steps, rates, "variants")
-                cost = run(["sweeps.cli", "sweep", *planned], folder, MLKV_FORK_SERVER=wanted)
+                cost = run(["sweeps.cli", "sweep", *planned], folder, MLKV_FORK_SERVER=str(int(how == "forked")))
             found |= {f"{how}_seconds": cost.wall, f"{how}_processor_seconds": cost.processor}
     return found
 
@@ -118,16 +120,18 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=24)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only-forked", action="store_true", help="leave out `fresh`, which takes the longest")
     arguments = parser.parse_args()
+    compared = ["forked"] if arguments.only_forked else ["forked", "fresh"]
     load = [round(value, 1) for value in os.getloadavg()]
     rates = [f"{i}e-5" for i in range(1, arguments.variants + 1)]
     with tempfile.TemporaryDirectory() as temporary:
         text, prepared = written(Path(temporary) / "text"), Path(temporary) / "prepared"
         prepared.mkdir()
         run(["sweeps.cli", "sweep", *line(text, 4, ["8e-4"], "prepared")], prepared)
-        rounds = [one_round(prepared, text, arguments.steps, rates) for _ in range(arguments.rounds)]
+        rounds = [one_round(prepared, text, arguments.steps, rates, compared) for _ in range(arguments.rounds)]
     found: dict[str, Any] = medians(rounds)
-    for how in ("forked", "fresh"):
+    for how in compared:
         for what in ("seconds", "processor_seconds"):
             ratios = [each[f"{how}_{what}"] / each[f"own_{what}"] for each in rounds]
             found[f"{how}_{what}_ratio"] = float(f"{statistics.median(ratios):.3f}")
