@@ -38,7 +38,7 @@ from sweeps.planning.layout_config import LayoutConfig
 from sweeps.planning.scalars import check_number, check_texts, is_number, leaves
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import UserError, choices, shown
-from sweeps.store.names import check_name
+from sweeps.store.names import PATTERN, check_name
 from sweeps.store.plans import SavedSweep
 from sweeps.tracking.target import TrackingConfig
 
@@ -206,7 +206,7 @@ class SweepConfig:
 class Config:
     """One fully composed configuration."""
 
-    name: str
+    name: Annotated[str, WithJsonSchema({"type": "string", "pattern": PATTERN})]
     reports: str
     model: ModelConfig
     layout: LayoutConfig

@@ -11,6 +11,8 @@ from sweeps.store.errors import StoreError
 
 MAX_BYTES = 100
 """File systems take 255; the rest is for what is put around a name (a suffix, a temporary file's mark)."""
+PATTERN = r"^[^\x00-/:-@\[-^`{-\x7f][^\x00-*/:-<>?\[-^`{-\x7f]*$"
+"""The rule as far as a JSON schema can say it: of ASCII the same, any character beyond."""
 _SHOWN = 40
 
 
