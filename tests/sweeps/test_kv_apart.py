@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from matplotlib.patches import Rectangle
@@ -16,6 +16,7 @@ from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow
 from sweeps.store.typed_json import as_json, from_json
+from tests.support.planned import frozen
 
 Planner = Callable[[Sequence[str]], Plan]
 BARE = ["sweep.baselines=[]", "measure=none"]
@@ -96,10 +97,9 @@ def test_what_cannot_be_is_one_line(planner: Planner, line: list[str], message: 
     assert "\n" not in str(caught.value)
 
 
-def test_the_figure_of_layouts_draws_keys_above_values(planner: Planner) -> None:
+def test_the_figure_of_layouts_draws_keys_above_values(planner: Planner, tmp_path: Path) -> None:
     plan = planner(["layout=mha,svformer", *BARE])
-    source = SimpleNamespace(name="x", sweep=SimpleNamespace(variants=[variant.row() for variant in plan.variants]))
-    figure = layouts_figure(source)  # type: ignore[arg-type]
+    figure = layouts_figure(frozen(plan, tmp_path))
     assert figure
     [axes] = figure.axes
     assert [text.get_text() for text in axes.texts] == ["6 × 6 = 36", "K 36 V 6"]
@@ -111,11 +111,10 @@ def test_the_figure_of_layouts_draws_keys_above_values(planner: Planner) -> None
     assert "two bars: keys above, values below" in "".join(text.get_text() for text in figure.texts)
 
 
-def test_tables_name_both_owners_and_sizes(planner: Planner) -> None:
+def test_tables_name_both_owners_and_sizes(planner: Planner, tmp_path: Path) -> None:
     plan = planner(["layout=mqa,svformer,kv_budget", *BARE])
     rows = [variant.row() for variant in plan.variants]
-    source = SimpleNamespace(name="x", sweep=SimpleNamespace(variants=rows))
-    texts = owners_of(source)  # type: ignore[arg-type]
+    texts = owners_of(frozen(plan, tmp_path))
     assert list(texts.values()) == ["all", "K all; V 0", "all"]
     sizes = [_of_both(row.layout, lambda part: " ".join(map(str, part.kv_heads))) for row in rows]
     assert sizes == ["1 1 1 1 1 1", "6 6 6 6 6 6 + 6", "3 3 3 3 3 3 + 2 2 2 2 2 2"]

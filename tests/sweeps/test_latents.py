@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from matplotlib.patches import Rectangle
@@ -14,6 +14,7 @@ from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantRow
 from sweeps.store.typed_json import as_json, from_json
+from tests.support.planned import frozen
 
 Planner = Callable[[Sequence[str]], Plan]
 BARE = ["sweep.baselines=[]", "measure=none"]
@@ -99,10 +100,9 @@ def test_what_no_base_can_have_is_one_line(planner: Planner, line: list[str], me
         planner([*BARE, *line])
 
 
-def test_the_figure_of_layouts_draws_latents_by_their_bytes(planner: Planner) -> None:
+def test_the_figure_of_layouts_draws_latents_by_their_bytes(planner: Planner, tmp_path: Path) -> None:
     plan = planner(["layout=mha", "layout.latent=null,96,144", *BARE])
-    source = SimpleNamespace(name="x", sweep=SimpleNamespace(variants=[variant.row() for variant in plan.variants]))
-    figure = layouts_figure(source)  # type: ignore[arg-type]
+    figure = layouts_figure(frozen(plan, tmp_path))
     assert figure
     [axes] = figure.axes
     assert [text.get_text() for text in axes.texts] == ["6 × 6 = 36", "6 × r 96", "6 × r 144"]
