@@ -138,12 +138,12 @@ def difference_figure(source: Source, published: Source | None = None) -> Figure
     costs = [point.cost for panel in shown for point in [*panel.points, *panel.zeros]]
     x = log_scale(costs, byte_ticks, 6, NAME_ROOM)
     figure, places = _axes(len(shown))
-    moved = [_side_by_side(panel, x) for panel in shown]
+    moved = [side_by_side(panel, x) for panel in shown]
     for axes, panel in zip(places, moved, strict=True):
         y = linear_scale([0.0, *(end for point in panel.points for end in point.ends)])
         set_axes(axes, x, MEMORY.label if axes is places[-1] else "", y, panel.axis_label)
         _draw(axes, panel)
-    footer(figure, _remarks(shown))
+    footer(figure, remarks(shown))
     for axes, panel in zip(places, moved, strict=True):
         _write_names(figure, axes, panel, x)
     return figure
@@ -156,7 +156,7 @@ def _axes(count: int) -> tuple[Figure, list[Axes]]:
     return figure, [axes]
 
 
-def _side_by_side(panel: Panel, x: Scale) -> Panel:
+def side_by_side(panel: Panel, x: Scale) -> Panel:
     """Points of equal bytes beside each other, in the table's order."""
     groups: dict[float, list[Point]] = defaultdict(list)
     for point in [*panel.zeros, *panel.points]:
@@ -214,7 +214,7 @@ def _write_names(figure: Figure, axes: Axes, panel: Panel, x: Scale) -> None:
     )
 
 
-def _remarks(shown: list[Panel]) -> list[str]:
+def remarks(shown: list[Panel]) -> list[str]:
     """What the marks mean, a line each."""
     points = [point for panel in shown for point in panel.points]
     paired = ", on the same samples" if all(panel.paired for panel in shown) else ""

@@ -19,8 +19,10 @@ from analysis.data.frame import Row
 from analysis.data.gather import Steps
 from analysis.data.metrics import METRICS
 from analysis.data.units import duration
-from analysis.figures.pareto_data import MEMORY, pareto_data_of_scores
-from analysis.page.plot import FRAME, Frame, Level, Mark, Plot, layout_plot
+from analysis.figures.difference import panels
+from analysis.figures.pareto_data import pareto_data_of_scores
+from analysis.page.plot import FRAME, Frame, layout_plot
+from analysis.page.plot_json import PlotJson, difference_json, pareto_json
 from analysis.statistics.columns import BASELINES
 from analysis.statistics.compare import add_intervals
 from analysis.statistics.estimate import p_text
@@ -34,8 +36,6 @@ from sweeps.store.store import SavedSweep, Store
 
 LOG_LINES = 12
 BASELINE_NOTES = {"untouched": "the base, not trained further", "mha": "the base, trained as long as the variants"}
-LEGEND = "Filled: on the front with a probability of 95 % or more. Hollow: noise leaves it open. Faint: dominated."
-WITHOUT_ERRORS = "Filled: on the front by the numbers alone, as some errors are unknown. Faint: dominated."
 _NOT_STARTED = (StepState.PENDING, StepState.BLOCKED)
 
 
@@ -46,74 +46,6 @@ class CellJson(NamedTuple):
     number: float | None
     best: int
     missing: str
-
-
-class LabelJson(NamedTuple):
-    x: float
-    y: float
-    anchor: str
-
-
-class MarkJson(NamedTuple):
-    """A point. `bar` are the ends of its error bar in pixels; `status` is `untouched` or its Pareto status."""
-
-    variant: str
-    x: float
-    y: float
-    bar: list[float] | None
-    family: str
-    status: str
-    cost: float
-    value: float
-    dominated_by: str
-    chance: float | None
-    label: LabelJson | None
-
-
-class TickJson(NamedTuple):
-    pixel: float
-    text: str
-
-
-class FrontJson(NamedTuple):
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    undecided: int
-
-
-class LevelJson(NamedTuple):
-    y: float
-    baseline: str
-    name: str
-    label: LabelJson | None
-
-
-class FamilyJson(NamedTuple):
-    """`percent` is the share of the plot's box that the family dominates alone."""
-
-    name: str
-    colour: str
-    dark: str
-    shape: str
-    percent: int
-
-
-@dataclass(frozen=True)
-class PlotJson:
-    """`axis` and `cost` are the labels of the vertical and the horizontal axis; `legend` says what the marks mean."""
-
-    label: str
-    axis: str
-    cost: str
-    legend: str
-    x: list[TickJson]
-    y: list[TickJson]
-    front: list[FrontJson]
-    levels: list[LevelJson]
-    families: list[FamilyJson]
-    marks: list[MarkJson]
 
 
 class FactJson(NamedTuple):
@@ -218,7 +150,8 @@ def page_json(
     """Everything; `configs` are the lines of each variant's configuration that not all variants share. Seeds of one
     layout are one entry, as in tables and figures."""
     planned = {id for variant in sweep.variants for _, _, id in variant.steps.each()}
-    plots = [plot for data in pareto_data_of_scores(results) if (plot := layout_plot(data))]
+    plots = [difference_json(panel) for panel in panels(results)]
+    plots += [pareto_json(plot) for data in pareto_data_of_scores(results) if (plot := layout_plot(data))]
     variants = _variants(sweep, results, configs)
     return PageJson(
         frame=FRAME,
@@ -226,7 +159,7 @@ def page_json(
         rows=[[_cell(cell) for cell in row] for row in table.rows],
         states=table.states,
         baselines=table.baselines,
-        plots=[_plot(plot) for plot in plots],
+        plots=plots,
         unit="variants" if len(variants) == len(sweep.variants) else "layouts",
         variants=variants,
         steps={id: _step(id, steps, links) for id in sorted(planned)},
@@ -238,45 +171,6 @@ def _cell(cell: Cell) -> str | CellJson:
     if cell.number is None and not cell.missing and not cell.best:
         return cell.text
     return CellJson(cell.text, cell.number, int(cell.best), cell.missing or "")
-
-
-def _plot(plot: Plot) -> PlotJson:
-    return PlotJson(
-        label=plot.data.label,
-        axis=plot.data.axis_label,
-        cost=MEMORY.label,
-        legend=LEGEND if any(mark.point.chance is not None for mark in plot.marks) else WITHOUT_ERRORS,
-        x=[TickJson(round(pixel, 1), text) for pixel, text in plot.x.ticks],
-        y=[TickJson(round(pixel, 1), text) for pixel, text in plot.y.ticks],
-        front=[
-            FrontJson(round(line.x1, 1), round(line.y1, 1), round(line.x2, 1), round(line.y2, 1), int(line.undecided))
-            for line in plot.front
-        ],
-        levels=[LevelJson(round(level.y, 1), level.baseline, level.name, _label(level)) for level in plot.levels],
-        families=[FamilyJson(f.name, f.colour, f.dark, f.shape, round(100 * f.coverage)) for f in plot.families],
-        marks=[_mark(mark) for mark in plot.marks],
-    )
-
-
-def _label(of: Mark | Level) -> LabelJson | None:
-    return LabelJson(round(of.label.x, 1), round(of.label.y, 1), of.label.anchor) if of.label else None
-
-
-def _mark(mark: Mark) -> MarkJson:
-    point = mark.point
-    return MarkJson(
-        variant=point.variant,
-        x=round(mark.x, 1),
-        y=round(mark.y, 1),
-        bar=[round(end, 1) for end in mark.bar] if mark.bar else None,
-        family=point.family or "?",
-        status="untouched" if point.baseline == "untouched" else point.pareto_status,
-        cost=point.x,
-        value=point.y,
-        dominated_by=point.dominated_by or "",
-        chance=None if point.chance is None else round(point.chance, 3),
-        label=_label(mark),
-    )
 
 
 def _variants(sweep: SavedSweep, results: Results, configs: list[list[str]]) -> list[VariantJson]:

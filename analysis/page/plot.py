@@ -15,7 +15,7 @@ MOST_NAMES = 40
 _LETTER, _LINE_HEIGHT = 7.8, 15.0
 """Width of an average bold letter and height of a line at the page's 12.5 px label size; fonts differ, so a name is
 anchored on the side of its point."""
-_MARKER, _GAP = 6.0, 8.0
+MARKER, GAP = 6.0, 8.0
 """Half a marker, and the distance from its centre to its name."""
 
 
@@ -174,22 +174,27 @@ def _labels(data: ParetoData, layout: ParetoLayout, x: PixelAxis, y: PixelAxis) 
     """Every name, with its place where there is room."""
     places = labels.place(
         [(x(name.x), y(name.y)) for name in layout.names],
-        [(len(name.text) * _LETTER, _LINE_HEIGHT) for name in layout.names],
-        taken=[(x(p.x) - _MARKER, y(p.y) - _MARKER, x(p.x) + _MARKER, y(p.y) + _MARKER) for p in data.points],
+        [name_size(name.text) for name in layout.names],
+        taken=[(x(p.x) - MARKER, y(p.y) - MARKER, x(p.x) + MARKER, y(p.y) + MARKER) for p in data.points],
         lines=[((x(a), y(b)), (x(c), y(d))) for (a, b), (c, d) in layout.obstacles],
         bounds=(FRAME.left, FRAME.top, FRAME.right, FRAME.bottom),
-        gap=_GAP,
+        gap=GAP,
         near=layout.near,
     )
     return [
-        (name, _label(name.text, x(name.x), place) if place else None)
+        (name, label_at(name.text, x(name.x), place) if place else None)
         for name, place in zip(layout.names, places, strict=True)
     ]
 
 
-def _label(text: str, x: float, corner: XY) -> Label:
+def name_size(text: str) -> XY:
+    """Estimated width and height of a label."""
+    return len(text) * _LETTER, _LINE_HEIGHT
+
+
+def label_at(text: str, x: float, corner: XY) -> Label:
     """The label whose estimated box has this top left corner, for a point at `x`."""
-    width, baseline = len(text) * _LETTER, corner[1] + 0.76 * _LINE_HEIGHT
+    width, baseline = name_size(text)[0], corner[1] + 0.76 * _LINE_HEIGHT
     if corner[0] >= x:
         return Label(corner[0], baseline, "start")
     if corner[0] + width <= x:

@@ -108,11 +108,10 @@ def test_points_rows_headings_and_the_theme_act_by_keys(opened: Browser) -> None
     assert opened.value(f"[{DETAIL}, document.activeElement.dataset.variant]") == ["MLKV-2", "MLKV-2"]
     opened.press("Escape")
     assert opened.value("tip.hidden")
-    go_to(opened, "bits per byte")
+    go_to(opened, "Δ bits per byte")
     opened.press("ArrowRight")
-    assert opened.value("document.querySelector('#plot svg').getAttribute('aria-label')").startswith(
-        "mean of 3 against"
-    )
+    drawn = opened.value("document.querySelector('#plot svg').getAttribute('aria-label')")
+    assert drawn == "Δ mean of 3 against KV cache, bytes per token"
     go_to(opened, "filter the results")
     opened.type("mqa")
     assert opened.value(ROWS) == ["MQA-6"]

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from analysis.page.page import Page, page
+from analysis.page.plot_json import PlotJson
 from analysis.page.report import render
 from analysis.statistics.sources import load
 from analysis.tables import results_table
@@ -42,10 +43,15 @@ def shown(crowd: Filler, out: Path) -> Page:
     return page(crowd.store, load(crowd.store, crowd.name), out)
 
 
+def of_scores(found: Page) -> PlotJson:
+    """The first plot of scores; those of differences come before."""
+    return next(plot for plot in found.data.plots if plot.label == plot.score)
+
+
 def test_a_layout_is_one_point_of_the_mean_of_its_seeds(crowd: Filler, tmp_path: Path) -> None:
     found = load(crowd.store, crowd.name).results
     drawn = main_data(found)
-    plot = shown(crowd, tmp_path).data.plots[0]
+    plot = of_scores(shown(crowd, tmp_path))
     marks = {mark.variant: mark for mark in plot.marks}
     assert set(marks) == set(SHARES)
     for layout, shares in SHARES.items():
@@ -147,7 +153,7 @@ def test_a_page_without_errors_claims_no_probability(few: Few, tmp_path: Path) -
     for label, value in (("MHA-36", 2.0), ("MQA-6", 2.1)):
         step = filler.variant(label)["steps"]["evaluate"]["bits_per_byte"]
         filler.done(step, [{"metric": "bits_per_byte", "value": value, "stderr": None, "n": 9}])
-    plot = shown(filler, tmp_path).data.plots[0]
+    plot = of_scores(shown(filler, tmp_path))
     assert plot.legend.startswith("Filled: on the front by the numbers alone")
     assert [mark.chance for mark in plot.marks] == [None, None]
 

@@ -17,7 +17,7 @@ from analysis.data.units import duration, size
 from analysis.page.page import flatten, page, shared_items
 from analysis.page.report import render, script_json, write_report, write_results
 from analysis.statistics.results import results
-from analysis.statistics.sources import Source, published_source
+from analysis.statistics.sources import Source, load, published_source
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
 from tests.support.browser import CHROMIUM, FLAGS
@@ -55,7 +55,10 @@ PROBE = """{
   seen.focused = document.activeElement.dataset.variant;
   key(document.activeElement, "Enter");
   seen.entered = one("#detail h3").textContent;
-  one('[data-plot="1"]').click();
+  one('[data-plot="2"]').click();
+  point("MLKV-3").dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+  seen.front = [...one("#tip").children].map((line) => line.textContent);
+  one('[data-plot="3"]').click();
   seen.other = [one("#plot svg").getAttribute("aria-label"), document.querySelectorAll(".point").length];
   one("#table tbody button").click();
   seen.row = one("#detail h3").textContent;
@@ -142,9 +145,23 @@ def test_the_page_asks_the_network_for_nothing(report: Path) -> None:
 def test_plotted_points_are_those_of_results_csv(report: Path) -> None:
     csv = pd.read_csv(report / "results.csv", dtype=str)
     values = {float(value) for column in csv for value in csv[column] if re.fullmatch(r"[\d.]+", str(value))}
-    marks = data_of(report)["plots"][0]["marks"]
-    assert len(marks) == 9
+    plots = {plot["label"]: plot["marks"] for plot in data_of(report)["plots"]}
+    assert len(marks := plots["bits per byte"]) == 9
     assert {float(number) for mark in marks for number in (mark[6], mark[7])} <= values
+
+
+def test_plotted_differences_are_those_of_the_results(report: Path, finished: Filler) -> None:
+    rows = {row["variant"]: row for row in load(finished.store, finished.name).results.rows()}
+    first = data_of(report)["plots"][0]
+    assert first["label"] == "Δ bits per byte"
+    others = dict.fromkeys(rows.keys() - {"MHA-36", "untouched"}, "beyond")
+    statuses = {"MHA-36": "baseline", "untouched": "untouched", **others}
+    assert {mark[0]: mark[5] for mark in first["marks"]} == statuses
+    for name, _, _, _, _, status, cost, value, *_, note in first["marks"]:
+        low, high = (rows[name][f"quality_vs_mha_{end}"] for end in ("low", "high"))
+        assert (cost, value) == (rows[name]["kv_bytes_per_token"], rows[name]["quality_vs_mha"])
+        if status != "baseline":
+            assert note == f"Δ bits per byte: {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
 
 
 def test_two_reports_of_the_same_results_are_equal_byte_for_byte(
@@ -292,12 +309,14 @@ def test_a_real_browser_runs_the_page(report: Path, tmp_path: Path, theme: str) 
     assert seen["sorted"][0] == "MLKV-1"  # fewest KV bytes per token
     assert seen["sort"] == "ascending"
     assert seen["shown"] == [["MLKV-1", "MLKV-12"], "2 of 9 variants"]
-    assert seen["tip"][:3] == ["MLKV-3", "1 ─ 1 ─ 1 ─", "bits per byte: 2.344 ± 0.004"]
+    assert seen["tip"][:2] == ["MLKV-3", "1 ─ 1 ─ 1 ─"]
+    assert seen["tip"][2].startswith("Δ bits per byte: +0.138, 95 % interval ")
+    assert seen["tip"][3] == "bits per byte: 2.344 ± 0.004"
     assert any(line.startswith("384 KV bytes per token, ") for line in seen["tip"])
-    assert "on the front with 100 %" in seen["tip"]
     assert "2.330 ± 0.004" in seen["detail"]
     assert seen["links"] == ["files", "logs"] * 9
-    assert seen["focused"] == seen["entered"] == "MLKV-3"  # the next cheaper one
+    assert seen["focused"] == seen["entered"] == "MQA-6"  # beside it, as it costs the same
+    assert "on the front with 100 %" in seen["front"]
     assert seen["other"] == ["mean of 3 against KV cache, bytes per token", 9]
     assert seen["row"] == "MLKV-1"
     assert set(seen["chosen"]) == {"TR", "g"}

@@ -104,8 +104,9 @@ const tip = byId("tip"), panel = byId("plot");
 let shownPlot = 0;
 function pointOf(mark, styles) {
   const [name, x, y, bar, family, status, , , , , label] = mark;
+  const leads = status === "front" || status === "beyond";
   const [, colour, dark, shape] = styles.get(family);
-  const group = draw("g", { class: `point ${status === "front" ? "lead" : status}`, style: `--c:${colour};--d:${dark}`, tabindex: -1, role: "button", "aria-label": name, "data-variant": name });
+  const group = draw("g", { class: `point ${leads ? "lead" : status}`, style: `--c:${colour};--d:${dark}`, tabindex: -1, role: "button", "aria-label": name, "data-variant": name });
   if (bar) group.append(draw("line", { class: "error", x1: x, x2: x, y1: bar[0], y2: bar[1] }));
   const path = status === "untouched" ? "M-6,0H6M0,-6V6" : shape;
   group.append(draw("path", { transform: `translate(${x},${y})`, d: path }));
@@ -155,9 +156,11 @@ function legendEntry([name, colour, dark, shape, coverage]) {
 }
 
 function showTip(point) {
-  const [name, , , , , status, cost, , leader, chance] = point.mark, variant = variants.get(name);
+  const [name, , , , , status, cost, , leader, chance, , note] = point.mark, variant = variants.get(name);
+  const score = data.plots[shownPlot].score;
   const lines = variant.scores.filter(([, value]) => value).slice(0, 6).map(([label, value]) => `${label}: ${value}`);
-  if (variant.scores[shownPlot]) lines.sort((a, b) => b.startsWith(variant.scores[shownPlot][0]) - a.startsWith(variant.scores[shownPlot][0]));
+  lines.sort((a, b) => b.startsWith(`${score}:`) - a.startsWith(`${score}:`));
+  if (note) lines.unshift(note);
   const time = variant.facts.find(([fact]) => fact === "device time");
   lines.push(`${cost.toLocaleString("en")} KV bytes per token${time ? `, ${time[1]} of device time` : ""}`);
   if (chance !== null && status !== "untouched") lines.push(`on the front with ${Math.round(100 * chance)} %`);
@@ -312,6 +315,6 @@ body.addEventListener("click", (event) => {
 
 buildHead();
 sift();
-const leading = data.plots.length ? data.plots[0].marks.filter((mark) => mark[5] === "front").at(-1) || data.plots[0].marks[0] : null;
+const leading = data.plots.map((plot) => plot.marks.filter((mark) => mark[5] === "front").at(-1)).find(Boolean) || data.plots[0]?.marks[0];
 choose(leading ? leading[0] : variants.keys().next().value);
 if (panel) showPlot(0);
