@@ -65,13 +65,26 @@ def stacked(results: Results, table: pd.DataFrame) -> list[Stacked]:
 
 def _settings(table: pd.DataFrame) -> dict[str, _Setting]:
     """By the name that seeds of one layout share."""
-    settings: dict[str, _Setting] = {}
-    for row in frame.records(table.drop_duplicates("variant")):
-        swept = frozenset(word for word in shlex.split(row["overrides"] or "") if not word.startswith(_KEYS))
-        swept |= {row["untouched"] or row["sweep"]}  # of several sweeps, those on one base
+    rows, settings = frame.records(table.drop_duplicates("variant")), dict[str, _Setting]()
+    bases = _bases(rows)
+    for row in rows:
+        swept = _swept(row) | {bases.get(row["untouched"] or "", row["sweep"])}  # of several sweeps, those on one base
         savings = tuple(amount(row) for amount in SAVINGS.values())
         settings.setdefault(row["replicate_of"] or row["variant"], _Setting(savings, swept, row["baseline"]))
     return settings
+
+
+def _swept(row: Row) -> frozenset[str]:
+    return frozenset(word for word in shlex.split(row["overrides"] or "") if not word.startswith(_KEYS))
+
+
+def _bases(rows: Sequence[Row]) -> dict[str, str]:
+    """The name of an untouched base → the first name of the same one: there is a row in each format of the cache."""
+    first: dict[object, str] = {}
+    untouched = [row for row in rows if row["baseline"] == "untouched"]
+    return {
+        row["variant"]: first.setdefault((row["sweep"], row["model"], _swept(row)), row["variant"]) for row in untouched
+    }
 
 
 def _reference(members: Mapping[str, _Setting]) -> str | None:

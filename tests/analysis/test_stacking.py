@@ -106,6 +106,37 @@ def test_a_latent_is_a_saving_of_its_own() -> None:
     assert row.interaction.value == pytest.approx(rows["MQA int4"].interaction.value), "0.25 more, whatever else"
 
 
+def with_bases(made: pd.DataFrame) -> pd.DataFrame:
+    """Of a sweep of formats of the cache: there is an untouched base in each of them too."""
+    rows = [{**row, "untouched": f"base {row['cache']}", "mha": f"MHA {row['cache']}"} for row in frame.records(made)]
+    bases = [
+        {**row, "variant": row["untouched"], "baseline": "untouched", "step": row["step"]}
+        for row in rows
+        if row["baseline"] == "mha"
+    ]
+    return frame.make([*bases, *rows])
+
+
+def test_baselines_in_each_format_of_the_cache_are_one_base() -> None:
+    made = with_bases(table())
+    rows = {each.variant: each for each in stacked(by_layout(made, Answers(PARTS)), made)}
+    assert set(rows) == set(found())
+    assert {row.reference for row in rows.values()} == {"MHA model"}
+
+
+def test_sweeps_on_other_bases_are_no_parts_of_one_another() -> None:
+    one = with_bases(table())
+    other = frame.records(with_bases(table(without=("MHA int4",))))
+    names = ("variant", "untouched", "mha")
+    renamed = [{**row, "sweep": "t", **{name: f"t/{row[name]}" for name in names}} for row in other]
+    made = frame.make([*frame.records(one), *renamed])
+    rows = {each.variant: each for each in stacked(by_layout(made, Answers(PARTS)), made)}
+    assert set(rows) == {*found(), "t/GQA int8", "t/MQA int8"}
+    assert {name: row.reference for name, row in rows.items()} == {
+        name: "t/MHA model" if name.startswith("t/") else "MHA model" for name in rows
+    }
+
+
 def test_the_interval_is_that_of_one_number_per_sample() -> None:
     row = found()["MQA int4"]
     signs = {"MQA int4": 1, "MQA model": -1, "MHA int4": -1, "MHA model": 1}
