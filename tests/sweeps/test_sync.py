@@ -227,7 +227,8 @@ def test_a_sweep_online_offline_and_its_sync(tiny: list[str], server: WandbServe
 
     printed = shell("sweep", *line, "tracking=offline", "name=again")
     assert "W&B (offline): 6 written" in printed
-    assert "5 already there, 1 sent" in shell("sync", "again")
+    assert "6 sent" in shell("sync", "again"), "the runs of its steps have its tag now too"
+    assert "6 already there" in shell("sync", "again")
     shell("gather", "again", "-o", "store.csv")
     for source in ("offline", "api"):
         shell("gather", "again", f"source={source}", "-o", f"{source}.csv")
