@@ -68,7 +68,7 @@ def _settings(table: pd.DataFrame) -> dict[str, _Setting]:
     rows, settings = frame.records(table.drop_duplicates("variant")), dict[str, _Setting]()
     bases = _bases(rows)
     for row in rows:
-        swept = _swept(row) | {bases.get(row["untouched"] or "", row["sweep"])}  # of several sweeps, those on one base
+        swept = _swept(row) | {bases.get(row["untouched"]) or row["sweep"]}  # of several sweeps, those on one base
         savings = tuple(amount(row) for amount in SAVINGS.values())
         settings.setdefault(row["replicate_of"] or row["variant"], _Setting(savings, swept, row["baseline"]))
     return settings
