@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,8 +26,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """numbers: relative difference of each metric. weights: relative L2 difference of each tensor; None: weights may
-    differ, as the metrics tell."""
+    """numbers: relative difference of each metric. weights: relative L2 difference of each tensor; None: of the same
+    tensors the values may differ, as the metrics tell."""
 
     numbers: float = 0.0
     weights: float | None = 0.0
@@ -71,17 +71,25 @@ def compare(before: Record, out_before: Path, after: Record, out_after: Path) ->
         count = sum(not name.endswith(CODE) for name in before.outputs)
         return Comparison(Verdict.EQUAL, f"{count} outputs bit-equal" if count else "all numbers equal")
     wrong = [f"{name} by {far:.2g}" for name, far in numbers.items() if not far <= tolerance.numbers]
-    wrong += [name for name in files if not _is_tolerated(name, before.kind, tolerance, weights)]
+    intolerable = [name for name in files if not _is_tolerated(name, before.kind, tolerance, weights)]
+    wrong += [f"{name} by {weights[name]:.2g}" if name in weights else name for name in intolerable]
     if wrong:
         return Comparison(Verdict.DIFFERENT, f"differs in {_listed(wrong)}", files, numbers, weights)
-    allowed = f"{max(numbers.values(), default=0.0):.2g} of {tolerance.numbers:g} allowed"
-    reason = f"bits differ in {_listed(files)}; numbers by {allowed}"
-    return Comparison(Verdict.WITHIN, reason, files, numbers, weights)
+    reasons = [f"bits differ in {_listed(files)}"] if files else []
+    reasons += [_extent("weights", weights, tolerance.weights)] if weights else []
+    reasons += [_extent("numbers", numbers, tolerance.numbers)] if tolerance.numbers else []
+    return Comparison(Verdict.WITHIN, "; ".join(reasons), files, numbers, weights)
+
+
+def _extent(what: str, found: Mapping[str, float], allowed: float | None) -> str:
+    """How far they are apart at most."""
+    limit = "" if allowed is None else f" of {allowed:g} allowed"
+    return f"{what} by {max(found.values(), default=0.0):.2g}{limit}"
 
 
 def _is_tolerated(name: str, kind: str, tolerance: Tolerance, weights: dict[str, float]) -> bool:
-    if name in weights:
-        return tolerance.weights is None or weights[name] <= tolerance.weights
+    if name in weights:  # infinite: other tensors, or none
+        return weights[name] < math.inf if tolerance.weights is None else weights[name] <= tolerance.weights
     return kind == "evaluate" and name.endswith(_SCORES)
 
 

@@ -137,15 +137,22 @@ def test_the_seed_decides_which_steps_are_drawn(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "far", "verdict"),
+    ("kind", "far", "verdict", "reason"),
     [
-        ("convert", 1e-5, Verdict.WITHIN),
-        ("convert", 1e-3, Verdict.DIFFERENT),
-        ("uptrain", 1.0, Verdict.WITHIN),
-        ("mine", 1e-9, Verdict.DIFFERENT),
+        ("convert", 1e-5, Verdict.WITHIN, "bits differ in model.safetensors; weights by 1e-05 of 0.0001 allowed"),
+        ("convert", 1e-3, Verdict.DIFFERENT, "differs in model.safetensors by 0.001"),
+        (
+            "uptrain",
+            1.0,
+            Verdict.WITHIN,
+            "bits differ in model.safetensors; weights by 1; numbers by 0 of 0.01 allowed",
+        ),
+        ("mine", 1e-9, Verdict.DIFFERENT, "differs in model.safetensors by 1e-09"),
     ],
 )
-def test_weights_are_compared_by_their_tensors(kind: str, far: float, verdict: Verdict, tmp_path: Path) -> None:
+def test_weights_are_compared_by_their_tensors(
+    kind: str, far: float, verdict: Verdict, reason: str, tmp_path: Path
+) -> None:
     """Of a training the loss decides, and of a kind that an extension adds every bit."""
     records = []
     for name, factor in (("a", 1.0), ("b", 1.0 + far)):
@@ -154,11 +161,11 @@ def test_weights_are_compared_by_their_tensors(kind: str, far: float, verdict: V
         outputs = {"model.safetensors": {"sha256": name, "bytes": 1}, "hf.py": {"sha256": name, "bytes": 1}}
         records.append(some_record(kind=kind, outputs=outputs, metrics=[{"metric": "train_loss", "value": 2.0}]))
     found = compare(records[0], tmp_path / "a", records[1], tmp_path / "b")
-    assert (found.verdict, found.files) == (verdict, ["model.safetensors"])
+    assert (found.verdict, found.files, found.reason) == (verdict, ["model.safetensors"], reason)
     assert found.weights["model.safetensors"] == pytest.approx(far, rel=1e-3)
     (tmp_path / "b" / "model.safetensors").unlink()
     lost = compare(records[0], tmp_path / "a", records[1], tmp_path / "b")
-    assert lost.verdict is (Verdict.WITHIN if kind == "uptrain" else Verdict.DIFFERENT)
+    assert lost.verdict is Verdict.DIFFERENT
 
 
 def test_bad_arguments_end_in_one_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
