@@ -52,7 +52,7 @@ def test_a_notebook_is_whole_and_fits_any_machine(name: str) -> None:
     assert (EXAMPLES / f"{name}.ipynb").stat().st_size < LARGEST
 
 
-@pytest.mark.parametrize("text", ["/root/x/out", "in '/work/wt/a.py'", "~/store/x", "(/usr/lib/python3.11)"])
+@pytest.mark.parametrize("text", ["/home/x/out", "in '/data/x/a.py'", "~/store/x", "(/usr/lib/python3.11)"])
 def test_a_path_of_a_machine_is_found(text: str) -> None:
     assert PATH.search(text)
     assert not PATH.search("<td>1</td> tokens/s 1/2 tasks/a/b <div>https://a.b/c/d</div></td></tr>")
@@ -68,7 +68,7 @@ def test_the_notebooks_run_from_a_clean_kernel(tmp_path: Path, monkeypatch: pyte
         (tmp_path / f"{i:02}.txt").write_text(" ".join(chosen))
     line = ["experiment=quickstart", "corpus=text_files", f"corpus.files=[{tmp_path}/*.txt]", *SIZES]
     for name in NOTEBOOKS:
-        done, kept = run(name, tmp_path, {'["experiment=quickstart"]': repr(line)}), read(name)
-        for cell, before in zip(done.cells, kept.cells, strict=True):
+        done, saved = run(name, tmp_path, {'["experiment=quickstart"]': repr(line)}), read(name)
+        for cell, before in zip(done.cells, saved.cells, strict=True):
             if cell.cell_type == "code":
                 assert [o.output_type for o in cell.outputs] == [o.output_type for o in before.outputs], cell.source
