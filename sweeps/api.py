@@ -272,8 +272,8 @@ class Store:
 
         names = [name] if isinstance(name, str) else list(name)
         with self._extensions_of(*names):
-            beside = None if published is None else published_source(published)
-            return draw_axes(kind, self._source(*names), beside, ax)
+            compared = None if published is None else published_source(published)
+            return draw_axes(kind, self._source(*names), compared, ax)
 
     # Names
     def _source(self, *names: str) -> Source:

@@ -213,10 +213,10 @@ class Steps(PlannedSteps):
         """Lines on results that were unpacked, and on other results of the same steps, which no table shows."""
         done = [id for id in self._planned if self.record(id)]
         packs = Counter((each.words, each.packed) for id in done if (each := self.origin(id)))
-        beside = sum(self._has_others(id) for id in done)
+        others = sum(self._has_others(id) for id in done)
         lines = [f"{words}: {count} of {len(done)} steps, packed as of {day}" for (words, day), count in packs.items()]
         return lines + (
-            [f"{beside} steps have another result too, which is not shown here: mlkv show"] if beside else []
+            [f"{others} steps have another result too, which is not shown here: mlkv show"] if others else []
         )
 
     def _has_others(self, step_id: str) -> bool:

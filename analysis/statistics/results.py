@@ -62,9 +62,9 @@ class Results:
         rows = [row for name, row in own.items() if name in wanted]
         others = {row["variant"]: row for row in (*own.values(), *self.references)} if references else {}
         needed = dict.fromkeys(row[baseline] for row in rows for baseline in BASELINES if row[baseline] not in wanted)
-        kept = [others[name] for name in needed if name in others]
-        estimates = self.estimates.select([*wanted, *(row["variant"] for row in kept)])
-        return _compared(rows, list(map(str, self.frame)), estimates, kept)
+        unselected = [others[name] for name in needed if name in others]
+        estimates = self.estimates.select([*wanted, *(row["variant"] for row in unselected)])
+        return _compared(rows, list(map(str, self.frame)), estimates, unselected)
 
     def compared_rows(self) -> list[Row]:
         """All that is compared: the rows, and the baselines that are not among them."""

@@ -129,14 +129,14 @@ def _selected(source: Source, options: SelectionOptions) -> Source:
         return source
     rows = matching(source, options.variants) if options.variants else row_names(source.table)
     if options.where is not None:
-        kept = {row["variant"] for row in facts(source) if _keeps(options.where, row)}
-        rows = [row for row in rows if row in kept]
-    said = shlex.join(options.words)
+        fitting = {row["variant"] for row in facts(source) if _keeps(options.where, row)}
+        rows = [row for row in rows if row in fitting]
+    condition = shlex.join(options.words)
     if not rows:
         every = row_names(source.table)
         names = ", ".join([*every[:MOST_NAMES], *(["…"] if len(every) > MOST_NAMES else [])])
-        raise UserError(f"{said}: no variant of {source.name} is left of {names}")
-    return select(source, rows, f"selected by {said}: {len(rows)} of {len(row_names(source.table))} rows")
+        raise UserError(f"{condition}: no variant of {source.name} is left of {names}")
+    return select(source, rows, f"selected by {condition}: {len(rows)} of {len(row_names(source.table))} rows")
 
 
 def _keeps(expression: str, row: dict[str, Any]) -> bool:

@@ -79,11 +79,11 @@ def others(step: Path) -> Iterator[Other]:
 def whose(step: Path, record: Record) -> str:
     """Whose the result that counts is, and which others there are; empty for one of this store alone."""
     origin = origin_of(step)
-    beside = (
+    descriptions = (
         f"{'the same outputs' if same_result(record, other.record) else 'another result is kept beside,'} {other.words}"
         for other in others(step)
     )
-    return "; ".join([*([origin.words] if origin else []), *dict.fromkeys(beside)])
+    return "; ".join([*([origin.words] if origin else []), *dict.fromkeys(descriptions)])
 
 
 def unpacked_at(step: Path) -> float:

@@ -171,10 +171,10 @@ class OpenRun:
     def alert(self, alert: Alert) -> None:
         """Have W&B tell people; only once about one thing."""
         try:
-            told = str(self._run.summary.get(ALERTS_KEY) or "").split("; ")
-            if self._online and alert.once not in told:
+            sent = str(self._run.summary.get(ALERTS_KEY) or "").split("; ")
+            if self._online and alert.once not in sent:
                 self._run.alert(alert.title, alert.text, level="ERROR" if alert.bad else "INFO")
-                self._run.summary.update({ALERTS_KEY: "; ".join(filter(None, [*told, alert.once]))})
+                self._run.summary.update({ALERTS_KEY: "; ".join(filter(None, [*sent, alert.once]))})
         except Exception as error:
             raise _mirror_error(error) from None
 

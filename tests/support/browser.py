@@ -85,11 +85,11 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """profile: a folder for what Chromium writes."""
-    told, telling = os.pipe()
-    hearing, answers = os.pipe()
+    commands, writing = os.pipe()
+    reading, answers = os.pipe()
 
     def as_three_and_four() -> None:
-        high = [fcntl(end, F_DUPFD_CLOEXEC, 10) for end in (told, answers)]  # as either may be 3 or 4 itself
+        high = [fcntl(end, F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]  # as either may be 3 or 4 itself
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
@@ -99,10 +99,10 @@ def browser(profile: Path) -> Iterator[Browser]:
         close_fds=False,
         stderr=subprocess.DEVNULL,
     )
-    os.close(told)
+    os.close(commands)
     os.close(answers)
     try:
-        yield Browser(hearing, telling)
+        yield Browser(reading, writing)
     finally:
         process.terminate()
         process.wait()

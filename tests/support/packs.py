@@ -77,13 +77,13 @@ def contents(path: Path) -> Files:
 
 def forged(path: Path, files: Mapping[str, bytes], **manifest: Any) -> Path:
     """A pack with these members, and a manifest that fits them."""
-    told = json.loads(files["manifest.json"])
+    found = json.loads(files["manifest.json"])
     members = {name: content for name, content in files.items() if name != "manifest.json"}
-    told["files"] = {
+    found["files"] = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in members.items()
     }
-    return written(path, [("manifest.json", json.dumps({**told, **manifest}).encode()), *members.items()])
+    return written(path, [("manifest.json", json.dumps({**found, **manifest}).encode()), *members.items()])
 
 
 def written(path: Path, members: Iterable[tuple[str, bytes]], mode: Callable[[str], int] = lambda _: 0o100644) -> Path:

@@ -180,13 +180,13 @@ def test_a_job_that_gets_no_further_on_a_full_disk_does_not_go_back_into_the_que
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = planned(tmp_path, given)
-    statuses, told = [], []
-    monkeypatch.setattr(Mirror, "ended", lambda self, claim, given_up=False: told.append(given_up))
+    statuses, final = [], []
+    monkeypatch.setattr(Mirror, "ended", lambda self, claim, given_up=False: final.append(given_up))
     for number in (1, 2, 3, 4):
         with failing(step.path / "attempts" / str(number) / "out", at=0, error=errno.ENOSPC, only=("open",)):
             statuses.append(work(step, capsys)[0])
     assert statuses == [INTERRUPTED, INTERRUPTED, STUCK, STUCK]
-    assert told == [False, False, True, True], "what W&B may alert people of"
+    assert final == [False, False, True, True], "what W&B may alert people of"
     assert step.state().name == "INTERRUPTED"
     assert work(step, capsys)[0] == DONE
 

@@ -111,12 +111,12 @@ def test_it_refuses_what_a_plan_refuses_of_one_field(key: str, text: str) -> Non
         values = with_value(key, yaml.load(text, Loader=_Loader))
     except yaml.YAMLError:
         return
-    valid, said = validator().is_valid(values), refusal(values)
+    valid, refused = validator().is_valid(values), refusal(values)
     if not valid and key not in OWN_RULES:
-        assert said or text in LOOSE, (key, text)
-    fault = said.startswith(f"{key} = ") and "is blank" not in said and (key, text) not in UNSAID
+        assert refused or text in LOOSE, (key, text)
+    fault = refused.startswith(f"{key} = ") and "is blank" not in refused and (key, text) not in UNSAID
     if fault and text not in ENDLESS and key not in OWN_RULES:
-        assert not valid, said
+        assert not valid, refused
 
 
 def test_an_unknown_key_is_refused_where_a_plan_refuses_it() -> None:

@@ -149,8 +149,8 @@ def escaping_output(files: Files) -> Files:
     id = step_of(files, "base").removeprefix("steps/")
     outputs = {"../../../x": {"sha256": "0" * 64, "bytes": 1}}
     record = as_json(sealed(some_record(id=id, kind="base", outputs=outputs)))
-    kept = {name: content for name, content in files.items() if not name.startswith(f"steps/{id}/out/")}
-    return {**kept, f"steps/{id}/done.json": json.dumps(record).encode()}
+    others = {name: content for name, content in files.items() if not name.startswith(f"steps/{id}/out/")}
+    return {**others, f"steps/{id}/done.json": json.dumps(record).encode()}
 
 
 def lost_step(files: Files) -> Files:

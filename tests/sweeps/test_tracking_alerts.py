@@ -30,8 +30,8 @@ def test_a_failed_step_and_the_end_of_a_sweep_are_told_once(tmp_path: Path, serv
     fail(stage.begin(mirror, first), "again")
     stage.begin(mirror, second).end()
     mirror.close()
-    told = [(each["title"], each["text"], each["severity"]) for each in server.backend.alerts]
-    assert told == [
+    alerts = [(each["title"], each["text"], each["severity"]) for each in server.backend.alerts]
+    assert alerts == [
         ("uptrain step 0 failed", f"ValueError: kv_heads = 3 does not divide 4\nstep {first} of sweep many", "ERROR"),
         ("sweep many has ended", "1 DONE, 1 FAILED", "ERROR"),
     ]
