@@ -94,7 +94,8 @@ def _chosen(source: Source, by_variant: dict[str, list[Row]]) -> list[list[Row]]
     data = main_pareto_data(source.results)
     leaders = {point.variant for point in (data.points if data else []) if point.baseline or point.on_front}
     leading = [name for name, rows in by_variant.items() if {name, rows[0]["replicate_of"]} & leaders][:MOST_CURVES]
-    others = sorted(by_variant.keys() - set(leading), key=lambda name: by_variant[name][0]["budget"] or 0)
+    others = [name for name in by_variant if name not in leading]
+    others.sort(key=lambda name: by_variant[name][0]["budget"] or 0)
     return [by_variant[name] for name in [*leading, *evenly(others, MOST_CURVES - len(leading))]]
 
 

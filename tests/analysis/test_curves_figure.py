@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.figures.curves import LOSS, Curve, curves_figure, curves_of
+from analysis.data.frame import Row
+from analysis.figures.curves import LOSS, MOST_CURVES, Curve, _chosen, curves_figure, curves_of
 from analysis.figures.drawing import draw
+from analysis.figures.geometry import evenly
 from analysis.figures.style import MUTED, family_style
 from analysis.statistics.sources import load, published_source
 from tests.support.figures import assert_readable, log_losses, names_of
@@ -19,6 +21,14 @@ def test_curves_are_what_steps_logged_and_end_where_they_are(filler: Filler) -> 
     names = [text.get_text() for text in names_of(present(curves_figure(source)))]
     assert names == ["GQA-12 at 40"]
     assert LOSS == "train/loss"
+
+
+def test_of_many_variants_with_one_budget_the_same_are_drawn_in_every_process(filler: Filler) -> None:
+    """In the table's order, and not in that of a set, which differs from process to process."""
+    names = [f"MLKV-3 uptrain.lr={i}" for i in range(40)]
+    by_variant: dict[str, list[Row]] = {name: [{"variant": name, "budget": 3, "replicate_of": None}] for name in names}
+    chosen = _chosen(load(filler.store, filler.name), by_variant)
+    assert [rows[0]["variant"] for rows in chosen] == list(evenly(names, MOST_CURVES))
 
 
 def test_published_losses_are_grey_beside_ours(filler: Filler) -> None:
