@@ -101,12 +101,18 @@ def render(shown: Page, images: dict[str, bytes]) -> str:
 
 
 def _render(template: str, images: dict[str, bytes], **values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["duration"] = duration
-    return environment.from_string(_template(template)).render(
+    return environment.get_template(template).render(
         **values,
         css=Markup(_template("report.css")),
         captions={f"{kind}.png": row.title for kind, row in FIGURES.items()},
