@@ -1,0 +1,44 @@
+"""What this project says of its speed: each claim, the benchmark that shows it, and the bar it has to meet.
+
+docs/performance.md is the table of these claims with the newest results (`python -m benchmarks --table`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Needs = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`benchmark`: its file's name without .py, and the result's. `key`: where the result has the number, parts joined
+    by points. `at_least` or `at_most` is the bar."""
+
+    what: str
+    beside: str
+    benchmark: str
+    key: str
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "×"
+    needs: Needs = "cpu"
+
+    def met(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    @property
+    def bar(self) -> str:
+        sign, value = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
+        return f"{sign} {value:g} {self.unit}".rstrip()
+
+
+OPTIONS: dict[str, tuple[str, ...]] = {"starting": ("--steps", "650", "--only-forked")}
+"""What a benchmark is run with, where its defaults do not show the claim."""
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("plan 1,000 variants", "its own seconds", "plan", "plan_seconds", at_most=5, unit="s"),
+    Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio_to_hydra_compose", at_most=0.11),
+    Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
+)
