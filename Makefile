@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test test-long test-engines test-oldest check docs format schema wheel slurm-up slurm-down clean
+.PHONY: quickstart test test-long test-engines test-oldest bench check docs format schema wheel slurm-up slurm-down clean
 
 quickstart: $(READY)  ## a whole experiment on this machine, in minutes: eight KV-head budgets to a Pareto front
 	$(BIN)/mlkv sweep experiment=quickstart
@@ -22,6 +22,9 @@ test-oldest: $(READY)  ## the model and its training on the oldest transformers 
 	.venv-oldest/bin/python -m pip install --quiet --requirement requirements.lock
 	.venv-oldest/bin/python -m pip install --quiet transformers==5.17.0
 	.venv-oldest/bin/python -m pytest tests/mlkv
+
+bench: $(READY)  ## every benchmark that this machine can run, beside what users would pick instead, and the table of docs/performance.md
+	$(BIN)/python -m benchmarks --run --table
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["cpu", "gpu"]
+Needs = Literal["cpu", "gpu", "slurm"]
+"""`slurm`: its daemons, to be started as root."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`benchmark`: its file's name without .py, and the result's. `key`: where the result has the number, parts joined
+    """`benchmark`: its file's name without .py. `key`: where the result has the number, parts joined
     by points. `at_least` or `at_most` is the bar."""
 
     what: str
@@ -24,6 +25,16 @@ class Claim:
     at_most: float | None = None
     unit: str = "×"
     needs: Needs = "cpu"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What its benchmark is run with."""
+        return ("--device", "cuda") if self.needs == "gpu" else OPTIONS.get(self.benchmark, ())
+
+    @property
+    def result(self) -> str:
+        """The name of its benchmark's results."""
+        return f"{self.benchmark}-cuda" if self.needs == "gpu" else self.benchmark
 
     def met(self, value: float) -> bool:
         return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
@@ -39,6 +50,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {"starting": ("--steps", "650", "--only-fo
 
 CLAIMS: tuple[Claim, ...] = (
     Claim("plan 1,000 variants", "its own seconds", "plan", "plan_seconds", at_most=5, unit="s"),
-    Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio_to_hydra_compose", at_most=0.11),
+    Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio", at_most=0.11),
+    Claim("queue 200 variants on SLURM", "hydra-submitit-launcher", "launch", "ratio", at_most=0.5, needs="slurm"),
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
 )

@@ -1,26 +1,21 @@
 """Seconds until N variants are queued on SLURM: ours and hydra-submitit-launcher, each from its process's start.
 
-    eval "$(python -m slurm.local_cluster up)"
     python benchmarks/launch.py [--variants 200] [--other PYTHON]
 
-PYTHON is an interpreter with hydra-submitit-launcher (an environment of its own: it is no dependency of ours). Jobs
-are submitted held, so that running them costs nothing, and cancelled afterwards.
+A SLURM of its own is started on this machine (as root, with slurm/local_cluster's packages). hydra-submitit-launcher is
+no dependency of ours, so it is installed into an environment of its own; PYTHON is an interpreter that has it. Jobs are
+submitted held, so that running them costs nothing, and cancelled afterwards.
 
 - `sweep_seconds`: `mlkv sweep` of N uptrainings with their conversion, their base, their corpus and four evaluations of
   each, from the shell and back: composed, planned, frozen, checked against the site's limits, queued with dependencies.
 - `again_seconds`: the same line again, which queues nothing.
 - `executor_seconds`: the part that talks to SLURM alone: 2 N + 1 trivial jobs, a parent and a child of each.
 - `hydra_submitit_launcher_seconds`: until its N jobs are in the queue; it then waits for them, ours has gone.
-
-The last line is one JSON object, with the load of the machine before (`loadavg`).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,7 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.turns import ROOT, arguments, circumstances, report
+from slurm.local_cluster.cluster import LocalCluster
+
+OTHER = "hydra-submitit-launcher==1.2.0"
 
 OURS = """
 import sys
@@ -107,25 +107,35 @@ def theirs(python: str, count: int, folder: Path) -> float:
     return seconds_until_queued([python, "app.py", "-m", *launcher, f"+i=range(0,{count})"], folder, count)
 
 
+def with_other(folder: Path) -> str:
+    """A Python that has hydra-submitit-launcher."""
+    python = folder / "other" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "other")], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", OTHER], check=True)
+    return str(python)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--variants", type=int, default=200)
     parser.add_argument("--other", metavar="PYTHON")
-    arguments = parser.parse_args()
-    count = arguments.variants
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    load = [round(value, 1) for value in os.getloadavg()]
-    result: dict[str, Any] = {"benchmark": "launch", "machine": machine, "variants": count, "loadavg": load}
-    with tempfile.TemporaryDirectory() as folder:
-        result |= sweep(count, Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        result["executor_seconds"] = round(executor(count, Path(folder)), 2)
-    if arguments.other:
-        with tempfile.TemporaryDirectory() as folder:
-            took = theirs(arguments.other, count, Path(folder))
-        result |= {"hydra_submitit_launcher_jobs": count, "hydra_submitit_launcher_seconds": round(took, 2)}
-        result["ratio_to_hydra_submitit_launcher"] = round(result["sweep_seconds"] / took, 3)
-    print(json.dumps(result))
+    given, where = parser.parse_args(), circumstances()
+    count: int = given.variants
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, cluster = Path(temporary), LocalCluster(Path(temporary) / "slurm")
+        for name in ("sweep", "executor", "theirs"):
+            (folder / name).mkdir()
+        other = given.other or with_other(folder)
+        cluster.up()
+        os.environ |= cluster.environment
+        try:
+            numbers: dict[str, Any] = {"variants": count} | sweep(count, folder / "sweep")
+            numbers["executor_seconds"] = executor(count, folder / "executor")
+            numbers["hydra_submitit_launcher_seconds"] = theirs(other, count, folder / "theirs")
+        finally:
+            cluster.down()
+    numbers["ratio"] = numbers["sweep_seconds"] / numbers["hydra_submitit_launcher_seconds"]
+    report("launch", where, numbers, given.save)
 
 
 if __name__ == "__main__":

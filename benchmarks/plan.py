@@ -3,18 +3,15 @@
     python benchmarks/plan.py
 
 Plans 1,008 variants of about five steps each, then 5,000 finished steps in a store made for it. What a user would write
-instead is a loop over `hydra.compose`, which alone is timed on a sample. The last line is one JSON object.
+instead is a loop over `hydra.compose`, which alone is timed on a sample.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from sweeps.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.turns import arguments, circumstances, report
 from tests.support.records import record_of
 
 LINE = [
@@ -66,6 +64,7 @@ def finish_all(plan: Plan, store: Store) -> int:
 
 
 def main() -> None:
+    given, where = arguments(__doc__).parse_args(), circumstances()
     with tempfile.TemporaryDirectory() as folder:
         store, composer = Store.open(Path(folder)), Composer()
         plan_seconds, plan = timed(lambda: make_plan(composer, Resolver(store), LINE))
@@ -76,19 +75,17 @@ def main() -> None:
         finished = finish_all(plan, store)
         reconcile_seconds, todo = timed(lambda: to_run(plan.steps, read_states(plan.steps, store)))
     hydra_seconds = whole_seconds / len(sample) * len(plan.variants)
-    result = {
-        "benchmark": "plan",
+    numbers = {
         "variants": len(plan.variants),
         "steps": len(plan.steps),
-        "plan_seconds": round(plan_seconds, 2),
-        "hydra_compose_seconds": round(hydra_seconds, 2),
-        "ratio_to_hydra_compose": round(plan_seconds / hydra_seconds, 3),
+        "plan_seconds": plan_seconds,
+        "hydra_compose_seconds": hydra_seconds,
+        "ratio": plan_seconds / hydra_seconds,
         "finished_steps": finished,
         "left_to_run": len(todo),
-        "reconcile_seconds": round(reconcile_seconds, 2),
-        "machine": f"{platform.machine()}, python {platform.python_version()}, hydra-core {version('hydra-core')}",
+        "reconcile_seconds": reconcile_seconds,
     }
-    print(json.dumps(result))
+    report("plan", where, numbers, given.save)
 
 
 if __name__ == "__main__":

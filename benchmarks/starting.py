@@ -10,16 +10,12 @@ and an evaluation, in turns:
   need. The sum of their own seconds is what a sweep would take that starts at no cost.
 
 `…_seconds_ratio` is wall seconds × slots over that sum. `…_processor_seconds` are those of all processes, which say
-more on a machine that others use too. Figures are medians over the rounds. The last line is one JSON object, with the
-load of the machine before (`loadavg`).
+more on a machine that others use too. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -35,7 +31,10 @@ from slurm.jobs import THREAD_VARIABLES
 from slurm.local import visible_cores
 from sweeps.store.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.turns import ROOT, arguments, circumstances, report
+
 CONF = ROOT / "tests" / "conf"
 WORDS = ["fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "vex", "jackals", "near", "lakes"]
 ORDER = ("corpus", "base", "convert", "uptrain", "evaluate")
@@ -116,28 +115,26 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--variants", type=int, default=24)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only-forked", action="store_true", help="leave out `fresh`, which takes the longest")
-    arguments = parser.parse_args()
-    compared = ["forked"] if arguments.only_forked else ["forked", "fresh"]
-    load = [round(value, 1) for value in os.getloadavg()]
-    rates = [f"{i}e-5" for i in range(1, arguments.variants + 1)]
+    given, where = parser.parse_args(), circumstances()
+    compared = ["forked"] if given.only_forked else ["forked", "fresh"]
+    rates = [f"{i}e-5" for i in range(1, given.variants + 1)]
     with tempfile.TemporaryDirectory() as temporary:
         text, prepared = written(Path(temporary) / "text"), Path(temporary) / "prepared"
         prepared.mkdir()
         run(["sweeps.cli", "sweep", *line(text, 4, ["8e-4"], "prepared")], prepared)
-        rounds = [one_round(prepared, text, arguments.steps, rates, compared) for _ in range(arguments.rounds)]
+        rounds = [one_round(prepared, text, given.steps, rates, compared) for _ in range(given.rounds)]
     found: dict[str, Any] = medians(rounds)
     for how in compared:
         for what in ("seconds", "processor_seconds"):
             ratios = [each[f"{how}_{what}"] / each[f"own_{what}"] for each in rounds]
             found[f"{how}_{what}_ratio"] = float(f"{statistics.median(ratios):.3f}")
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    asked = {"variants": arguments.variants, "uptrain_steps": arguments.steps, "slots": 1, "rounds": arguments.rounds}
-    print(json.dumps({"benchmark": "starting", "machine": machine, "loadavg": load, **asked, **found}))
+    asked = {"variants": given.variants, "uptrain_steps": given.steps, "slots": 1, "rounds": given.rounds}
+    report("starting", where, asked | found, given.save)
 
 
 if __name__ == "__main__":
