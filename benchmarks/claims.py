@@ -45,7 +45,10 @@ class Claim:
         return f"{sign} {value:g} {self.unit}".rstrip()
 
 
-OPTIONS: dict[str, tuple[str, ...]] = {"starting": ("--steps", "650", "--only-forked")}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "starting": ("--steps", "650", "--only-forked"),
+    "tracking": ("ratio",),
+}
 """What a benchmark is run with, where its defaults do not show the claim."""
 
 CLAIMS: tuple[Claim, ...] = (
@@ -53,4 +56,6 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio", at_most=0.11),
     Claim("queue 200 variants on SLURM", "hydra-submitit-launcher", "launch", "ratio", at_most=0.5, needs="slurm"),
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
+    Claim("a 30-second step that W&B follows", "the same step without W&B", "tracking", "online_ratio", at_most=1.05),
+    Claim("the same while W&B's server is down", "the same step without W&B", "tracking", "down_ratio", at_most=1.05),
 )

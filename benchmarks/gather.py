@@ -5,21 +5,17 @@
 Fills a store (in DIR, where it stays for the next time, or in a temporary directory) through its own interface:
 layouts × learning rates × seeds, four tasks of 500 samples each with every sample's outcome. Then, each in a process of
 its own: `mlkv gather` and `mlkv table` (all kinds in Markdown, with paired bootstrap), and what one would write instead
-(every record through pandas.json_normalize, then a pivot), which has no reasons, no statistics and no layouts. The last
-line is one JSON object.
+(every record through pandas.json_normalize, then a pivot), which has no reasons, no statistics and no layouts.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ from sweeps.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.turns import arguments, circumstances, report
 from tests.support.records import record_of, save_sweep
 
 STEPS = 10_000
@@ -157,8 +154,11 @@ def cost(script: str, *words: str) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("folder", nargs="?", metavar="DIR", type=Path)
+    given, where = parser.parse_args(), circumstances()
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        place = given.folder or Path(temporary)
         root, out = place / "store", Path(temporary) / "out"
         out.mkdir()
         if not Store(root).sweep_names():
@@ -170,19 +170,15 @@ def main() -> None:
         naive = cost(NAIVE, str(root), str(out))
         print(f"records through pandas.json_normalize: {naive}")
         sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    result = {
-        "benchmark": "gather",
+    numbers = {
         "finished_steps": count,
         "ours": ours,
         "naive": naive,
-        "ratio_seconds": round(ours["seconds"] / naive["seconds"], 2),
-        "ratio_memory": round(ours["peak_gib"] / naive["peak_gib"], 2),
+        "ratio_seconds": ours["seconds"] / naive["seconds"],
+        "ratio_memory": ours["peak_gib"] / naive["peak_gib"],
         "bytes_written": sizes,
-        "load_average": round(os.getloadavg()[0], 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, "
-        f"pandas {version('pandas')}, numpy {version('numpy')}",
     }
-    print(json.dumps(result))
+    report("gather", where, numbers, given.save)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python benchmarks/tracking.py read       1,000 runs of 200 rows read back through the API, then once more
 
 Steps are acted out (their rows are written at a training's pace); the supervisor's end, the helper processes, the wandb
-client and `mlkv sync` are the real ones. The last line is one JSON object.
+client and `mlkv sync` are the real ones.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.tracked import independent_steps, training  # noqa: E402
-from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun  # noqa: E402
-from tests.support.wandb_server import WandbServer  # noqa: E402
+from benchmarks.turns import arguments, circumstances, report
+from tests.support.tracked import independent_steps, training
+from tests.support.wandb_graphql import ENTITY, HISTORY, StoredRun
+from tests.support.wandb_server import WandbServer
 
 RUNS, AT_ONCE, ROWS = 360, 24, 40
 STEP_SECONDS = 30.0
@@ -99,10 +99,13 @@ MEASURES: dict[str, Callable[[Path, WandbServer], dict[str, Any]]] = {"arrive": 
 
 
 def main() -> None:
-    what = sys.argv[1] if len(sys.argv) > 1 else "arrive"
+    parser = arguments(__doc__)
+    parser.add_argument("what", choices=MEASURES)
+    given, where = parser.parse_args(), circumstances()
     with tempfile.TemporaryDirectory() as folder, WandbServer() as server:
         os.environ.update(server.environment())
-        print(json.dumps({"benchmark": f"tracking {what}", **MEASURES[what](Path(folder), server)}))
+        numbers = MEASURES[given.what](Path(folder), server)
+    report("tracking" if given.what == "ratio" else f"tracking-{given.what}", where, numbers, given.save)
 
 
 if __name__ == "__main__":
