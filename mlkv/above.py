@@ -52,6 +52,8 @@ class IterativeDecoder(Decoder):
                 with self._gradients(left):
                     self._run_segment(segment, x_BTD, kv, tried, None)
             x_BTD = self._run_segment(segment, x_BTD, kv, tokens, hidden_states)
+            later = self.layout.kv_source_layers[segment.stop :]
+            kv = {owner: held for owner, held in kv.items() if owner in later}
         return x_BTD
 
     def _run_segment(

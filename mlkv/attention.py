@@ -7,6 +7,7 @@ heads of a KV head, `K` head width.
 from __future__ import annotations
 
 from math import lcm
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ from .layout import KINDS, KVLayout
 from .positions import rotate
 from .shape import DecoderShape
 from .tokens import Keys, KeysValues, KVCache, Tokens
+
+Kernel = Literal["rows", "products", "fused"]
+"""`rows`: the query heads of a KV head are the rows of one query of a fused kernel, so that keys and values are read
+once per KV head. `products`: two matrix products, with the weights between them in memory. `fused`: a fused kernel,
+which is told of groups."""
 
 
 class Attention(nn.Module):
@@ -125,21 +131,18 @@ def attend(
     scale: of the logits; 1/√K unless given. cap: see `capped`.
     attentions: if given, the weights `[B, H, T, S]` are appended. No kernel keeps them, and none caps.
     """
-    if k_BGSK.shape[1] != v_BGSK.shape[1]:
-        k_BGSK, v_BGSK = _with_equal_heads(k_BGSK, v_BGSK)
-    (_, heads, query_length, _), kv_heads = q_BHTK.shape, k_BGSK.shape[1]
-    if attentions is not None or cap:
+    kernel = attention_kernel(q_BHTK, k_BGSK, v_BGSK, explicit=attentions is not None or cap != 0)
+    if kernel == "products":
         weights_BHTS = _attention_weights(q_BHTK, k_BGSK, mask_B1TS, scale, cap)
         if attentions is not None:
             attentions.append(weights_BHTS)
-        return weights_BHTS @ v_BGSK.repeat_interleave(heads // kv_heads, 1)
-    if query_length == 1:
-        # The query heads of a KV head become the rows of one matrix product, so keys and values are read once per KV
-        # head. At batch 8 and more on CPUs this is 1.06 to 1.4 times as fast as `enable_gqa` in fp32 and 2.9 to 8
-        # times in bf16 (measured).
-        q_BGRK = q_BHTK.squeeze(2).unflatten(1, (kv_heads, heads // kv_heads))
+        return _product(weights_BHTS, v_BGSK)
+    if kernel == "rows":
+        q_BGRK = q_BHTK.squeeze(2).unflatten(1, (k_BGSK.shape[1], -1))
         out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, scale=scale)
         return out_BGRK.flatten(1, 2).unsqueeze(2)
+    if k_BGSK.shape[1] != v_BGSK.shape[1]:
+        k_BGSK, v_BGSK = _with_equal_heads(k_BGSK, v_BGSK)
     # `is_causal` aligns its triangle to the first key: right for T = S alone, which `_causal_mask` sees to.
     return functional.scaled_dot_product_attention(
         q_BHTK,
@@ -148,22 +151,47 @@ def attend(
         attn_mask=mask_B1TS,
         is_causal=mask_B1TS is None,
         scale=scale,
-        enable_gqa=kv_heads < heads,
+        enable_gqa=k_BGSK.shape[1] < q_BHTK.shape[1],
     )
+
+
+def attention_kernel(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, explicit: bool = False) -> Kernel:
+    """How these queries attend. A rule, and no timing at run time, as another kernel is other bits; it is what
+    benchmarks/kernels.py measured (docs/serving.md has the table).
+
+    explicit: weights are asked for, or logits are capped: no fused kernel does either.
+    """
+    if explicit:
+        return "products"
+    if q_BHTK.shape[2] > 1:
+        return "fused"
+    # Fused kernels want as many heads of keys as of values, of one width on CPUs: else they would get copies of heads,
+    # or take a path that is no kernel.
+    equal_heads, equal_widths = (k_BGSK.shape[i] == v_BGSK.shape[i] for i in (1, 3))
+    return "rows" if equal_heads and (equal_widths or q_BHTK.dtype == torch.float32) else "products"
+
+
+def _product(x_BHTX: Tensor, y_BGXY: Tensor) -> Tensor:
+    """`[B, H, T, Y]`: each head of `x` times its group's of `y`."""
+    (_, heads, length, _), groups = x_BHTX.shape, y_BGXY.shape[1]
+    if length > 1:
+        return x_BHTX @ y_BGXY.repeat_interleave(heads // groups, 1)
+    # At one token the heads of a group are rows of one product, and no head is copied.
+    return (x_BHTX.squeeze(2).unflatten(1, (groups, -1)) @ y_BGXY).flatten(1, 2).unsqueeze(2)
 
 
 def _attention_weights(
     q_BHTK: Tensor, k_BGSK: Tensor, mask_B1TS: Tensor | None, scale: float | None, cap: float
 ) -> Tensor:
     """`[B, H, T, S]`, each row with the sum 1."""
-    k_BHSK = k_BGSK.repeat_interleave(q_BHTK.shape[1] // k_BGSK.shape[1], 1)
-    logits_BHTS = capped(q_BHTK @ k_BHSK.mT * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale), cap)
-    if mask_B1TS is None:
-        queries, keys = logits_BHTS.shape[-2:]
+    scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
+    logits_BHTS = capped(_product(q_BHTK, k_BGSK.mT) * scale, cap)
+    queries, keys = logits_BHTS.shape[-2:]
+    if mask_B1TS is None and queries > 1:
         mask_B1TS = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - queries)
-    if mask_B1TS.dtype == torch.bool:
+    if mask_B1TS is not None and mask_B1TS.dtype == torch.bool:
         logits_BHTS = logits_BHTS.masked_fill(~mask_B1TS, torch.finfo(logits_BHTS.dtype).min)
-    else:
+    elif mask_B1TS is not None:
         logits_BHTS = logits_BHTS + mask_B1TS
     return logits_BHTS.softmax(-1, dtype=torch.promote_types(q_BHTK.dtype, torch.float32)).type_as(q_BHTK)
 

@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .above import decoder_of
+from .buffers import with_room
 from .layout import KVLayout, LatentFields, LayoutFields
 from .shape import DecoderShape
 from .tokens import Keys
@@ -245,7 +246,9 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
             _check_heads(given, self.layout, self.shape.head_dim)
         if use_cache is None:
             use_cache = labels is None and not self.training and getattr(self.config, "use_cache", True)
-        return DynamicCache(config=self.config) if use_cache and given is None else given
+        if given is None:
+            return with_room(DynamicCache(config=self.config)) if use_cache else None
+        return with_room(given)
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
         # In float32: from bf16 the loss itself would be rounded.

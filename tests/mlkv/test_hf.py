@@ -33,6 +33,7 @@ PADDED[0, :3] = 0
 MODULES = {
     "above.py",
     "attention.py",
+    "buffers.py",
     "hf.py",
     "latent.py",
     "layers.py",
