@@ -8,10 +8,11 @@ from fractions import Fraction
 from math import gcd
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from mlkv.groupings import drawn, of_sizes
 from mlkv.layout import KVLayout, Latent, Sources
 from mlkv.merges import most_heads
 from mlkv.patterns import EXPLICIT, PATTERNS, Position, budgets, name_of, of_budget, sources_of, value_sources_of
@@ -82,6 +83,12 @@ class LayoutConfig:
     """How often layers that wait for each other run on a text, without gradients; unset: 7, as LCKV's authors do."""
     backward_passes: Positive | None = added(None)
     """The same with gradients; unset: 2."""
+    groups: tuple[Positive, ...] | None = added(None)
+    """How many layers each group of neighbours has, lowest group first; its lowest layer is the owner. Only pattern
+    explicit reads it, in place of `kv_source_layers`."""
+    draw: Annotated[int, Ge(0), Le(9999)] | None = added(None)
+    """The number of a layout that was drawn at random: with sources that are no groups of neighbours, and other head
+    counts for each owner (mlkv/groupings.py). Only pattern explicit reads it, in place of everything else."""
 
     def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
         """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
@@ -107,7 +114,11 @@ class LayoutConfig:
             return self._of_size(base, start)
         if self._is_bases_own:
             return [start]
+        if self.draw is not None:
+            return [self._drawn(start)]
         sources, value_sources = self._sources(start.layers)
+        if self.groups and len(sources) != start.layers:
+            raise ValueError(f"layout.groups = {[*self.groups]}: have {len(sources)} layers, not {start.layers}")
         for name, given in (("kv_source_layers", sources), ("value_source_layers", value_sources)):
             if given is not None and len(given) != start.layers:
                 raise ValueError(f"layout.{name} has {len(given)} entries: it has {start.layers} layers")
@@ -118,6 +129,12 @@ class LayoutConfig:
         return [
             KVLayout(sources, heads, start.heads, value_source_layers=value_sources, value_heads=value_heads),
         ]
+
+    def _drawn(self, start: KVLayout) -> KVLayout:
+        try:
+            return drawn(start, self.draw or 0)
+        except ValueError as error:
+            raise ValueError(f"layout.{error}") from None
 
     @property
     def _is_bases_own(self) -> bool:
@@ -182,8 +199,7 @@ class LayoutConfig:
         return f"cache = {self.cache}: {where} cannot have that share of the base's {base.budget}; {nearest}{free}"
 
     def __post_init__(self) -> None:
-        if self.pattern == EXPLICIT and not self.kv_source_layers:
-            raise ValueError("kv_source_layers is empty: pattern explicit needs one entry per layer")
+        self._check_written_out()
         if self.budget is not None and self.cache is not None:
             raise ValueError(f"budget = {self.budget} and cache = {self.cache}: both set; choose one")
         if self.pattern == EXPLICIT and self.cache is not None:
@@ -203,10 +219,27 @@ class LayoutConfig:
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
 
+    def _check_written_out(self) -> None:
+        """The keys that pattern explicit reads: one of three says which layer reads which."""
+        values = {name: getattr(self, name) for name in ("kv_source_layers", "groups", "draw")}
+        given = {name: value for name, value in values.items() if value not in (None, ())}
+        if self.pattern == EXPLICIT and not given:
+            raise ValueError("kv_source_layers is empty: pattern explicit needs one entry per layer")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: are both set; choose one (layout=groups and layout=drawn do)")
+        for name in ("groups", "draw"):
+            if name in given and self.pattern != EXPLICIT:
+                raise ValueError(
+                    f"{name} = {_text(given[name])}: only pattern explicit reads it (pattern = {self.pattern})"
+                )
+        others = ("kv_layers", "kv_heads", "value_heads", "value_source_layers", "budget")
+        if "draw" in given and (other := next((name for name in others if getattr(self, name) is not None), None)):
+            raise ValueError(f"{other} = {_text(getattr(self, other))}: is drawn too; unset it, or draw")
+
     def _sources(self, layers: int) -> tuple[Sources, Sources | None]:
         """Of the keys, and of the values where they have others."""
         if self.pattern == EXPLICIT:
-            return self.kv_source_layers or (), self.value_source_layers
+            return of_sizes(self.groups) if self.groups else self.kv_source_layers or (), self.value_source_layers
         kv_layers = self.kv_layers or layers
         sources = sources_of(self.pattern, layers, kv_layers, self.factor, self.position)
         return sources, value_sources_of(self.pattern, layers, kv_layers)
@@ -216,6 +249,10 @@ class LayoutConfig:
         value_heads = (None, layout.values.kv_heads[0], layout.values.kv_heads)
         fits = self.kv_heads in heads and self.value_heads in value_heads
         return fits and self.kv_layers in (None, layout.kv_layers)
+
+
+def _text(value: Any) -> str:
+    return str([*value] if isinstance(value, tuple) else value)
 
 
 def _heads(given: int | tuple[int, ...] | None, start: KVLayout, sources: Sources) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.families import published
+from mlkv.groupings import groupings, of_sizes
 from mlkv.patterns import cla, name_of
 from sweeps.planning import hub
 from sweeps.planning.compose import Composer
@@ -130,7 +131,11 @@ def rows(plan: Plan) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(NAMES) - {"cla_lr", "elastic", "families", "from_scratch", "kv_apart", "stacking"})
+    "name",
+    sorted(
+        set(NAMES)
+        - {"cla_lr", "drawn_layouts", "elastic", "families", "from_scratch", "ground_truth", "kv_apart", "stacking"}
+    ),
 )
 def test_a_twin_has_the_layouts_of_its_experiment(name: str, planned: Callable[..., Plan]) -> None:
     assert rows(planned(f"experiment={name}", "scale=small")) == rows(planned(f"experiment={name}"))
@@ -175,6 +180,22 @@ def test_every_published_benchmark_row_is_planned_at_its_learning_rate(planned: 
     lrs = sorted({variant.config.uptrain.lr for variant in planned("experiment=cla_lr").variants})
     assert {1.5e-3, 2.25e-3} < set(lrs)
     assert [b / a for a, b in pairwise(lrs)] == pytest.approx([1.5] * 6, rel=0.02)
+
+
+def test_the_ground_truth_is_every_grouping_of_the_layers(planned: Callable[..., Plan]) -> None:
+    variants = planned("experiment=ground_truth").variants
+    wanted = {(of_sizes(groups), (heads,) * len(groups)) for groups in groupings(6) for heads in (1, 2, 3, 6)}
+    found = [(v.layout.kv_source_layers, v.layout.kv_heads, v.config.uptrain.seed) for v in variants if v.uptrain]
+    assert len(wanted) == 128
+    assert sorted(found) == sorted((*layout, seed) for layout in wanted for seed in (1, 2, 3))
+    assert all(set(v.evaluate) == {"bits_per_byte"} and v.measure is None for v in variants)
+
+
+def test_a_twin_of_layouts_has_some_of_them_with_the_same_steps(planned: Callable[..., Plan]) -> None:
+    for name, layouts in (("ground_truth", 64), ("drawn_layouts", 21)):
+        full, small = planned(f"experiment={name}"), planned(f"experiment={name}", "scale=small")
+        assert len({v.layout for v in small.variants}) == layouts
+        assert set(small.steps) <= set(full.steps)
 
 
 def test_a_factor_is_that_factor(planned: Callable[..., Plan]) -> None:
@@ -253,6 +274,8 @@ FEW: dict[str, list[str]] = {
     "uptrain_fraction": [*TRAINED, "layout.kv_layers=6", "uptrain.epochs=0.001,0.01"],
     "stacking": [*TRAINED, "uptrain.steps=2", "layout.kv_layers=6", "layout.kv_heads=6", "cache=model,int4"],
     "kv_apart": [*STEPS, 'sweep.filter="value_heads != kv_heads or kv_layers == 3"'],
+    "ground_truth": [*STEPS, "layout.groups=[1,1,1,1,1,1],[2,2,2],[1,2,3]", "layout.kv_heads=1"],
+    "drawn_layouts": [*STEPS, "layout.draw=0,1"],
     "mlkv_memory": [],
     "context": [],
 }

@@ -92,6 +92,21 @@ def test_the_command_line_replaces_the_experiments_grid(planner: Planner) -> Non
     assert len(labels(planner([*quick, "uptrain.lr=1e-3,1e-4"]))) == 16
 
 
+def test_groups_of_neighbours_and_drawn_layouts_are_layouts_like_any_other(planner: Planner) -> None:
+    plan = planner([*BARE, "layout=groups", "layout.groups=[2,1,3],[3,2,1],[2,2,2]", "layout.kv_heads=[3,2,1],1"])
+    assert labels(plan) == [
+        "Custom-6 layout.groups=[2,1,3]",
+        "Custom-3 layout.groups=[2,1,3]",
+        "Custom-6 layout.groups=[3,2,1]",
+        "Custom-3 layout.groups=[3,2,1]",
+        "MLKV-6",
+        "MLKV-3",
+    ]
+    assert [v.layout.draw() for v in plan.variants][::2] == ["3 ─ 2 1 ─ ─", "3 ─ ─ 2 ─ 1", "3 ─ 2 ─ 1 ─"]
+    drawn = planner([*BARE, "layout=drawn", "layout.draw=range(0,9)", "sweep.filter=\"layout['draw'] > 6\""])
+    assert [v.layout.draw() for v in drawn.variants] == ["6 6 ─ 3 ─ ←1", "3 ─ ─ 6 6 ←0"]
+
+
 def test_a_budget_is_every_layout_that_has_it(planner: Planner) -> None:
     assert labels(planner([*BARE, "layout.budget=6"])) == ["MQA-6", "MLKV-6 3×2", "MLKV-6 2×3", "MLKV-6 1×6"]
     assert labels(planner([*BARE, "layout.budget=6", "layout.kv_layers=2"])) == ["MLKV-6"]
