@@ -49,10 +49,14 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step returns: the numbers it found, and the facts about it that its kind records."""
+    """What a step returns: the numbers it found, and the facts about it that its kind records.
+
+    for_others: seconds that it spent on other steps, whose results it has made too; below zero: that another step spent
+        on this one."""
 
     metrics: list[MetricRow] = field(default_factory=list)
     facts: Json = field(default_factory=dict)
+    for_others: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -358,13 +358,17 @@ class MeasureRecipe(Choices):
     batch_sizes: tuple[Dimension, ...] = (1, 8)
     contexts: tuple[Dimension, ...] = (256,)
     new_tokens: Dimension = 16
-    protocol: Literal["prefill", "filled"] = added("prefill")
-    """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `filled`: a cache that begins
-    with `contexts` random keys and values and grows with every token (arXiv 2406.09297's code)."""
+    protocol: Literal["prefill", "warm", "filled"] = added("prefill")
+    """`prefill`: a prompt of `contexts` tokens into a cache allocated at its full length. `warm`: the same cache, which
+    counts as filled without a prompt. `filled`: a cache that begins with `contexts` random keys and values and grows
+    with every token (arXiv 2406.09297's code)."""
     repeats: Annotated[int, Gt(0), Le(1_000_000)] = 3
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Threads = 1
+    memory_gib: Factor = added(0.0)
+    """The largest batch is searched that fits in so many GiB, with the weights (mlkv/measure/largest_batch.py). 0: in
+    all memory of a GPU, and on a CPU not at all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

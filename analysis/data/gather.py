@@ -7,6 +7,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,6 +24,7 @@ from mlkv.layout import KVLayout, Latent
 from mlkv.recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
+from sweeps.store.errors import DamagedFileError
 from sweeps.store.others import same_result
 from sweeps.store.schema import CONVERTED, Origin, PlanFile, Record, VariantRow
 from sweeps.store.states import StepState
@@ -229,7 +231,11 @@ class Steps(PlannedSteps):
         kinds = {step.kind for step in self._planned.values()}
         if all(kind_of(kind).schema == 1 for kind in kinds):
             return None  # and no specification need be read
-        specs = {id: spec for id in self._planned if (spec := self._store.step(id).spec())}
+        specs = {}
+        for id in self._planned:
+            with suppress(DamagedFileError):  # the state of the step says so
+                if spec := self._store.step(id).spec():
+                    specs[id] = spec
         return outdated_note(specs)
 
     def history(self, step_id: str) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -182,15 +182,37 @@ def other_code(graph: Graph, store: Store) -> list[str]:
 def replaced(graph: Graph, store: Store) -> dict[str, str]:
     """Finished steps that this plan runs anew under another id, each with the reason: the schema version of a kind rose
     since they were planned. Apart from schema versions they are what the plan says."""
-    if all(kind_of(step.kind).schema == 1 for step in graph.values()):
-        return {}  # and the store need not be read
-    finished = {
-        step.id: Step.of_spec(spec, Runtime()) for step in store.steps() if step.record() and (spec := step.spec())
-    }
+    finished = _finished(store, _risen_kinds(graph))
     reasons = outdated(_parents_first(finished))
     meanings = _meanings(_parents_first(finished))
     wanted = set(_meanings(graph).values())
     return {id: reason for id, reason in reasons.items() if meanings[id] in wanted}
+
+
+def _risen_kinds(graph: Graph) -> set[str]:
+    """The kinds of steps that some other id had under the first schema versions; of all others the store need not be
+    read."""
+    risen: set[str] = set()
+    for id, step in graph.items():
+        if kind_of(step.kind).schema > 1 or not risen.isdisjoint(step.parents.values()):
+            risen.add(id)
+    return {graph[id].kind for id in risen}
+
+
+def _finished(store: Store, kinds: Collection[str]) -> dict[str, Step]:
+    """Finished steps of some kinds, and the finished ones that they are made from."""
+    found: dict[str, Step] = {}
+
+    def add(directory: StepDir) -> None:
+        if directory.id not in found and directory.record() and (spec := directory.spec()):
+            found[directory.id] = Step.of_spec(spec, Runtime())
+            for parent in spec.parents.values():
+                add(store.step(parent))
+
+    for directory in store.steps() if kinds else ():
+        if directory.kind in kinds:
+            add(directory)
+    return found
 
 
 def _parents_first(steps: Mapping[str, Step]) -> dict[str, Step]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlkv.context import Context, MetricRow, Outcome
+from mlkv.context import Context, MetricRow, Outcome, Row
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
 from sweeps.steps.step import Inputs, R, Step, recipe_of
@@ -35,6 +35,26 @@ class Execution:
         """The recipe that the step was planned with, out of its slice or out of one part of that."""
         values = self.step.slice if part is None else self.step.slice[part]
         return recipe_of(schema, values, self.step.how)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a step in a session: its outcome, or its error, and the rows for its attempt to log."""
+
+    result: Outcome | Exception
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Session:
+    """How steps of a kind run together, in turns.
+
+    run: runs a step and others, whose results it has first and then in their order. What it raises ends the first one.
+    key: steps that it gives the same value can be in one session.
+    """
+
+    run: Callable[[Execution, Sequence[Step]], list[Ran]]
+    key: Callable[[Step], str]
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,8 @@ class StepKind:
     modules: what `run` imports, for the process that imports once for all of a sweep's local jobs.
     fresh_process: it runs in a process that was forked from no other: it measures memory, or a library of it does not
         survive a fork.
+    session: for a kind whose steps share a job: how those that are not done run together in one process. Each is then
+        claimed, answered and recorded as if it had run by itself, at once where a session has its result.
     numbers: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
         that the attempt logged.
     """
@@ -92,6 +114,7 @@ class StepKind:
     task_data: Callable[[Step], str | None] = lambda _step: None
     modules: tuple[str, ...] = ()
     fresh_process: bool = False
+    session: Session | None = None
     numbers: Callable[[Path, list[LoggedRow]], list[MetricRow]] | None = None
 
     @property

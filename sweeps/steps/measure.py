@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlkv.cache.formats import AS_COMPUTED, CACHES
@@ -10,8 +11,8 @@ from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
-from sweeps.steps.kind import Execution, StepKind
-from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
+from sweeps.steps.kind import Execution, Ran, Session, StepKind
+from sweeps.steps.step import Step, canonical, identity_fields, recipe_of, runtime_fields
 from sweeps.store.schema import LoggedRow
 
 
@@ -25,12 +26,32 @@ def measure_step(
 
 
 def run(execution: Execution) -> Outcome:
-    from mlkv.measure.step import run as measure
+    [ran] = run_together(execution, [])
+    for row in ran.rows:
+        execution.ctx.log(row)
+    if isinstance(ran.result, Exception):
+        raise ran.result
+    return ran.result
 
-    recipe, shape = execution.recipe(MeasureRecipe, "measure"), execution.recipe(DecoderShape, "shape")
-    layout = KVLayout.from_dict(execution.step.slice["layout"])
-    cache = execution.step.slice.get("cache", AS_COMPUTED)
-    return measure(recipe, execution.out, execution.ctx, shape=shape, layout=layout, cache=cache)
+
+def run_together(execution: Execution, others: Sequence[Step]) -> list[Ran]:
+    """Measure several variants in turns (mlkv/measure/session.py)."""
+    from mlkv.measure.bench import Subject
+    from mlkv.measure.session import measure_together, rows_of
+
+    def subject(step: Step) -> Subject:
+        shape = recipe_of(DecoderShape, step.slice["shape"], step.how)
+        return Subject(shape, KVLayout.from_dict(step.slice["layout"]), step.slice.get("cache", AS_COMPUTED))
+
+    subjects = [subject(step) for step in (execution.step, *others)]
+    results = measure_together(execution.recipe(MeasureRecipe, "measure"), subjects, execution.ctx)
+    return [Ran(result, rows_of(result) if isinstance(result, Outcome) else []) for result in results]
+
+
+def session_key(step: Step) -> str:
+    """Variants of one shape that are measured alike; where conversion widens MLPs, in whatever width they came out."""
+    shape = {name: value for name, value in step.slice["shape"].items() if name != "mlp_width"}
+    return canonical({"measure": step.slice["measure"], "shape": shape})
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:
@@ -49,4 +70,13 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return millions * (sum(recipe.batch_sizes) * sum(recipe.contexts)) * recipe.repeats
 
 
-KIND = StepKind(run, MeasureRecipe, job="together", work=work, numbers=numbers, fresh_process=True)
+KIND = StepKind(
+    run,
+    MeasureRecipe,
+    changes=("variants are measured in turns, and by phase",),
+    job="together",
+    work=work,
+    numbers=numbers,
+    fresh_process=True,
+    session=Session(run_together, session_key),
+)

@@ -23,7 +23,6 @@ from mlkv.context import Context, Interrupted, MetricRow, Outcome, Row, StepFail
 from sweeps.steps.evaluate import TASK
 from sweeps.steps.extensions import pinned_task
 from sweeps.steps.kind import Execution
-from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
@@ -33,8 +32,10 @@ from sweeps.store.outside import outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
 from sweeps.worker.messages import Answer, Request, answer_to, interrupted_from_outside, line_of
+from sweeps.worker.sessions import Sessions
 
 _stop = False
+_sessions = Sessions()
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def _logged_answer(store: Store, request: Request) -> Answer:
     out, err = (attempt.log_of_rank(rank),) * 2 if rank else (attempt.stdout, attempt.stderr)
     with _logging_to(out, err), open_to_append(attempt.metrics_file) if not rank else open(os.devnull, "w") as rows:
         try:
-            return Answer(state="done", outcome=_run(store, request.step, attempt, rows))
+            return Answer(state="done", outcome=_run(store, request, attempt, rows))
         except Interrupted as error:
             return Answer(state="interrupted", reason=str(error) or "stopped on request")
         except BaseException as error:  # SystemExit too, which only the code of a step raises here
@@ -112,9 +113,9 @@ def _failure(error: BaseException) -> Answer:
     return Answer(state="failed", reason=f"{name}: {text}" if text else name)
 
 
-def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
-    frozen.check(store, step_id)
-    step = store.step(step_id)
+def _run(store: Store, request: Request, attempt: Attempt, rows: TextIO) -> Outcome:
+    frozen.check(store, request.step)
+    step = store.step(request.step)
     spec = step.spec()
     assert spec is not None
     inputs = {role: store.step(parent).out for role, parent in spec.parents.items()}
@@ -122,7 +123,7 @@ def _run(store: Store, step_id: str, attempt: Attempt, rows: TextIO) -> Outcome:
         inputs[TASK] = task
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     planned = Step.of_spec(spec, step.how())
-    outcome = kind_of(planned.kind).run(Execution(planned, inputs, attempt.out, context))
+    outcome = _sessions.run(store, Execution(planned, inputs, attempt.out, context), request.together)
     _check_outcome(outcome)
     return outcome
 

@@ -1,6 +1,7 @@
 """Compares two results of one step: bit by bit, and where bits differ by the tolerance of the step's kind.
 
-Times are never compared, nor what they tell (speeds, peaks of memory), nor the code that a checkpoint carries.
+Times are never compared, nor what they or the machine decide (speeds, peaks of memory, the largest batch), nor the code
+that a checkpoint carries.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TOLERANCES = {
 }
 """By kind; any other (corpus, measure, those of extensions) must be bit-equal. Training adds up rounding over its
 steps, so on other hardware its loss is what can be compared."""
-_BY_TIME = re.compile(r"second|peak|wall|memory")
+_BY_TIME = re.compile(r"second|peak|wall|memory|step_over|largest|processor")
 _WEIGHTS = ".safetensors"
 _SCORES = (".json", ".jsonl", ".samples")
 """Outputs of an evaluation that hold what its metrics sum up."""

@@ -16,11 +16,12 @@ from sweeps.store.outside import in_one_line
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """Run this attempt of a step. `group`: the process's place in a torch.distributed group (its environment), where
-    several train together."""
+    several train together. `together`: further steps of the job, not done yet, that a session can run beside it."""
 
     step: str
     attempt: int
     group: dict[str, str] | None = None
+    together: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

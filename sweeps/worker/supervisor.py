@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Literal, NamedTuple, TypedDict
 
 from sweeps.steps.extensions import is_training
+from sweeps.steps.registry import kind_of
 from sweeps.store.attempt import Attempt
 from sweeps.store.console import say
 from sweeps.store.errors import StoreError
@@ -29,6 +30,7 @@ from sweeps.store.files import utc_now
 from sweeps.store.host import host
 from sweeps.store.outside import describe_error
 from sweeps.store.schema import Environment, Record
+from sweeps.store.states import StepState
 from sweeps.store.stepdir import Claim, StepDir
 from sweeps.store.store import Store
 from sweeps.tracking.supervisor import Mirror
@@ -80,6 +82,7 @@ class Worker:
         self._job = JobContext.current()
         self._child = Child(store)
         self._mirror = Mirror(store)
+        self._steps: Sequence[str] = ()
         self._stopping_since: float | None = None
         self._stopped_by = ""
 
@@ -90,6 +93,7 @@ class Worker:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._on_stop)
         self._child.expect(steps)
+        self._steps = steps
         worst = DONE
         for step in steps:
             status, reason = (INTERRUPTED, self._stopped_by) if self._stopping_since else self._step(step)
@@ -231,7 +235,8 @@ class Worker:
         job, run = (self._job.id, self._job.run) if self._job.id else (None, None)
         packages = self._store.note_packages(installed_packages())
         attempt.write_environment(Environment(**_machine(), job=job, run=run, group=group, packages=packages))
-        self._child.send(Request(step=step.id, attempt=attempt.number, group=group))
+        together = self._together(step.id)
+        self._child.send(Request(step=step.id, attempt=attempt.number, group=group, together=together))
         self._mirror.began(claim, self._child.pid)
         answer, peak = self._watch(heartbeat)
         if answer.state == "vanished":
@@ -241,7 +246,7 @@ class Worker:
         if answer.state == "interrupted" and not (answer.outside or answer.needs_repair):
             answer = self._interruption(claim, answer)
         if answer.state == "done":
-            wall = time.monotonic() - clock
+            wall = max(0.0, time.monotonic() - clock - answer.outcome.for_others)
             devices = max(1, len(_visible_gpus())) * self._job.nodes
             step.publish(
                 claim,
@@ -256,6 +261,21 @@ class Worker:
                 ),
             )
         return answer
+
+    def _together(self, step_id: str) -> list[str]:
+        """The further steps of the job that a session can run beside one: of its kind, and nobody's yet."""
+        kind = self._store.step(step_id).kind
+        if kind_of(kind).session is None or step_id not in self._steps:
+            return []
+        later = map(self._store.step, self._steps[self._steps.index(step_id) + 1 :])
+        return [step.id for step in later if step.kind == kind and self._is_open(step)]
+
+    def _is_open(self, step: StepDir) -> bool:
+        try:
+            taken = step.state().name in (StepState.DONE, StepState.RUNNING)
+            return not taken and self._failed_before(step) is None
+        except (OSError, StoreError):  # which the step's own turn will report
+            return False
 
     def _record(self, claim: Claim) -> Record:
         """The record as far as it is known before the step runs: where, and from what, the output is made."""

@@ -12,7 +12,7 @@ import torch
 from mlkv.device import require_device, resolve_precision
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layers import ACTIVATIONS, NORMS
-from mlkv.measure.step import PROTOCOLS
+from mlkv.measure.runs import PROTOCOLS
 from mlkv.patterns import make
 from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
 from mlkv.registry import NameOf

@@ -216,5 +216,6 @@ def test_a_metric_that_is_not_finite_fails_its_step(
     replace_row(monkeypatch, KINDS, "evaluate", StepKind(lambda _: Outcome([row])))
     store = Store(tmp_path)
     planned(store, given.spec, given.id)
+    request = Request(step=given.id, attempt=1)
     with pytest.raises(StepFailed, match=f"^metric acc: {message} is not finite$"):
-        child_main._run(store, given.id, attempt(tmp_path, 1, 0, own=None), StringIO())
+        child_main._run(store, request, attempt(tmp_path, 1, 0, own=None), StringIO())
