@@ -65,6 +65,16 @@ class BufferedLayer(DynamicLayer):
             self._filled = self.buffers[0][:, :, :0], self.buffers[1][:, :, :0]
             self.keys, self.values = self._filled
 
+    def hold(self, tokens: int) -> None:
+        """Hold so many tokens, of which those that were not written are zeros; all places are written. Not before the
+        first update."""
+        assert self.buffers is not None
+        length = self.get_seq_length()
+        for buffer in self.buffers:
+            buffer[:, :, length:] = 0
+        self._filled = self.buffers[0][:, :, :tokens], self.buffers[1][:, :, :tokens]
+        self.keys, self.values = self._filled
+
     def _continues(self, key_states: Tensor) -> bool:
         """Whether new keys are of the batch, the heads and the type of those that are there."""
         held = self.keys if self.is_initialized and self.get_seq_length() else None

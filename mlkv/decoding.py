@@ -86,6 +86,18 @@ class Decoding:
         self._begin_steps(tokens)
 
     @torch.inference_mode()
+    def warm(self, tokens: int) -> None:
+        """As `fill`, but with zeros: nothing is allocated beside the cache, whose places are all written."""
+        self.prefill(torch.zeros(self.batch, 1, dtype=torch.int64, device=self.model.device))
+        for layer in self.cache.layers:
+            if isinstance(layer, BufferedLayer) and layer.buffers is not None:
+                layer.hold(tokens)
+            elif self.packed and layer.keys is not None and layer.values is not None:
+                layer.keys[:, :, 1:] = layer.values[:, :, 1:] = 0
+                layer.cumulative_length.fill_(tokens)
+        self._begin_steps(tokens)
+
+    @torch.inference_mode()
     def step(self, next_B1: Tensor) -> Tensor:
         """The token `[B, 1]` that comes after `next_B1`, which is read after all before it."""
         if self._compiled is not None:

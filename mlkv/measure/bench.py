@@ -79,6 +79,7 @@ class Bench:
         self._made: MLKVForCausalLM | None = None
         self._runs: dict[Cell, list[Run]] = {}
         self._failed: set[Cell] = set()
+        self._kernel = ""
 
     def repeat(self, cell: Cell) -> Metrics:
         """Run a cell once more, unless it has run out of memory before; what this run alone gave."""
@@ -94,6 +95,7 @@ class Bench:
             self._recover(error)
             return {"oom": Measured(1.0)}
         self._runs.setdefault(cell, []).append(run)
+        self._kernel = run.kernel
         return {name: Measured(value) for name, value in _of_run(run).items()}
 
     def find_largest(self, context: int) -> None:
@@ -142,6 +144,7 @@ class Bench:
             "dtype": self.recipe.dtype,
             **({"cache": self.subject.cache} if self.subject.cache != AS_COMPUTED else {}),
             "threads": self.recipe.threads,
+            **({"attention": self._kernel} if self._kernel else {}),
         }
 
     def _model(self) -> MLKVForCausalLM:
@@ -226,10 +229,11 @@ class Bench:
 
     def _fits(self, batch: int, context: int, budget: float) -> bool:
         """Whether a trial ends well, within the budget."""
-        cell = Cell(batch, context)
+        steps = min(2, self.recipe.new_tokens)  # what a step takes, the second shows too
+        sizes = Sizes(batch, context + self.recipe.new_tokens - steps, steps)
         try:
-            self._check_memory(cell)
-            trial = WarmRun(self._model(), self._sizes(cell), self.device, self.subject.cache)
+            self._check_memory(Cell(batch, context))
+            trial = WarmRun(self._model(), sizes, self.device, self.subject.cache, compiled=False)
             trial.go()
         except (RuntimeError, MemoryError) as error:
             self._recover(error)

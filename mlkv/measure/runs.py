@@ -10,18 +10,30 @@ Legend: `B` batch, `T` tokens.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache
+from transformers import DynamicCache
 
 from ..attention import update_cache
 from ..cache.formats import AS_COMPUTED, CACHES
 from ..cache.quantised import QuantisedCache
+from ..decoding import Decoding
 from ..hf import MLKVForCausalLM
 from .memory import Peak
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A decoding with the prompt behind it. step: from a token `[B, 1]` to the next. token: the first. cached: bytes that
+    its cache takes."""
+
+    step: Callable[[Tensor], Tensor]
+    token: Tensor
+    cached: Callable[[], int]
 
 
 @dataclass(frozen=True)
@@ -38,49 +50,63 @@ class Sizes:
 
 
 class Run:
-    def __init__(self, model: MLKVForCausalLM, sizes: Sizes, device: torch.device, cache: str = AS_COMPUTED) -> None:
+    """`cache_bytes` is counted, not computed. On CUDA a step is one compiled graph unless `compiled` is false: the first
+    ones, which compile and capture it, are far from the median."""
+
+    def __init__(
+        self,
+        model: MLKVForCausalLM,
+        sizes: Sizes,
+        device: torch.device,
+        cache: str = AS_COMPUTED,
+        compiled: bool | None = None,
+    ) -> None:
         self.model, self.sizes, self.device, self.cache = model, sizes, device, cache
+        can_be_compiled = device.type == "cuda" and CACHES[cache].bits is None
+        self.compiled = can_be_compiled if compiled is None else compiled
         self.prefill: float | None = None
         self.cache_bytes = 0
         self.steps: list[float] = []
         self.prefill_peak: float | None = None
         self.decode_peak: float | None = None
+        self.kernel = ""
 
     @torch.inference_mode()
     def go(self) -> None:
         """Its cache is freed once its size is known."""
         peak = Peak(self.device)
-        cache, next_B1 = self._begin(torch.Generator().manual_seed(0))
+        begun = self._begin(torch.Generator().manual_seed(0))
+        next_B1 = begun.token
         self.prefill_peak = peak.grown()
         peak.begin()
         for _ in range(self.sizes.new_tokens):
-            next_B1, seconds = self._step(next_B1, cache)
+            next_B1, seconds = self._timed(partial(begun.step, next_B1))
             self.steps.append(seconds)
         self.decode_peak = peak.grown()
-        self.cache_bytes = sum(part.numel() * part.element_size() for part in _parts(cache))
+        self.cache_bytes = begun.cached()
+        if self.compiled:
+            torch._dynamo.reset()  # a captured graph keeps its memory
 
-    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
-        """A cache of the prompt's tokens and the token that comes next."""
-        cache = self._allocated()
-        next_B1, self.prefill = self._step(self._ids(self.sizes.prompt, generator), cache)
-        return cache, next_B1
+    def _begin(self, generator: torch.Generator) -> Begun:
+        decoding = self._decoding()
+        next_B1, self.prefill = self._timed(partial(decoding.prefill, self._ids(self.sizes.prompt, generator)))
+        return Begun(decoding.step, next_B1, lambda: decoding.cache_bytes)
 
-    def _allocated(self) -> Cache:
-        """An empty cache with room for all tokens."""
-        config = self.model.config
-        if CACHES[self.cache].bits is not None:
-            return QuantisedCache(config, self.cache, self.sizes.room)
-        return StaticCache(config, max_cache_len=self.sizes.room)
+    def _decoding(self) -> Decoding:
+        sizes = self.sizes
+        decoding = Decoding(self.model, sizes.batch, sizes.room, cache=self.cache, compiled=self.compiled)
+        self.kernel = decoding.kernel
+        return decoding
 
     def _ids(self, tokens: int, generator: torch.Generator) -> Tensor:
         size = (self.sizes.batch, tokens)
         return torch.randint(self.model.shape.vocab_size, size, generator=generator).to(self.device)
 
-    def _step(self, ids_BT: Tensor, cache: Cache) -> tuple[Tensor, float]:
+    def _timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        """The next token, and the seconds until the device has it."""
         self._wait()
         started = time.perf_counter()
-        logits = self.model(ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        next_B1 = logits[:, -1:].argmax(-1)
+        next_B1 = work()
         self._wait()
         return next_B1, time.perf_counter() - started
 
@@ -89,10 +115,21 @@ class Run:
             torch.cuda.synchronize()
 
 
+class WarmRun(Run):
+    """Decoding alone, with a cache of full length that is written in all its places: Linux gives memory out when it is
+    written, and a cache of zeros that nobody wrote takes none."""
+
+    def _begin(self, generator: torch.Generator) -> Begun:
+        decoding = self._decoding()
+        decoding.warm(self.sizes.prompt)
+        return Begun(decoding.step, self._ids(1, generator), lambda: decoding.cache_bytes)
+
+
 class FilledRun(Run):
     """Decoding alone: nothing is prefilled, and each new token copies every owner's cache into one a token longer."""
 
-    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
+    def _begin(self, generator: torch.Generator) -> Begun:
+        self.compiled = False
         packed, layout = CACHES[self.cache].bits is not None, self.model.layout
         cache = QuantisedCache(self.model.config, self.cache) if packed else DynamicCache()
         for owner in layout.owners:
@@ -103,28 +140,15 @@ class FilledRun(Run):
                 for heads, width in layout.cached_sizes(owner, self.model.shape.head_dim)
             )
             update_cache(cache, keys, values, layout.cache_layer(owner))
-        return cache, self._ids(1, generator)
 
+        def step(next_B1: Tensor) -> Tensor:
+            return self.model(next_B1, past_key_values=cache, use_cache=True).logits.argmax(-1)
 
-class WarmRun(Run):
-    """Decoding with a cache of full length that was written in all its places, but by no prompt: Linux gives memory out
-    when it is written, and a cache of zeros that nobody wrote takes none."""
+        def cached() -> int:
+            parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+            return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def _begin(self, generator: torch.Generator) -> tuple[Cache, Tensor]:
-        cache = self._allocated()
-        next_B1, _ = self._step(self._ids(1, generator), cache)
-        for layer in cache.layers:
-            if (length := getattr(layer, "cumulative_length", None)) is not None:
-                length.fill_(self.sizes.prompt)
-        for part in _parts(cache):
-            part[:, :, 1:] = 0
-        return cache, next_B1
+        return Begun(step, self._ids(1, generator), cached)
 
 
 PROTOCOLS: dict[str, type[Run]] = {"prefill": Run, "warm": WarmRun, "filled": FilledRun}
-
-
-def _parts(cache: Cache) -> list[Tensor]:
-    """The tensors of every layer that holds any."""
-    parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    return [part for part in parts if part is not None]

@@ -27,7 +27,7 @@ from sweeps.worker import child_main
 from sweeps.worker.child_process import Child
 from sweeps.worker.frozen import CODE
 from sweeps.worker.job_context import JobContext, out_of_memory_kills
-from sweeps.worker.messages import Answer
+from sweeps.worker.messages import Answer, Request
 from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, attempts_without_progress
 from tests.support.processes import PATIENCE, eventually
 from tests.support.rows import replace_row
