@@ -345,7 +345,8 @@ class EvaluateRecipe(Choices):
     limit: Positive | None = None
     seed: Seed = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    batch_size: Positive = runtime_field(32)
+    batch_size: Positive | Literal["auto"] = runtime_field(32)
+    """`auto`: as many as the memory that is free has room for, halved where it runs out all the same."""
     threads: Threads = runtime_field(1)
     cache: CacheName = added(AS_COMPUTED)
     """Attention reads keys and values as a cache of this format gives them back."""

@@ -39,6 +39,12 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(lines))]
 
 
+def default_slots(cores: int | None = None, gpus: Sequence[str] | None = None) -> int:
+    """Jobs at a time where nothing is said: one per GPU, else half the cores, at least one."""
+    cores = visible_cores() if cores is None else cores
+    return len(visible_gpus() if gpus is None else gpus) or max(1, cores // 2)
+
+
 @dataclass
 class _Entry:
     id: JobId
@@ -78,7 +84,7 @@ class LocalExecutor(Executor):
         self.folder = folder
         self.gpus = list(visible_gpus() if gpus is None else gpus)
         self.cores = visible_cores() if cores is None else cores
-        self.slots = (len(self.gpus) or max(1, self.cores // 2)) if slots is None else slots
+        self.slots = default_slots(self.cores, self.gpus) if slots is None else slots
         if self.slots < 1 or self.cores < 1:
             raise ValueError(f"slots = {self.slots}, cores = {self.cores}: both must be at least 1")
         self.env = dict(os.environ if env is None else env)

@@ -3,29 +3,34 @@
 Bits per byte, not loss per token: tokenizers cut a text into different numbers of tokens, but its bytes are the same.
 The end-of-text tokens stand for no byte of text, so they neither count nor add bits.
 
-Legend: `N` windows, `B` windows of a batch, `T` tokens of a window, `V` vocabulary.
+Legend: `N` windows, `B` windows of a batch, `T` tokens of a window, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from ..context import MetricRow, StepFailed
 from ..corpus.blocks import check_ids, open_blocks
 from ..corpus.manifest import read_manifest
+from .batch_size import BatchSize
+from .held_out_pass import HeldOutPass, pass_of
 from .outcomes import Outcomes, digest
 from .tasks import BITS_PER_BYTE, Scores, Scoring
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,21 +64,37 @@ def cut_windows(corpus: Path, limit: int | None) -> Windows:
 
 
 @torch.inference_mode()
-def nats(model: Any, windows: Windows, batch_size: int, progress: Callable[[int, int], None]) -> Floats:
-    """Nats `[N]` that `model` needs for each window's counted tokens."""
-    total_N = np.zeros(len(windows.ids))
-    for first in range(0, len(windows.ids), batch_size):
-        batch = slice(first, first + batch_size)
-        ids_BT = torch.from_numpy(windows.ids[batch]).to(model.device)
-        counted_BT = torch.from_numpy(windows.counted[batch]).to(model.device)
-        logits_BTV, targets_BT = model(ids_BT).logits[:, :-1], ids_BT[:, 1:]
-        # In float32 whatever the model computes in, and summed in float64: a window has hundreds of terms, and scores
-        # of two checkpoints are compared to four digits.
-        losses = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-        nats_BT = losses.view_as(targets_BT).where(counted_BT, 0.0)
-        total_N[batch] = nats_BT.double().sum(-1).cpu().numpy()
-        progress(min(first + batch_size, len(windows.ids)), len(windows.ids))
+def nats(reading: HeldOutPass, windows: Windows, batch_size: BatchSize, progress: Callable[[int, int], None]) -> Floats:
+    """Nats `[N]` that the model needs for each window's counted tokens."""
+    total_N, at_once = np.zeros(len(windows.ids)), reading.windows_at_once()
+    for batch, hidden_BTD in batches(windows, batch_size, reading.hidden):
+        ids_BT = torch.from_numpy(windows.ids[batch]).to(hidden_BTD.device)
+        losses_BT = [
+            _losses(reading.model, hidden, ids)
+            for hidden, ids in zip(hidden_BTD.split(at_once), ids_BT.split(at_once), strict=True)
+        ]
+        counted_BT = torch.from_numpy(windows.counted[batch]).to(hidden_BTD.device)
+        # Summed in float64: a window has hundreds of terms, and scores of two checkpoints are compared to four digits.
+        total_N[batch] = torch.cat(losses_BT).where(counted_BT, 0.0).double().sum(-1).cpu().numpy()
+        progress(batch.stop, len(windows.ids))
     return total_N
+
+
+def _losses(model: Any, hidden_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+    """Nats `[B, T − 1]` of each token but the first; in float32 whatever the model computes in."""
+    logits, targets_BT = model.model.logits(hidden_BTD[:, :-1].flatten(0, 1)).float(), ids_BT[:, 1:]
+    return functional.cross_entropy(logits, targets_BT.flatten(), reduction="none").view_as(targets_BT)
+
+
+def batches(windows: Windows, size: BatchSize, read: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+    """What `read` gives for each batch of windows, in order."""
+    first, (count, length) = 0, windows.ids.shape
+    while first < count:
+        batch = slice(first, min(first + size.at(length), count))
+        found = size.attempt(length, partial(read, batch))
+        if found is not None:
+            yield batch, found
+            first = batch.stop
 
 
 def ratio(parts: Floats, wholes: Floats) -> tuple[float, float | None]:
@@ -110,5 +131,6 @@ def score(scoring: Scoring) -> Scores:
     vocab_size = read_manifest(scoring.corpus).vocab_size
     check_ids(open_blocks(scoring.corpus, "heldout"), vocab_size, scoring.model.shape.vocab_size)
     windows = cut_windows(scoring.corpus, scoring.recipe.limit)
-    by_metric = outcomes(windows, nats(scoring.model, windows, scoring.recipe.batch_size, scoring.progress))
+    reading = pass_of("checkpoint", scoring, scoring.model, windows.ids)
+    by_metric = outcomes(windows, nats(reading, windows, scoring.batch_size, scoring.progress))
     return Scores(metrics(by_metric), by_metric)

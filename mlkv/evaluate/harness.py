@@ -23,6 +23,7 @@ from transformers import set_seed
 
 from ..context import MetricRow, StepFailed
 from ..recipes import EvaluateRecipe
+from .asked_tasks import asked
 from .outcomes import Sample
 from .task_files import TaskCopy, members, with_places
 from .task_names import ITEM_TASKS, TASKS_FOLDER
@@ -54,12 +55,14 @@ def score(
     definition of the user's. Datasets are cached under `cache`, answers nowhere: lm-eval's cache of answers does not
     know which model gave them. Raises StepFailed for a task whose data cannot be loaded.
     """
-    loaded = _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
-    _set_examples(loaded, recipe)
-    set_seed(recipe.seed)
-    results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
-    assert results is not None, "this is the only process"
-    return Scores(list(_rows(results, recipe.task)), list(_samples(results)))
+    with asked(
+        recipe, folder, corpus, own, lambda: _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
+    ) as loaded:
+        _set_examples(loaded, recipe)
+        set_seed(recipe.seed)
+        results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
+        assert results is not None, "this is the only process"
+        return Scores(list(_rows(results, recipe.task)), list(_samples(results)))
 
 
 def _set_examples(loaded: Any, recipe: EvaluateRecipe) -> None:
@@ -116,7 +119,9 @@ def _with_data(config: dict[str, Any], own: TaskCopy, cache: Path) -> dict[str, 
     """The configuration with the places of its data; what the datasets library makes of local files lies in `cache`."""
     if not own.data:
         return config
-    settings = {"cache_dir": str(cache)} | with_places(config.get("dataset_kwargs") or {}, own.data)
+    # In memory: the next checkpoint is asked the same when this step's files are gone.
+    settings = {"cache_dir": str(cache), "keep_in_memory": True}
+    settings |= with_places(config.get("dataset_kwargs") or {}, own.data)
     return config | {"dataset_kwargs": settings, "dataset_path": with_places(config.get("dataset_path"), own.data)}
 
 
@@ -156,7 +161,8 @@ def _with_items(task: str, folder: Path, corpus: Path | None, cache: Path) -> di
     if not items.is_file() or not items.stat().st_size:
         raise StepFailed(f"task = {task}: corpus {corpus} was made without its items (task_items = 0)")
     config: dict[str, Any] = yaml.safe_load((folder / f"{task}.yaml").read_text("utf-8"))
-    return config | {"dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(cache)}}
+    settings = {"data_files": {"test": str(items)}, "cache_dir": str(cache), "keep_in_memory": True}
+    return config | {"dataset_kwargs": settings}
 
 
 def _rows(results: dict[str, Any], task: str) -> Iterator[MetricRow]:

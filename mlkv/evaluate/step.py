@@ -6,7 +6,6 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,16 +13,17 @@ import torch
 from ..cache.formats import AS_COMPUTED
 from ..cache.packing import rounding
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
-from ..corpus.tokenizer import load as load_tokenizer
 from ..device import resolve_precision
 from ..files import Json
-from ..hf import MLKVForCausalLM
 from ..recipes import EvaluateRecipe
 from . import outcomes
-from .models import load_model
+from .models import LastModel, LastTokenizer
 from .task_files import TaskCopy
 from .task_names import TASKS_FOLDER, check_task
 from .tasks import TASKS, Scores, Scoring
+
+CHECKPOINT = LastModel()
+TOKENIZER = LastTokenizer()
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     except (ValueError, OSError, KeyError) as error:
         raise StepFailed(str(error)) from error
     torch.set_num_threads(recipe.threads)
-    model = _model(checkpoint.resolve(), (checkpoint / "config.json").stat().st_mtime_ns)
+    model = CHECKPOINT.of(checkpoint)
     model.model.rounding = rounding(recipe.cache)  # of every task anew: the next one on this checkpoint finds the model
     precision = resolve_precision(recipe.precision, model.device)
     scoring = Scoring(recipe, model, checkpoint, corpus, precision, Progress(ctx), base)
@@ -78,26 +78,20 @@ def _scores_of_lm_eval(
     """Also the most tokens that an answer could have, where answers were generated. Writes samples.jsonl."""
     from . import harness, harness_model  # takes seconds to import, and tasks with a function do without
 
-    recipe, tokenizer = scoring.recipe, load_tokenizer(scoring.checkpoint)
+    recipe, tokenizer = scoring.recipe, TOKENIZER.of(scoring.checkpoint)
     lm = harness_model.HarnessLM(
         scoring.model,
         tokenizer,
-        batch_size=recipe.batch_size,
+        batch_size=scoring.batch_size,
         precision=scoring.precision,
         progress=scoring.progress,
+        encoded=TOKENIZER.encoded,
     )
     scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets, copy)
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
     own = outcomes.of_samples(scores.samples, recipe.task, scores.rows)
     return Scores(scores.rows, own), lm.answer_tokens
-
-
-@lru_cache(maxsize=1)
-def _model(checkpoint: Path, written: int) -> MLKVForCausalLM:
-    """The checkpoint's model, cached for the next task on it. `written`, its config's time of change, makes another
-    checkpoint that replaced it at the same path another entry."""
-    return load_model(checkpoint)
 
 
 @dataclass

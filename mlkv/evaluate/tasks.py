@@ -14,6 +14,7 @@ from ..registry import Registry
 if TYPE_CHECKING:
     from ..hf import MLKVForCausalLM
     from ..recipes import EvaluateRecipe
+    from .batch_size import BatchSize
     from .outcomes import Outcomes
 
 
@@ -34,6 +35,13 @@ class Scoring:
     precision: str
     progress: Callable[[int, int], None]
     base: Path | None = None
+
+    @property
+    def batch_size(self) -> BatchSize:
+        """How many texts a pass reads: `batch_size.at(TOKENS)` of so many tokens each, whatever the recipe says."""
+        from .batch_size import BatchSize
+
+        return BatchSize.of(self.recipe.batch_size, self.model)
 
 
 @dataclass(frozen=True)

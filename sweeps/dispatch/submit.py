@@ -126,7 +126,7 @@ def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: S
     try:
         live = {id: job for id, job in latest_jobs(_with_parents(todo.values()), store).items() if job.live}
         throttle(live.values(), cluster, store)
-        specs = job_specs([step for id, step in todo.items() if id not in live], cluster)
+        specs = job_specs([step for id, step in todo.items() if id not in live], cluster, live)
         stamp = secrets.token_hex(3)
         # Noted before they are queued: a launcher that dies in between leaves jobs that the next one can still find.
         store.note_jobs(

@@ -7,7 +7,7 @@ combined with what only a sweep needs. `parse` is the one way from YAML to a `Co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -99,7 +99,7 @@ class EvaluateConfig:
     limit: Positive | None = None
     seed: Seed = 1234
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    batch_size: Positive = 32
+    batch_size: Positive | Literal["auto"] = 32
     threads: Threads = 1
     converted: TaskNames = ()
     """Tasks, of `tasks`, that are also scored on every converted checkpoint before it is uptrained."""
@@ -148,6 +148,9 @@ class ClusterConfig(Profile):
     name: Literal["local", "slurm"] = "local"
     slots: Positive | None = None
     """Jobs at a time; unset: one per GPU, else half the cores."""
+    checkpoints_per_job: Positive | None = None
+    """Finished checkpoints whose evaluations share a job; unset: 4 on SLURM, and on this machine so many that each
+    slot has one job."""
     device: Literal["cpu", "cuda"] = "cpu"
     resources: dict[Kind, Resources] = field(default_factory=dict)
     profiles: dict[Kind, dict[str, Any]] = field(default_factory=dict)
@@ -321,7 +324,7 @@ def _validated(schema: Any, values: Mapping[str, Any], *place: str) -> Any:
     try:
         return _adapter(schema).validate_python(values)
     except ValidationError as error:
-        raise UserError("; ".join(dict.fromkeys(_line(one, *place) for one in error.errors()))) from None
+        raise UserError("; ".join(_lines(error.errors(), *place))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -363,9 +366,24 @@ def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]
 _hints = cache(get_type_hints)
 
 
+def _lines(errors: Iterable[ErrorDetails], *place: str) -> list[str]:
+    """Each once; a word that a field takes in place of a number is said in the number's line."""
+    lines: list[str] = []
+    for error in errors:
+        line = _line(error, *place)
+        field, _, message = line.partition(": must be ")
+        if error["type"] == "literal_error" and lines and lines[-1].startswith(f"{field}: must be "):
+            lines[-1] += f", or {message}"
+        else:
+            lines.append(line)
+    return list(dict.fromkeys(lines))
+
+
 def _line(error: ErrorDetails, *place: str) -> str:
     parts = (*place, *map(str, error["loc"]))
-    where = ".".join(part for part in parts if not part.startswith(("function-", "tuple[", "dict[", "constrained")))
+    where = ".".join(
+        part for part in parts if not part.startswith(("function-", "tuple[", "dict[", "constrained", "literal["))
+    )
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if isinstance(limit := error.get("ctx", {}).get("le"), float):
         message = f"less than or equal to {limit:g}"  # pydantic would write 39 digits

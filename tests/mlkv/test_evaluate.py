@@ -22,48 +22,23 @@ from torch.nn import functional
 
 from mlkv.cache.packing import rounding
 from mlkv.cache.quantised import QuantisedCache
-from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
+from mlkv.context import Interrupted, MetricRow, Row, StepFailed
 from mlkv.corpus.blocks import open_blocks
 from mlkv.corpus.manifest import read_manifest
 from mlkv.corpus.tokenizer import load as load_tokenizer
-from mlkv.evaluate import bits, harness, outcomes
-from mlkv.evaluate import step as evaluate
+from mlkv.evaluate import bits, harness, held_out_pass, outcomes
+from mlkv.evaluate.batch_size import BatchSize
 from mlkv.evaluate.few_shot import own_counts
-from mlkv.evaluate.harness_model import HarnessLM
 from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
-from mlkv.layout import KVLayout, mha
-from mlkv.patterns import make, name_of
+from mlkv.layout import mha
+from mlkv.patterns import make
 from mlkv.recipes import EvaluateRecipe
+from tests.support.evaluations import lm_of, outcome_of, score
 from tests.support.read_back import present
-from tests.support.tiny import SHAPE, context, make_corpus
+from tests.support.tiny import SHAPE, context
 
 CHANCE = {"heldout_cloze": 0.0, "heldout_choice4": 0.25, "heldout_choice2": 0.5}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """Random weights with an MLKV layout."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    MLKVForCausalLM.from_shape(SHAPE, make("even", 2, 2, 1, 1), seed=3).save_pretrained(folder)
-    shutil.copytree(corpus / "tokenizer", folder, dirs_exist_ok=True)
-    return folder
-
-
-def outcome_of(recipe: EvaluateRecipe, folder: Path, checkpoint: Path, corpus: Path | None, **given: Any) -> Outcome:
-    (folder / "out").mkdir(exist_ok=True)
-    ctx = given.pop("ctx", context(folder))
-    return evaluate.run(recipe, folder / "out", ctx, checkpoint=checkpoint, corpus=corpus, **given)
-
-
-def score(*args: Any, **given: Any) -> dict[str, MetricRow]:
-    """The step's metrics by name; arguments as of `outcome_of`."""
-    return {row.metric: row for row in outcome_of(*args, **given).metrics}
 
 
 # lm-eval
@@ -193,40 +168,6 @@ def test_a_likelihood_is_the_models_own(corpus: Path, checkpoint: Path, tmp_path
             ids = torch.tensor([tokenizer.encode(item["context"] + choice)])
             nats = functional.cross_entropy(model(ids).logits[0, before - 1 : -1], ids[0, before:], reduction="sum")
             assert likelihood == pytest.approx(-nats.item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("layout", [mha(2, 2), make("even", 2, 2, 1, 1)], ids=name_of)
-def test_choices_that_share_a_context_are_answered_as_if_each_read_it(
-    layout: KVLayout, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = MLKVForCausalLM.from_shape(SHAPE, layout, seed=5).eval()
-    lm = HarnessLM(model, load_tokenizer(checkpoint), batch_size=8, precision="fp32", progress=lambda done, of: None)
-    random = np.random.default_rng(0)
-
-    def draw(length: int) -> list[int]:
-        return [int(token) for token in random.integers(0, SHAPE.vocab_size, length)]
-
-    requests: list[tuple[tuple[str, str], list[int], list[int]]] = []
-    for context_length, lengths in ((20, (1, 1, 1)), (20, (5, 2, 9, 1)), (7, (3,)), (90, (10, 3)), (20, (4, 4))):
-        before = draw(context_length)
-        requests += [(("", str(len(requests) + i)), before, draw(n)) for i, n in enumerate(lengths)]
-    greedy = model(torch.tensor([requests[0][1]])).logits[0, -1].argmax().item()
-    requests.append((("", "greedy"), requests[0][1], [greedy]))
-    found = lm._loglikelihood_tokens(requests)
-    monkeypatch.setattr(lm, "_group_by_context", lambda requests: ([], list(range(len(requests)))))
-    expected = lm._loglikelihood_tokens(requests)
-    assert [likelihood for likelihood, _ in found] == pytest.approx(
-        [likelihood for likelihood, _ in expected], abs=1e-4
-    )
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert found[-1][1], "the greedy token is known as such"
-
-
-def test_tasks_on_one_checkpoint_share_its_model(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    evaluate._model.cache_clear()
-    for task in ("heldout_choice2", "bits_per_byte"):
-        score(EvaluateRecipe(task=task, limit=4), tmp_path, checkpoint, corpus)
-    assert (evaluate._model.cache_info().misses, evaluate._model.cache_info().hits) == (1, 1)
 
 
 def test_a_checkpoint_replaced_in_its_place_is_read_anew(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -404,7 +345,8 @@ def test_a_limit_spreads_its_windows_over_the_text(corpus: Path) -> None:
 def test_nats_are_those_of_one_window_after_another(corpus: Path, checkpoint: Path) -> None:
     model = MLKVForCausalLM.from_pretrained(checkpoint)
     found = bits.cut_windows(corpus, 7)
-    nats_N = bits.nats(model, found, 3, lambda done, of: None)
+    reading = held_out_pass.HeldOutPass(model, found.ids)
+    nats_N = bits.nats(reading, found, BatchSize.of(3, model), lambda done, of: None)
     for ids_T, counted, nats in zip(found.ids, found.counted, nats_N, strict=True):
         ids_1T = torch.from_numpy(ids_T)[None]
         log_p = functional.log_softmax(model(ids_1T).logits[0, :-1], -1)
@@ -471,7 +413,7 @@ def test_lm_evals_answers_are_those_of_decoding_with_the_cache(corpus: Path, che
     """Likelihoods, with a context of their own and with one that several share, and generated answers."""
     model = MLKVForCausalLM.from_pretrained(checkpoint).eval()
     model.model.rounding = rounding("int4")
-    lm = HarnessLM(model, load_tokenizer(checkpoint), batch_size=8, precision="fp32", progress=lambda done, of: None)
+    lm = lm_of(model, checkpoint)
     requests = [("def f(x):", " return x"), ("def f(x):", " pass"), ("import os", "\nimport sys")]
     answers = [lm.tok_encode(text) for pair in requests for text in pair]
     pairs = [(pair, *answers[2 * i : 2 * i + 2]) for i, pair in enumerate(requests)]
