@@ -100,5 +100,15 @@ FIGURES: Registry[FigureKind] = Registry(
             "analysis.figures.tasks:tasks_figure",
             "scores of a baseline and of another variant",
         ),
+        "heads_layers": FigureKind(
+            "what fewer heads with fewer owners cost together, against the sum of what each costs alone",
+            "analysis.figures.heads_layers:heads_layers_figure",
+            "scores of a layout with fewer heads and fewer owners, and of those with either",
+        ),
+        "rules": FigureKind(
+            "what each rule that places owners loses, relative to chance",
+            "analysis.figures.rules:rules_figure",
+            "scores of two layouts with equally many owners and heads",
+        ),
     },
 )

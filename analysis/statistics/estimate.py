@@ -154,7 +154,7 @@ def difference(a: Estimate, b: Estimate) -> Difference:
     return contrast([(1, a), (-1, b)])
 
 
-def contrast(weighted: Sequence[tuple[int, Estimate]]) -> Difference:
+def contrast(weighted: Sequence[tuple[float, Estimate]]) -> Difference:
     """The sum of weight times estimate, with the Welch-Satterthwaite degrees of freedom of its error. The weights sum
     to zero. An unknown error counts as zero where another is known."""
     value, estimates = math.fsum(weight * one.value for weight, one in weighted), [one for _, one in weighted]

@@ -31,8 +31,8 @@ def pivot(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-SHOWN = [kind for kind in TABLES if kind not in ("recovery", "elastic", "stacking")]
-"""The tables of a sweep that scores no conversion before uptraining, and stacks no savings."""
+SHOWN = [kind for kind in TABLES if kind not in ("recovery", "elastic", "stacking", "heads_layers", "rules")]
+"""The tables of a sweep that scores no conversion before uptraining, stacks no savings and has one layout of a size."""
 
 
 def named(**cells: Any) -> Results:

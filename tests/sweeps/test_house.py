@@ -44,11 +44,13 @@ MAY_IMPORT = {
         "sweeps.tracking.read",
         "mlkv.cache.formats",  # without torch: the name of the cache that is a model's own
         "mlkv.files",
+        "mlkv.groupings",
         "mlkv.layout",
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
         "mlkv.patterns",
         "mlkv.recipes",  # plain dataclasses: what a configuration leaves out has their defaults
         "mlkv.registry",
+        "mlkv.rules",  # what chooses layouts is science; analysis scores it
         "mlkv.context",
     },
 }

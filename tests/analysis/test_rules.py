@@ -1,0 +1,166 @@
+"""Rules scored against measured layouts: regret, what chance gives, and rank correlations against scipy's."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from analysis.data.pairs import PairMatrix
+from analysis.figures.rules import rules_figure
+from analysis.statistics.landscape import Landscape, landscapes
+from analysis.statistics.rules import PLACED, RANDOM, Rule, Scored, cells, floor, kendall, rules_of, scored, spearman
+from analysis.statistics.sources import Source
+from analysis.tables.rules_table import rules_table
+from mlkv.groupings import groupings
+from mlkv.rules import cost_of
+from tests.support.figures import drawn_points
+from tests.support.landscapes import Groups, measured
+
+PAIRS = [[abs(i - j) * (1 + i) + 0.1 * j for j in range(5)] for i in range(5)]
+"""What it costs that layer j reads layer i."""
+
+
+def true_cost(groups: Groups, heads: int) -> float:
+    return 0.01 * cost_of(groups, PAIRS) + 0.02 * (4 // heads - 1)
+
+
+def of_rules(landscape: Landscape, rules: list[Rule]) -> dict[str, Scored]:
+    return {each.rule: each for each in scored(landscape, rules)}
+
+
+@pytest.fixture(scope="module")
+def landscape() -> Landscape:
+    [found] = landscapes(
+        measured(true_cost, layers=5, noise=1e-7, converted=lambda groups, heads: true_cost(groups, heads) ** 2)
+    )
+    return found
+
+
+def test_a_cell_is_every_grouping_with_as_many_owners_and_heads(landscape: Landscape) -> None:
+    found = {(cell.owners, cell.heads): cell for cell in cells(landscape)}
+    assert set(found) == {(owners, heads) for owners in (2, 3, 4) for heads in (1, 2, 4)}
+    for (owners, _), cell in found.items():
+        assert set(cell.points) == set(groupings(5, owners))
+        assert cell.possible == len(cell.points)
+
+
+def test_chance_is_the_mean_of_all_and_a_pattern_its_own_layout(landscape: Landscape) -> None:
+    found = of_rules(landscape, rules_of(landscape))
+    scores = {
+        (cell.owners, cell.heads): {groups: point.score.value for groups, point in cell.points.items()}
+        for cell in cells(landscape)
+    }
+    chance = fmean(fmean(each.values()) - min(each.values()) for each in scores.values())
+    assert found[RANDOM].regret.value == pytest.approx(chance)
+    assert (share := found[RANDOM].of_random)
+    assert share.value == pytest.approx(1)
+    assert (found[RANDOM].tau, found[RANDOM].best) == (None, None)
+    ends = {2: None, 3: (1, 3, 1), 4: (1, 1, 2, 1)}
+    own = [(cell[groups], min(cell.values())) for (owners, _), cell in scores.items() if (groups := ends[owners])]
+    assert found["keep_ends"].cells == len(own) == 6
+    assert found["keep_ends"].regret.value == pytest.approx(fmean(pick - low for pick, low in own))
+    assert set(found) == {*PLACED, RANDOM, "score before training"}
+
+
+def test_a_rule_with_the_true_cost_has_no_regret_and_the_opposite_one_has_most(landscape: Landscape) -> None:
+    alike = [[-value for value in row] for row in PAIRS]
+    matrices = [PairMatrix("damage", PAIRS, is_cost=True), PairMatrix("cka", alike, higher_is_alike=True)]
+    found = of_rules(landscape, rules_of(landscape, matrices))
+    for name in ("cheapest in all: damage", "similar in all: cka", "score before training"):
+        assert found[name].regret.value == pytest.approx(0, abs=1e-6)
+        assert found[name].best == found[name].cells == 9
+        assert (tau := found[name].tau)
+        assert (rho := found[name].rho)
+        assert tau.value == pytest.approx(1)
+        assert rho.value == pytest.approx(1)
+    assert (opposite := found["dissimilar first: cka"].tau)
+    assert opposite.value == pytest.approx(-1)
+    assert "dissimilar first: damage" not in found, "nobody shares what costs most"
+    assert found["dissimilar first: cka"].regret.value > found[RANDOM].regret.value
+    order = [each.of_random.value for each in scored(landscape, rules_of(landscape, matrices)) if each.of_random]
+    assert order == sorted(order)
+
+
+def test_at_equal_bytes_other_owners_and_heads_count_too(landscape: Landscape) -> None:
+    found = of_rules(landscape, rules_of(landscape))
+    best: dict[int, float] = {}
+    for point in landscape.points:
+        best[point.budget] = min(best.get(point.budget, np.inf), point.score.value)
+    chance = [fmean(p.score.value for p in cell.points.values()) - best[cell.budget] for cell in cells(landscape)]
+    assert found[RANDOM].at_bytes.value == pytest.approx(fmean(chance))
+    assert found[RANDOM].at_bytes.value > found[RANDOM].regret.value
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), min_size=3, max_size=9))
+def test_correlations_are_scipys(pairs: list[tuple[int, float]]) -> None:
+    numbers, scores = (np.array(each, float) for each in zip(*pairs, strict=True))
+    for ours, theirs in ((kendall, stats.kendalltau), (spearman, stats.spearmanr)):
+        if len(set(numbers)) > 1 and len(set(scores)) > 1:
+            assert ours(numbers, scores[None])[0] == pytest.approx(theirs(numbers, scores).statistic)
+
+
+def test_intervals_hold_the_value_and_noise_has_a_floor() -> None:
+    noisy, calm = (landscapes(measured(true_cost, layers=5, noise=noise))[0] for noise in (0.02, 1e-7))
+    assert floor(noisy) > 0.002 > 1e-6 > floor(calm)
+    matrix = [PairMatrix("damage", PAIRS, is_cost=True)]
+    for each in scored(noisy, rules_of(noisy, matrix)):
+        assert each.regret.low <= each.regret.high
+        if each.tau:
+            assert -1 <= each.tau.value <= 1
+    perfect = of_rules(noisy, rules_of(noisy, matrix))["cheapest in all: damage"]
+    assert perfect.regret.value < 4 * floor(noisy)
+
+
+def test_half_a_table_scores_the_picks_that_are_measured() -> None:
+    [landscape] = landscapes(measured(true_cost, layers=5, without=lambda groups, heads: groups[0] == 2 or heads == 1))
+    found = of_rules(landscape, rules_of(landscape))
+    assert {cell.possible for cell in cells(landscape)} == {4, 6}
+    assert found["even"].cells < found[RANDOM].cells
+    assert "score before training" not in found
+    assert rules_table(measured(true_cost, without=lambda groups, heads: len(set(groups)) > 1)) is None
+
+
+def test_another_recipe_is_a_rule_where_it_has_the_layouts() -> None:
+    truth, proxy = (measured(cost, layers=5, noise=1e-7) for cost in (true_cost, lambda g, h: -true_cost(g, h)))
+    others = proxy.table.assign(overrides=proxy.table["overrides"] + " elastic=nested")
+    for column in ("variant", "replicate_of", "mha", "step"):
+        others[column] = others[column] + " elastic=nested"
+    both = Source("s", pd.concat([truth.table, others], ignore_index=True))
+    plain, elastic = landscapes(both)
+    assert (plain.title, elastic.title) == ("", "elastic=nested")
+    rule = of_rules(plain, rules_of(plain, others=[plain, elastic]))["best by elastic=nested"]
+    assert (rule.cells, rule.best) == (9, 0)
+    assert (tau := rule.tau)
+    assert tau.value == pytest.approx(-1)
+    table = rules_table(both)
+    assert table
+    assert "best by the plain recipe" in {row[0].text for row in table.rows}
+
+
+def test_the_figure_shows_what_the_table_says() -> None:
+    source = measured(true_cost, layers=5, noise=1e-3)
+    figure = rules_figure(source)
+    assert figure
+    [landscape] = landscapes(source)
+    expected = [each for each in scored(landscape, rules_of(landscape)) if each.rule != RANDOM]
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [each.rule for each in expected]
+    places = [(each.of_random.value, float(row)) for row, each in enumerate(expected) if each.of_random]
+    assert set(places) <= set(drawn_points(figure))
+
+
+def test_the_table_names_what_was_measured() -> None:
+    source = measured(true_cost, layers=5, noise=1e-3, without=lambda groups, heads: groups == (2, 3))
+    table = rules_table(source)
+    assert table
+    assert [row[0].text for row in table.rows][-1] != RANDOM or table.rows[-1][3].number == pytest.approx(1)
+    assert any(
+        "9 cells of owners × heads with 39 layouts of 42 measured, several seeds" in note for note in table.notes
+    )
