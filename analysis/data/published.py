@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
-from analysis.data import frame
+from analysis.data import frame, layout_scores
 from analysis.data.frame import Row
 from mlkv.layout import KVLayout
 from mlkv.patterns import make
@@ -28,6 +28,7 @@ SETS = {
     "cla-3b-tuned": "CLA Tables 5 and 6: 3B, learning rate tuned per model",
     "cla-3b-second": "CLA Tables 7 and 8: 3B, second set (other stack and data order)",
     "study-1b": "Systematic study (arXiv 2410.14442) Table 4: 1.1B",
+    "ground_truth": "our own: groupings of neighbouring layers on a small base, bits per byte of each seed",
 }
 _OF_EXPERIMENT = {
     "mlkv_table": "mlkv",
@@ -51,6 +52,8 @@ def published(name: str) -> pd.DataFrame:
     """One set of published figures as a long table. Raises ValueError that lists the sets."""
     if name not in SETS:
         raise ValueError(f"published set = {name}: choose from {', '.join(SETS)}")
+    if own := [line for line in read("layout_scores") if line["set"] == name]:
+        return layout_scores.long_table(own)
     layouts = layout_rows(name)
     rows = [row for row in read("figures") if row["set"] == name]
     return frame.make({**layouts[row["variant"]], **_cell(row)} for row in rows)

@@ -37,6 +37,11 @@ class GatherOptions(JsonOption, SweepOptions):
     curves: Path | None = argument(
         "also write every number that was logged during the steps, as CSV", "--curves", type=user_path
     )
+    layouts: Path | None = argument(
+        "also add a line for each layout and seed to this CSV, a small one to keep (docs/placement.md)",
+        "--layouts",
+        type=user_path,
+    )
     dir: Path | None = argument(
         "source=offline: a directory that W&B wrote (default: the sweep's)", "--dir", type=user_path
     )
@@ -61,6 +66,8 @@ def gather(options: GatherOptions) -> int:
         cells = _cells(options, settings)
     if options.out and options.json:
         raise UserError("gather: give either --json or --out, which is CSV")
+    if options.layouts:
+        _add_layouts(options, cells)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         cells.to_csv(options.out, index=False)
@@ -73,6 +80,32 @@ def gather(options: GatherOptions) -> int:
     else:
         print(cells.to_string())
     return OK
+
+
+def _add_layouts(options: GatherOptions, cells: pd.DataFrame) -> None:
+    """Write the lines of a file of layout scores anew, with those of these results."""
+    from analysis.data import layout_scores
+    from sweeps.store.files import write_atomic
+
+    path = options.layouts
+    assert path, "only asked for with a file"
+    with one_line():
+        old, new = layout_scores.read(path), layout_scores.lines_of(cells, options.name, _line_of(options))
+        every = layout_scores.merged(old, new)
+    write_atomic(path, layout_scores.text_of(every))
+    print(f"{path}: {len(new)} layouts and seeds of {options.name}, {len(every)} lines", file=sys.stderr)
+
+
+def _line_of(options: GatherOptions) -> str:
+    """What makes these results: the experiment, or the sweep's name."""
+    from sweeps.store.store import Store
+
+    store = Store(options.store)
+    if options.name not in store.sweep_names():
+        return options.name
+    words = store.sweep(options.name).plan.command or []
+    chosen = [word for word in words if word.startswith(("experiment=", "model"))]
+    return " ".join(["mlkv sweep", *chosen])
 
 
 def _parse_settings(words: Iterable[str]) -> Settings:
