@@ -7,7 +7,6 @@ import hashlib
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlkv", "sweeps", "analysis", "slurm")
 
 
-class _OurPackages(MetaPathFinder):
+class _OurPackages:
     """A finder for these names alone. To put the folder itself first on sys.path would do more: where it is
     site-packages, all that is installed there would come before Python's own modules."""
 

@@ -280,9 +280,11 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
     if stale := replaced(planned.steps, store):
         reasons = "; ".join(dict.fromkeys(stale.values()))
         console.print(f"{len(stale)} finished steps are stale and run again ({reasons})", highlight=False)
-    if foreign := other_code(planned.steps, store):
-        note = f"{len(foreign)} finished steps were made by code that may give other results than the code here"
-        console.print(note, style="dim", highlight=False)
+    code = other_code(planned.steps, store)
+    for steps, which in ((code.differs, "code"), (code.unknown, "earlier code")):
+        if steps:
+            note = f"{len(steps)} finished steps were made by {which} that may give other results than the code here"
+            console.print(note, style="dim", highlight=False)
 
 
 def _run_graph(

@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 from sweeps.steps.registry import kind_of, outdated
 from sweeps.steps.step import Step, canonical, described_by
 from sweeps.store.errors import DamagedFileError, UserError
+from sweeps.store.result_code import DEFINITION
 from sweeps.store.schema import Runtime
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State, StepDir
@@ -168,15 +170,25 @@ class Costs:
         return None if any(seconds is None for seconds in each) else sum(s for s in each if s is not None)
 
 
-def other_code(graph: Graph, store: Store) -> list[str]:
-    """Finished steps whose code might have given another result than the code here.
+class OtherCode(NamedTuple):
+    """Finished steps by what their record says of the code: it might give another result than the code here; or it is
+    of before such hashes were taken as they are now, so that nobody can tell."""
+
+    differs: list[str]
+    unknown: list[str]
+
+
+def other_code(graph: Graph, store: Store) -> OtherCode:
+    """Finished steps that were not, or perhaps not, made by code that gives the same results as the code here.
 
     They are not run again: an id stays the same as long as the schema version of its kind does. The code changes more
     often, with every corrected fault, and a reader of a table should know that its numbers come from several versions.
-    Older records have only the hash of the whole code, which does not show whether the result would differ.
+    The oldest records have only the hash of the whole code, which differs everywhere, and are not named.
     """
-    codes = {id: record.result_code for id in graph if (record := store.step(id).record())}
-    return [id for id, code in codes.items() if code is not None and code != store.result_code]
+    codes = {id: code for id in graph if (record := store.step(id).record()) and (code := record.result_code)}
+    known = {id: code for id, code in codes.items() if code.startswith(DEFINITION)}
+    differs = [id for id, code in known.items() if code != store.result_code(graph[id].kind)]
+    return OtherCode(differs, [id for id in codes if id not in known])
 
 
 def replaced(graph: Graph, store: Store) -> dict[str, str]:

@@ -94,7 +94,7 @@ class Record:
     code: str
     """The hash of all code that the job imported."""
     result_code: str | None = later()
-    """The hash of what the part of it does that can change a result (sweeps/store/code.py)."""
+    """The hash of what the part of it does that can change a result of this kind (sweeps/store/result_code.py)."""
     work: float | None
     inputs: dict[str, Files]
     """Parent's id → its outputs."""

@@ -22,7 +22,7 @@ from mlkv.registry import FOLDER, Extension
 from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.errors import DamagedFileError, StoreError
-from sweeps.store.files import file_clock, rename_once, utc_now, write_atomic, write_json, write_once
+from sweeps.store.files import file_clock, read_cache, rename_once, utc_now, write_atomic, write_json, write_once
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.outside import plain_reason
@@ -282,19 +282,24 @@ class Store:
 
         return tree_hash()
 
-    @cached_property
-    def result_code(self) -> str:
-        """Of what the code that can change a result does. Each tree is read once, as that takes a quarter of a second
-        and a sweep starts many workers."""
-        from sweeps.store.code import result_hash
+    def result_code(self, kind: str) -> str:
+        """Of what the code that can change the results of a kind of step does."""
+        from sweeps.store.result_code import KINDS_OF_EXTENSIONS
 
-        known = user_cache("result_code") / self.code_hash
-        with suppress(OSError, UnicodeDecodeError):
-            if len(text := known.read_text(encoding="ascii")) == len(self.code_hash):
-                return text
-        found = result_hash()
+        return self._result_codes.get(kind, self._result_codes[KINDS_OF_EXTENSIONS])
+
+    @cached_property
+    def _result_codes(self) -> dict[str, str]:
+        """Each tree is read once, as that takes half a second and a sweep starts many workers."""
+        from sweeps.store.result_code import DEFINITION, KINDS_OF_EXTENSIONS, result_hashes
+
+        known = user_cache("result_code") / f"{self.code_hash}.json"
+        kept = read_cache(known)
+        if str(kept.get(KINDS_OF_EXTENSIONS)).startswith(DEFINITION):
+            return kept
+        found = result_hashes()
         with suppress(OSError):
-            write_atomic(known, found)
+            write_json(known, found)
         return found
 
     def extension(self, digest: str) -> Path | None:

@@ -293,7 +293,7 @@ class Worker:
             peak_memory_bytes=0,
             **_machine(),
             code=self._store.code_hash,
-            result_code=self._store.result_code,
+            result_code=self._store.result_code(step.kind),
             work=step.how().work,
             inputs={parent.id: parent.outputs for parent in parents if parent},
             metrics=[],

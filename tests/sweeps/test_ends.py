@@ -34,7 +34,7 @@ from sweeps.worker.supervisor import DONE, FAILED, Worker
 from tests.support.records import save_sweep
 from tests.support.rows import replace_row
 from tests.support.shell import ROOT, exit_status
-from tests.support.workers_here import planned, work, workers_here
+from tests.support.workers_here import know_code, planned, work, workers_here
 
 STEP = Step("corpus", {"source": "python_stdlib"})
 
@@ -85,7 +85,7 @@ def test_a_fault_at_any_moment_of_a_supervisor_is_written_down_and_printed(
     for at, name in list(enumerate(calls))[1:]:  # the first only names the step
         step = planned(tmp_path / str(at), STEP)
         worker = Worker(store := Store(tmp_path / str(at)))
-        store.__dict__["code_hash"] = store.__dict__["result_code"] = "0123456789abcdef"
+        know_code(store)
         with fault_at(at, FAULTS[at % len(FAULTS)]):
             status = worker.run([step.id])
         claim._held.clear()  # as if this process had ended

@@ -32,7 +32,7 @@ from tests.support.failing_files import Failing, failing
 from tests.support.read_back import present
 from tests.support.rows import replace_row
 from tests.support.shell import ROOT
-from tests.support.workers_here import planned, work, workers_here
+from tests.support.workers_here import know_code, planned, work, workers_here
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EBUSY, errno.EACCES, errno.EROFS, errno.ENOTEMPTY]
 
@@ -246,7 +246,7 @@ def test_a_damaged_file_ends_a_worker_in_a_line_or_not_at_all(
     folder = step.path if name in ("spec.json", "how.json", "claim.json", "done.json") else step.path / "attempts" / "1"
     (folder / name).write_text(content)
     store = Store(tmp_path / "store")
-    store.__dict__["code_hash"] = store.__dict__["result_code"] = "0123456789abcdef"
+    know_code(store)
     status = Worker(store).run([step.id])
     printed = capsys.readouterr()
     if status == DONE:

@@ -24,7 +24,7 @@ from tests.support.read_back import present
 from tests.support.records import save_sweep
 from tests.support.rows import replace_row
 from tests.support.users import as_user
-from tests.support.workers_here import planned, workers_here
+from tests.support.workers_here import know_code, planned, workers_here
 
 ALICE, BOB, GROUP = 61_001, 61_002, 61_100
 STEPS = [Step("corpus", {"source": "python_stdlib", "seed": i}) for i in range(3)]
@@ -66,7 +66,7 @@ def working(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(store: Path, step: Step, plan: bool = True) -> int:
     made = Store(store)
-    made.__dict__["code_hash"] = made.__dict__["result_code"] = "0123456789abcdef"
+    know_code(made)
     if plan:
         planned(store, step)
     return Worker(made).run([step.id])
