@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 XY = tuple[float, float]
 Box = tuple[float, float, float, float]
+Numbers = NDArray[np.float64]
 Boxes = NDArray[np.float64]
 
 # Of a fixed set of places around its point each label takes the cheapest free one, and all are reconsidered in a few
@@ -47,58 +49,72 @@ def place(
     `gap` is the distance kept from the anchor, and the unit in which labels move away from it; labels from number
     `near` on are left out rather than moved far.
     """
-    chosen: list[Box | None] = [None] * len(anchors)
     fixed, crossed = _boxes(taken), _boxes(_beads(lines, gap))
+    places: list[_Places] = []
+    for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
+        reach = _FAR if near is None or i < near else _NEAR
+        rivals = np.array([other for other in anchors if other != anchor], dtype=np.float64).reshape(-1, 2)
+        places.append(_Places.of(anchor, size, fixed, crossed, rivals, bounds, gap, reach))
+    chosen: list[Box | None] = [None] * len(anchors)
     for _ in range(_ROUNDS):
-        for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
-            others = _boxes([box for j, box in enumerate(chosen) if box and j != i])
-            reach = _FAR if near is None or i < near else _NEAR
-            rivals = np.array([other for other in anchors if other != anchor], dtype=np.float64).reshape(-1, 2)
-            chosen[i] = _choose(anchor, size, fixed, others, crossed, rivals, bounds, gap, reach)
+        for i, own in enumerate(places):
+            chosen[i] = own.cheapest(_boxes([box for j, box in enumerate(chosen) if box and j != i]), gap)
     return [None if box is None else (box[0], box[1]) for box in chosen]
 
 
-def _choose(
-    anchor: XY,
-    size: XY,
-    fixed: Boxes,
-    others: Boxes,
-    crossed: Boxes,
-    rivals: Boxes,
-    bounds: Box,
-    gap: float,
-    reach: Sequence[float],
-) -> Box | None:
-    """The cheapest place that covers neither `fixed` boxes nor `others`, the labels that have their places."""
-    best, best_cost = None, math.inf
-    for distance in reach:
-        for preference, direction in enumerate(_DIRECTIONS):
-            box = _candidate(anchor, size, direction, gap * distance)
-            if not _inside(box, bounds) or _overlap(box, fixed) > 0 or _overlap(box, others) > 0:
-                continue
-            cost = distance + _PREFERENCE * preference + _CROSSING * _overlap(box, crossed) / (size[0] * size[1])
-            cost += _CONFUSION * (_distance(box, rivals) < math.dist(nearest(box, anchor), anchor) + gap / 2)
-            cost += _CROWDING * (_overlap(_grown(box, gap / 2), others) > 0)
-            if cost < best_cost:
-                best, best_cost = box, cost
-    return best
+@dataclass(frozen=True)
+class _Places:
+    """The places that a label may have, all of which are looked at together, as there are dozens for each of hundreds
+    of labels. `costs` are those without other labels."""
+
+    boxes: Boxes
+    costs: Numbers
+
+    @classmethod
+    def of(
+        cls,
+        anchor: XY,
+        size: XY,
+        fixed: Boxes,
+        crossed: Boxes,
+        rivals: Boxes,
+        bounds: Box,
+        gap: float,
+        reach: Sequence[float],
+    ) -> _Places:
+        """Those within `bounds` that cover none of the `fixed` boxes, near ones first."""
+        distances = np.repeat(np.array(reach), len(_DIRECTIONS))
+        boxes = _candidates(anchor, size, gap * distances)
+        costs = distances + np.tile(_PREFERENCE * np.arange(len(_DIRECTIONS)), len(reach))
+        free = _inside(boxes, bounds) & (_overlaps(boxes, fixed) == 0)
+        boxes, costs = boxes[free], costs[free]
+        costs = costs + _CROSSING * _overlaps(boxes, crossed) / (size[0] * size[1])
+        own = np.array([math.dist(nearest((x0, y0, x1, y1), anchor), anchor) for x0, y0, x1, y1 in boxes.tolist()])
+        return cls(boxes, costs + _CONFUSION * (_distances(boxes, rivals) < own + gap / 2))
+
+    def cheapest(self, others: Boxes, gap: float) -> Box | None:
+        """The cheapest place that covers none of the `others`, the labels that have their places."""
+        free = _overlaps(self.boxes, others) == 0
+        if not free.any():
+            return None
+        boxes = self.boxes[free]
+        grown = boxes + np.array([-1, -1, 1, 1]) * (gap / 2)
+        costs = self.costs[free] + _CROWDING * (_overlaps(grown, others) > 0)
+        x0, y0, x1, y1 = boxes[costs.argmin()].tolist()
+        return (x0, y0, x1, y1)
 
 
-def _grown(box: Box, by: float) -> Box:
-    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
-
-
-def _candidate(anchor: XY, size: XY, direction: float, distance: float) -> Box:
-    """The box of `size` whose nearest edge or corner lies `distance` from the anchor."""
-    dx, dy = math.cos(direction), math.sin(direction)
-    x = anchor[0] + distance * dx + size[0] / 2 * (_toward(dx) - 1)
-    y = anchor[1] + distance * dy + size[1] / 2 * (_toward(dy) - 1)
-    return (x, y, x + size[0], y + size[1])
-
-
-def _toward(component: float) -> float:
-    """-1 to 1: on which side of the anchor the box's centre lies, fully so from 45° on."""
-    return max(-1.0, min(1.0, component / math.sin(math.radians(45))))
+def _candidates(anchor: XY, size: XY, distances: Numbers) -> Boxes:
+    """In each direction, for one distance after the other, the box of `size` whose nearest edge or corner lies so far
+    from the anchor."""
+    directions = np.array([(math.cos(angle), math.sin(angle)) for angle in _DIRECTIONS])
+    # On which side of the anchor the box's centre lies, fully so from 45° on.
+    towards = np.clip(directions / math.sin(math.radians(45)), -1, 1)
+    count = len(distances) // len(directions)
+    (dx, dy), (right, up) = np.tile(directions, (count, 1)).T, np.tile(towards, (count, 1)).T
+    x = anchor[0] + distances * dx + size[0] / 2 * (right - 1)
+    y = anchor[1] + distances * dy + size[1] / 2 * (up - 1)
+    return np.stack([x, y, x + size[0], y + size[1]], axis=1)
 
 
 def nearest(box: Box, point: XY) -> XY:
@@ -106,22 +122,23 @@ def nearest(box: Box, point: XY) -> XY:
     return (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
 
 
-def _inside(box: Box, bounds: Box) -> bool:
-    return box[0] >= bounds[0] and box[1] >= bounds[1] and box[2] <= bounds[2] and box[3] <= bounds[3]
+def _inside(boxes: Boxes, bounds: Box) -> NDArray[np.bool_]:
+    low = (boxes[:, 0] >= bounds[0]) & (boxes[:, 1] >= bounds[1])
+    return low & (boxes[:, 2] <= bounds[2]) & (boxes[:, 3] <= bounds[3])
 
 
-def _overlap(box: Box, boxes: Boxes) -> float:
-    """Area of `box` that `boxes` cover, counted once for each."""
-    width = np.minimum(boxes[:, 2], box[2]) - np.maximum(boxes[:, 0], box[0])
-    height = np.minimum(boxes[:, 3], box[3]) - np.maximum(boxes[:, 1], box[1])
-    return float((np.clip(width, 0, None) * np.clip(height, 0, None)).sum())
+def _overlaps(boxes: Boxes, others: Boxes) -> Numbers:
+    """Of each box the area that the others cover, counted once for each."""
+    width = np.minimum(boxes[:, None, 2], others[:, 2]) - np.maximum(boxes[:, None, 0], others[:, 0])
+    height = np.minimum(boxes[:, None, 3], others[:, 3]) - np.maximum(boxes[:, None, 1], others[:, 1])
+    return np.asarray((np.clip(width, 0, None) * np.clip(height, 0, None)).sum(axis=1))
 
 
-def _distance(box: Box, points: Boxes) -> float:
-    """From the box to the nearest of the points."""
-    across = np.maximum(np.maximum(box[0] - points[:, 0], points[:, 0] - box[2]), 0)
-    up = np.maximum(np.maximum(box[1] - points[:, 1], points[:, 1] - box[3]), 0)
-    return float(np.hypot(across, up).min(initial=math.inf))
+def _distances(boxes: Boxes, points: Boxes) -> Numbers:
+    """From each box to the nearest of the points."""
+    across = np.maximum(np.maximum(boxes[:, None, 0] - points[:, 0], points[:, 0] - boxes[:, None, 2]), 0)
+    up = np.maximum(np.maximum(boxes[:, None, 1] - points[:, 1], points[:, 1] - boxes[:, None, 3]), 0)
+    return np.asarray(np.hypot(across, up).min(axis=1, initial=math.inf))
 
 
 def _beads(lines: Sequence[tuple[XY, XY]], step: float) -> list[Box]:
