@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..registry import Registry, function_of
 from . import usage
-from .checkpoint import Checkpoint
 
-Refusal = Callable[[Checkpoint], "str | None"]
-Write = Callable[[Checkpoint, Path], None]
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+Refusal = Callable[["Checkpoint"], "str | None"]
+Write = Callable[["Checkpoint", Path], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, NoReturn
@@ -127,12 +127,12 @@ def _refuse(reason: str, status_code: int) -> int:
 
 
 def _run(arguments: Sequence[str], output: Output) -> int:
-    parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         from sweeps.cli.completion import enable
 
-        enable(parser)
+        enable(make_parser())
     try:
+        parser = make_parser(arguments[:1])
         command, options = parse(parser, arguments)
         stale_seconds()  # refuses a bad value before anything runs
         check_config_dir(options)
@@ -191,7 +191,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog.partition(' ')[2] or 'command'}: {message}; `{self.prog} --help`")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(commands: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line, with the arguments of these subcommands alone; to add those of all takes as long
+    as to import them."""
     parser = _Parser(
         prog="mlkv",
         description="How few key-value heads can a transformer live with, and where should they sit?",
@@ -201,7 +203,8 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.name, help=command.help, description=command.help)
-        add_arguments(subparser, command.options)
+        if commands is None or command.name in commands:
+            add_arguments(subparser, command.options)
     return parser
 
 

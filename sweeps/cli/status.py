@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.console import can_redraw, make_console, print_json
 from sweeps.cli.guard import Guard
-from sweeps.cli.logs import LogReader
 from sweeps.cli.options import ExtensionOptions, JsonOption, StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing, selected
 from sweeps.cli.wandb import addresses
@@ -249,6 +248,8 @@ def _tail(step: StepDir, job: JobStatus | None) -> list[str]:
 
 def logs(options: LogsOptions) -> int:
     import time
+
+    from sweeps.cli.logs import LogReader
 
     store = existing(options.store)
     steps = _steps_with_logs(store, options.words)
