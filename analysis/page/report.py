@@ -13,8 +13,9 @@ from analysis.data.units import duration
 from analysis.figures.drawing import draw_all, render_bytes
 from analysis.figures.kinds import FIGURES
 from analysis.page.page import Page, page
-from analysis.statistics.sources import Source, load
+from analysis.statistics.sources import Source
 from analysis.tables import rendering, results_table
+from analysis.tables.saved import TABLE, SavedTable
 from sweeps.store.files import write_atomic
 from sweeps.store.store import Store
 
@@ -22,20 +23,14 @@ Contents = dict[str, bytes | None]
 """By file name; None for a file that should not be there, as there is nothing to draw."""
 
 
-def write_report(store: Store, sweep_name: str, out_dir: Path, number: int | None = None) -> list[Path]:
-    """Write the report of a sweep into `out_dir` and return the files, index.html first. Each file appears whole.
-
-    A figure without anything to draw (no score planned, nothing measured) is left out, and an older one removed.
-    Raises StoreError for an unknown sweep.
-    """
-    return write_page(store, load(store, sweep_name, number), out_dir)
-
-
 def write_page(store: Store, source: Source, out_dir: Path) -> list[Path]:
-    """The same of a sweep that was loaded, or of a selection of its rows."""
-    contents = _contents(source, out_dir)
-    text = render(page(store, source, out_dir), _pictures(contents))
-    return _write({"index.html": text.encode(), **contents}, out_dir)
+    """Write the report of a sweep, or of a selection of its rows, and return the files, index.html first. Each file
+    appears whole. A figure without anything to draw (no score planned, nothing measured) is left out, and an older one
+    removed."""
+    contents, shown = _contents(source, out_dir), page(store, source, out_dir)
+    saved = SavedTable(shown.table, source.whose).as_text()
+    text = render(shown, _pictures(contents))
+    return _write({"index.html": text.encode(), TABLE: saved.encode(), **contents}, out_dir)
 
 
 def write_results(source: Source, out_dir: Path) -> list[Path]:

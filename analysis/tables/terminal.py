@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis.data import frame
-from analysis.data.frame import Row
 from analysis.data.text import one_line
 from analysis.tables.table import Cell, Role, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.data.frame import Row
 
 _OPTIONAL: tuple[Role, ...] = ("measured", "shape", "part", "chance", "difference")
 """The columns that a narrow terminal leaves out, in this order; the standard errors go after the first two. CSV,
@@ -164,6 +167,8 @@ class CellsTable:
     """The long table for a reader; `what` and `state` are cut where they do not fit."""
 
     def __init__(self, cells: pd.DataFrame) -> None:
+        from analysis.data import frame  # loads pandas, which a table that was saved is printed without
+
         self._lines = [("variant", "what", "value", "state")]
         for row in frame.records(cells):
             state = " ".join(filter(None, [str(row["state"]).lower(), row["reason"]]))

@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, console: Console, graph: Graph, store: Store, slots: int) -> None:
         self._console, self._graph, self._store, self._slots = console, graph, store, slots
         self._states = read_states(graph, store)
-        self._costs = Costs.of_store(store)
+        self._known_costs: Costs | None = None
         self._started = time.monotonic()
         self._drawn = 0.0
         self._guard = Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
@@ -77,13 +77,19 @@ class Progress:
     def _print_change(self, step: Step, state: State) -> None:
         if state.name is StepState.DONE:
             record = self._store.step(step.id).record()
-            self._costs = Costs.of_store(self._store)
+            self._known_costs = None
             seconds = duration(record.wall_seconds if record else None)
             self._console.print(Text.assemble(self._mark(state), f" {step.kind:<8} {step.label}  ", (seconds, "dim")))
         elif state.name is StepState.FAILED:
             self._console.print(Text.assemble(self._mark(state), f" {step.kind:<8} {step.label}  {state.reason}"))
         elif self._live is None:
             self._console.print(f"{state.name.lower()} {step.kind} {step.label} {state.reason}", highlight=False)
+
+    @property
+    def _costs(self) -> Costs:
+        """Read again after a step is done, once they are wanted."""
+        self._known_costs = self._known_costs or Costs.of_store(self._store)
+        return self._known_costs
 
     def _mark(self, state: State) -> tuple[str, str]:
         """The state's sign in its colour; a word where the output's encoding has no such sign."""

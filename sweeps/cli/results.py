@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from analysis.figures.kinds import FIGURES
 from analysis.tables.kinds import TABLES
 from sweeps.cli.console import make_console, print_json
+from sweeps.cli.current import is_current
 from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
 from sweeps.cli.selection import existing
 from sweeps.cli.sources import ResultsOptions, SelectionOptions, folder_of, load_results, names_and_kinds, one_line
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from analysis.statistics.sources import Source
+    from analysis.tables.saved import SavedTable
     from analysis.tables.table import Table
     from sweeps.store.store import SavedSweep, Store
 
@@ -189,32 +191,35 @@ def report(options: ReportOptions) -> int:
 
 def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path, *, again: bool = True) -> None:
     """Show the results and write the report; without `again`, not where one is newer than all there is to tell."""
-    from analysis.statistics.sources import load
-    from analysis.tables.results_table import render_terminal
+    from analysis.tables.saved import SavedTable
+    from analysis.tables.terminal import FittingTable
 
-    source = load(store, saved.name)
-    console.print(render_terminal(source.results))
-    for line in source.whose:
+    source, shown = None, None if again else _saved_table(out, store, saved)
+    if shown is None:
+        from analysis.statistics.sources import load
+        from analysis.tables.results_table import results_table
+
+        source = load(store, saved.name)
+        shown = SavedTable(results_table(source.results), source.whose)
+    console.print(FittingTable(shown.table))
+    for line in shown.whose:
         console.print(line, highlight=False)
-    if again or not _is_current(out / "index.html", store, saved):
-        from analysis.page.report import write_report
+    if source is not None:
+        from analysis.page.report import write_page
 
-        write_report(store, saved.name, out)
+        write_page(store, source, out)
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 
-def _is_current(page: Path, store: Store, saved: SavedSweep) -> bool:
-    """Whether the page was written after the plan, after the last of its steps was done or unpacked, and after the
-    note."""
-    import time
+def _saved_table(out: Path, store: Store, saved: SavedSweep) -> SavedTable | None:
+    """The table of a report that is newer than all there is to tell."""
+    from analysis.tables.saved import TABLE, read_saved
 
-    if not page.is_file() or page.stat().st_mtime < store.note_time(saved.name):
-        return False
-    if any(store.step(id).unpacked_at() >= page.stat().st_mtime for id in saved.plan.steps):
-        return False
-    written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(page.stat().st_mtime))
-    records = [store.step(id).record() for id in saved.plan.steps]
-    return saved.plan.created < written and all(record and record.finished < written for record in records)
+    files = [out / "index.html", out / TABLE]
+    if not all(file.is_file() for file in files):
+        return None
+    oldest = min(files, key=lambda file: file.stat().st_mtime)
+    return read_saved(out / TABLE) if is_current(oldest, store, saved) else None
 
 
 def import_results(options: ImportOptions) -> int:

@@ -233,9 +233,9 @@ def _rows_of_kinds(graph: Graph, states: States, costs: Costs) -> list[tuple[str
     blocked, rows = blockers(graph, states), []
     for kind in dict.fromkeys(step.kind for step in graph.values()):
         mine = [step for step in graph.values() if step.kind == kind]
-        done = [step for step in mine if states[step.id].name is StepState.DONE]
-        stuck = [step for step in mine if step.id in blocked or states[step.id].name is StepState.FAILED]
-        missing = [step for step in mine if step not in done and step not in stuck]
+        done = {step.id for step in mine if states[step.id].name is StepState.DONE}
+        stuck = {step.id for step in mine if step.id in blocked or states[step.id].name is StepState.FAILED}
+        missing = [step for step in mine if step.id not in done and step.id not in stuck]
         expected = duration(costs.total(missing)) if missing else ""
         rows.append((kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected))
     return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
+from sweeps.cli.current import is_current
 from sweeps.cli.options import StoreOptions, SweepOptions, argument
 from sweeps.cli.selection import existing
 from sweeps.cli.sources import one_line
@@ -21,13 +22,16 @@ from sweeps.store.errors import NOT_DONE, OK, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.store.store import SavedSweep, Store
+    from sweeps.store.store import SavedSweep, Store, TrackingDir
     from sweeps.tracking.sync import SyncResult
     from sweeps.tracking.target import Target, TrackingConfig
 
 LOOK_SECONDS = 2.0
 SECONDS_PER_RUN = 0.5
 """Seconds that the end of a sweep waits for each run, added to the configured timeout."""
+
+WHOLE = "whole"
+"""Stands for all runs of a sweep, as W&B's files have them."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,26 @@ def mirror_sweep(console: Console, store: Store, saved: SavedSweep, done: bool =
     count = sum(1 for _ in sweep_runs(store, saved, done)) if done else len(saved.plan.steps) + len(saved.variants)
     if not count:
         return
-    allowed = target.config.timeout + SECONDS_PER_RUN * count
-    counted = Counter(each.outcome for each in sync_sweep(store, target, allowed, done))
+    directory, whole = store.tracking(saved.name), f"{store.code_hash} {saved.number} {target.config}"
+    offline = target.config.mode == "offline" and not done
+    if offline and _is_whole(directory, whole, store, saved):
+        counted = Counter({"already there": count})
+    else:
+        allowed = target.config.timeout + SECONDS_PER_RUN * count
+        counted = Counter(each.outcome for each in sync_sweep(store, target, allowed, done))
+        if offline and counted.keys() <= {"written", "already there"}:
+            with suppress(OSError):  # it only saves the next look at each run
+                directory.mark_written(WHOLE, whole)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counted.items())
     advice = f"; `mlkv sync {saved.name}` uploads the rest" if counted["failed"] else ""
     console.print(f"W&B ({target.config.mode}): {outcomes}{advice}", highlight=False)
     for line in [] if done else addresses(store, saved):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _is_whole(directory: TrackingDir, whole: str, store: Store, saved: SavedSweep) -> bool:
+    """Whether every run was written, by this code, after the last that there is to tell."""
+    return directory.written(WHOLE) == whole and is_current(directory.mark(WHOLE), store, saved)
 
 
 def _show(console: Console, results: Iterable[SyncResult]) -> int:

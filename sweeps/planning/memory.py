@@ -9,7 +9,7 @@ from mlkv.layout import KVLayout, mha
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.memory import TrainingMemory, training_memory
-from sweeps.planning.variants import Variant
+from sweeps.planning.variants import Variant, parameters_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ def _add(
         bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and gpu),
         processes=processes,
         gpu=gpu,
-        base_parameters=model.shape.parameters(model.layout),
+        base_parameters=parameters_of(model.shape, model.layout),
     )
     found.setdefault((kind, memory), NeededMemory(kind, variant.label, recipe, processes, memory))

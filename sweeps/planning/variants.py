@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from mlkv.cache.formats import AS_COMPUTED, CACHES
 from mlkv.evaluate.task_files import TaskFiles
@@ -57,6 +57,12 @@ STEPS = "uptrain.steps"
 """The key under which the rungs of a chain are swept values."""
 _ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
+
+
+@cache
+def parameters_of(shape: DecoderShape, layout: KVLayout) -> int:
+    """Of a sweep's variants, many have the same."""
+    return shape.parameters(layout)
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Variant:
 
     @property
     def parameters(self) -> int:
-        return self.shape.parameters(self.layout)
+        return parameters_of(self.shape, self.layout)
 
     @property
     def element_bytes(self) -> int:

@@ -47,7 +47,7 @@ def same_result(one: Record, other: Record) -> bool:
 
 def origin_of(folder: Path) -> Origin | None:
     """Of the result in a folder; None for one that was made in this store. Raises DamagedFileError and OSError."""
-    origin = typed_json.load(Origin, folder / ORIGIN)
+    origin = typed_json.load_once(Origin, f"{folder}/{ORIGIN}")
     try:
         return origin if origin and origin.record == sha256(folder / RECORD) else None
     except FileNotFoundError:

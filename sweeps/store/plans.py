@@ -218,4 +218,6 @@ def _has_all(plan: PlanFile, rows: list[VariantRow]) -> bool:
 
 def _is_same(saved: SavedSweep, plan: PlanFile, variants: list[VariantRow]) -> bool:
     dated = replace(plan, name=saved.plan.name, number=saved.plan.number, created=saved.plan.created)
+    if (dated, variants) == (saved.plan, saved.variants):
+        return True  # as nearly always, and found in a tenth of the time
     return bool(as_json([dated, variants]) == as_json([saved.plan, saved.variants]))

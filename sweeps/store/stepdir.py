@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -66,8 +67,15 @@ class StepDir:
     def __init__(self, root: Path, step_id: str) -> None:
         self._root, self.id = root, step_id
         self.kind = step_id.rsplit("-", 1)[0]
-        self.path = Path(f"{root}/steps/{self.kind}/{step_id}")
-        self.claims = ClaimFile(self.path / "claim.json")
+        self._folder = f"{root}/steps/{self.kind}/{step_id}"
+
+    @cached_property
+    def path(self) -> Path:
+        return Path(self._folder)
+
+    @cached_property
+    def claims(self) -> ClaimFile:
+        return ClaimFile(self.path / "claim.json")
 
     @property
     def out(self) -> Path:
@@ -95,14 +103,14 @@ class StepDir:
         write_json(self.path / "how.json", as_json(how))
 
     def spec(self) -> Spec | None:
-        return typed_json.load(Spec, self.path / "spec.json")
+        return typed_json.load_once(Spec, f"{self._folder}/spec.json")
 
     def how(self) -> Runtime:
-        return typed_json.load(Runtime, self.path / "how.json") or Runtime()
+        return typed_json.load_once(Runtime, f"{self._folder}/how.json") or Runtime()
 
     # How it went
     def record(self) -> Record | None:
-        return typed_json.load(Record, self._record_file)
+        return typed_json.load_once(Record, f"{self._folder}/done.json")
 
     def attempts(self) -> list[Attempt]:
         try:

@@ -49,7 +49,7 @@ class TrackingDir:
     def written(self, run: str) -> str:
         """What the newest whole copy of a run in here was made from; empty where there is none."""
         with suppress(DamagedFileError, OSError):
-            if mark := typed_json.load(WrittenMark, self._mark(run)):
+            if mark := typed_json.load(WrittenMark, self.mark(run)):
                 return mark.fingerprint
         return ""
 
@@ -87,14 +87,15 @@ class TrackingDir:
                 discard(earlier)
 
     def mark_written(self, run: str, fingerprint: str) -> None:
-        write_json(self._mark(run), as_json(WrittenMark(fingerprint=fingerprint)))
+        write_json(self.mark(run), as_json(WrittenMark(fingerprint=fingerprint)))
 
     def note_alert(self, about: str) -> bool:
         """Note that people are told of something; false where they have been. Raises OSError."""
         name = hashlib.sha256(about.encode()).hexdigest()[:16]
         return write_once(self.runs / "alerts" / name, f"{about}\n")
 
-    def _mark(self, run: str) -> Path:
+    def mark(self, run: str) -> Path:
+        """The file that says what the copy of a run was made from."""
         return self.runs / "written" / f"{run}.json"
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +61,29 @@ def load(kind: type[T], path: Path) -> T | None:
         return parsed(kind, content)
     except ValueError as error:
         raise DamagedFileError(f"{path}: {error}; {getattr(kind, 'REMEDY', 'delete it')}") from None
+
+
+_RACY_SECONDS = 2.0
+"""A file can change twice within one tick of the clock that stamps it, so what was written just now is read again."""
+_known: dict[tuple[type[Any], str], tuple[tuple[int, ...], Any]] = {}
+
+
+def load_once(kind: type[T], path: Path | str) -> T | None:
+    """The same of a file that seldom changes and that one command looks at many times: it is read again where its time,
+    size or inode differ. What is returned is shared and must not be changed."""
+    key = (kind, str(path))
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    version = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+    known = _known.get(key)
+    if known is not None and known[0] == version:
+        return cast("T", known[1])
+    value = load(kind, Path(path))
+    if time.time() - found.st_ctime > _RACY_SECONDS:
+        _known[key] = (version, value)
+    return value
 
 
 def from_json(kind: type[T], value: Json) -> T:

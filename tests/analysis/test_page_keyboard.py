@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.page.report import write_report
 from tests.support.browser import CHROMIUM, Browser, browser
-from tests.support.filler import Filler
+from tests.support.filler import Filler, write_report
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary")]
 

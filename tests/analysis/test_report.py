@@ -15,13 +15,13 @@ import pytest
 from analysis.data.gather import Steps, gather, of_sweep
 from analysis.data.units import duration, size
 from analysis.page.page import flatten, page, shared_items
-from analysis.page.report import render, script_json, write_report, write_results
+from analysis.page.report import render, script_json, write_results
 from analysis.statistics.results import results
 from analysis.statistics.sources import Source, load, published_source
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.store import Store, StoreError
 from tests.support.browser import CHROMIUM, FLAGS
-from tests.support.filler import Filler
+from tests.support.filler import Filler, write_report
 from tests.support.processes import PATIENCE
 from tests.support.records import save_sweep, some_record
 
@@ -125,7 +125,7 @@ def test_every_file_is_written_and_nothing_else(report: Path) -> None:
     assert {path.name for path in report.iterdir()} == {
         "index.html",
         *(f"{figure}.{kind}" for figure in DRAWN for kind in ("png", "pdf")),
-        *(f"results.{kind}" for kind in ("csv", "md", "tex")),
+        *(f"results.{kind}" for kind in ("csv", "json", "md", "tex")),
     }
     assert (report / "pareto.png").read_bytes().startswith(b"\x89PNG")
     text = (report / "index.html").read_text()

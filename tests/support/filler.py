@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.page.report import write_page
+from analysis.statistics.sources import load
 from mlkv.layout import KVLayout
 from mlkv.patterns import family_of, make
 from sweeps.store.store import Store
@@ -198,3 +200,8 @@ class Filler:
 
 Few = Callable[[Iterable[str]], Filler]
 """Makes a sweep of these variants alone."""
+
+
+def write_report(store: Store, name: str, out: Path) -> list[Path]:
+    """The report of a sweep as `mlkv report` writes it; its files, the page first."""
+    return write_page(store, load(store, name), out)

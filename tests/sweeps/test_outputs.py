@@ -132,7 +132,7 @@ def test_a_report_that_cannot_be_drawn_is_one_line_after_a_sweep(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(OLD_STORE / "store", store)
-    monkeypatch.setattr("analysis.page.report.write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr("analysis.page.report.write_page", lambda *_: 1 / 0)
     assert exit_status("sweep", "--config-dir", str(OLD_STORE / "conf"), "experiment=old", "--store", str(store)) == 1
     printed = capsys.readouterr()
     assert printed.err == (

@@ -20,7 +20,7 @@ from analysis.figures.drawing import draw
 from analysis.statistics.sources import load
 from analysis.tables.paper import make_tables
 from analysis.tables.rendering import markdown
-from sweeps.cli.results import _is_current
+from sweeps.cli.current import is_current
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, read_states, to_run
@@ -272,10 +272,10 @@ def test_a_page_from_before_is_not_current(ada: Packed, bob: Store, tmp_path: Pa
     page = tmp_path / "index.html"
     page.write_text("drawn")
     unpack(bob, ada.file())
-    assert not _is_current(page, bob, bob.sweep("tiny"))
+    assert not is_current(page, bob, bob.sweep("tiny"))
     later = time.time() + 60
     os.utime(page, (later, later))
-    assert _is_current(page, bob, bob.sweep("tiny"))
+    assert is_current(page, bob, bob.sweep("tiny"))
 
 
 SHARED = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.cli.results import _is_current
+from sweeps.cli.current import is_current
 from sweeps.store.store import Store
 from tests.support.records import record_of, save_sweep
 
@@ -44,13 +44,13 @@ def test_a_page_is_current_once_it_is_newer_than_the_last_record(
     store: Store, tmp_path: Path, written: int, current: bool
 ) -> None:
     finish(store)
-    assert _is_current(page(tmp_path, written), store, store.sweep("s")) is current
+    assert is_current(page(tmp_path, written), store, store.sweep("s")) is current
 
 
 def test_no_page_or_a_step_that_is_not_done_is_never_current(store: Store, tmp_path: Path) -> None:
-    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    assert not is_current(page(tmp_path, AFTER), store, store.sweep("s"))
     finish(store)
-    assert not _is_current(tmp_path / "none.html", store, store.sweep("s"))
+    assert not is_current(tmp_path / "none.html", store, store.sweep("s"))
 
 
 def test_a_page_older_than_the_plan_is_not_current(
@@ -59,13 +59,13 @@ def test_a_page_older_than_the_plan_is_not_current(
     finish(store)
     monkeypatch.setattr("sweeps.store.store.utc_now", lambda: "2026-02-01T00:00:00Z")
     save_sweep(store, "s", {"steps": {STEP: {}}, "axis": ["x", "y"]})
-    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    assert not is_current(page(tmp_path, AFTER), store, store.sweep("s"))
 
 
 @pytest.mark.parametrize("text", ["a word", ""], ids=["written", "deleted"])
 def test_a_page_older_than_the_note_is_not_current(store: Store, tmp_path: Path, text: str) -> None:
     finish(store)
     store.write_note("s", text)
-    assert not _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    assert not is_current(page(tmp_path, AFTER), store, store.sweep("s"))
     os.utime(store.sweep_path("s") / "note.txt", (AT, AT))
-    assert _is_current(page(tmp_path, AFTER), store, store.sweep("s"))
+    assert is_current(page(tmp_path, AFTER), store, store.sweep("s"))
