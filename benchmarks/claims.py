@@ -46,6 +46,8 @@ class Claim:
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {
+    "quickstart": ("--before", "3fd85bb"),
+    "report": ("--before", "3fd85bb"),
     "starting": ("--steps", "650", "--only-forked"),
     "tracking": ("ratio",),
 }
@@ -54,6 +56,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 CLAIMS: tuple[Claim, ...] = (
     Claim("plan 1,000 variants", "its own seconds", "plan", "plan_seconds", at_most=5, unit="s"),
     Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio", at_most=0.11),
+    Claim("`mlkv --help`", "its own seconds", "again", "help_seconds", at_most=0.2, unit="s"),
+    Claim("`mlkv status` of a finished sweep", "its own seconds", "again", "status_seconds", at_most=0.8, unit="s"),
+    Claim("the quickstart's line again", "its own seconds", "again", "again_seconds", at_most=1.5, unit="s"),
+    Claim("a line of 5,000 steps again", "its own seconds", "again", "again_large_seconds", at_most=4, unit="s"),
+    Claim("figures of 325 variants", "the same at 3fd85bb", "report", "figure_ratio.median", at_most=1),
+    Claim("report of 325 variants", "the same at 3fd85bb", "report", "report_ratio.median", at_most=1),
+    Claim("the quickstart from nothing", "the same at 3fd85bb", "quickstart", "ratio.median", at_most=0.8),
     Claim("queue 200 variants on SLURM", "hydra-submitit-launcher", "launch", "ratio", at_most=0.5, needs="slurm"),
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
     Claim("a 30-second step that W&B follows", "the same step without W&B", "tracking", "online_ratio", at_most=1.05),
