@@ -46,6 +46,9 @@ READ_WITH = {
 FEWEST_ITEM_TOKENS = 5
 """Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
 
+FEWEST_RECALL_TOKENS = 32
+"""For the nearest items at least (mlkv/corpus/recall_items.py)."""
+
 
 def runtime_field(default: Any) -> Any:
     """A field that changes where or how fast a step runs, not its result."""
@@ -85,6 +88,10 @@ class CorpusRecipe(Choices):
     task_items: Count = 600
     """Items made from held-out documents for each of the tasks in conf/tasks."""
     seed: Seed = 42
+    recall: Annotated[float, Ge(0), Lt(1)] = added(0.0)
+    """This share of the training rows is generated: copies, and keys with values (mlkv/corpus/recall.py)."""
+    recall_items: Count = added(0)
+    """Items at each distance for each of the tasks recall_copy, recall_kv and recall_associative."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +111,12 @@ class CorpusRecipe(Choices):
             raise ValueError(
                 f"sequence_length = {self.sequence_length}: task items take at least {FEWEST_ITEM_TOKENS} tokens; "
                 "task_items = 0 makes none"
+            )
+        if (self.recall or self.recall_items) and self.sequence_length < FEWEST_RECALL_TOKENS:
+            name, value = ("recall", self.recall) if self.recall else ("recall_items", self.recall_items)
+            raise ValueError(
+                f"{name} = {value:g}: generated text needs rows of at least {FEWEST_RECALL_TOKENS} tokens "
+                f"(sequence_length = {self.sequence_length})"
             )
 
 

@@ -34,9 +34,13 @@ class Metric:
     digits: int = 3
     compute: Callable[[Sequence[Row]], tuple[float, float | None] | None] | None = None
     everywhere: bool = False
+    words: tuple[str, str] | None = None
+    """What 0 and 1 are printed as."""
 
     def text(self, value: float, stderr: float | None = None) -> str:
         """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
+        if self.words and value in (0, 1):
+            return self.words[int(value)]
         printed = fixed(value * self.scale, self.digits)
         return printed if stderr is None else f"{printed} ± {fixed(stderr * self.scale, self.digits)}"
 
@@ -95,6 +99,9 @@ METRICS = _Metrics(
         "nats_per_token": _cost("nats per token"),
         "agreement": Metric("agreement with the base", True, scale=100.0, digits=1, everywhere=True),
         "kl": Metric("KL from the base", False, everywhere=True),
+        "copying": Metric("nats per copied token", False, everywhere=True),
+        "context_gain": Metric("gain from context (nats)", True, everywhere=True),
+        "entry_test": Metric("entry test", True, digits=2, everywhere=True, words=("fails", "passes")),
     },
 )
 
@@ -116,6 +123,9 @@ TASKS = Registry(
         "winogrande": "WinoGrande",
         "bits_per_byte": "bits per byte",
         "agreement": "agreement with the base",
+        "recall_copy": "copying (words)",
+        "recall_kv": "key-value retrieval",
+        "recall_associative": "associative recall",
     },
 )
 
@@ -141,7 +151,7 @@ def score_label(task: str, name: str) -> str:
     label = METRICS[plain].label if plain in METRICS else plain.replace("_", " ")
     if filtered:
         label = f"{label} ({filtered})"
-    if task in ("bits_per_byte", "agreement", COMPUTED):
+    if task in ("bits_per_byte", "agreement", "entry_test", COMPUTED):
         return label
     known = task_label(task)
     return known if name == "acc" or label == known else f"{known} {label}"

@@ -21,12 +21,14 @@ import numpy as np
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..recipes import CorpusRecipe
 from . import tokenizer as tokenizers
-from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, token_dtype
+from .blocks import PACKERS, BlockWriter, Packer, StreamPacker, Tokens, token_dtype
 from .documents import Document, documents, identifying_files, place_of
 from .formats import Skipped
 from .found_files import content_digest, file_digest
 from .items import Item, make_items
 from .manifest import NAME, SPLITS, Manifest
+from .recall import RecallRows
+from .recall_items import RecallItem, make_recall_items
 from .tokenizer import Encoder
 
 TOKENIZER_TEXT = 200_000_000
@@ -66,10 +68,12 @@ def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | Non
     encoder = tokenizers.Encoder(tokenizer)
     skipped = Skipped()
     train, held_out = _write_blocks(recipe, out, progress, encoder, skipped)
-    tasks = make_items(
-        held_out.texts, encoder, sequence_length=recipe.sequence_length, items=recipe.task_items, seed=recipe.seed
-    )
-    _write_tasks(out / "tasks", tasks, recipe.task_items)
+    length, seed = recipe.sequence_length, recipe.seed
+    held = make_items(held_out.texts, encoder, sequence_length=length, items=recipe.task_items, seed=seed)
+    drawn = make_recall_items(encoder, sequence_length=length, items=recipe.recall_items, seed=seed)
+    _write_tasks(out / "tasks", held, recipe.task_items)
+    _write_tasks(out / "tasks", drawn, recipe.recall_items)
+    tasks: dict[str, Sequence[Item | RecallItem]] = {**held, **drawn}
     manifest = Manifest(
         source=recipe.source,
         sequence_length=recipe.sequence_length,
@@ -86,7 +90,7 @@ def _run(recipe: CorpusRecipe, out: Path, progress: Progress, folder: Path | Non
         tokenizer_sha256=_sha256(out / "tokenizer" / "tokenizer.json"),
     )
     (out / NAME).write_text(json.dumps(manifest.as_json(), indent=2) + "\n", "utf-8")
-    facts = manifest.as_json()
+    facts = manifest.as_json() | ({"recall_rows": train.recall_rows} if train.recall_rows else {})
     if note := skipped.note():
         print(note, file=sys.stderr)
         facts |= {"skipped_rows": skipped.count, "first_skipped": skipped.first}
@@ -157,8 +161,9 @@ def _write_blocks(
 ) -> tuple[TrainWriter, HeldOutWriter]:
     """Write both splits. Returns the closed writers, which hold the counts and the texts for task items."""
     length = recipe.sequence_length
+    recall = RecallRows(length, recipe.seed, encoder, recipe.recall)
     with (
-        TrainWriter(out, PACKERS[recipe.packing](length), length, encoder) as train,
+        TrainWriter(out, PACKERS[recipe.packing](length), length, encoder, recall) as train,
         HeldOutWriter(out, length, encoder) as held_out,
     ):
         for batch in _batches(progress.count("tokens", documents(recipe, skipped))):
@@ -191,16 +196,22 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 class TrainWriter(BlockWriter):
-    """Training documents, each followed by the end-of-text token."""
+    """Training documents, each followed by the end-of-text token, and generated rows between those of the text."""
 
-    def __init__(self, out: Path, packer: Packer, length: int, encoder: Encoder) -> None:
+    def __init__(self, out: Path, packer: Packer, length: int, encoder: Encoder, recall: RecallRows) -> None:
         super().__init__(out / "train.bin", packer, length, token_dtype(encoder.vocab_size))
-        self.encoder = encoder
+        self.encoder, self.recall, self.recall_rows = encoder, recall, 0
 
     def add_texts(self, texts: list[str]) -> None:
         self.bytes += sum(len(text.encode()) for text in texts)
         for ids_T in self.encoder.ids(texts):
             self.add(np.append(ids_T, self.encoder.end))
+
+    def _write(self, row_T: Tokens) -> None:
+        super()._write(row_T)
+        for generated_T in self.recall.due(self.rows - self.recall_rows, self.recall_rows):
+            super()._write(generated_T)
+            self.recall_rows += 1
 
 
 class HeldOutWriter(BlockWriter):
@@ -231,7 +242,7 @@ class HeldOutWriter(BlockWriter):
         self.token_bytes.__exit__(*failure)
 
 
-def _write_tasks(folder: Path, tasks: Mapping[str, Sequence[Item]], wanted: int) -> None:
+def _write_tasks(folder: Path, tasks: Mapping[str, Sequence[Item] | Sequence[RecallItem]], wanted: int) -> None:
     folder.mkdir(exist_ok=True)
     for task, items in tasks.items():
         if wanted and not items:

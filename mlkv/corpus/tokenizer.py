@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ..context import StepFailed
 BYTES = 256
 """Tokens that every byte-level tokenizer has, besides the end of text."""
 END_OF_TEXT = "<|endoftext|>"
+_WORD_PIECE = re.compile("[Ġ▁][A-Za-z]+")
+"""A space in front of a word is one of the two in the vocabularies of byte-level and of SentencePiece tokenizers."""
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -98,6 +101,13 @@ class Encoder:
     def token_texts(self) -> list[str]:
         """The text of each token by itself."""
         return list(self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False))
+
+    def words(self) -> dict[int, str]:
+        """The tokens that are a space and a word of letters, and that a text of such words is cut into."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+        pieces = {i: f" {piece[1:]}" for piece, i in vocabulary.items() if _WORD_PIECE.fullmatch(piece)}
+        cut = self.ids([text * 2 for text in pieces.values()])
+        return {i: text for (i, text), ids in zip(pieces.items(), cut, strict=True) if ids[-2:].tolist() == [i, i]}
 
     def encode(self, text: str) -> Encoded:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -17,16 +17,17 @@ import yaml
 from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import TaskIndex
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import set_seed
 
 from ..context import MetricRow, StepFailed
+from ..corpus.manifest import read_manifest
 from ..recipes import EvaluateRecipe
 from .asked_tasks import asked
 from .outcomes import Sample
 from .task_files import TaskCopy, members, with_places
-from .task_names import ITEM_TASKS, TASKS_FOLDER
+from .task_names import ITEM_TASKS, RECALL_TASKS, TASKS_FOLDER
 
 BOOTSTRAP = 1000
 """Resamples for the standard error of a metric that is no plain mean (perplexity); lm-eval's own 100,000 take minutes.
@@ -135,6 +136,8 @@ def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path
     try:
         if task in ITEM_TASKS:
             return TaskManager(include_defaults=False).load([_with_items(task, folder, corpus, cache)])
+        if task in RECALL_TASKS:
+            return _load_recall(task, folder, corpus, cache)
         return _manager(folder).load([task])
     except (OSError, ConnectionError) as error:
         raise StepFailed(f"task = {task}: its data cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -153,16 +156,37 @@ def _manager(folder: Path) -> TaskManager:
     return TaskManager(include_path=str(folder))
 
 
-def _with_items(task: str, folder: Path, corpus: Path | None, cache: Path) -> dict[str, Any]:
-    """Our definition of a task, with the corpus's items as its data."""
+def _with_items(
+    task: str, folder: Path, corpus: Path | None, cache: Path, field: str = "task_items", definition: str | None = None
+) -> dict[str, Any]:
+    """Our definition of a task, with the corpus's items as its data. `field` of the corpus is how many it makes."""
+    items = _corpus_of(task, corpus) / "tasks" / f"{task}.jsonl"
+    if not items.is_file() or not items.stat().st_size:
+        raise StepFailed(f"task = {task}: corpus {corpus} was made without its items ({field} = 0)")
+    config: dict[str, Any] = yaml.safe_load((folder / f"{definition or task}.yaml").read_text("utf-8"))
+    settings = {"data_files": {"test": str(items)}, "cache_dir": str(cache), "keep_in_memory": True}
+    return config | {"task": task, "dataset_kwargs": settings}
+
+
+def _corpus_of(task: str, corpus: Path | None) -> Path:
     if corpus is None:
         raise StepFailed(f"task = {task}: its items come from a corpus, and this checkpoint has none")
-    items = corpus / "tasks" / f"{task}.jsonl"
-    if not items.is_file() or not items.stat().st_size:
-        raise StepFailed(f"task = {task}: corpus {corpus} was made without its items (task_items = 0)")
-    config: dict[str, Any] = yaml.safe_load((folder / f"{task}.yaml").read_text("utf-8"))
-    settings = {"data_files": {"test": str(items)}, "cache_dir": str(cache), "keep_in_memory": True}
-    return config | {"dataset_kwargs": settings}
+    return corpus
+
+
+def _load_recall(group: str, folder: Path, corpus: Path | None, cache: Path) -> Any:
+    """A group of our definition at every distance of which the corpus has items, nearest first; its score is the mean
+    over its members."""
+    made = read_manifest(_corpus_of(group, corpus)).tasks
+    members = [name for name in made if name.rpartition("_")[0] == group] or [group]
+    configs = [_with_items(name, folder, corpus, cache, "recall_items", group) for name in members]
+    manager = TaskManager(include_defaults=False)
+    for config in configs:
+        manager.task_index[config["task"]] = Entry(config["task"], Kind.TASK, None, config)
+    means = [{"metric": each["metric"], "weight_by_size": False} for each in configs[0]["metric_list"]]
+    whole = {"group": group, "task": members, "aggregate_metric_list": means}
+    manager.task_index[group] = Entry(group, Kind.GROUP, None, whole)
+    return manager.load([group])
 
 
 def _rows(results: dict[str, Any], task: str) -> Iterator[MetricRow]:

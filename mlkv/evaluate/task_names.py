@@ -19,6 +19,8 @@ TASKS_FOLDER = Path(__file__).parents[2] / "conf" / "tasks"
 """The folder of our task definitions: conf is installed beside mlkv."""
 ITEM_TASKS = ("heldout_cloze", "heldout_choice4", "heldout_choice2")
 """Tasks whose items a corpus makes from its held-out documents."""
+RECALL_TASKS = ("recall_copy", "recall_kv", "recall_associative")
+"""Groups of generated tasks: a member for each distance of which the corpus has items (mlkv/corpus/recall_items.py)."""
 
 _SUFFIXES = {".yaml", ".yml", ""}
 """Definitions include files without a suffix, and some tags are only in those."""

@@ -72,10 +72,14 @@ class Task:
 
 
 BITS_PER_BYTE, AGREEMENT = "bits_per_byte", "agreement"
+CONTEXT_GAIN, COPYING, ENTRY_TEST = "context_gain", "copying", "entry_test"
 TASKS = Registry(
     "task",
     {
         BITS_PER_BYTE: Task("mlkv.evaluate.bits:score", of_corpus=True),
         AGREEMENT: Task("mlkv.evaluate.agreement:score", of_corpus=True, of_base=True),
+        CONTEXT_GAIN: Task("mlkv.evaluate.entry:context_gain", of_corpus=True),
+        COPYING: Task("mlkv.evaluate.entry:copying", of_corpus=True),
+        ENTRY_TEST: Task("mlkv.evaluate.entry:entry_test", of_corpus=True),
     },
 )

@@ -221,8 +221,8 @@ def why(options: WhyOptions) -> int:
     blocked = blockers(graph, states)
     for id in chosen:
         if (state := states[id]).name is StepState.DONE:
-            if state.reason:
-                console.print(f"{id} {graph[id].label}: {state.name} {state.reason}", highlight=False)
+            if reason := "; ".join(filter(None, [state.reason, _remark(store.step(id))])):
+                console.print(f"{id} {graph[id].label}: {state.name} {reason}", highlight=False)
             continue
         name, reason = state.name, reason_of(id, graph, states)
         if id in blocked:
@@ -234,6 +234,14 @@ def why(options: WhyOptions) -> int:
     if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
     return OK
+
+
+def _remark(step: StepDir) -> str | None:
+    """What its kind says of a finished step's numbers."""
+    from sweeps.steps.registry import kind_of
+
+    record = step.record()
+    return kind_of(record.kind).remark(record.metrics) if record else None
 
 
 def _tail(step: StepDir, job: JobStatus | None) -> list[str]:

@@ -143,6 +143,7 @@ def _corpus(variant: Variant) -> str:
         return ""
     where = recipe.dataset if recipe.source == "hf" else ", ".join(recipe.files)
     rows = f"{recipe.source}{f' ({where})' if where else ''} in rows of {recipe.sequence_length:,} tokens"
+    rows += f", and {recipe.recall:.0%} of all rows generated" if recipe.recall else ""
     return "; ".join(filter(None, [rows, variant.corpus_note]))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import gcd
 
 from mlkv.corpus.tokenizer import BYTES
-from mlkv.evaluate.task_names import ITEM_TASKS
+from mlkv.evaluate.task_names import ITEM_TASKS, RECALL_TASKS
 from mlkv.layout import KVLayout, divisors
 from mlkv.merges import MERGES, check_conversion, counted_grouping, is_trainable, merge_named
 from mlkv.patterns import name_of
@@ -139,6 +139,12 @@ def check_tasks(config: Config) -> None:
     items = next((task for task in config.evaluate.tasks if task in ITEM_TASKS), None)
     if items and not config.corpus.task_items:
         raise UserError(f"evaluate.tasks: {items} is made of the corpus's items, and corpus.task_items = 0 makes none")
+    recall = next((task for task in config.evaluate.tasks if task in RECALL_TASKS), None)
+    if recall and not config.corpus.recall_items:
+        raise UserError(
+            f"evaluate.tasks: {recall} is made of the corpus's items, and corpus.recall_items = 0 makes none; "
+            "set corpus.recall_items=200"
+        )
 
 
 def check_teacher(config: Config) -> None:

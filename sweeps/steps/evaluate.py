@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlkv.cache.formats import CACHES
 from mlkv.context import MetricRow, Outcome
+from mlkv.evaluate.entry_rule import failure
 from mlkv.recipes import EvaluateRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
@@ -70,5 +71,6 @@ KIND = StepKind(
     work=work,
     task_data=task_data,
     numbers=numbers,
+    remark=failure,
     modules=("mlkv.evaluate.step", "mlkv.evaluate.bits", "mlkv.evaluate.harness", "mlkv.evaluate.harness_model"),
 )

@@ -97,6 +97,7 @@ class StepKind:
         claimed, answered and recorded as if it had run by itself, at once where a session has its result.
     numbers: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
         that the attempt logged.
+    remark: what a reader of a finished step's numbers has to know, in one line; None where there is nothing.
     """
 
     run: Callable[[Execution], Outcome]
@@ -116,6 +117,7 @@ class StepKind:
     fresh_process: bool = False
     session: Session | None = None
     numbers: Callable[[Path, list[LoggedRow]], list[MetricRow]] | None = None
+    remark: Callable[[list[MetricRow]], str | None] = lambda _rows: None
 
     @property
     def schema(self) -> int:

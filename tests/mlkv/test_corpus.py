@@ -21,7 +21,7 @@ from mlkv.corpus import step as corpus
 from mlkv.corpus.blocks import DocumentPacker, StreamPacker, Tokens, open_blocks
 from mlkv.corpus.items import CONTINUATION_TOKENS
 from mlkv.corpus.manifest import NAME, read_manifest
-from mlkv.evaluate.task_names import ITEM_TASKS, own_tasks
+from mlkv.evaluate.task_names import ITEM_TASKS, RECALL_TASKS, own_tasks
 from mlkv.recipes import CorpusRecipe
 from tests.support.tiny import context, corpus_recipe, make_corpus, run_python, text_files
 
@@ -385,7 +385,7 @@ def items(made: Path) -> Items:
 
 
 def test_every_item_task_has_its_definition_and_its_items(items: Items) -> None:
-    assert set(own_tasks()) == set(ITEM_TASKS)
+    assert set(own_tasks()) == {*ITEM_TASKS, *RECALL_TASKS}
     assert all(len(found) == 200 for found in items.values())
 
 

@@ -29,7 +29,7 @@ from mlkv.corpus.tokenizer import load as load_tokenizer
 from mlkv.evaluate import bits, harness, held_out_pass, outcomes
 from mlkv.evaluate.batch_size import BatchSize
 from mlkv.evaluate.few_shot import own_counts
-from mlkv.evaluate.task_names import ITEM_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
+from mlkv.evaluate.task_names import ITEM_TASKS, RECALL_TASKS, TASKS_FOLDER, check_task, lm_eval_tasks
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
 from mlkv.patterns import make
@@ -254,7 +254,7 @@ def test_lm_evals_own_command_answers_each_question_alike(own_folder: Path, chec
 
 @pytest.mark.slow
 def test_names_told_from_files_are_those_that_lm_eval_knows(own_folder: Path) -> None:
-    known = set(harness._manager(own_folder).all_tasks) - {"pairs", *ITEM_TASKS}
+    known = set(harness._manager(own_folder).all_tasks) - {"pairs", *ITEM_TASKS, *RECALL_TASKS}
     assert known <= set(lm_eval_tasks())
     assert len(set(lm_eval_tasks()) - known) < 20
 
@@ -263,7 +263,7 @@ def test_names_told_from_files_are_those_that_lm_eval_knows(own_folder: Path) ->
 def test_counts_told_from_files_are_those_that_lm_eval_reads(own_folder: Path) -> None:
     index = harness._manager(own_folder).task_index
     tasks = {name: entry.cfg.get("num_fewshot") for name, entry in index.items() if entry.kind.name == "TASK"}
-    counted = [name for name, count in tasks.items() if count is not None and name not in ITEM_TASKS]
+    counted = [name for name, count in tasks.items() if count is not None and name not in (*ITEM_TASKS, *RECALL_TASKS)]
     assert len(counted) > 1000
     for name in counted[::7] + list(tasks)[::500]:
         assert own_counts(name, own_folder) == {name: tasks[name]}
