@@ -28,8 +28,8 @@ from .memory import Peak
 
 @dataclass(frozen=True)
 class Begun:
-    """A decoding with the prompt behind it. step: from a token `[B, 1]` to the next. token: the first. cached: bytes that
-    its cache takes."""
+    """A decoding behind its prompt. step: from a token `[B, 1]` to the next. token: the first. cached: bytes that its
+    cache takes."""
 
     step: Callable[[Tensor], Tensor]
     token: Tensor
@@ -50,8 +50,8 @@ class Sizes:
 
 
 class Run:
-    """`cache_bytes` is counted, not computed. On CUDA a step is one compiled graph unless `compiled` is false: the first
-    ones, which compile and capture it, are far from the median."""
+    """`cache_bytes` is counted, not computed. On CUDA a step is one compiled graph unless `compiled` is false: the
+    first ones, which compile and capture it, are far from the median."""
 
     def __init__(
         self,
