@@ -75,6 +75,11 @@ FIGURES: Registry[FigureKind] = Registry(
             "analysis.figures.throughput:throughput_figure",
             _SPEEDS,
         ),
+        "roofline": FigureKind(
+            "operations per second of decoding against operations per byte, below what copying memory gives",
+            "analysis.figures.roofline:roofline_figure",
+            "a finished measure step whose steps and copies were timed",
+        ),
         "curves": FigureKind(
             "training loss of each variant, smoothed over raw",
             "analysis.figures.curves:curves_figure",

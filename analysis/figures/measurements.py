@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -67,8 +67,8 @@ class Measurements:
         return [*others, *not_drawn(found)]
 
     def scale(self, values: list[int], room: float = MARKER_ROOM) -> Scale:
-        """The horizontal axis over these batch sizes or contexts."""
-        return log_scale(values, partial(_size_ticks, values), room=room)
+        """The horizontal axis over these batch sizes or contexts, whose numbers are longer."""
+        return log_scale(values, partial(_size_ticks, values), 4 if self.axis == "context" else 6, room)
 
 
 def _size_ticks(values: list[int], low: float, high: float, most: int) -> list[float]:
@@ -78,20 +78,31 @@ def _size_ticks(values: list[int], low: float, high: float, most: int) -> list[f
 
 
 def drawn_measurements(table: pd.DataFrame) -> Measurements:
-    """What is drawn of a long table: by batch size at the longest context; where all have one batch size, by context.
-    Numbers at an unknown context are taken where there are no others."""
+    """What is drawn of a long table: by batch size at the longest context; where there are more contexts than batch
+    sizes, by context at the largest batch size. Numbers at an unknown context are taken where there are no others."""
     tried = [r for r in frame.records(table) if r["kind"] == "measure" and on_log_axis(r["batch"]) and r["metric"]]
     every = [row for row in tried if _has_place(row)]
     without_place = [(row["metric"], row["value"]) for row in tried if not _has_place(row)]
     rows = [row for row in every if on_log_axis(row["context"])] or every
     axis: Axis = "batch"
-    if len({row["batch"] for row in rows}) == 1 and len({row["context"] for row in rows}) > 1:
-        axis, rows = "context", [row for row in rows if on_log_axis(row["context"])]
+    batches = {row["batch"] for row in rows}
+    if _different(row["context"] or 0 for row in rows) > len(batches):
+        axis = "context"
+        rows = [row for row in rows if on_log_axis(row["context"]) and row["batch"] == max(batches)]
     else:
         longest = max((row["context"] or 0 for row in rows), default=0)
         rows = [row for row in rows if (row["context"] or 0) >= SAME_CONTEXT * longest]
     others = {row["variant"] for row in every} - {row["variant"] for row in rows}
     return Measurements(axis, [_measurement(row, axis) for row in rows], len(others), without_place)
+
+
+def _different(contexts: Iterable[int]) -> int:
+    """How many contexts there are; those that count as the same are one."""
+    found: list[int] = []
+    for context in sorted(set(contexts), reverse=True):
+        if not found or context < SAME_CONTEXT * found[-1]:
+            found.append(context)
+    return len(found)
 
 
 def _has_place(row: Row) -> bool:

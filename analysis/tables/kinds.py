@@ -37,6 +37,7 @@ TABLES: Registry[TableKind] = Registry(
         "losses": TableKind("losses", "analysis.tables.paper:losses"),
         "benchmarks": TableKind("benchmarks", "analysis.tables.paper:benchmarks"),
         "memory": TableKind("memory and throughput", "analysis.tables.paper:memory"),
+        "decoding": TableKind("decoding, held against memory", "analysis.tables.decoding_table:decoding_table"),
         "training": TableKind("cost of uptraining", "analysis.tables.training_table:training"),
         "recovery": TableKind("gap at conversion and tokens to recover it", "analysis.tables.recovery:recovery_table"),
         "elastic": TableKind(

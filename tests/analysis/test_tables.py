@@ -31,8 +31,10 @@ def pivot(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-SHOWN = [kind for kind in TABLES if kind not in ("recovery", "elastic", "stacking", "heads_layers", "rules")]
-"""The tables of a sweep that scores no conversion before uptraining, stacks no savings and has one layout of a size."""
+ELSEWHERE = ("recovery", "elastic", "stacking", "heads_layers", "rules", "decoding")
+SHOWN = [kind for kind in TABLES if kind not in ELSEWHERE]
+"""The tables of a sweep that scores no conversion before uptraining, stacks no savings, has one layout of a size and has
+timed no steps."""
 
 
 def named(**cells: Any) -> Results:
