@@ -67,4 +67,5 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
     Claim("a 30-second step that W&B follows", "the same step without W&B", "tracking", "online_ratio", at_most=1.05),
     Claim("the same while W&B's server is down", "the same step without W&B", "tracking", "down_ratio", at_most=1.05),
+    Claim("largest batch of MLKV-6, Pythia-160M, 2,048 tokens", "MHA", "largest_batch", "ratio", 20, needs="gpu"),
 )

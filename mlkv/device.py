@@ -52,7 +52,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out: on a GPU, or in the CPU allocator."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "allocate memory" in str(error))
+    # A compiler wraps what a graph's first run raised.
+    words = ("not enough memory", "allocate memory", "CUDA out of memory", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def available_memory() -> int:

@@ -231,6 +231,8 @@ class Bench:
         """Whether a trial ends well, within the budget."""
         steps = min(2, self.recipe.new_tokens)  # what a step takes, the second shows too
         sizes = Sizes(batch, context + self.recipe.new_tokens - steps, steps)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of another trial's sizes are of no use to this one
         try:
             self._check_memory(Cell(batch, context))
             trial = WarmRun(self._model(), sizes, self.device, self.subject.cache, compiled=False)

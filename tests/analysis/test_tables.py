@@ -33,8 +33,8 @@ def pivot(finished: Filler) -> Results:
 
 ELSEWHERE = ("recovery", "elastic", "stacking", "heads_layers", "rules", "decoding")
 SHOWN = [kind for kind in TABLES if kind not in ELSEWHERE]
-"""The tables of a sweep that scores no conversion before uptraining, stacks no savings, has one layout of a size and has
-timed no steps."""
+"""The tables of a sweep that scores no conversion before uptraining, stacks no savings, has one layout of a size and
+has timed no steps."""
 
 
 def named(**cells: Any) -> Results:

@@ -387,6 +387,7 @@ print([(row.metric, row.batch) for row in cells(1024, 1) if row.metric in ("oom"
 def test_memory_that_runs_out_is_told_from_other_errors() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("backend='inductor' raised: OutOfMemoryError: CUDA out of memory."))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("not enough memory"))
     with pytest.raises(RuntimeError) as caught:
