@@ -24,7 +24,7 @@ from sweeps.worker.sessions import Sessions
 from sweeps.worker.supervisor import DONE, FAILED, INTERRUPTED, Worker
 from tests.support.rows import replace_row
 from tests.support.tiny import SHAPE
-from tests.support.workers_here import planned, workers_here
+from tests.support.workers_here import know_code, planned, workers_here
 
 STEPS = [Step("corpus", {"n": n, "session": "a"}, label=f"step {n}") for n in range(4)]
 
@@ -70,7 +70,7 @@ def store_with(root: Path, steps: Sequence[Step]) -> Store:
     for step in steps:
         planned(root, step)
     store = Store(root)
-    store.__dict__["code_hash"] = store.__dict__["result_code"] = "0123456789abcdef"
+    know_code(store)
     return store
 
 
