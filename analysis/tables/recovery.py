@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from analysis.data.metrics import METRICS, Metric
 from analysis.data.units import count as short_count
 from analysis.statistics.recovery import SHARES, Curve, Point, Recovery, TokensTo, recovery, tokens_to
+from analysis.statistics.recovery_law import Law, law
 from analysis.statistics.results import Results
 from analysis.statistics.scores import score_column
 from analysis.statistics.sources import Source
@@ -36,8 +37,46 @@ def recovery_table(source: Source, published: Source | None = None) -> Table | N
         Column(AT_CONVERSION, "score", [*(_gap(curve.points[0], metric) for curve in curves), *why]),
         Column("gap at the longest", "score", [*(_last_gap(curve, metric) for curve in curves), *empty]),
         *[column for share in SHARES for column in _recovered(found, share, empty)],
+        *(by_law := _by_law(found, metric, empty)),
     ]
-    return table_of(rows, columns, [*notes_on_recovery(found, score_label(found)), *notes_on_seeds(source.results)])
+    notes = [*notes_on_recovery(found, score_label(found)), *(_ON_THE_LAW if by_law else ())]
+    return table_of(rows, columns, [*notes, *notes_on_seeds(source.results)])
+
+
+_ON_THE_LAW = (
+    "by the law: the gap at the longest that g(t) = g(0) · (1 + t/s)^-b foretells, fitted to the gaps up to a third "
+    "of its tokens; off by: that minus the measured one, with its 95 % interval",
+)
+
+
+def _by_law(found: Recovery, metric: Metric, empty: list[Cell]) -> list[Column]:
+    """What a law that has seen a third of the tokens says of the end; none where no curve has enough lengths in it."""
+    laws = [law(curve, found.metric) for curve in found.curves]
+    if not any(laws):
+        return []
+    return [
+        Column("by the law", "part", [*(_foretold(each, metric) for each in laws), *empty]),
+        Column("off by", "part", [*(_off(each, metric) for each in laws), *empty]),
+    ]
+
+
+def _foretold(found: Law | None, metric: Metric) -> Cell:
+    """Signed as the gaps beside it: of a score that is better when higher, a loss is below zero."""
+    if found is None:
+        return Cell("")
+    value = -found.predicted if metric.higher_is_better else found.predicted
+    return Cell(metric.difference(value), value)
+
+
+def _off(found: Law | None, metric: Metric) -> Cell:
+    if found is None:
+        return Cell("")
+    sign = -1.0 if metric.higher_is_better else 1.0
+    text = metric.difference(sign * found.off_value)
+    if found.off:
+        ends = sorted(sign * end for end in (found.off.low, found.off.high))
+        text = f"{text} ({metric.difference(ends[0])} to {metric.difference(ends[1])})"
+    return Cell(text, sign * found.off_value)
 
 
 def score_label(found: Recovery) -> str:
