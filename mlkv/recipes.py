@@ -316,6 +316,21 @@ class CalibrateRecipe:
 
 
 @dataclass(frozen=True)
+class SimilarityRecipe:
+    """How alike the layers and heads of a base are on held-out text."""
+
+    windows: Count = 0
+    """So many, of the corpus's sequence length, spread evenly over the held-out text; 0: no similarities."""
+    queries: Positive = 32
+    """Places in each window whose attention is compared."""
+    damage: bool = True
+    """Also what it costs when a layer reads the keys and values of another."""
+    batch_size: Positive = runtime_field(8)
+    """Windows at once."""
+    threads: Threads = runtime_field(1)
+
+
+@dataclass(frozen=True)
 class TeacherRecipe(Choices):
     """The largest predictions of a base on training text, computed once for all runs that learn from them."""
 

@@ -193,6 +193,20 @@ class Store:
                 cells = cells[cells[column] == wanted]
         return samples.of_cells(cells, samples.StoredSamples(self._store))
 
+    def similarity(self, name: str) -> pd.DataFrame:
+        """How alike the layers and KV heads of a sweep's bases are, of finished similarity steps: base, step, measure,
+        level (`layer` or `head`), layer, head, other_layer, other_head, value, stderr; a row for each ordered pair.
+
+        Of the measure `damage`, `layer` reads what `other_layer` computed. docs/similarity.md explains the measures.
+        Raises StoreError for an unknown sweep.
+        """
+        from analysis.data.gather import Steps
+        from analysis.data.similarity import of_plan, table_of
+
+        with self._extensions_of(name):
+            plan = self._sweep(name).plan
+            return table_of(of_plan(plan, Steps(self._store, plan)))
+
     def checkpoint(self, name: str, variant: str) -> Path:
         """The directory of a variant's weights as its last training left them, which
         `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` opens.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -238,6 +239,10 @@ class Steps(PlannedSteps):
                     specs[id] = spec
         return outdated_note(specs)
 
+    def out(self, step_id: str) -> Path:
+        """The folder of a step's output."""
+        return self._store.step(step_id).out
+
     def history(self, step_id: str) -> Rows:
         """What the step, and those that it continues, have logged so far, along its axis."""
         return whole_history(self._store, step_id)
@@ -262,8 +267,9 @@ def _cells(variant: VariantRow, steps: PlannedSteps, wanted: Sequence[Score]) ->
         if task not in own.evaluate:
             score = {"kind": "evaluate", "task": task, "metric": metric}
             yield {**score, "state": UNPLANNED, "reason": "no step evaluates it"}
-    if own.measure:
-        yield from _step_cells(steps, own.measure, "measure")
+    for kind in ("measure", "similarity"):
+        if step_id := getattr(own, kind):
+            yield from _step_cells(steps, step_id, kind)
     for kind, step_id in (own.added or {}).items():
         yield from _step_cells(steps, step_id, kind)
 

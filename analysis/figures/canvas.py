@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 3.3, 2.55
 """Inches: a column of a two-column paper."""
+PAGE_WIDTH = 6.9
+"""Inches: both columns and what is between them, for figures of many panels."""
 FONT_SIZE, SMALLEST = 6.5, 6.0
 """Points: of names and tick labels; of everything else that is written into the axes, and the least there is."""
 POINTS, PNG_DPI = 72, 300
@@ -113,18 +115,26 @@ def new_stack(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False).flat)
 
 
-def _figure_of_panels(height: float) -> Figure:
+def new_grid(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels in reading order, as wide as a page, that share no axis; rows are `height` inches. Raises NeedsFigure
+    within `drawing_into`."""
+    rows = -(-panels // columns)
+    figure = _figure_of_panels(rows * height, PAGE_WIDTH)
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
+
+
+def _figure_of_panels(height: float, width: float = WIDTH) -> Figure:
     if _given.get():
         raise NeedsFigure("ax: this figure has panels of its own; leave it out")
-    return _figure(height)
+    return _figure(height, width)
 
 
-def _figure(height: float) -> Figure:
+def _figure(height: float, width: float = WIDTH) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Letters are a little wider at some resolutions, so the layout is computed at that of the PNG.
-    figure = Figure(figsize=(WIDTH, height), dpi=PNG_DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=PNG_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -218,7 +228,7 @@ def footer(figure: Figure, lines: Sequence[str]) -> None:
         wrap(axes.annotate("\n".join(lines), (0.5, 0), (0, -_EDGE), annotation_clip=False, **place, **style), size[0])
         return
     text = figure.supxlabel("\n".join(lines), **style)
-    wrap(text, WIDTH * POINTS - 2 * _EDGE)
+    wrap(text, figure.get_figwidth() * POINTS - 2 * _EDGE)
     further = text.get_text().count("\n")
     figure.set_figheight(figure.get_figheight() + further * SMALLEST * _LINE_SPACING / POINTS)
 

@@ -115,5 +115,10 @@ FIGURES: Registry[FigureKind] = Registry(
             "analysis.figures.rules:rules_figure",
             "scores of two layouts with equally many owners and heads",
         ),
+        "similarity": FigureKind(
+            "how alike each two layers of the base are, and the damage where one reads the other",
+            "analysis.figures.similarity:similarity_figure",
+            "a finished similarity step (similarity=held_out)",
+        ),
     },
 )

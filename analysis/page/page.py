@@ -16,10 +16,16 @@ from analysis.page.page_json import Links, PageJson, page_json
 from analysis.statistics.sources import Source
 from analysis.tables.elastic_table import elastic
 from analysis.tables.results_table import results_table
+from analysis.tables.similarity_table import similarity
 from analysis.tables.table import Table
 from sweeps.store.schema import PlanFile, Record
 from sweeps.store.states import StepState
 from sweeps.store.store import Store
+
+_SECTIONS = (
+    ("elastic", "Cut from one elastic training, and trained separately", elastic),
+    ("similarity", "Layers of the base: how alike two are, and the damage where one reads the other", similarity),
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class Page:
     data: PageJson
     notes: list[str]
     """What a reader of any of these results should know (Source.notes)."""
-    elastic: Table | None = None
-    """Layouts cut from an elastic training beside those trained separately, where a sweep has both."""
+    sections: list[tuple[str, str, Table]]
+    """Further tables, where a sweep has what they show: id, heading and table."""
 
     @property
     def steps(self) -> int:
@@ -117,7 +123,7 @@ def page(store: Store, source: Source, out_dir: Path) -> Page:
         provenance=provenance(record for step in plan.steps if (record := steps.record(step))),
         data=page_json(sweep, steps, results, printed, own, links),
         notes=source.notes,
-        elastic=elastic(source, None),
+        sections=[(name, heading, table) for name, heading, make in _SECTIONS if (table := make(source, None))],
     )
 
 

@@ -46,6 +46,10 @@ TABLES: Registry[TableKind] = Registry(
         "stacking": TableKind("savings on top of one another", "analysis.tables.stacking:stacking"),
         "heads_layers": TableKind("fewer heads with fewer owners", "analysis.tables.heads_layers_table:heads_layers"),
         "rules": TableKind("rules that place owners", "analysis.tables.rules_table:rules_table"),
+        "similarity": TableKind(
+            "layers of the base: how alike two are, and the damage where one reads the other",
+            "analysis.tables.similarity_table:similarity",
+        ),
     },
 )
 """In the order of a paper."""

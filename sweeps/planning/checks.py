@@ -171,6 +171,23 @@ def check_measure(config: Config, model: Model) -> None:
         raise UserError(f"measure.{error} of model {config.model.name}") from None
 
 
+def check_similarity(config: Config, model: Model) -> None:
+    """Layers are compared in one pass of a base, each by keys and values of its own or of a layer below it."""
+    if not config.similarity.windows:
+        return
+    start, name = config.convert.start, config.model.name
+    if start != "convert":
+        raise UserError(f"convert.start = {start}: similarity compares the layers of a base; add similarity=none")
+    if model.shape.layers < 2:
+        raise UserError(f"similarity: model {name} has one layer, and nothing to compare it with; add similarity=none")
+    for present, what in (
+        (model.layout.latent, "caches latents"),
+        (model.layout.reads_above, "has layers that read from above"),
+    ):
+        if present:
+            raise UserError(f"similarity: model {name} {what}, which cannot be compared so; add similarity=none")
+
+
 def check_size(config: Config, model: Model) -> None:
     """Nothing that a process holds whole is larger than what a process can address, on whatever machine it runs."""
     parameters = model.shape.parameters(model.layout)

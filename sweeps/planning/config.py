@@ -26,6 +26,7 @@ from mlkv.recipes import (
     EvaluateRecipe,
     MeasureRecipe,
     Seed,
+    SimilarityRecipe,
     TeacherRecipe,
     Threads,
     TrainRecipe,
@@ -224,6 +225,7 @@ class Config:
     calibrate: CalibrateRecipe = field(default_factory=CalibrateRecipe)
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     elastic: ElasticRecipe = field(default_factory=lambda: ElasticRecipe(steps=0))
+    similarity: SimilarityRecipe = field(default_factory=SimilarityRecipe)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
     cache: CacheName = AS_COMPUTED

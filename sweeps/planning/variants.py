@@ -19,6 +19,7 @@ from sweeps.planning.checks import (
     check_layout,
     check_measure,
     check_read_fields,
+    check_similarity,
     check_size,
     check_tasks,
     check_teacher,
@@ -46,6 +47,7 @@ from sweeps.steps.evaluate import evaluate_step
 from sweeps.steps.kind import Planned
 from sweeps.steps.measure import measure_step
 from sweeps.steps.registry import KINDS, kind_of
+from sweeps.steps.similarity import similarity_step
 from sweeps.steps.step import Step, canonical
 from sweeps.steps.teacher import teacher_step
 from sweeps.steps.uptrain import uptrain_steps
@@ -55,7 +57,7 @@ from sweeps.store.schema import VariantRow, VariantSteps
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STEPS = "uptrain.steps"
 """The key under which the rungs of a chain are swept values."""
-_ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure")
+_ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure", "similarity")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
 
 
@@ -95,6 +97,8 @@ class Variant:
     task_files: dict[str, TaskFiles] = field(default_factory=dict)
     """Of the tasks that files of the user's define."""
     measure: Step | None = None
+    similarity: Step | None = None
+    """Of the base. The untouched one alone has it, where there is one."""
     added: dict[str, Step] = field(default_factory=dict)
     """By kind, those of extensions."""
 
@@ -116,7 +120,8 @@ class Variant:
             *self.earlier,
             self.uptrain,
         ]
-        chain += [*self.converted.values(), *self.evaluate.values(), self.measure, *self.added.values()]
+        chain += [*self.converted.values(), *self.evaluate.values(), self.measure, self.similarity]
+        chain += self.added.values()
         return list({step.id: step for step in chain if step}.values())
 
     @cached_property
@@ -223,6 +228,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         check_tasks(config)
         check_teacher(config)
         check_measure(config, model)
+        check_similarity(config, model)
     for each in chosen:
         yield _with_steps(each, resolver)
 
@@ -305,7 +311,8 @@ def _with_steps(variant: Variant, resolver: Resolver) -> Variant:
     if variant.config.convert.start != "none":
         variant = _with_checkpoint(variant, resolver)
     variant = _with_scores(variant, resolver, label)
-    variant = replace(variant, measure=_measure_step(variant), added=dict(_added_steps(variant, label)))
+    variant = replace(variant, measure=_measure_step(variant), similarity=_similarity_step(variant))
+    variant = replace(variant, added=dict(_added_steps(variant, label)))
     return _with_checked_corpus(variant, resolver)
 
 
@@ -416,6 +423,14 @@ def _measure_step(variant: Variant) -> Step | None:
     pins = {name: package_version(name) for name in ("torch", "transformers")}
     label, cache = name_of(variant.layout), variant.config.cache
     return measure_step(measure, variant.layout, variant.shape, cache, pins, label)
+
+
+def _similarity_step(variant: Variant) -> Step | None:
+    config, base, corpus = variant.config, variant.base, variant.corpus
+    elsewhere = variant.baseline != "untouched" and "untouched" in config.sweep.baselines
+    if not config.similarity.windows or base is None or corpus is None or elsewhere:
+        return None
+    return similarity_step(config.similarity, base, corpus, config.model.name)
 
 
 def _added_steps(variant: Variant, label: str) -> Iterator[tuple[str, Step]]:

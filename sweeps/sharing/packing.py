@@ -29,7 +29,7 @@ from sweeps.store.typed_json import as_json
 SWEEP, STEPS = "sweep", "steps"
 PLAN, VARIANTS, NOTE = f"{SWEEP}/plan.json", f"{SWEEP}/variants.jsonl", f"{SWEEP}/note.txt"
 SPEC, HOW, RECORD, ROWS = "spec.json", "how.json", "done.json", "metrics.jsonl"
-_READ_BY_STEPS = frozenset(BUILT_IN) - {"evaluate", "measure"}
+_READ_BY_STEPS = frozenset(BUILT_IN) - {"evaluate", "measure", "similarity"}
 """Kinds whose outputs are for other steps."""
 _SMALL = 2**20
 """Bytes up to which a JSON file of theirs goes in: a checkpoint's configuration, a corpus's manifest."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mlkv.context import Outcome, StepFailed
 from mlkv.registry import ExtensionError, Registry
-from sweeps.steps import base, calibrate, convert, corpus, elastic, evaluate, measure, teacher, uptrain
+from sweeps.steps import base, calibrate, convert, corpus, elastic, evaluate, measure, similarity, teacher, uptrain
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.store.axis import Axis, Rows
 from sweeps.store.schema import Spec
@@ -51,9 +51,21 @@ KINDS = _Kinds(
         "uptrain": uptrain.KIND,
         "evaluate": evaluate.KIND,
         "measure": measure.KIND,
+        "similarity": similarity.KIND,
     },
 )
-BUILT_IN = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "evaluate", "measure")
+BUILT_IN = (
+    "corpus",
+    "base",
+    "calibrate",
+    "teacher",
+    "elastic",
+    "convert",
+    "uptrain",
+    "evaluate",
+    "measure",
+    "similarity",
+)
 """Kinds whose steps have a place of their own in a variant."""
 
 

@@ -266,6 +266,7 @@ class VariantSteps:
     teacher: str | None = later()
     converted: dict[str, str] | None = later()
     elastic: str | None = later()
+    similarity: str | None = later()
 
     @property
     def checkpoint(self) -> str | None:
@@ -287,8 +288,9 @@ class VariantSteps:
                 yield "uptrain", None, id
         yield from (("evaluate", task, id) for task, id in self.evaluate.items())
         yield from ((CONVERTED, task, id) for task, id in (self.converted or {}).items())
-        if self.measure:
-            yield "measure", None, self.measure
+        for kind in ("measure", "similarity"):
+            if id := getattr(self, kind):
+                yield kind, None, id
         yield from ((kind, None, id) for kind, id in (self.added or {}).items())
 
 

@@ -42,6 +42,7 @@ TOLERANCES = {
     "calibrate": Tolerance(numbers=1e-4, weights=1e-4),
     "teacher": Tolerance(numbers=1e-4, weights=1e-4),
     "evaluate": Tolerance(numbers=1e-3),
+    "similarity": Tolerance(numbers=1e-2, weights=1e-2),
 }
 """By kind; any other (corpus, measure, those of extensions) must be bit-equal. Training adds up rounding over its
 steps, so on other hardware its loss is what can be compared."""

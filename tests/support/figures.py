@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import BboxBase
 
 from analysis.data import frame
-from analysis.figures.canvas import SMALLEST, WIDTH
+from analysis.figures.canvas import PAGE_WIDTH, SMALLEST, WIDTH
 from analysis.figures.pareto import pareto_figure
 from analysis.figures.pareto_data import ParetoData, main_pareto_data
 from analysis.statistics.results import Results
@@ -110,8 +110,8 @@ def texts_of(figure: Figure) -> list[tuple[Text, BboxBase]]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """One column wide, nothing small, nothing cut off, no text on another, and a number on every axis."""
-    assert figure.get_figwidth() == WIDTH
+    """One or two columns wide, nothing small, nothing cut off, no text on another, and a number on every axis."""
+    assert figure.get_figwidth() in (WIDTH, PAGE_WIDTH)
     texts, page = texts_of(figure), figure.bbox
     assert all(float(text.get_fontsize()) >= SMALLEST for text, _ in texts)
     for text, box in texts:

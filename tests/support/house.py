@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
 ROOMS = {
-    "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "export", "check"),
+    "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "similarity", "export", "check"),
     "sweeps": ("store", "steps", "tracking", "sharing", "planning", "worker", "dispatch", "cli", "api"),
     "analysis": ("data", "statistics", "tables", "figures", "page"),
 }
@@ -100,6 +100,7 @@ DRAWN = {
     "mlkv.check": (900, 770, "conformance of models"),
     "mlkv.families": (280, 680, "checkpoints of others"),
     "mlkv.corpus": (550, 680, "text → token blocks"),
+    "mlkv.similarity": (740, 680, "layers and heads alike"),
     "mlkv": (100, 770, "layout, model, recipes"),
 }
 VIA = {

@@ -77,7 +77,13 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with planned(mine, texts) as plan:
-        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {"measure", "calibrate", "teacher", "elastic"}
+        assert {step.kind for step in plan.steps.values()} == {*KINDS} - {
+            "measure",
+            "calibrate",
+            "teacher",
+            "elastic",
+            "similarity",
+        }
         steps = list(plan.steps)
     shutil.rmtree(mine)  # what was planned is in the store
     assert run_here(Store(mine.parent / "store"), steps) == DONE
@@ -94,7 +100,7 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     assert "key_similarity" in Path("cells.csv").read_text()
     assert exit_status("report", "mine") == 0
     assert exit_status("status", "mine") == 0
-    assert "similarity" in capsys.readouterr().out
+    assert "closeness" in capsys.readouterr().out
     assert exit_status("status", "--verify") == 0, "of all sweeps, whose extensions are not here"
     assert "weighted" not in MERGES, "no row outlives its command"
 
@@ -105,9 +111,9 @@ def test_its_examples_are_planned_run_gathered_and_shown(
 @pytest.mark.parametrize(
     ("file", "anew"),
     [
-        ("merges.py", {"convert", "uptrain", "evaluate", "similarity"}),
+        ("merges.py", {"convert", "uptrain", "evaluate", "closeness"}),
         ("repeats.py", {"evaluate"}),
-        ("similarity.py", {"similarity"}),
+        ("closeness.py", {"closeness"}),
         ("patterns.py", set()),
         ("figures.py", set()),
     ],
@@ -146,7 +152,7 @@ def first_of(plan: Plan, kind: str) -> tuple[str, str]:
     return pins[0]
 
 
-@pytest.mark.parametrize("kind", ["convert", "similarity"])
+@pytest.mark.parametrize("kind", ["convert", "closeness"])
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -172,10 +178,10 @@ def test_a_job_that_does_not_find_its_file_fails_before_it_computes(
 
 
 def test_a_kind_that_trains_is_known_to_the_workers_that_share_it(mine: Path, texts: str) -> None:
-    path = mine / "extensions" / "similarity.py"
+    path = mine / "extensions" / "closeness.py"
     path.write_text(path.read_text().replace("scores=True", "scores=True, trains=True"))
     with planned(mine, texts) as plan:
-        step, _ = first_of(plan, "similarity")
+        step, _ = first_of(plan, "closeness")
     store = Store(mine.parent / "store")
     assert (spec := store.step(step).spec())
     with extensions(list):
@@ -216,10 +222,10 @@ def test_a_file_that_cannot_be_used_ends_a_sweep_in_one_line(
             "convert.merge=nothing",
             "must be 'mean', 'pairwise', 'first', 'random', 'aligned', 'svd', 'fisher' or 'weighted'",
         ),
-        ("similarity.centred=maybe", "similarity.centred = maybe: must be a valid boolean"),
-        ("similarity.power=2", "similarity.power: unknown key; valid: centred"),
-        ("similarity=default2", "similarity = default2: did you mean default? valid: default"),
-        ("cluster.resources.similarity.cpu=2", "cluster.resources.similarity.cpu: unknown key; did you mean cpus?"),
+        ("closeness.centred=maybe", "closeness.centred = maybe: must be a valid boolean"),
+        ("closeness.power=2", "closeness.power: unknown key; valid: centred"),
+        ("closeness=default2", "closeness = default2: did you mean default? valid: default"),
+        ("cluster.resources.closeness.cpu=2", "cluster.resources.closeness.cpu: unknown key; did you mean cpus?"),
     ],
 )
 def test_what_an_extension_does_not_have_is_refused_like_anything_else(
@@ -234,10 +240,10 @@ def test_what_an_extension_does_not_have_is_refused_like_anything_else(
 @pytest.mark.parametrize(
     ("file", "before", "after", "reason"),
     [
-        ("similarity.py", "    if variant.checkpoint is None", "    variant.nothing\n    if variant.checkpoint is None",
-         "step kind similarity: AttributeError: 'Planned' object has no attribute 'nothing'"),
-        ("similarity.py", 'identity_fields(recipe), {"ch', '{"x": object()}, {"ch',
-         "step kind similarity: TypeError: Object of type object is not JSON serializable"),
+        ("closeness.py", "    if variant.checkpoint is None", "    variant.nothing\n    if variant.checkpoint is None",
+         "step kind closeness: AttributeError: 'Planned' object has no attribute 'nothing'"),
+        ("closeness.py", 'identity_fields(recipe), {"ch', '{"x": object()}, {"ch',
+         "step kind closeness: TypeError: Object of type object is not JSON serializable"),
         ("patterns.py", "return from_owners(", "return 1 / 0 or from_owners(",
          "pattern top: ZeroDivisionError: division by zero"),
         ("patterns.py", "return from_owners(", "return None and from_owners(",
@@ -339,12 +345,12 @@ def test_a_directory_may_have_any_name(
 def test_a_step_that_returns_what_no_record_holds_fails_in_one_line(
     result: str, reason: str, mine: Path, texts: str
 ) -> None:
-    path = mine / "extensions" / "similarity.py"
+    path = mine / "extensions" / "closeness.py"
     start, _, rest = path.read_text().partition("def run(execution: Execution) -> Outcome:\n")
     rows = rest[rest.index("KINDS[") :]
     path.write_text(f"{start}def run(execution: Execution) -> Outcome:\n    return {result}\n\n\n{rows}")
     with planned(mine, texts) as plan:
-        step, _ = first_of(plan, "similarity")
+        step, _ = first_of(plan, "closeness")
     store = Store(mine.parent / "store")
     claim = store.step(step).claim()
     assert claim
@@ -356,8 +362,8 @@ def test_a_step_that_returns_what_no_record_holds_fails_in_one_line(
 def test_without_its_directory_a_kind_is_an_unknown_key(
     mine: Path, texts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_status("plan", "+similarity={centred: true}", texts) == 2
-    assert "similarity: unknown key; valid: base, " in capsys.readouterr().err
+    assert exit_status("plan", "+closeness={centred: true}", texts) == 2
+    assert "closeness: unknown key; valid: base, " in capsys.readouterr().err
 
 
 def test_a_new_option_is_yaml_alone_and_runs_no_extension(

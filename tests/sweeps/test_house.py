@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "mlkv.groupings",
         "mlkv.layout",
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
+        "mlkv.similarity.results",  # numpy alone, for the same reason
         "mlkv.patterns",
         "mlkv.recipes",  # plain dataclasses: what a configuration leaves out has their defaults
         "mlkv.registry",

@@ -135,7 +135,7 @@ def test_an_unknown_key_is_refused_where_a_plan_refuses_it() -> None:
         ("convert: [mean, svd]", True),
         ("uptrain.lr: 1.0e-3", True),
         ("model.decoder.heads: [16, 32]", True),
-        ("'+similarity': [default]", True),
+        ("'+closeness': [default]", True),
         ("layout.cash: [1/2]", False),
         ("uptrain.lr: [fast]", False),
         ("cluster: [local]", False),
@@ -159,7 +159,7 @@ class MineRecipe:
 
 
 MERGES["mine"] = lambda layers, fresh: layers[0].mean(1)
-KINDS["similarity"] = StepKind(lambda execution: None, MineRecipe, lambda recipe, variant: None)
+KINDS["closeness"] = StepKind(lambda execution: None, MineRecipe, lambda recipe, variant: None)
 '''
 
 
@@ -168,12 +168,12 @@ def test_rows_of_extensions_are_choices_where_their_directory_is_named(tmp_path:
     (tmp_path / "extensions" / "a.py").write_text(EXTENSION)
     json_schema.main(["--config-dir", str(tmp_path)])
     written = json.loads((tmp_path / json_schema.NAME).read_text())
-    for content in ({"convert": {"merge": "mine"}}, {"similarity": {"depth": 2}}):
+    for content in ({"convert": {"merge": "mine"}}, {"closeness": {"depth": 2}}):
         assert Draft202012Validator(written).is_valid(content)
         assert not validator().is_valid(content)
-    assert not Draft202012Validator(written).is_valid({"similarity": {"depth": "deep"}})
-    assert written["$defs"]["similarity"]["properties"]["depth"]["description"] == "How deep."
-    assert "description" not in written["$defs"]["similarity"]
+    assert not Draft202012Validator(written).is_valid({"closeness": {"depth": "deep"}})
+    assert written["$defs"]["closeness"]["properties"]["depth"]["description"] == "How deep."
+    assert "description" not in written["$defs"]["closeness"]
 
 
 @given(st.text(st.characters(max_codepoint=127), min_size=1, max_size=4))
