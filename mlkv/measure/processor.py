@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -27,13 +28,14 @@ def cache_of_processor(device: torch.device) -> int | None:
     """Bytes of its last cache before memory; None where the system does not report it."""
     if device.type == "cuda":
         return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or None
-    sizes = [_kilobytes(path.read_text()) for path in _CPU_CACHES.glob("index*/size")]
-    return max(sizes, default=None)
+    sizes = [_bytes_of(path.read_text()) for path in _CPU_CACHES.glob("index*/size")]
+    return max(sizes, default=0) or None
 
 
-def _kilobytes(text: str) -> int:
-    """`32768K` as the kernel writes it, in bytes."""
-    return int(text.strip().removesuffix("K") or 0) * 1024
+def _bytes_of(text: str) -> int:
+    """`32768K` as the kernel writes it; 0 for what is no size."""
+    found = re.fullmatch(r"(\d+)([KM]?)\s*", text)
+    return int(found[1]) * {"": 1, "K": 2**10, "M": 2**20}[found[2]] if found else 0
 
 
 def copied_bytes(device: torch.device) -> int:

@@ -95,7 +95,9 @@ class Session:
             with bench.timed():
                 found = work()
         self._done += 1
-        values = {name: each.value for name, each in (found or {}).items()}
+        # The rows are the first variant's, so they have its numbers alone.
+        own = found if bench is self.benches[0] else None
+        values = {name: each.value for name, each in (own or {}).items()}
         which = {"variant": self.benches.index(bench) + 1, "variants": len(self.benches)}
         self.ctx.log({"step": self._done, "steps": self.turns, **which, **place, **values})
 

@@ -152,6 +152,7 @@ def test_variants_take_turns_in_every_round() -> None:
     turns = [(row["round"], row["batch"], row["variant"]) for row in rows]
     assert len(turns) == len(set(turns)) == 3 * 2 * 3
     assert [row["round"] for row in rows] == sorted(row["round"] for row in rows)
+    assert {row["variant"] for row in rows if "step_seconds" in row} == {1}, "whose rows they are"
     for start in range(0, len(turns), 3):  # the variants of a cell come right after each other
         assert len({batch for _, batch, _ in turns[start : start + 3]}) == 1
     assert len({tuple(which for *_, which in turns[start : start + 3]) for start in range(0, 18, 3)}) > 1
@@ -245,7 +246,7 @@ def test_the_largest_batch_is_found_to_a_hundredth(limit: int, upper: int) -> No
 
 
 def test_the_largest_batch_fits_the_budget() -> None:
-    """An eighth of the heads is nearly eight times the batch: what a step takes beside its cache counts too."""
+    """An eighth of the heads is up to eight times the batch, as far as a resident size tells."""
     shape = DecoderShape(vocab_size=97, width=32, layers=4, heads=8, head_dim=32, mlp_width=32, context=64)
     recipe = MeasureRecipe(batch_sizes=(1,), contexts=(255,), new_tokens=1, repeats=1, memory_gib=0.03)
     layouts = [mha(4, 8), make("even", 4, 8, 4, 1)]
@@ -256,9 +257,23 @@ def test_the_largest_batch_fits_the_budget() -> None:
         [row] = [row for row in result.metrics if row.metric == "largest_batch"]
         assert (row.batch, row.context) == (None, 255)
         cache = present(row.value) * layout.kv_bytes_per_token(32, 4) * 256
-        assert cache < 0.03 * 2**30
+        assert 0 < cache < 0.03 * 2**30
         found.append(present(row.value))
-    assert 3 < found[1] / found[0] < 8.5
+    assert found[1] > 2 * found[0]
+
+
+def test_the_processors_cache_is_as_the_system_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, text in enumerate(("48K\n", "2048K\n", "32768K\n", "", "none")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(text)
+    monkeypatch.setattr(processor, "_CPU_CACHES", tmp_path)
+    assert processor.cache_of_processor(torch.device("cpu")) == 2**25
+    monkeypatch.setattr(processor, "_CPU_CACHES", tmp_path / "none")
+    assert processor.cache_of_processor(torch.device("cpu")) is None
+
+
+def test_copies_move_bytes() -> None:
+    assert processor.CopyBandwidth(torch.device("cpu")).measure() > 0
 
 
 def test_no_budget_no_search() -> None:
