@@ -99,12 +99,13 @@ class Page:
         return kinds.pop() if len(kinds) == 1 else "device-hours"
 
 
-def page(store: Store, source: Source, out_dir: Path) -> Page:
-    """The page of a sweep; its links lead from `out_dir` to the store's files. Raises ValueError for other results."""
+def page(store: Store, source: Source, out_dir: Path, printed: Table | None = None) -> Page:
+    """The page of a sweep; its links lead from `out_dir` to the store's files. `printed`: its results table, where the
+    caller has it already. Raises ValueError for other results."""
     sweep, steps, results = source.sweep, source.steps, source.results
     if sweep is None or steps is None:
         raise ValueError(f"{source.name}: only a sweep has steps to show")
-    plan, printed, rows = sweep.plan, results_table(results), results.frame["variant"]
+    plan, printed, rows = sweep.plan, printed or results_table(results), results.frame["variant"]
     configs = [flatten(variant.config) for variant in sweep.variants]
     common = shared_items(configs)
     own = [sorted(f"{key}={value}" for key, value in config.items() - common.items()) for config in configs]

@@ -16,6 +16,7 @@ from analysis.page.page import Page, page
 from analysis.statistics.sources import Source
 from analysis.tables import rendering, results_table
 from analysis.tables.saved import TABLE, SavedTable
+from analysis.tables.table import Table
 from sweeps.store.files import write_atomic
 from sweeps.store.store import Store
 
@@ -23,11 +24,11 @@ Contents = dict[str, bytes | None]
 """By file name; None for a file that should not be there, as there is nothing to draw."""
 
 
-def write_page(store: Store, source: Source, out_dir: Path) -> list[Path]:
+def write_page(store: Store, source: Source, out_dir: Path, printed: Table | None = None) -> list[Path]:
     """Write the report of a sweep, or of a selection of its rows, and return the files, index.html first. Each file
     appears whole. A figure without anything to draw (no score planned, nothing measured) is left out, and an older one
-    removed."""
-    contents, shown = _contents(source, out_dir), page(store, source, out_dir)
+    removed. `printed`: the results table, where the caller has it already."""
+    contents, shown = _contents(source, out_dir), page(store, source, out_dir, printed)
     saved = SavedTable(shown.table, source.whose).as_text()
     text = render(shown, _pictures(contents))
     return _write({"index.html": text.encode(), TABLE: saved.encode(), **contents}, out_dir)

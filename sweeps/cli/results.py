@@ -207,7 +207,7 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
     if source is not None:
         from analysis.page.report import write_page
 
-        write_page(store, source, out)
+        write_page(store, source, out, shown.table)
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 

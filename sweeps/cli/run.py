@@ -19,6 +19,7 @@ from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeps.dispatch.grouping import JobSpec
     from sweeps.planning.config import ClusterConfig
     from sweeps.planning.plan import Plan
     from sweeps.planning.reconcile import Graph
@@ -293,9 +294,14 @@ def _run_graph(
     """Run what is missing with a live view; true if something is not done in the end."""
     from sweeps.cli.progress import Progress
     from sweeps.cli.view import advice, counts, endings, summary
-    from sweeps.dispatch import local_loop, submit
+    from sweeps.dispatch import local_loop
     from sweeps.planning.reconcile import read_states_while_running
     from sweeps.store.states import StepState
+
+    def start(jobs: list[JobSpec]) -> local_loop.RunningJobs:
+        from sweeps.dispatch import submit  # with all of slurm, which a finished sweep does without
+
+        return submit.start_local(jobs, cluster, store, saved)
 
     announce = Announcement(console, store, saved)
     announce(now=True)
@@ -305,9 +311,7 @@ def _run_graph(
             progress()
             announce()
 
-        local_loop.run(
-            graph, cluster, store, saved, lambda jobs: submit.start_local(jobs, cluster, store, saved), watch, retry
-        )
+        local_loop.run(graph, cluster, store, saved, start, watch, retry)
     states = read_states_while_running(graph, store)
     for line in endings(graph, states):
         console.print(line, style="red", highlight=False, markup=False)
