@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from mlkv.files import Json
-from sweeps.planning.memory import needed_memory
-from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, States, blockers
-from sweeps.planning.variants import Variant
 from sweeps.steps.step import Step
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 from sweeps.store.typed_json import as_json
 
+if TYPE_CHECKING:
+    from sweeps.planning.plan import Plan
+    from sweeps.planning.variants import Variant
+
 
 def of_plan(plan: Plan, states: States, costs: Costs) -> Json:
     """A plan before it runs: variants, steps with what they are expected to take, and memory of trainings."""
+    from sweeps.planning.memory import needed_memory
+
     missing = [step for step in plan.steps.values() if states[step.id].name is not StepState.DONE]
     blocked = blockers(plan.steps, states)
     return {

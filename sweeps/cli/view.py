@@ -16,20 +16,19 @@ from rich.text import Text
 from analysis.data.units import count, duration, size
 from mlkv.patterns import name_of
 from mlkv.recipes import TrainRecipe
-from mlkv.train.sampling import layouts_of
 from sweeps.cli.console import UNLIMITED
 from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.labels import shape_label
-from sweeps.planning.memory import NeededMemory, needed_memory
-from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs, Graph, States, blockers, to_run
-from sweeps.planning.teachers import TeacherCosts, teacher_costs
-from sweeps.planning.variants import Variant
 from sweeps.store.states import StepState
 
 if TYPE_CHECKING:
     from sweeps.dispatch.submit import Forecast
+    from sweeps.planning.memory import NeededMemory
+    from sweeps.planning.plan import Plan
+    from sweeps.planning.teachers import TeacherCosts
+    from sweeps.planning.variants import Variant
     from sweeps.store.prune import Prunable
 
 STYLES = {
@@ -53,6 +52,9 @@ def millions(count: int) -> str:
 
 def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     """Variants with their cost in memory, then the steps by kind with what is missing and what that will take."""
+    from sweeps.planning.memory import needed_memory  # with all of planning, which `status` does without
+    from sweeps.planning.teachers import teacher_costs
+
     memory = _memory(needed_memory(plan.variants))
     inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs)), *memory]
     return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
@@ -120,6 +122,8 @@ def _above(plan: Plan) -> Iterator[Text]:
 
 
 def _elastic(variant: Variant) -> str:
+    from mlkv.train.sampling import layouts_of
+
     if variant.elastic is None:
         return ""
     layouts = layouts_of(variant.config.elastic, variant.model.layout)

@@ -165,6 +165,15 @@ def test_planning_loads_neither_torch_nor_pandas() -> None:
     ) & (HEAVY - {"hydra"})
 
 
+def test_status_loads_no_planning() -> None:
+    code = "import sweeps.cli.status, sweeps.cli.view, sweeps.cli.json_output, sweeps.planning.reconcile"
+    assert not loaded(code) & {*HEAVY, "hydra", "omegaconf", "numpy"}
+
+
+def test_a_saved_table_is_printed_without_pandas() -> None:
+    assert not loaded("import sweeps.cli.results, analysis.tables.saved, analysis.tables.terminal") & HEAVY
+
+
 def test_analysis_loads_no_torch() -> None:
     code = "import analysis.data.gather, analysis.page.report, analysis.figures.drawing, analysis.tables.paper"
     assert not loaded(code) & {"torch", "transformers"}
