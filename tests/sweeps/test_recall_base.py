@@ -59,7 +59,9 @@ def test_a_sweep_scores_recall_by_distance_and_says_who_fails(mlkv: Shell, tmp_p
     nats = {row.subtask: present(row.value) for row in records["copying"].metrics}
     assert set(nats) == {None, "distance_8", "distance_16", "distance_32", "distance_64"}
     assert all(5 < value < 9 for value in nats.values()), "that of a guess among 1,024 tokens"
-    assert "fails" in mlkv("table", "recall_base-small")
+    table = mlkv("table", "recall_base-small")
+    assert "fails" in table
+    assert "what is found on untouched says nothing about range" in " ".join(table.split())
     reason = mlkv("why", "recall_base-small", "untouched")
     assert f"{base.steps.evaluate['entry_test']} " in reason
     assert "DONE fails the entry test: copying costs" in reason
