@@ -133,10 +133,7 @@ def attend(
     """
     kernel = attention_kernel(q_BHTK, k_BGSK, v_BGSK, explicit=attentions is not None or cap != 0)
     if kernel == "products":
-        weights_BHTS = _attention_weights(q_BHTK, k_BGSK, mask_B1TS, scale, cap)
-        if attentions is not None:
-            attentions.append(weights_BHTS)
-        return _product(weights_BHTS, v_BGSK)
+        return scores_and_values(q_BHTK, k_BGSK, v_BGSK, mask_B1TS, scale, cap, attentions)
     if kernel == "rows":
         q_BGRK = q_BHTK.squeeze(2).unflatten(1, (k_BGSK.shape[1], -1))
         out_BGRK = functional.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, scale=scale)
@@ -165,35 +162,52 @@ def attention_kernel(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, explicit
         return "products"
     if q_BHTK.shape[2] > 1:
         return "fused"
-    # Fused kernels want as many heads of keys as of values, of one width on CPUs: else they would get copies of heads,
-    # or take a path that is no kernel.
-    equal_heads, equal_widths = (k_BGSK.shape[i] == v_BGSK.shape[i] for i in (1, 3))
-    return "rows" if equal_heads and (equal_widths or q_BHTK.dtype == torch.float32) else "products"
+    # Fused kernels want as many heads of keys as of values, and of one width: else heads would be copied, or no kernel
+    # be found.
+    return "rows" if all(k_BGSK.shape[i] == v_BGSK.shape[i] for i in (1, 3)) else "products"
 
 
-def _product(x_BHTX: Tensor, y_BGXY: Tensor) -> Tensor:
-    """`[B, H, T, Y]`: each head of `x` times its group's of `y`."""
-    (_, heads, length, _), groups = x_BHTX.shape, y_BGXY.shape[1]
-    if length > 1:
-        return x_BHTX @ y_BGXY.repeat_interleave(heads // groups, 1)
-    # At one token the heads of a group are rows of one product, and no head is copied.
-    return (x_BHTX.squeeze(2).unflatten(1, (groups, -1)) @ y_BGXY).flatten(1, 2).unsqueeze(2)
-
-
-def _attention_weights(
-    q_BHTK: Tensor, k_BGSK: Tensor, mask_B1TS: Tensor | None, scale: float | None, cap: float
+def scores_and_values(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask_B1TS: Tensor | None = None,
+    scale: float | None = None,
+    cap: float = 0.0,
+    attentions: list[Tensor] | None = None,
 ) -> Tensor:
-    """`[B, H, T, S]`, each row with the sum 1."""
-    scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
-    logits_BHTS = capped(_product(q_BHTK, k_BGSK.mT) * scale, cap)
+    """`attend` by two matrix products. Keys may have other heads than values."""
+    (_, heads, length, width), groups = q_BHTK.shape, v_BGSK.shape[1]
+    scale = width**-0.5 if scale is None else scale
+    weights_BHTS = _weights(capped(_scores(q_BHTK, k_BGSK) * scale, cap), mask_B1TS)
+    if attentions is not None:
+        attentions.append(weights_BHTS)
+    if length > 1:
+        return weights_BHTS @ v_BGSK.repeat_interleave(heads // groups, 1)
+    return (weights_BHTS.squeeze(2).unflatten(1, (groups, -1)) @ v_BGSK).flatten(1, 2).unsqueeze(2)
+
+
+def _scores(q_BHTK: Tensor, k_BGSK: Tensor) -> Tensor:
+    """`[B, H, T, S]`"""
+    (_, heads, length, _), groups = q_BHTK.shape, k_BGSK.shape[1]
+    if length > 1:
+        return q_BHTK @ k_BGSK.repeat_interleave(heads // groups, 1).mT
+    # At one token the heads of a group are columns of one product, and no head is copied. Keys come first, so that they
+    # are read as they lie: other libraries would turn them.
+    q_BGRK = q_BHTK.squeeze(2).unflatten(1, (groups, -1))
+    return (k_BGSK @ q_BGRK.mT).mT.flatten(1, 2).unsqueeze(2)
+
+
+def _weights(logits_BHTS: Tensor, mask_B1TS: Tensor | None) -> Tensor:
+    """`[B, H, T, S]`, each row with the sum 1. Without a mask: causal, to the last query."""
     queries, keys = logits_BHTS.shape[-2:]
     if mask_B1TS is None and queries > 1:
-        mask_B1TS = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - queries)
+        mask_B1TS = torch.ones(queries, keys, dtype=torch.bool, device=logits_BHTS.device).tril(keys - queries)
     if mask_B1TS is not None and mask_B1TS.dtype == torch.bool:
         logits_BHTS = logits_BHTS.masked_fill(~mask_B1TS, torch.finfo(logits_BHTS.dtype).min)
     elif mask_B1TS is not None:
         logits_BHTS = logits_BHTS + mask_B1TS
-    return logits_BHTS.softmax(-1, dtype=torch.promote_types(q_BHTK.dtype, torch.float32)).type_as(q_BHTK)
+    return logits_BHTS.softmax(-1, dtype=torch.promote_types(logits_BHTS.dtype, torch.float32)).type_as(logits_BHTS)
 
 
 def _with_equal_heads(k_BGSK: Tensor, v_BGSK: Tensor) -> KeysValues:

@@ -104,6 +104,7 @@ class Decoding:
             return self._compiled(next_B1)
         return self._likeliest(self.model.model(next_B1, cache=self.cache))
 
+    @torch.inference_mode()
     def rewind(self, tokens: int) -> None:
         """Forget the newest so many tokens. Raises ValueError for packed integers, which are not taken back."""
         if self.packed:
