@@ -67,5 +67,12 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
     Claim("a 30-second step that W&B follows", "the same step without W&B", "tracking", "online_ratio", at_most=1.05),
     Claim("the same while W&B's server is down", "the same step without W&B", "tracking", "down_ratio", at_most=1.05),
+    Claim("decoding step of MLKV-3, fp32", "GPTNeoX's MHA, StaticCache", "decode", "mha_fp32_ratio", at_least=3.2),
+    Claim("decoding step of MLKV-3, bf16", "GPTNeoX's MHA, StaticCache", "decode", "mha_bf16_ratio", at_least=8),
+    Claim("decoding step of MLKV-3", "transformers' attention, same layout", "decode", "same_lowest", at_least=1),
+    Claim("compiled step of GQA-2", "transformers' compiled", "decode", "compiled_ratio", at_least=5),
+    Claim("compiled step of GQA-2", "transformers' fastest", "decode", "compiled_ratio_to_faster", at_least=1.15),
+    Claim("bytes per second of a step, MHA", "of a copy", "decode", "mha_share", at_least=0.6, unit="", needs="gpu"),
+    Claim("bytes per second of a step, MQA", "of a copy", "decode", "mqa_share", at_least=0.4, unit="", needs="gpu"),
     Claim("largest batch of MLKV-6, Pythia-160M, 2,048 tokens", "MHA", "largest_batch", "ratio", 20, needs="gpu"),
 )

@@ -42,16 +42,21 @@ class Ratio:
     rounds: int
 
 
-def in_turns(rivals: Mapping[str, Callable[[], object]], rounds: int, warmups: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    rivals: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each rival in each round, after `warmups` rounds that do not count."""
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(-warmups, rounds):
         for name in order.sample(sorted(rivals), len(rivals)):
-            started = time.perf_counter()
+            started = clock()
             rivals[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
