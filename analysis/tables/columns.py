@@ -23,10 +23,10 @@ from analysis.tables.merge_published import IS_PUBLISHED
 from analysis.tables.table import BEST, Cell, Column, Table, make_table
 from mlkv.cache.formats import AS_COMPUTED
 from mlkv.evaluate.entry_rule import RULE
-from mlkv.evaluate.tasks import ENTRY_TEST
 
 BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
-ENTRY_COLUMN = f"{ENTRY_TEST}.{ENTRY_TEST}"
+VERDICT = "entry_test.entry_test"
+"""The column with 1 where a checkpoint passes the entry test, else 0."""
 AT_CONVERSION = "gap at conversion"
 WITHIN_NOISE = " ≈"
 NOTHING = Cell("–")
@@ -210,7 +210,7 @@ def notes_on(results: Results, columns: Sequence[Column], scores: Sequence[Score
 
 def notes_on_entry(results: Results) -> list[str]:
     """Which bases do not look back, so that no reader takes what is found on them for more than it is."""
-    failed = [row for row in results.rows() if row["baseline"] == "untouched" and row.get(ENTRY_COLUMN) == 0]
+    failed = [row for row in results.rows() if row["baseline"] == "untouched" and row.get(VERDICT) == 0]
     names = ", ".join(str(row["variant"]) for row in failed)
     return [f"entry test: passed by {RULE}; what is found on {names} says nothing about range"] if failed else []
 

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "mlkv.files",
         "mlkv.groupings",
         "mlkv.layout",
+        "mlkv.evaluate.entry_rule",  # a rule over two numbers, which tables say in words
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
         "mlkv.similarity.results",  # numpy alone, for the same reason
         "mlkv.patterns",
