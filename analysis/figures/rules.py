@@ -22,14 +22,14 @@ _ROW_HEIGHT, _MARGIN = 0.14, 0.75
 
 def shares(source: Source) -> dict[str, dict[str, Interval]]:
     """By base and then by rule, regret over that of a layout taken at random."""
-    matrices, every = matrices_of(source), landscapes(source)
+    every = landscapes(source)
     return {
         landscape.title: found
         for landscape in every
         if (
             found := {
                 each.rule: each.of_random
-                for each in scored(landscape, rules_of(landscape, matrices, every))
+                for each in scored(landscape, rules_of(landscape, matrices_of(source, landscape), every))
                 if each.of_random and each.rule != RANDOM
             }
         )

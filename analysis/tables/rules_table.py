@@ -15,9 +15,8 @@ from analysis.tables.table import Cell, Column, Table, make_table
 
 def rules_table(source: Source, published: Source | None = None) -> Table | None:
     """A row for each rule, least regret first; None where no number of owners and heads has two measured layouts."""
-    metric, matrices = source.results.estimates.metric("quality"), matrices_of(source)
-    every = landscapes(source)
-    found = [(each, scored(each, rules_of(each, matrices, every))) for each in every]
+    metric, every = source.results.estimates.metric("quality"), landscapes(source)
+    found = [(each, scored(each, rules_of(each, matrices_of(source, each), every))) for each in every]
     rows = [(landscape, rule) for landscape, rules in found for rule in rules]
     if not rows or metric is None:
         return None
@@ -83,6 +82,6 @@ def _notes(landscape: Landscape, metric: Metric) -> list[str]:
     noise = floor(landscape) * metric.scale
     return [
         f"{where}{len(measured)} cells of owners × heads with {layouts} layouts of {possible} measured, {seeds}",
-        f"{where}a perfect rule would show a regret of {noise:.{metric.digits + 1}f}, as the best of what is measured "
+        f"{where}a perfect rule would show a regret of {noise:.{metric.digits + 2}f}, as the best of what is measured "
         "with noise looks better than it is",
     ]

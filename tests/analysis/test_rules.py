@@ -14,11 +14,13 @@ from scipy import stats
 from analysis.data.pairs import PairMatrix
 from analysis.figures.rules import rules_figure
 from analysis.statistics.landscape import Landscape, landscapes
+from analysis.statistics.pair_matrices import matrices
 from analysis.statistics.rules import PLACED, RANDOM, Rule, Scored, cells, floor, kendall, rules_of, scored, spearman
 from analysis.statistics.sources import Source
 from analysis.tables.rules_table import rules_table
 from mlkv.groupings import groupings
 from mlkv.rules import cost_of
+from mlkv.similarity.results import DISTANCE, Similarity
 from tests.support.figures import drawn_points
 from tests.support.landscapes import Groups, measured
 
@@ -125,6 +127,26 @@ def test_half_a_table_scores_the_picks_that_are_measured() -> None:
     assert found["even"].cells < found[RANDOM].cells
     assert "score before training" not in found
     assert rules_table(measured(true_cost, without=lambda groups, heads: len(set(groups)) > 1)) is None
+
+
+def test_what_a_similarity_step_found_is_read_the_right_way_round(landscape: Landscape) -> None:
+    """There the row of the damage reads the column; of an asymmetric one only one way round is the true cost."""
+    excess = 50 * np.array(PAIRS).T[None]
+    apart = np.array([[0.0 if i == j else PAIRS[min(i, j)][max(i, j)] for j in range(5)] for i in range(5)])
+    ones = np.ones(5, np.int64)
+    measures = {DISTANCE: apart, "cka_keys": 1 - apart / 100}
+    similarity = Similarity(measures, {}, ones, ones, excess, np.array([50.0]), np.array([200.0]))
+    found = of_rules(landscape, rules_of(landscape, matrices(similarity)))
+    for name in (
+        "cheapest in all: damage of reading",
+        "similar in all: distance of mean caches",
+        "similar in all: CKA of keys",
+    ):
+        assert found[name].best == found[name].cells == 9, name
+    assert {name for name in found if name.startswith("dissimilar")} == {
+        "dissimilar first: distance of mean caches",
+        "dissimilar first: CKA of keys",
+    }
 
 
 def test_another_recipe_is_a_rule_where_it_has_the_layouts() -> None:
