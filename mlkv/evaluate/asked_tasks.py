@@ -42,6 +42,11 @@ def asked(
         _kept.popitem(last=False)
 
 
+def forget() -> None:
+    """Keep nothing, as in a process that begins."""
+    _kept.clear()
+
+
 def _key(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, own: TaskCopy | None) -> Hashable:
     """What decides the questions. A corpus or a copy that is made anew has another time of change."""
     counts = recipe.few_shot

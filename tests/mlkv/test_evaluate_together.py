@@ -50,7 +50,7 @@ def sweep_of(checkpoint: Path, folder: Path) -> list[Path]:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget(monkeypatch)
     yield
-    asked_tasks._kept.clear()
+    asked_tasks.forget()
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "TOKENIZER", LastTokenizer())
     monkeypatch.setattr(agreement, "BASE", LastModel())
     monkeypatch.setattr(held_out_pass, "_last", {})
-    asked_tasks._kept.clear()
+    asked_tasks.forget()
 
 
 TASKS_OF_ALL = ("bits_per_byte", "agreement", "heldout_choice4", "heldout_cloze")

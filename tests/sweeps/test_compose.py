@@ -71,6 +71,8 @@ def test_additions_and_deletions_go_through_hydra() -> None:
         ("uptrain.lr=nan", r"uptrain\.lr = nan: must be"),
         ("uptrain.lr=fast", r"uptrain\.lr = fast: must be a valid number"),
         ("uptrain.steps=1.5", r"uptrain\.steps = 1\.5: must be a valid integer"),
+        ("evaluate.batch_size=all", r"evaluate\.batch_size = all: must be a valid integer.*, or 'auto'$"),
+        ("evaluate.batch_size=0", r"evaluate\.batch_size = 0: must be greater than 0, or 'auto'$"),
         ("uptrain.tokens=100", r"uptrain: set exactly one of steps, tokens, epochs, rungs \(set: steps, tokens\)"),
         ("uptrain.micro_batch=3", r"micro_batch = 3: must divide batch_size 4"),
         ("corpus=text_files", r"corpus\.files: must be set"),
