@@ -13,7 +13,7 @@ _TRAINING = [
     LoggedRow(fields={**row.fields, "tokens": 8 * i, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 9.5})
     for i, row in enumerate(_BATCHES)
 ]
-LATER = {"calibrate": _BATCHES, "teacher": _BATCHES, "elastic": _TRAINING}
+LATER = {"calibrate": _BATCHES, "teacher": _BATCHES, "similarity": _BATCHES, "elastic": _TRAINING}
 """Of kinds that the old store does not have."""
 
 
