@@ -157,6 +157,9 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
     accepts_loss_kwargs = True
     loss_only = False
     """Return the loss alone, so that a trainer neither stores nor gathers logits."""
+    own_loss: Callable[..., Tensor] | None = None
+    """A trainer's loss, in place of the cross-entropy of whole logits: from the decoder, its hidden states `[B, T, D]`,
+    the labels and `num_items_in_batch`."""
 
     def __init__(self, config: MLKVConfig) -> None:
         super().__init__(config)
@@ -251,6 +254,8 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         return with_room(given)
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None) -> Tensor:
+        if self.own_loss is not None:
+            return self.own_loss(self.model, hidden_BTD, labels_BT, num_items)
         # In float32: from bf16 the loss itself would be rounded.
         logits = self.model.logits(hidden_BTD[:, :-1]).flatten(0, 1).float()
         targets = labels_BT[:, 1:].flatten()

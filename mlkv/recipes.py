@@ -43,6 +43,10 @@ READ_WITH = {
     "hidden_weight": ("teacher", "base"),
 }
 """Fields of a training that are read under one value of another field alone."""
+PLAIN = {"loss": "whole", "attention": "kernel", "compile": False}
+"""What an unset field of a training's efficiency means."""
+LONGEST_BY_PRODUCTS = 512
+"""Tokens of a row, up to which attention by matrix products is the faster one on a CPU (mlkv/attention.py)."""
 FEWEST_ITEM_TOKENS = 5
 """Of which a fifth is what a task item asks for (mlkv/corpus/items.py)."""
 
@@ -176,6 +180,17 @@ class TrainRecipe(Choices):
     """Of the KL divergence; the rest is that of the text's cross-entropy."""
     hidden_weight: Factor = added(0.0)
     """Of the distance between the hidden states of model and teacher, added to the loss."""
+    loss: Literal["whole", "chunked"] | None = added(None)
+    """`chunked`: over some hundred tokens at a time, so that no logits are kept (mlkv/train/loss.py). Unset: `whole`,
+    or what `efficiency` says."""
+    attention: Literal["kernel", "products"] | None = added(None)
+    """`products`: by matrix products, which in bf16 are faster on a CPU where rows are short (mlkv/attention.py).
+    Unset: `kernel`, or what `efficiency` says."""
+    compile: bool | None = added(None)
+    """torch.compile the model. Unset: not, or what `efficiency` says."""
+    efficiency: Literal["none", "auto"] = added("none")
+    """`auto`: loss, attention and compile that are unset become what suits the device, when a sweep is planned. They
+    change the bits, so they are part of the identity, and this is not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,6 +234,22 @@ class TrainRecipe(Choices):
         """The same run, with the fields that it does not read at their neutral value."""
         neutral: dict[str, Any] = {f.name: f.metadata.get("neutral") for f in fields(self)}
         return replace(self, **{name: neutral[name] for name in READ_WITH if not self.reads(name)})
+
+    def settled(self, device: str, sequence_length: int) -> TrainRecipe:
+        """The same run with its efficiency decided, by the kind of device and never by a timing: a plan says the same
+        everywhere. What is as unset is left unset.
+
+        device: `cpu` or `cuda`.
+        """
+        chosen: dict[str, Any] = {}
+        if self.efficiency == "auto":
+            short = sequence_length <= LONGEST_BY_PRODUCTS and self.precision != "fp32"
+            on_cpu = {"attention": "products" if short else "kernel"}
+            chosen = {"loss": "chunked", **({"compile": True} if device == "cuda" else on_cpu)}
+        given = {name: getattr(self, name) for name in PLAIN}
+        values = {name: chosen.get(name) if value is None else value for name, value in given.items()}
+        decided: dict[str, Any] = {name: None if value == PLAIN[name] else value for name, value in values.items()}
+        return replace(self, efficiency="none", **decided)
 
     def reads(self, name: str) -> bool:
         """Whether the value of a field means anything for this run."""
@@ -285,6 +316,8 @@ class ElasticRecipe(TrainRecipe):
             raise ValueError("teacher_logits = stored: the teacher of an elastic training computes them; set online")
         if self.hidden_weight:
             raise ValueError(f"hidden_weight = {self.hidden_weight:g}: an elastic training learns from logits alone")
+        if self.compile:
+            raise ValueError("compile = True: an elastic training computes another model for every sequence; unset it")
         if self.train == "lora":
             raise ValueError("train = lora: an elastic training merges the weights themselves; valid: all, kv")
 

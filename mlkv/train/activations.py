@@ -65,6 +65,7 @@ class Pass:
     compute: bytes of a number in matrix products; stream: of the hidden states between layers.
     copies: whether products in bf16 keep copies of their weights (autocast; not where FSDP gathers them in bf16).
     fused: whether RMS norms are one kernel (CUDA); else they keep what each of their operations needs.
+    products: whether attention is two matrix products, which keep its weights.
     """
 
     shape: DecoderShape
@@ -77,6 +78,7 @@ class Pass:
     stream: int = FP32
     copies: bool = True
     fused: bool = True
+    products: bool = False
 
     @property
     def tokens(self) -> int:
@@ -144,6 +146,14 @@ class Pass:
             tape.keep(Value(logits.numbers, logits.size, True))
         tape.keep(Value(logits.numbers, FP32, True), Value(rows, 8, False), Value(1, FP32, False))
         return tape.bytes
+
+    def chunked_head(self, chunk: int) -> int:
+        """The same where logits exist for `chunk` tokens at a time: hidden states as products take them and their
+        gradients, the head's weight as products take it, and of a chunk its logits, probabilities and gradient."""
+        shape, rows = self.shape, self.batch * (self.length - 1)
+        head = shape.vocab_size * shape.width * (self.compute if self.compute != FP32 else 0)
+        hidden = rows * shape.width * (self.compute + FP32)
+        return hidden + head + min(chunk, rows) * shape.vocab_size * (3 * FP32 + 2 * self.compute)
 
     def _angles(self, tape: Tape) -> None:
         """Cosines and sines, once for each kind of layers."""
@@ -216,6 +226,9 @@ class Pass:
         if k.numbers != v.numbers:  # kernels take one head count for both
             most = max(k.numbers, v.numbers)
             k, v = (Value(most, value.size, value.grad) for value in (k, v))
+        if self.products and not 0 < window < self.length:
+            tape.keep(q, k, v, Value(self.batch * heads * square, self.compute, True))
+            return out
         tape.keep(q, k, v, out, Value(self.tokens * heads, FP32, False))
         if 0 < window < self.length:
             tape.keep(Value(square, self.compute, False))

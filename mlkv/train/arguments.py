@@ -29,6 +29,7 @@ def training_arguments(
         max_grad_norm=recipe.grad_clip,
         seed=recipe.seed,
         bf16=precision == "bf16",
+        torch_compile=bool(recipe.compile),
         use_cpu=cpu,
         ddp_find_unused_parameters=False,
         **sharded.fsdp_arguments(recipe.strategy, processes),

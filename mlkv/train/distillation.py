@@ -37,8 +37,9 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
         p = log_p.exp()
-        ctx.save_for_backward(log_q.exp() - p)
-        return (p * (log_p - log_q)).sum(-1)
+        divergence = log_p.sub_(log_q).mul_(p).sum(-1)
+        ctx.save_for_backward(log_q.exp_().sub_(p))
+        return divergence
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -138,26 +139,22 @@ class Distillation:
         num_items_in_batch: labelled tokens of the whole batch, of which this may be a part.
         teacher_ids, teacher_log_probs: see `bucketed_kl`, for all but the last token of each sequence.
         """
-        with _hidden_states(model, bool(self.recipe.hidden_weight)) as own:
+        with hidden_states(model, bool(self.recipe.hidden_weight)) as own:
             student_BTV = model(input_ids=input_ids).logits[:, :-1]
         with torch.autocast(input_ids.device.type, enabled=False):
             student_BTV, hidden_BT = student_BTV.float(), None
             if self.teacher is not None:
                 teacher_BTV, theirs = self._ask(self.teacher, input_ids)
-                kl_BT = kl_divergence(student_BTV / self.recipe.temperature, teacher_BTV / self.recipe.temperature)
+                kl_BT = kl_divergence(self.tempered(student_BTV), self.tempered(teacher_BTV))
                 hidden_BT = hidden_error(own, theirs)[:, :-1] if theirs else None
             else:
                 assert teacher_log_probs is not None
-                kl_BT = _stored_kl(student_BTV / self.recipe.temperature, teacher_ids, teacher_log_probs)
+                kl_BT = bucketed_or_whole_kl(self.tempered(student_BTV), teacher_ids, teacher_log_probs)
             return {"loss": self._mixed(student_BTV, kl_BT, hidden_BT, labels[:, 1:], num_items_in_batch)}
 
     def _ask(self, teacher: MLKVForCausalLM, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The teacher's logits and, where they count, hidden states."""
-        with (
-            torch.no_grad(),
-            torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16),
-            _hidden_states(teacher, bool(self.recipe.hidden_weight)) as theirs,
-        ):
+        with ask(teacher, input_ids, self.bf16, bool(self.recipe.hidden_weight)) as theirs:
             return teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), theirs
 
     def _mixed(
@@ -172,16 +169,23 @@ class Distillation:
         items = labelled_BT.sum() if num_items is None else num_items
         weights = {"kl": recipe.distill_weight, "cross_entropy": 1 - recipe.distill_weight}
         values = {"kl": kl_BT * recipe.temperature**2}
-        values["cross_entropy"] = nn.functional.cross_entropy(
-            student_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(kl_BT)
+        with torch.set_grad_enabled(bool(weights["cross_entropy"])):
+            values["cross_entropy"] = nn.functional.cross_entropy(
+                student_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+            ).view_as(kl_BT)
         if hidden_BT is not None:
             values["hidden"], weights["hidden"] = hidden_BT, recipe.hidden_weight
         terms = {name: (value_BT * labelled_BT).sum() / items for name, value_BT in values.items()}
         for name, value in {**terms, "steps": labelled_BT.sum() / items}.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+            self._add(name, value)
         # A term without weight is left out: it is logged, and nothing flows back from it.
         return sum((weights[name] * term for name, term in terms.items() if weights[name]), student_BTV.new_zeros(()))
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        return logits if self.recipe.temperature == 1 else logits / self.recipe.temperature
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
 
     @property
     def facts(self) -> Json:
@@ -202,7 +206,7 @@ class Distillation:
         return {name: value / steps for name, value in sums.items()} if steps else {}
 
 
-def _stored_kl(student: Tensor, ids: Tensor | None, log_p: Tensor) -> Tensor:
+def bucketed_or_whole_kl(student: Tensor, ids: Tensor | None, log_p: Tensor) -> Tensor:
     """`bucketed_kl`, or the whole divergence where all tokens are stored, in the order of their ids."""
     if ids is None:
         return kl_divergence(student, log_p[..., :-1])
@@ -211,7 +215,18 @@ def _stored_kl(student: Tensor, ids: Tensor | None, log_p: Tensor) -> Tensor:
 
 
 @contextmanager
-def _hidden_states(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+def ask(teacher: MLKVForCausalLM, input_ids: Tensor, bf16: bool, wanted: bool) -> Iterator[list[Tensor]]:
+    """A teacher computes in this context. The list: see `hidden_states`."""
+    with (
+        torch.no_grad(),
+        torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16),
+        hidden_states(teacher, wanted) as states,
+    ):
+        yield states
+
+
+@contextmanager
+def hidden_states(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
     """The list that a forward pass inside of the context fills with what each layer hands on, `[B, T, D]`. Empty unless
     `wanted`."""
     states: list[Tensor] = []

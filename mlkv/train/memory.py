@@ -16,11 +16,14 @@ from ..shape import DecoderShape
 from .activations import BF16, FP32, Body, Pass
 from .parts import is_adapted, is_trained
 
+CHUNK = 256
+"""Tokens whose logits exist at once where the loss is chunked: matrix products are as fast as over all tokens from here
+on (mlkv/train/loss.py), and more tokens only take more memory."""
 _MOMENTS = 2
 """Of AdamW, for each weight that is trained."""
-_TEACHER_LOGITS = 7
-"""Tensors `[B, T, V]` in float32 that the comparison with a teacher adds to the loss at most at once
-(mlkv/train/distillation.py)."""
+_TEACHER_LOGITS = 5
+"""Tensors `[B, T, V]` in float32 that the comparison with a teacher adds to the loss at most at once, two more at
+another temperature than 1, and two more where the text counts too (mlkv/train/distillation.py)."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,13 @@ def training_memory(
     passed = pass_of(recipe, shape, layout, length, bf16=bf16, processes=processes, gpu=gpu)
     body = passed.body(recipe.gradient_checkpointing)
     rows = passed.batch * (length - 1)
-    head, number = passed.head(), rows * shape.vocab_size * FP32
-    # In the backward pass the gradients of the log-probabilities and of the logits lie beside the former.
-    logits = head + 2 * number
+    if recipe.loss == "chunked":
+        number = min(rows, CHUNK) * shape.vocab_size * FP32
+        logits = passed.chunked_head(CHUNK)
+    else:
+        number = rows * shape.vocab_size * FP32
+        # In the backward pass the gradients of the log-probabilities and of the logits lie beside the former.
+        logits = passed.head() + 2 * number
     activations = body.kept + max(0, body.again + passed.backward_of_layer() - logits)
     return TrainingMemory(
         weights=(_share(sizes.values(), shards) + added) * FP32,
@@ -103,6 +110,7 @@ def pass_of(
         stream=BF16 if bf16 and fsdp else FP32,
         copies=not fsdp,
         fused=gpu,
+        products=recipe.attention == "products",
     )
 
 
@@ -144,4 +152,5 @@ def _teacher(recipe: TrainRecipe, number: int, base_parameters: int, hidden: int
     if recipe.teacher == "none":
         return 0
     states = 2 * hidden * FP32 if recipe.hidden_weight else 0
-    return number * _TEACHER_LOGITS + states + (base_parameters * FP32 if recipe.teacher_online else 0)
+    tensors = _TEACHER_LOGITS + 2 * (recipe.temperature != 1) + 2 * (recipe.distill_weight < 1)
+    return number * tensors + states + (base_parameters * FP32 if recipe.teacher_online else 0)

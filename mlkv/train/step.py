@@ -7,19 +7,22 @@ from pathlib import Path
 
 import torch
 
+from ..attention import Attention
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.blocks import Blocks, check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import copy_tokenizer
-from ..device import default_device, resolve_precision
+from ..device import default_device, keep_freed_memory, resolve_precision
 from ..files import Json
 from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
 from . import trunk
+from .chunked_distillation import ChunkedDistillation
 from .distillation import Distillation, open_teacher
 from .elastic import Elastic, ElasticTrainer
+from .loss import chunked_cross_entropy
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
@@ -47,8 +50,10 @@ def run(
     weights or a loss are not finite, or on a spike with `on_spike: fail`; Interrupted when the step should stop.
     """
     torch.set_num_threads(recipe.threads)
+    keep_freed_memory()
     model = _model(recipe, start, shape, elastic)
     blocks = _blocks(corpus, model.shape)
+    recipe = recipe.settled(default_device().type, blocks.rows.shape[1])
     schedule = Schedule.of(recipe, len(blocks.rows), blocks.tokens)
     precision = resolve_precision(recipe.precision, default_device())
     distillation = _distillation(recipe, teacher, model, blocks, precision)
@@ -100,7 +105,8 @@ def _distillation(
         return None
     if teacher is None:
         raise ValueError(f"teacher = {recipe.teacher}: train needs its checkpoint or its stored predictions")
-    return Distillation(recipe, open_teacher(recipe, teacher, model, blocks.rows.shape[1]), precision)
+    kind = ChunkedDistillation if recipe.loss == "chunked" else Distillation
+    return kind(recipe, open_teacher(recipe, teacher, model, blocks.rows.shape[1]), precision)
 
 
 def _train(
@@ -116,6 +122,7 @@ def _train(
     ctx.work.mkdir(parents=True, exist_ok=True)
     model.loss_only = True
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
+    _choose_efficiency(schedule.recipe, model, distillation)
     own = (model, schedule, blocks, ctx, precision, distillation)
     trainer = ElasticTrainer(elastic, *own) if elastic else BlockTrainer(*own)
     checkpoint = trainer.watcher.latest() or continued
@@ -126,6 +133,17 @@ def _train(
     if trainer.state.global_step < schedule.steps:
         raise Interrupted(f"stopped after step {trainer.state.global_step} of {schedule.steps}")
     return trainer
+
+
+def _choose_efficiency(recipe: TrainRecipe, model: MLKVForCausalLM, distillation: Distillation | None) -> None:
+    if isinstance(distillation, ChunkedDistillation):
+        model.own_loss = distillation.loss_of_hidden
+    elif recipe.loss == "chunked":
+        model.own_loss = chunked_cross_entropy
+    teacher = distillation.teacher if distillation else None
+    for module in [*model.modules(), *(teacher.modules() if teacher else ())]:
+        if isinstance(module, Attention):
+            module.by_products = recipe.attention == "products"
 
 
 def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:

@@ -14,6 +14,7 @@ from mlkv.evaluate.task_files import TaskFiles
 from mlkv.recipes import TrainRecipe
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
+from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Resolver
@@ -91,7 +92,7 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
     for lines, varying in points(composer, arguments):
         values = composer(lines)
-        config = tokens.settled(parse(values))
+        config, values = with_efficiency(tokens.settled(parse(values)), values)
         for variant in variants_of_point(resolver, config, values, varying):
             ids = tuple(step.id for step in variant.steps)
             variants[ids] = _merged(variants.get(ids, variant), variant)

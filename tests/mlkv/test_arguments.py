@@ -24,6 +24,8 @@ def ends(hint: Any) -> list[Any]:
         return list(get_args(hint))
     if hint is bool:
         return [False, True]
+    if choice := next((part for part in get_args(hint) if get_origin(part) is Literal or part is bool), None):
+        return [None, *ends(choice)]
     marked = next(part for part in (hint, *get_args(hint)) if hasattr(part, "__metadata__"))
     kind, small = get_args(marked)[0], 1 if get_args(marked)[0] is int else 5e-324
     found: dict[str, Any] = {}
