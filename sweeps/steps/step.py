@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from mlkv.files import Json
 from sweeps.store.schema import Runtime, Spec
-from sweeps.store.typed_json import as_json
 
 Inputs = Mapping[str, Path]
 
@@ -68,9 +67,10 @@ def described_by(spec: Spec) -> str:
 
 def canonical(value: Any) -> str:
     """The one spelling of a JSON value, or of a Spec. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
-    return json.dumps(
-        as_json(value) if isinstance(value, Spec) else value, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    if isinstance(value, Spec):
+        # Its parts are JSON already, and a plan of thousands of steps spells each several times.
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def identity_fields(recipe: Any) -> Json:
