@@ -11,7 +11,7 @@ from analysis.statistics.similarity import (
     similarities,
 )
 from analysis.statistics.sources import Source
-from analysis.tables.columns import NOTHING
+from analysis.tables.columns import NOTHING, notes_on_entry
 from analysis.tables.table import Cell, Column, Table, make_table
 from mlkv.similarity.results import DAMAGE, MEASURES, pairs_below
 
@@ -41,6 +41,7 @@ def similarity(source: Source, published: Source | None = None) -> Table | None:
         *(Column(TITLES[name], "part", [_measure(name, *row) for row in rows]) for name in MEASURES),
     ]
     notes = [note for each in bases for note in _notes(each, f"{each.base}: " if several else "")]
+    notes += notes_on_entry(source.results)
     return make_table(columns, baselines=[None] * len(rows), states=["DONE"] * len(rows), notes=notes)
 
 
