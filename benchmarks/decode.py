@@ -259,6 +259,7 @@ def step_seconds(model: MLKVForCausalLM, batch: int, context: int, rounds: int) 
         made = decoding(model, batch, context, compiled=mode == "compiled")
         yield mode, median(timed(Ours(made).turn, rounds)) / STEPS
         del made
+        torch.compiler.reset()  # a compiled step keeps its cache
         torch.cuda.empty_cache()
 
 

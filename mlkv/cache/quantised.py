@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 
+from ..buffers import BufferedLayer
 from .formats import CACHES, CacheFormat
 from .packing import pack, pack_keys, unpack, unpack_keys
 
@@ -88,7 +89,7 @@ class _Packing(CacheLayerMixin):
         )
 
 
-class GrowingLayer(_Packing, DynamicLayer):
+class GrowingLayer(_Packing, BufferedLayer):
     def __init__(self, vectors: Vectors) -> None:
         super().__init__()
         self.vectors = vectors

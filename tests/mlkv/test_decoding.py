@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from mlkv.attention import attend, attention_kernel
+from mlkv.attention import Attention, attend, attention_kernel
 from mlkv.buffers import BufferedLayer, allocated
 from mlkv.cache.formats import CACHES
 from mlkv.decoding import Decoding, FixedCache, chunk_of
@@ -124,6 +125,28 @@ def test_a_prefill_takes_passes_that_fit_or_one_where_passes_change_the_result()
         Decoding(model("above"), 2, 13, chunk=4)
     with pytest.raises(ValueError, match=r"^compiled = true: cache = int8 .* use model$"):
         Decoding(model(), 2, 13, cache="int8", compiled=True)
+
+
+@pytest.mark.parametrize("layout", ["mha", "mlkv", "explicit"])
+@torch.no_grad()
+def test_a_pass_without_a_cache_frees_keys_and_values_after_their_last_reader(layout: str) -> None:
+    subject = model(layout)
+    made: list[weakref.ref[Tensor]] = []
+    counts = []
+    sources = subject.layout.kv_source_layers
+
+    def count(_module: Any, _inputs: Any, output: Any) -> None:
+        keys = output[1][0]
+        if not any(known() is keys for known in made):
+            made.append(weakref.ref(keys))
+        counts.append(sum(known() is not None for known in made))
+
+    for module in subject.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(count)
+    subject(IDS, use_cache=False)
+    layers = range(len(sources))
+    assert counts == [len({*sources[: layer + 1]} & {*sources[layer:]}) for layer in layers]
 
 
 # Buffers
