@@ -209,7 +209,7 @@ def _theirs(checkpoint: Path, tasks: Path, precision: str) -> Any:
     assert huggingface
     manager = TaskManager(include_path=str(tasks))
     model = {"pretrained": str(checkpoint), "trust_remote_code": True}
-    model |= dict([_precision(precision).split("=")])
+    model |= dict(part.split("=") for part in _precision(precision).split(","))
 
     def evaluate() -> Scores:
         results = simple_evaluate(
@@ -229,8 +229,8 @@ def _theirs(checkpoint: Path, tasks: Path, precision: str) -> Any:
 
 
 def _precision(precision: str) -> str:
-    """Of lm-eval's model: autocast for bf16, as mlkv computes in it."""
-    return "mixed_precision_dtype=bfloat16" if precision == "bf16" else "dtype=float32"
+    """Of lm-eval's model: autocast for bf16 and a softmax in float32, as mlkv computes."""
+    return "mixed_precision_dtype=bfloat16,softmax_dtype=float32" if precision == "bf16" else "dtype=float32"
 
 
 def _of_lm_eval(results: Mapping[str, Any]) -> Scores:
