@@ -274,8 +274,14 @@ FEW: dict[str, list[str]] = {
     "uptrain_fraction": [*TRAINED, "layout.kv_layers=6", "uptrain.epochs=0.001,0.01"],
     "stacking": [*TRAINED, "uptrain.steps=2", "layout.kv_layers=6", "layout.kv_heads=6", "cache=model,int4"],
     "kv_apart": [*STEPS, 'sweep.filter="value_heads != kv_heads or kv_layers == 3"'],
-    "ground_truth": [*STEPS, "model.decoder.layers=3", "layout.groups=[1,1,1],[1,2],[2,1]", "layout.kv_heads=1"],
-    "drawn_layouts": [*STEPS, "layout.draw=0,1"],
+    "ground_truth": [
+        *STEPS,
+        "similarity.windows=4",
+        "model.decoder.layers=3",
+        "layout.groups=[1,1,1],[1,2],[2,1]",
+        "layout.kv_heads=1",
+    ],
+    "drawn_layouts": [*STEPS, "similarity.windows=4", "layout.draw=0,1"],
     "recall_base": [*TRAINED, "corpus.recall_items=0"],
     "mlkv_memory": [],
     "context": [],
@@ -318,7 +324,7 @@ def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
 
 KINDS = ("configuration", "losses", "benchmarks", "memory")
 MEASURED_ALONE = {"mlkv_memory", "context"}
-OF_SOME_VARIANTS = {"training", "recovery", "heads_layers", "rules"}
+OF_SOME_VARIANTS = {"decoding", "training", "recovery", "heads_layers", "rules", "similarity"}
 
 
 @pytest.mark.long
