@@ -79,6 +79,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("decoding step of MLKV-3", "transformers' attention, same layout", "decode", "same_lowest", at_least=1),
     Claim("compiled step of GQA-2", "transformers' compiled", "decode", "compiled_ratio", at_least=5),
     Claim("compiled step of GQA-2", "transformers' fastest", "decode", "compiled_ratio_to_faster", at_least=1.15),
+    Claim("training, tokens per second", "Trainer with GPTNeoX", "training", "ratio.median", at_least=1.05),
+    Claim("training, peak memory", "Trainer with GPTNeoX", "training", "peak_ratio.median", at_most=0.62),
+    Claim(
+        "MFU of Pythia-160M, bf16", "the GPU's peak", "training", "ours_mfu_160m", at_least=0.4, unit="", needs="gpu"
+    ),
+    Claim(
+        "MFU of Pythia-410M, bf16", "the GPU's peak", "training", "ours_mfu_410m", at_least=0.4, unit="", needs="gpu"
+    ),
     Claim("bytes per second of a step, MHA", "of a copy", "decode", "mha_share", at_least=0.6, unit="", needs="gpu"),
     Claim("bytes per second of a step, MQA", "of a copy", "decode", "mqa_share", at_least=0.4, unit="", needs="gpu"),
     Claim("largest batch of MLKV-6, Pythia-160M, 2,048 tokens", "MHA", "largest_batch", "ratio", 20, needs="gpu"),

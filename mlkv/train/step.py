@@ -155,6 +155,7 @@ def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
         **{f"train_{name}": final_loss(rows) for name, rows in watcher.terms.items()},
         "tokens": float(tokens),
         "tokens_per_second": watcher.tokens_per_second(),
+        **({"mfu": share} if (share := watcher.mfu_of(watcher.tokens_per_second())) else {}),
         "trained_parameters": float(counts["trained_parameters"]),
     }
     return Outcome(

@@ -26,6 +26,7 @@ from .dataset import BlockDataset
 from .distillation import Distillation
 from .schedule import Schedule
 from .teacher import TaughtDataset
+from .utilisation import flops_per_token, mfu
 from .watcher import DIVERGED, Watcher
 
 
@@ -61,6 +62,8 @@ class BlockTrainer(Trainer):
             callbacks=[self.watcher],
         )
         self.remove_callback(PrinterCallback)
+        flops = flops_per_token(model.shape, model.layout, blocks.rows.shape[1])
+        self.watcher.mfu_of = partial(mfu, flops=flops, device=self.args.device, devices=self.args.world_size)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Watcher(TrainerCallback):
         """What the losses are made of, where a teacher takes part."""
         self.seconds = 0.0
         self.steps_timed = 0
+        self.mfu_of: Callable[[float | None], float | None] = lambda _rate: None
+        """What so many tokens a second are of the processor's arithmetic, where that is known."""
         self._since: tuple[int, float] | None = None
 
     def latest(self) -> Path | None:
@@ -83,6 +86,8 @@ class Watcher(TrainerCallback):
         values = {"loss": logs["loss"], **terms, "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
         done = {"step": step, "steps": self.schedule.steps, "tokens": self.schedule.tokens_by(step)}
         rate = {"tokens_per_second": self._time(step)}
+        if share := self.mfu_of(rate["tokens_per_second"]):
+            rate["mfu"] = share
         if state.is_world_process_zero:
             self.ctx.log({**done, **{name: _finite(value) for name, value in values.items()}, **rate})
         for name, value in values.items():

@@ -21,6 +21,7 @@ from mlkv.train.chunked_distillation import ChunkedDistillation
 from mlkv.train.distillation import Distillation
 from mlkv.train.loss import chunked_cross_entropy
 from mlkv.train.teacher import Sizes, StoredTeacher, largest
+from mlkv.train.utilisation import flops_per_token, mfu
 from sweeps.steps.step import identity_fields
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 
@@ -154,3 +155,12 @@ def test_what_is_set_to_its_plain_value_keeps_the_id() -> None:
     explicit = TrainRecipe(steps=1, **PLAIN).settled("cuda", 64)  # type: ignore[arg-type]
     assert identity_fields(explicit) == identity_fields(TrainRecipe(steps=1))
     assert {f.name for f in fields(TrainRecipe)} >= PLAIN.keys()
+
+
+def test_flops_of_a_token_are_those_of_its_products() -> None:
+    shape, layout = SHAPES[next(iter(SHAPES))], LAYOUTS["mqa"]
+    model = MLKVForCausalLM.from_shape(shape, layout, seed=0)
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    attention = 12 * shape.layers * shape.heads * shape.head_dim * 40 / 2
+    assert flops_per_token(shape, layout, 40) == 6 * sum(each.numel() for each in matrices) + attention
+    assert mfu(1e6, 1e9, torch.device("cpu")) is None
