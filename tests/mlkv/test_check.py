@@ -214,8 +214,8 @@ def broken(name: str, monkeypatch: pytest.MonkeyPatch) -> Subject:
     if name in ("padded", "unequal", "greedy"):
         monkeypatch.setattr(tokens, "_causal_mask", without_mask(tokens._causal_mask))
     elif name == "eager":
-        real = attention._attention_weights
-        monkeypatch.setattr(attention, "_attention_weights", lambda q, k, mask, scale, cap: real(q, k, mask, 0.1, cap))
+        real = attention._weights
+        monkeypatch.setattr(attention, "_weights", lambda logits, mask: real(0.1 * logits, mask))
     elif name == "chunked":
         monkeypatch.setattr(tokens, "_causal_mask", forgetful(tokens._causal_mask))
     elif name in ("cached", "static", "beams"):
