@@ -46,7 +46,7 @@ def rules_figure(source: Source, published: Source | None = None) -> Figure | No
     values = [end for rules in found.values() for each in rules.values() for end in (each.low, each.value, each.high)]
     scale = linear_scale([0.0, 1.0, *(max(0.0, value) for value in values)], most=6)
     rows = linear_scale([-0.5, len(names) - 0.5], margin=0.0)
-    set_axes(axes, scale, "regret over that of a random layout", rows, "")
+    set_axes(axes, scale, "regret (random: 1)", rows, "")
     axes.invert_yaxis()
     axes.set_yticks(range(len(names)), names, fontsize=FONT_SIZE)
     for level in (0, 1):
@@ -63,5 +63,8 @@ def rules_figure(source: Source, published: Source | None = None) -> Figure | No
         axes.plot([], [], marker, color=colour, markersize=3.6, label=title)
     if len(found) > 1:
         axes.legend(fontsize=SMALLEST, frameon=False, handletextpad=0.1)
-    footer(figure, ["0: the best measured layout with as many owners and heads   1: chance   bars: 95 % intervals"])
+    footer(
+        figure,
+        ["0: the best measured layout with as many owners and heads   1: one taken at random   bars: 95 % intervals"],
+    )
     return figure

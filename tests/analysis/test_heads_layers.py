@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from analysis.figures.drawing import draw
 from analysis.figures.heads_layers import heads_layers_figure
 from analysis.statistics.heads_layers import fits, overall, singles, together
 from analysis.statistics.landscape import landscapes
 from analysis.tables.heads_layers_table import heads_layers
 from mlkv.groupings import groupings
-from tests.support.figures import drawn_points
+from tests.support.figures import assert_readable, drawn_points
 from tests.support.landscapes import BYTES, Answers, Groups, measured
 
 
@@ -129,8 +130,9 @@ def test_the_table_says_what_the_statistics_say() -> None:
 
 def test_the_figure_has_a_point_for_every_layout_that_saves_in_both_ways() -> None:
     source = measured(multiplying, noise=1e-4)
-    figure = heads_layers_figure(source)
+    figure = draw("heads_layers", source)
     assert figure
+    assert_readable(figure)
     [landscape] = landscapes(source)
     expected = {(each.predicted.value, each.damage.value) for each in singles(landscape)}
     assert len(expected) == 14

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.data.pairs import PairMatrix
+from analysis.figures import rules as drawn_rules
+from analysis.figures.drawing import draw
 from analysis.figures.rules import rules_figure
 from analysis.statistics.landscape import Landscape, landscapes
 from analysis.statistics.pair_matrices import matrices
@@ -21,7 +23,7 @@ from analysis.tables.rules_table import rules_table
 from mlkv.groupings import groupings
 from mlkv.rules import cost_of
 from mlkv.similarity.results import DISTANCE, Similarity
-from tests.support.figures import drawn_points
+from tests.support.figures import assert_readable, drawn_points
 from tests.support.landscapes import Groups, measured
 
 PAIRS = [[abs(i - j) * (1 + i) + 0.1 * j for j in range(5)] for i in range(5)]
@@ -176,6 +178,15 @@ def test_the_figure_shows_what_the_table_says() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == [each.rule for each in expected]
     places = [(each.of_random.value, float(row)) for row, each in enumerate(expected) if each.of_random]
     assert set(places) <= set(drawn_points(figure))
+
+
+def test_the_figure_is_readable_where_names_of_rules_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "CKA of keys before rotation"
+    monkeypatch.setattr(drawn_rules, "matrices_of", lambda *_: [PairMatrix(title, PAIRS, higher_is_alike=True)])
+    figure = draw("rules", measured(true_cost, layers=5, noise=1e-3))
+    assert figure
+    assert f"dissimilar first: {title}" in {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert_readable(figure)
 
 
 def test_the_table_names_what_was_measured() -> None:
