@@ -107,6 +107,11 @@ def test_options_may_stand_between_overrides(tmp_path: Path, capsys: pytest.Capt
     assert exit_status("plan", "--stroe", "x") == 2
 
 
+def complaints(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was written to stderr, but the note of an old store that measurements mean something else now."""
+    return [line for line in capsys.readouterr().err.splitlines() if "under an earlier schema" not in line]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -125,7 +130,7 @@ def test_options_may_stand_anywhere_among_the_arguments(
 ) -> None:
     shutil.copytree(ROOT / "tests" / "sweeps" / "old_store" / "store", tmp_path / "store")
     assert exit_status(*line.replace("STORE", str(tmp_path / "store")).split()) in (0, 1)
-    assert capsys.readouterr().err == ""
+    assert not complaints(capsys)
 
 
 def test_a_store_in_the_home_directory_is_found_by_every_command(
@@ -138,7 +143,7 @@ def test_a_store_in_the_home_directory_is_found_by_every_command(
         assert exit_status(*line.split()) in (0, 1)
     assert exit_status("status", "--store=~/stores") == 0
     assert exit_status("plan", "layout=mqa") == 0
-    assert capsys.readouterr().err == ""
+    assert not complaints(capsys)
     monkeypatch.setenv("MLKV_STORE", "~nobody-of-this-name/store")
     assert "no store there" in refused(["status"], capsys)
     assert not list(tmp_path.glob("**/~*"))
