@@ -76,7 +76,9 @@ class Attention(nn.Module):
             # The cache holds these keys unrotated, so all of them are rotated at each step, not the new ones alone.
             k_BGSK = rotate(k_BGSK, tokens.key_angles)
         plain = tokens.mask is None and tokens.attentions is None and tokens.cache is None
-        if self.by_products and plain and not self.cap:
+        if tokens.starts is not None:
+            out_BHTK = attend_in_documents(q_BHTK, k_BGSK, v_BGSK, tokens.starts, self.factor)
+        elif self.by_products and plain and not self.cap:
             out_BHTK = attend_by_products(q_BHTK, k_BGSK, v_BGSK, self.factor)
         else:
             out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, tokens.mask, self.factor, self.cap, tokens.attentions)
@@ -244,3 +246,31 @@ def attend_by_products(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, scale: fl
         alpha=width**-0.5 if scale is None else scale,
     )
     return (logits_GQT.softmax(-1) @ v_BGTK.flatten(0, 1)).view(batch, heads, length, -1)
+
+
+def attend_in_documents(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, starts: Tensor, scale: float | None = None
+) -> Tensor:
+    """Causal softmax attention within each document, `[B, H, T, K]`, by torch's kernel for sequences of several
+    lengths, which reads no keys of another document. starts: see `Documents`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if k_BGTK.shape[1] != v_BGTK.shape[1]:
+        k_BGTK, v_BGTK = _with_equal_heads(k_BGTK, v_BGTK)
+    rows, heads, length, _ = q_BHTK.shape
+    q_NHK, k_NGK, v_NGK = (each.transpose(1, 2).flatten(0, 1) for each in (q_BHTK, k_BGTK, v_BGTK))
+    # The longest document would be a number for the host to wait for; a row's length is a bound that is known.
+    out_NHK = varlen_attn(
+        q_NHK,
+        k_NGK,
+        v_NGK,
+        starts,
+        starts,
+        length,
+        length,
+        scale=scale,
+        window_size=(-1, 0),  # all before, none after
+        enable_gqa=k_BGTK.shape[1] < heads,
+    )
+    assert isinstance(out_NHK, Tensor)
+    return out_NHK.unflatten(0, (rows, length)).transpose(1, 2)

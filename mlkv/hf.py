@@ -208,6 +208,7 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         loss_only: bool | None = None,
         return_dict: bool | None = None,
+        documents: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """`labels` are token ids like `input_ids` (the shift happens here; -100 is left out of the loss).
 
@@ -217,12 +218,18 @@ class MLKVForCausalLM(PreTrainedModel, GenerationMixin):
 
         Hidden states `[B, T, D]` are the embeddings, what each layer but the last gives, and what the last norm gives;
         attentions `[B, H, T, S]` are one a layer. Where an argument is None, the config of the same name decides.
+
+        documents: where those begin that rows are packed of (mlkv/packed.py). Each attends to itself alone, at
+        positions of its own; a mask, positions or a cache beside it raise ValueError.
         """
         inputs = _only_one(input_ids, inputs_embeds)
+        if documents is not None and use_cache is None:
+            use_cache = False
         past_key_values = self._cache(past_key_values, use_cache, labels)
         hidden_states: list[Tensor] | None = [] if self._asked("output_hidden_states", output_hidden_states) else None
         attentions: list[Tensor] | None = [] if self._asked("output_attentions", output_attentions) else None
-        hidden_BTD = self.model(inputs, attention_mask, position_ids, past_key_values, hidden_states, attentions)
+        given = (attention_mask, position_ids, past_key_values, hidden_states, attentions)
+        hidden_BTD = self.model(inputs, *given, documents=documents)
         loss = None if labels is None else self._loss(hidden_BTD, labels, num_items_in_batch)
         only_loss = labels is not None and (self.loss_only if loss_only is None else loss_only)
         selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

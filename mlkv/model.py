@@ -1,8 +1,8 @@
 """The one decoder: GPT-NeoX, Llama, GPT-2 and OPT are settings of it, and it is built for any KV layout.
 
-Its parts: tokens.py (positions, masks and the cache of a pass), attention.py, positions.py (rotation), layers.py (norms
-and MLP) and latent.py. above.py runs layers that read from above. Nothing in them knows transformers: a cache is
-anything with `KVCache`'s three methods.
+Its parts: tokens.py (positions, masks and the cache of a pass), packed.py (several documents in a row), attention.py,
+positions.py (rotation), layers.py (norms and MLP) and latent.py. above.py runs layers that read from above. Nothing in
+them knows transformers: a cache is anything with `KVCache`'s three methods.
 
 Legend: `B` batch, `T` query tokens, `S` keys (cached and new), `D` width.
 
@@ -22,6 +22,7 @@ from .attention import Attention
 from .latent import LatentAttention, SharedLatent
 from .layers import MLP, Embedding, capped, norm_of
 from .layout import KINDS, KVLayout
+from .packed import Documents
 from .shape import DecoderShape, check_choice
 from .tokens import Keys, KVCache, Rounding, Tokens, prepare_tokens
 
@@ -58,6 +59,8 @@ class Decoder(nn.Module):
         self.rounding: Rounding | None = None
         """Attention reads what this makes of keys and values, with a cache and without: scores then are those of a
         quantised cache, however a text is cut into passes."""
+        self.documents_by_kernel = False
+        """Documents that are packed into rows are given to a kernel that takes them: see `attend_in_documents`."""
 
     def forward(
         self,
@@ -67,6 +70,8 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
+        *,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `[B, T, D]` after the last norm.
 
@@ -75,9 +80,12 @@ class Decoder(nn.Module):
         positions_BT: default: the number of real tokens before each token.
         hidden_states: if given, what comes before each layer and after the last norm is appended, each `[B, T, D]`.
         attentions: if given, each layer's attention weights `[B, H, T, S]` are appended.
+        documents: where those begin that rows are packed of (`Documents.starts`); each attends to itself alone.
         """
+        by_kernel = self.documents_by_kernel and attentions is None
+        packed = None if documents is None else Documents(documents, by_kernel)
         tokens = prepare_tokens(
-            self.shape, self.layout, self.keys, inputs, mask, positions_BT, cache, self.rounding, attentions
+            self.shape, self.layout, self.keys, inputs, mask, positions_BT, cache, self.rounding, attentions, packed
         )
         x_BTD = self.embed(inputs) if inputs.dim() == 2 else inputs
         if self.shape.positions == "learned":

@@ -188,6 +188,8 @@ class TrainRecipe(Choices):
     Unset: `kernel`, or what `efficiency` says."""
     compile: bool | None = added(None)
     """torch.compile the model. Unset: not, or what `efficiency` says."""
+    documents: Literal["together", "apart"] = added("together")
+    """`apart`: of the documents that share a row, each attends to itself alone, at positions of its own."""
     efficiency: Literal["none", "auto"] = added("none")
     """`auto`: loss, attention and compile that are unset become what suits the device, when a sweep is planned. They
     change the bits, so they are part of the identity, and this is not."""
@@ -202,6 +204,11 @@ class TrainRecipe(Choices):
             raise ValueError(
                 f"hidden_weight = {self.hidden_weight:g}: stored logits have no hidden states; "
                 "set teacher_logits = online"
+            )
+        if self.documents == "apart" and self.teacher_stored:
+            raise ValueError(
+                "teacher_logits = stored: was computed of whole rows, documents together; with documents = apart set "
+                "teacher_logits = online"
             )
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size {self.batch_size}")
@@ -243,7 +250,7 @@ class TrainRecipe(Choices):
         """
         chosen: dict[str, Any] = {}
         if self.efficiency == "auto":
-            short = sequence_length <= LONGEST_BY_PRODUCTS and self.precision != "fp32"
+            short = sequence_length <= LONGEST_BY_PRODUCTS and self.precision != "fp32" and self.documents != "apart"
             on_cpu = {"attention": "products" if short else "kernel"}
             chosen = {"loss": "chunked", **({"compile": True} if device == "cuda" else on_cpu)}
         given = {name: getattr(self, name) for name in PLAIN}

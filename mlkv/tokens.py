@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .layout import KVLayout
+from .packed import Documents
 from .positions import Angles, rotary_angles
 from .shape import DecoderShape, Rotation
 
@@ -49,6 +50,8 @@ class Tokens:
     rounding: Rounding | None = None
     attentions: list[Tensor] | None = None
     """Takes each layer's attention weights `[B, H, T, S]`, if they are asked for."""
+    starts: Tensor | None = None
+    """Of documents, for the kernel that takes them in place of a mask (mlkv/packed.py)."""
 
 
 def prepare_tokens(
@@ -61,8 +64,16 @@ def prepare_tokens(
     cache: KVCache | None,
     rounding: Rounding | None,
     attentions: list[Tensor] | None = None,
+    documents: Documents | None = None,
 ) -> list[Tokens]:
-    """One entry per layer; layers with the same window and rotation have the same."""
+    """One entry per layer; layers with the same window and rotation have the same.
+
+    documents: those that rows are packed of. Raises ValueError for a mask, positions or a cache beside them.
+    """
+    if documents is not None:
+        if any(other is not None for other in (mask, positions_BT, cache)):
+            raise ValueError("documents: say which tokens attend to which, and where they are; no mask, no cache")
+        positions_BT = documents.positions(*inputs.shape[:2])
     query_length = inputs.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
     cached = cache.get_mask_sizes(query_length, 0)[0] if cache is not None else query_length
@@ -72,12 +83,17 @@ def prepare_tokens(
     # A reader has its owner's rotation, but its own window: caches hold all tokens of an owner.
     kinds = [(shape.window_of(i), shape.rotation_of(owner)) for i, owner in enumerate(layout.kv_source_layers)]
     for window, rotation in dict.fromkeys(kinds):
-        mask_B1TS = _causal_mask(inputs, mask, past, cached, window)
+        starts = documents.starts if documents and documents.by_kernel and not 0 < window < query_length else None
+        if documents and starts is None and mask is None:
+            mask = documents.mask(*inputs.shape[:2])
+        mask_B1TS = None if starts is not None else _causal_mask(inputs, mask, past, cached, window)
         query_angles = rotary_angles(shape, positions_BT, rotation)
         key_angles = None
         if query_angles is not None and keys == "unrotated":
             key_angles = rotary_angles(shape, _key_positions(positions_BT, mask_B1TS, cached), rotation)
-        found[window, rotation] = Tokens(positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding, attentions)
+        found[window, rotation] = Tokens(
+            positions_BT, mask_B1TS, query_angles, key_angles, cache, rounding, attentions, starts
+        )
     return [found[kind] for kind in kinds]
 
 

@@ -136,10 +136,12 @@ class BlockWriter:
 
 @dataclass(frozen=True)
 class Blocks:
-    """One split of a corpus: `rows` `[N, T]`, memory-mapped, and the tokens in them, padding left out."""
+    """One split of a corpus: `rows` `[N, T]`, memory-mapped, and the tokens in them, padding left out. end_of_text: the
+    token between documents; None where rows do not tell."""
 
     rows: NDArray[Any]
     tokens: int
+    end_of_text: int | None = None
 
     @property
     def padding(self) -> int:
@@ -167,4 +169,4 @@ def open_blocks(corpus: Path, split: Split) -> Blocks:
     dtype = np.dtype(manifest.dtype)
     if not path.is_file() or path.stat().st_size != counts.rows * length * dtype.itemsize:
         raise StepFailed(f"corpus = {corpus}: {path.name} is not {counts.rows} rows of {length} tokens")
-    return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts.tokens)
+    return Blocks(np.memmap(path, dtype, "r").reshape(-1, length), counts.tokens, manifest.end_of_text)

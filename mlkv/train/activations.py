@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ..layout import KINDS, KVLayout
 from ..shape import DecoderShape
+from .packing import takes_documents
 
 FP32, BF16 = 4, 2
 
@@ -66,6 +67,7 @@ class Pass:
     copies: whether products in bf16 keep copies of their weights (autocast; not where FSDP gathers them in bf16).
     fused: whether RMS norms are one kernel (CUDA); else they keep what each of their operations needs.
     products: whether attention is two matrix products, which keep its weights.
+    apart: whether documents in a row are, so that each row has positions and a mask of its own.
     """
 
     shape: DecoderShape
@@ -79,6 +81,12 @@ class Pass:
     copies: bool = True
     fused: bool = True
     products: bool = False
+    apart: bool = False
+
+    @property
+    def masks(self) -> int:
+        """Masks, and lists of positions, that differ."""
+        return self.batch if self.apart else 1
 
     @property
     def tokens(self) -> int:
@@ -95,11 +103,12 @@ class Pass:
             tape.keep(Value(1, FP32, False))
         self._angles(tape)
         if self.shape.positions == "learned" and self.trained("positions.weight"):
-            tape.keep(Value(self.length, 8, False))
+            tape.keep(Value(self.masks * self.length, 8, False))
         if checkpointing:
-            tape.keep(Value(self.length, 8, False))  # positions
+            tape.keep(Value(self.masks * self.length, 8, False))  # positions
             windows = {self.shape.window_of(layer) for layer in range(self.shape.layers)}
-            tape.keep(*(Value(self.length**2, 1, False) for window in windows if 0 < window < self.length))
+            masked = [window for window in windows if self._masked(window)]
+            tape.keep(*(Value(self.masks * self.length**2, 1, False) for _ in masked))
         shared: dict[tuple[str, int], Value] = {}
         for segment in layout.segments:
             # Layers that read from above run several times, the last of them with gradients (mlkv/above.py).
@@ -127,7 +136,7 @@ class Pass:
                 had = shared.get((kind, source))
                 numbers = self.batch * (self.length + 1) * part.heads_of(layer) * self.shape.head_dim
                 shared[kind, source] = Value(numbers, had.size if had else self.stream, bool(had and had.grad))
-                tape.keep(Value(self.length * (self.length + 1), self.compute, False))
+                tape.keep(Value(self.masks * self.length * (self.length + 1), self.compute, False))
 
     def backward_of_layer(self) -> int:
         """Bytes of the gradients of a layer's widest activations, which are there at once."""
@@ -160,7 +169,15 @@ class Pass:
         shape = self.shape
         kinds = {(shape.window_of(i), shape.rotation_of(owner)) for i, owner in enumerate(self.layout.kv_source_layers)}
         rotating = [rotation for _, rotation in kinds if rotation != "none"]
-        tape.keep(*(Value(self.length * shape.rotated_dims, FP32, False) for _ in rotating))
+        tape.keep(*(Value(self.masks * self.length * shape.rotated_dims, FP32, False) for _ in rotating))
+
+    def _masked(self, window: int) -> bool:
+        """Whether attention of a layer with this window takes a mask; where documents are apart, it does but for a
+        kernel on GPUs that takes them as they are."""
+        if 0 < window < self.length:
+            return True
+        kernel = self.fused and takes_documents(self.shape, self.layout, bf16=self.compute == BF16)
+        return self.apart and not kernel
 
     def _block(self, tape: Tape, layer: int, x: Value, shared: dict[tuple[str, int], Value]) -> Value:
         shape, width, name = self.shape, self.shape.width, f"blocks.{layer}"
@@ -219,19 +236,19 @@ class Pass:
             spread = [Value(q.numbers, self.compute, True) for _ in "kv"]  # a KV head's, once for each query head
             weights = self.batch * heads * square
             tape.keep(q, spread[1], Value(weights, self.compute, True), Value(weights, FP32, True))
-            tape.keep(Value(square, 1, False), *(spread[:1] if q.grad else ()))
+            tape.keep(Value(self.masks * square, 1, False), *(spread[:1] if q.grad else ()))
             if self.compute != FP32:
                 tape.keep(Value(weights, self.compute, True))
             return out
         if k.numbers != v.numbers:  # kernels take one head count for both
             most = max(k.numbers, v.numbers)
             k, v = (Value(most, value.size, value.grad) for value in (k, v))
-        if self.products and not 0 < window < self.length:
+        if self.products and not self._masked(window):
             tape.keep(q, k, v, Value(self.batch * heads * square, self.compute, True))
             return out
         tape.keep(q, k, v, out, Value(self.tokens * heads, FP32, False))
-        if 0 < window < self.length:
-            tape.keep(Value(square, self.compute, False))
+        if self._masked(window):
+            tape.keep(Value(self.masks * square, self.compute, False))
         # The heads of a token lie side by side in what comes out of a CUDA kernel, and on a CPU where queries did.
         rotates = shape.rotation_of(self.layout.kv_source_layers[layer]) != "none"
         return Value(out.numbers, out.size, out.grad) if rotates and not self.fused else out

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from ..recipes import TrainRecipe
 from . import sharded
+from .prefetch import PREFETCH
 
 
 def training_arguments(
@@ -34,6 +35,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         **sharded.fsdp_arguments(recipe.strategy, processes),
         dataloader_pin_memory=not cpu,
+        **({} if cpu or recipe.teacher_stored else PREFETCH),
         remove_unused_columns=False,
         logging_strategy="no",
         logging_nan_inf_filter=False,

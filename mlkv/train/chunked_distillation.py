@@ -47,13 +47,15 @@ class ChunkedDistillation(Distillation):
         num_items_in_batch: Tensor | int | None = None,
         teacher_ids: Tensor | None = None,
         teacher_log_probs: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> dict[str, Tensor]:
         targets_BT = labels[:, 1:]
         self.items = (targets_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        self.taught = self._taught(input_ids, teacher_ids, teacher_log_probs)
+        self.taught = self._taught(input_ids, teacher_ids, teacher_log_probs, documents)
         weight = self.recipe.hidden_weight
         with hidden_states(model, bool(weight)) as own:
-            loss = model(input_ids=input_ids, labels=labels, num_items_in_batch=self.items).loss
+            given = {"num_items_in_batch": self.items, "documents": documents}
+            loss = model(input_ids=input_ids, labels=labels, **given).loss
         self._add("steps", (targets_BT != IGNORED).sum() / self.items)
         if weight:
             with torch.autocast(input_ids.device.type, enabled=False):
@@ -62,12 +64,14 @@ class ChunkedDistillation(Distillation):
             loss = loss + weight * hidden
         return {"loss": loss}
 
-    def _taught(self, input_ids: Tensor, ids: Tensor | None, log_probs: Tensor | None) -> Taught:
+    def _taught(
+        self, input_ids: Tensor, ids: Tensor | None, log_probs: Tensor | None, documents: Tensor | None
+    ) -> Taught:
         if self.teacher is None:
             assert log_probs is not None
             return Taught(ids=None if ids is None else ids.flatten(0, 1), log_probs=log_probs.flatten(0, 1))
         with ask(self.teacher, input_ids, self.bf16, bool(self.recipe.hidden_weight)) as layers:
-            hidden_BTD = self.teacher.model(input_ids)
+            hidden_BTD = self.teacher.model(input_ids, documents=documents)
             weight_VD = as_computed(self.teacher.model.head.weight)
             return Taught(as_computed(hidden_BTD)[:, :-1].flatten(0, 1), weight_VD, layers=layers)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..corpus.blocks import Blocks
+from ..packed import starts_of
 from .arguments import epoch_order
 
 IGNORED = -100
@@ -21,10 +22,13 @@ IGNORED = -100
 
 
 class BlockDataset(Dataset[Tensor]):
-    """Every sequence of a run in the order of training: a fresh seeded permutation of the rows for each epoch."""
+    """Every sequence of a run in the order of training: a fresh seeded permutation of the rows for each epoch.
 
-    def __init__(self, blocks: Blocks, sequences: int, seed: int) -> None:
-        self.blocks, self.sequences, self.seed = blocks, sequences, seed
+    apart: batches say where documents begin, so that each attends to itself alone.
+    """
+
+    def __init__(self, blocks: Blocks, sequences: int, seed: int, *, apart: bool = False) -> None:
+        self.blocks, self.sequences, self.seed, self.apart = blocks, sequences, seed, apart
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def __len__(self) -> int:
@@ -47,4 +51,10 @@ class BlockDataset(Dataset[Tensor]):
         padding_BT = rows_BT == self.blocks.padding
         labels_BT = rows_BT.masked_fill(padding_BT, IGNORED)
         labels_BT[:, 0] = IGNORED
-        return {"input_ids": rows_BT.masked_fill(padding_BT, 0), "labels": labels_BT}
+        batch = {"input_ids": rows_BT.masked_fill(padding_BT, 0), "labels": labels_BT}
+        if self.apart:
+            assert self.blocks.end_of_text is not None, "a corpus knows its end-of-text token"
+            # A document begins with the end-of-text token before it, as where it is scored (mlkv/evaluate/bits.py): its
+            # first token is predicted from that, and that from the document which it ends. So all labels stay.
+            batch["documents"] = starts_of(rows_BT == self.blocks.end_of_text)
+        return batch

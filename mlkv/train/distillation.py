@@ -133,18 +133,20 @@ class Distillation:
         num_items_in_batch: Tensor | int | None = None,
         teacher_ids: Tensor | None = None,
         teacher_log_probs: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss, under the name that transformers' Trainer knows.
 
         num_items_in_batch: labelled tokens of the whole batch, of which this may be a part.
         teacher_ids, teacher_log_probs: see `bucketed_kl`, for all but the last token of each sequence.
+        documents: where they begin, if each attends to itself alone, for the teacher as for the model.
         """
         with hidden_states(model, bool(self.recipe.hidden_weight)) as own:
-            student_BTV = model(input_ids=input_ids).logits[:, :-1]
+            student_BTV = model(input_ids=input_ids, documents=documents).logits[:, :-1]
         with torch.autocast(input_ids.device.type, enabled=False):
             student_BTV, hidden_BT = student_BTV.float(), None
             if self.teacher is not None:
-                teacher_BTV, theirs = self._ask(self.teacher, input_ids)
+                teacher_BTV, theirs = self._ask(self.teacher, input_ids, documents)
                 kl_BT = kl_divergence(self.tempered(student_BTV), self.tempered(teacher_BTV))
                 hidden_BT = hidden_error(own, theirs)[:, :-1] if theirs else None
             else:
@@ -152,10 +154,13 @@ class Distillation:
                 kl_BT = bucketed_or_whole_kl(self.tempered(student_BTV), teacher_ids, teacher_log_probs)
             return {"loss": self._mixed(student_BTV, kl_BT, hidden_BT, labels[:, 1:], num_items_in_batch)}
 
-    def _ask(self, teacher: MLKVForCausalLM, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _ask(
+        self, teacher: MLKVForCausalLM, input_ids: Tensor, documents: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The teacher's logits and, where they count, hidden states."""
         with ask(teacher, input_ids, self.bf16, bool(self.recipe.hidden_weight)) as theirs:
-            return teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), theirs
+            logits_BTV = teacher(input_ids=input_ids, use_cache=False, documents=documents).logits[:, :-1]
+            return logits_BTV.float(), theirs
 
     def _mixed(
         self,

@@ -29,6 +29,7 @@ from ..convert.heads import Group, in_frames
 from ..convert.merging import merge_kv
 from ..layout import KVLayout
 from ..model import Decoder, SharedKV
+from ..packed import some_rows
 from .dataset import BlockDataset
 from .sampling import Sampling
 from .trainer import BlockTrainer
@@ -101,9 +102,9 @@ class ElasticDecoder(Decoder):
         self.chosen: Tensor | None = None
         self._merged: dict[int, State] = {}
 
-    def forward(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, documents: Tensor | None = None, **named: Any) -> Tensor:
         if self.chosen is None:
-            return super().forward(inputs, *others, **named)
+            return super().forward(inputs, *others, documents=documents, **named)
         if any(other is not None for other in (*others, *named.values())):
             raise ValueError("sequences with a chosen layout are computed from their ids alone: no mask, no cache")
         numbers = self.chosen.unique().tolist()
@@ -111,7 +112,8 @@ class ElasticDecoder(Decoder):
         parts = []
         for number, rows_N in zip(numbers, rows, strict=True):
             with self._as(self.layouts[number]):
-                parts.append(super().forward(inputs[rows_N]))
+                own = None if documents is None else some_rows(documents, rows_N, inputs.shape[1])
+                parts.append(super().forward(inputs[rows_N], documents=own))
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     @contextmanager

@@ -111,6 +111,7 @@ def pass_of(
         copies=not fsdp,
         fused=gpu,
         products=recipe.attention == "products",
+        apart=recipe.documents == "apart",
     )
 
 

@@ -16,6 +16,7 @@ from ..device import default_device, keep_freed_memory, resolve_precision
 from ..files import Json
 from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
+from ..model import Decoder
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
 from . import trunk
@@ -23,6 +24,7 @@ from .chunked_distillation import ChunkedDistillation
 from .distillation import Distillation, open_teacher
 from .elastic import Elastic, ElasticTrainer
 from .loss import chunked_cross_entropy
+from .packing import has_kernel, takes_documents
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
 
@@ -122,7 +124,7 @@ def _train(
     ctx.work.mkdir(parents=True, exist_ok=True)
     model.loss_only = True
     model.model.gradient_checkpointing = schedule.recipe.gradient_checkpointing
-    _choose_efficiency(schedule.recipe, model, distillation)
+    _choose_efficiency(schedule.recipe, model, distillation, precision)
     own = (model, schedule, blocks, ctx, precision, distillation)
     trainer = ElasticTrainer(elastic, *own) if elastic else BlockTrainer(*own)
     checkpoint = trainer.watcher.latest() or continued
@@ -135,15 +137,21 @@ def _train(
     return trainer
 
 
-def _choose_efficiency(recipe: TrainRecipe, model: MLKVForCausalLM, distillation: Distillation | None) -> None:
+def _choose_efficiency(
+    recipe: TrainRecipe, model: MLKVForCausalLM, distillation: Distillation | None, precision: str
+) -> None:
     if isinstance(distillation, ChunkedDistillation):
         model.own_loss = distillation.loss_of_hidden
     elif recipe.loss == "chunked":
         model.own_loss = chunked_cross_entropy
     teacher = distillation.teacher if distillation else None
+    on_device = has_kernel(default_device())
     for module in [*model.modules(), *(teacher.modules() if teacher else ())]:
         if isinstance(module, Attention):
             module.by_products = recipe.attention == "products"
+        if isinstance(module, Decoder):
+            takes = takes_documents(module.shape, module.layout, bf16=precision == "bf16")
+            module.documents_by_kernel = on_device and takes
 
 
 def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:

@@ -24,6 +24,7 @@ from . import adapters, sharded
 from .arguments import optimizer, training_arguments
 from .dataset import BlockDataset
 from .distillation import Distillation
+from .prefetch import obey_parent_alone
 from .schedule import Schedule
 from .teacher import TaughtDataset
 from .utilisation import flops_per_token, mfu
@@ -50,7 +51,9 @@ class BlockTrainer(Trainer):
         self.lr_scheduler: Any = None
         stored = distillation.stored if distillation else None
         sequences = schedule.steps * recipe.batch_size
-        dataset: BlockDataset | TaughtDataset = BlockDataset(blocks, sequences, recipe.seed)
+        dataset: BlockDataset | TaughtDataset = BlockDataset(
+            blocks, sequences, recipe.seed, apart=recipe.documents == "apart"
+        )
         if stored:
             dataset = TaughtDataset(stored, sequences, recipe.seed)
         self.watcher = Watcher(schedule, ctx)
@@ -73,6 +76,13 @@ class BlockTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if loader.num_workers:
+            # accelerate's loader is one around torch's, from which it is made again where a run is resumed.
+            loader.base_dataloader.worker_init_fn = obey_parent_alone
+        return loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -56,7 +56,7 @@ def _stored(variant: Variant) -> Step | None:
     if variant.teacher or variant.base is None or variant.corpus is None:
         return variant.teacher
     config = variant.config
-    run = replace(config.uptrain, teacher_logits="stored", hidden_weight=0.0)
+    run = replace(config.uptrain, teacher_logits="stored", hidden_weight=0.0, documents="together")
     length, shape = config.corpus.sequence_length, variant.model.shape
     return teacher_step(config.teacher, run, variant.base, variant.corpus, shape, length, "")
 

@@ -55,7 +55,9 @@ def test_the_ends_of_every_range_are_taken(name: str) -> None:
 def test_every_combination_of_choices_is_taken() -> None:
     named = {name: ends(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal or hint is bool}
     for values in product(*named.values()):
-        check(TrainRecipe(steps=1, **dict(zip(named, values, strict=True))))
+        chosen = dict(zip(named, values, strict=True))
+        if chosen["documents"] == "together" or chosen["teacher_logits"] == "online":  # refused otherwise
+            check(TrainRecipe(steps=1, **chosen))
 
 
 def test_a_check_leaves_the_environment_as_it_was() -> None:

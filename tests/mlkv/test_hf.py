@@ -39,6 +39,7 @@ MODULES = {
     "layers.py",
     "layout.py",
     "model.py",
+    "packed.py",
     "positions.py",
     "shape.py",
     "tokens.py",

@@ -23,6 +23,8 @@ from tests.support.live import Live
 from tests.support.tiny import ROOT
 
 BATCH, LENGTH = 3, 20
+STARTS = [0, 7, 20, 40, 41, 55, 60]
+"""Of documents in such a batch, where they are apart."""
 _SIZES: dict[str, Any] = {
     "vocab_size": 61,
     "width": 32,
@@ -83,14 +85,24 @@ class Held:
         parameters = [*model.parameters()]
         ids = torch.randint(shape.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
         given = [*loss.teacher.parameters()] if loss and loss.teacher else []
-        with Live([*parameters, *given, ids]) as live:
+        starts = torch.tensor(STARTS, dtype=torch.int32)
+        documents = starts if recipe.documents == "apart" else None
+
+        def step() -> torch.Tensor:
+            if loss:
+                taught: torch.Tensor = loss(model, input_ids=ids, labels=ids, documents=documents)["loss"]
+                return taught
+            computed: torch.Tensor = model(ids, labels=ids, documents=documents).loss
+            return computed
+
+        with Live([*parameters, *given, ids, starts]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                out = loss(model, input_ids=ids, labels=ids)["loss"] if loss else model(ids, labels=ids).loss
+                out = step()
             self.kept = live.now - out.nbytes
             out.backward()
             del out
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # a further part of the batch
-                out = loss(model, input_ids=ids, labels=ids)["loss"] if loss else model(ids, labels=ids).loss
+                out = step()
             out.backward()
         self.peak = live.peak
         trained = [p for p in parameters if p.requires_grad]
@@ -135,6 +147,24 @@ def test_the_formula_gives_the_bytes_that_torch_holds(train: Literal["all", "kv"
     check(SHAPES["llama"], LAYOUTS["cla"], recipe_of(train, checkpointing), bf16=False)
 
 
+@pytest.mark.parametrize("shape", ["opt", "gemma2"])
+def test_of_documents_apart(shape: str) -> None:
+    check(SHAPES[shape], LAYOUTS["apart"], recipe_of("all", shape == "opt", documents="apart"), bf16=False)
+
+
+def test_a_kernel_that_takes_documents_keeps_no_mask() -> None:
+    recipes = [replace(recipe_of("all", False), documents=documents) for documents in ("together", "apart")]
+    shapes = [replace(SHAPES["neox"], head_dim=16), replace(SHAPES["neox"], head_dim=12)]
+    needs = [
+        [training_memory(recipe, shape, LAYOUTS["gqa"], 64, bf16=True).activations for recipe in recipes]
+        for shape in shapes
+    ]
+    angles = 64 * (BATCH - 1) * 4
+    masks = 4 * BATCH * 64 * 64 * 2
+    assert needs[0][1] - needs[0][0] == angles * shapes[0].rotated_dims
+    assert needs[1][1] - needs[1][0] == angles * shapes[1].rotated_dims + masks
+
+
 @pytest.mark.long
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
@@ -143,11 +173,12 @@ def test_the_formula_gives_the_bytes_that_torch_holds(train: Literal["all", "kv"
     st.sampled_from(TRAIN),
     st.booleans(),
     st.booleans(),
+    st.sampled_from(["together", "apart"]),
 )
 def test_of_every_family_with_every_layout(
-    shape: str, layout: str, train: Literal["all", "kv", "lora"], checkpointing: bool, bf16: bool
+    shape: str, layout: str, train: Literal["all", "kv", "lora"], checkpointing: bool, bf16: bool, documents: str
 ) -> None:
-    check(SHAPES[shape], LAYOUTS[layout], recipe_of(train, checkpointing), bf16)
+    check(SHAPES[shape], LAYOUTS[layout], recipe_of(train, checkpointing, documents=documents), bf16)
 
 
 @pytest.mark.long

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
 
 from mlkv.context import Interrupted, Outcome, Row, StepFailed
 from mlkv.corpus.blocks import Blocks, check_ids, open_blocks
@@ -28,7 +31,9 @@ from mlkv.hf import load_checked
 from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
+from mlkv.train.arguments import training_arguments
 from mlkv.train.dataset import IGNORED, BlockDataset
+from mlkv.train.prefetch import PREFETCH
 from mlkv.train.schedule import final_loss
 from tests.support.processes import PATIENCE
 from tests.support.read_back import present
@@ -103,6 +108,17 @@ def test_padding_and_first_tokens_are_left_out_of_the_loss(blocks: Blocks) -> No
     assert ((batch["labels"] == IGNORED)[:, 1:] == (rows_BT == blocks.padding)[:, 1:]).all()
     assert (batch["labels"][:, 0] == IGNORED).all()
     assert batch["input_ids"].max() < SHAPE.vocab_size
+
+
+def test_a_document_begins_with_the_end_of_text_before_it(blocks: Blocks) -> None:
+    dataset, together = (BlockDataset(blocks, 16, 0, apart=apart) for apart in (True, False))
+    rows_BT = torch.stack([dataset[i] for i in range(16)])
+    batch = dataset.collate(list(rows_BT))
+    flat, length = rows_BT.flatten(), rows_BT.shape[1]
+    expected = [i for i in range(len(flat)) if i % length == 0 or flat[i] == blocks.end_of_text]
+    assert len(expected) > 16
+    assert batch.pop("documents").tolist() == [*expected, len(flat)]
+    assert all(torch.equal(value, batch[name]) for name, value in together.collate(list(rows_BT)).items())
 
 
 # Training
@@ -265,6 +281,55 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus: Path, undisturbed: Path, tmp_
     assert_equal(weights(tmp_path), weights(undisturbed))
     steps = [row["step"] for row in logged]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.long
+def test_batches_that_another_process_makes_are_the_same(
+    padded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with documents apart: bit for bit, through a stop, and whatever signals a queue sends to all."""
+    recipe = replace(RECIPE, documents="apart", micro_batch=2)
+    go(tmp_path / "here", padded, recipe)
+    monkeypatch.setattr("mlkv.train.trainer.training_arguments", with_prefetch)
+    logged: list[Row] = []
+
+    def stop_at_6() -> bool:
+        (worker,) = multiprocessing.active_children()
+        subprocess.run([sys.executable, "-c", SIGNALS, str(worker.pid)], check=True)
+        return bool(logged) and logged[-1]["step"] >= 6
+
+    with pytest.raises(Interrupted, match="stopped after step 7 of 12"):
+        go(tmp_path / "there", padded, recipe, logged, stop_at_6)
+    go(tmp_path / "there", padded, recipe)
+    assert_equal(weights(tmp_path / "there"), weights(tmp_path / "here"))
+    go(tmp_path / "together", padded, replace(recipe, documents="together"))
+    first, second = (weights(tmp_path / name)["model.embed.weight"] for name in ("here", "together"))
+    assert not torch.equal(first, second)
+
+
+SIGNALS = """
+import os, signal, sys
+for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    os.kill(int(sys.argv[1]), number)
+"""
+
+
+@pytest.mark.long
+def test_a_failed_training_does_not_wait_for_the_process_that_makes_batches(corpus: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mlkv.train import trainer\n"
+        "from tests.mlkv import test_train as t\n"
+        "trainer.training_arguments = t.with_prefetch\n"
+        "t.go(Path(sys.argv[1]), Path(sys.argv[2]), stop=lambda: 1 / 0)"
+    )
+    process = start_python(code, tmp_path, corpus)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert output.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert process.returncode == 1
+
+
+def with_prefetch(*given: Any, **named: Any) -> TrainingArguments:
+    return replace(training_arguments(*given, **named), **PREFETCH)
 
 
 @pytest.mark.long

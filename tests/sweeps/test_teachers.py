@@ -136,6 +136,8 @@ def test_a_plan_says_what_asking_and_storing_cost(planner: Planner, tiny: list[s
     )
     assert "; stored: once on 1 K tokens (" in shown.plain
     assert teacher_costs(planner([*tiny, *BARE]), costs) is None
+    apart = planner([*tiny, *BARE, DISTILLED, "uptrain.documents=apart"])
+    assert present(teacher_costs(apart, costs)).stored_tokens == run, "though it could not be trained with these"
 
 
 def test_a_distilled_sweep_leaves_curves_of_what_its_losses_are_made_of(tiny: list[str], tmp_path: Path) -> None:
