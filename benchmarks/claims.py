@@ -89,5 +89,6 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("bytes per second of a step, MHA", "of a copy", "decode", "mha_share", at_least=0.6, unit="", needs="gpu"),
     Claim("bytes per second of a step, MQA", "of a copy", "decode", "mqa_share", at_least=0.4, unit="", needs="gpu"),
-    Claim("largest batch of MLKV-6, Pythia-160M, 2,048 tokens", "MHA", "largest_batch", "ratio", 20, needs="gpu"),
+    Claim("largest batch of MLKV-6, Pythia-160M, 2,048 tokens, in 2 GiB", "MHA", "largest_batch", "ratio", 20),
+    Claim("the same in a GPU's memory", "MHA", "largest_batch", "ratio", 20, needs="gpu"),
 )

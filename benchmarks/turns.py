@@ -99,14 +99,12 @@ def circumstances() -> dict[str, Any]:
 
 
 def report(name: str, where: Mapping[str, Any], numbers: Mapping[str, Any], save: bool) -> None:
-    """Print a result as the last line, one JSON object; `save` keeps it in results/DATE-NAME.json too, NAME with
-    `-cuda` where `numbers` say that this was the device."""
+    """Print a result as the last line, one JSON object; `save` keeps it in results/DATE-NAME.json too."""
     rounded = {key: _rounded(value) for key, value in numbers.items()}
     line = json.dumps({"benchmark": name, **where, **rounded})
     if save:
         RESULTS.mkdir(exist_ok=True)
-        device = "-cuda" if numbers.get("device") == "cuda" else ""
-        (RESULTS / f"{where['date']}-{name}{device}.json").write_text(line + "\n", encoding="utf-8")
+        (RESULTS / f"{where['date']}-{name}.json").write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)
 
 
