@@ -11,7 +11,7 @@ from ..shape import DecoderShape
 if TYPE_CHECKING:
     import torch
 
-_SINCE = (2, 13)
+SINCE = (2, 13)
 """torch with varlen_attn for groups of query heads."""
 _OLDEST_GPU = (8, 0)
 _WIDEST_HEAD = 256
@@ -30,4 +30,4 @@ def has_kernel(device: torch.device) -> bool:
     import torch
 
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    return version >= _SINCE and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OLDEST_GPU
+    return version >= SINCE and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OLDEST_GPU

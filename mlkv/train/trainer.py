@@ -80,8 +80,10 @@ class BlockTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         if loader.num_workers:
-            # accelerate's loader is one around torch's, from which it is made again where a run is resumed.
-            loader.base_dataloader.worker_init_fn = obey_parent_alone
+            # accelerate's loader is one around torch's, from which it is made again where a run is resumed. Forked, as
+            # Python did by default before 3.14: rows are mapped from disk, and would be copied.
+            inner = loader.base_dataloader
+            inner.worker_init_fn, inner.multiprocessing_context = obey_parent_alone, "fork"
         return loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -12,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter
 
 from mlkv.recipes import TrainRecipe
-from mlkv.train.arguments import check
+from mlkv.train.arguments import check, training_arguments
 
 HINTS = get_type_hints(TrainRecipe, include_extras=True)
 LENGTH = ("steps", "tokens", "epochs", "rungs")
@@ -58,6 +59,16 @@ def test_every_combination_of_choices_is_taken() -> None:
         chosen = dict(zip(named, values, strict=True))
         if chosen["documents"] == "together" or chosen["teacher_logits"] == "online":  # refused otherwise
             check(TrainRecipe(steps=1, **chosen))
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_batches_are_made_beside_the_steps_of_a_gpu_alone(cpu: bool, tmp_path: Path) -> None:
+    plain, stored = TrainRecipe(steps=1), TrainRecipe(steps=1, teacher="base", teacher_logits="stored")
+    workers = [
+        training_arguments(each, 1, tmp_path, precision="fp32", processes=1, cpu=cpu).dataloader_num_workers
+        for each in (plain, stored)
+    ]
+    assert workers == [0 if cpu else 1, 0]
 
 
 def test_a_check_leaves_the_environment_as_it_was() -> None:

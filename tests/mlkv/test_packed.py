@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import varlen
 
 from mlkv.attention import Attention, attend, attend_in_documents
 from mlkv.hf import MLKVForCausalLM
@@ -23,7 +22,7 @@ from mlkv.train.chunked_distillation import ChunkedDistillation
 from mlkv.train.distillation import Distillation
 from mlkv.train.elastic import ElasticDecoder
 from mlkv.train.loss import chunked_cross_entropy
-from mlkv.train.packing import has_kernel, takes_documents
+from mlkv.train.packing import SINCE, has_kernel, takes_documents
 from sweeps.steps.step import identity_fields
 from tests.support.latents import latent_of, noisy
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
@@ -194,10 +193,19 @@ def _by_documents(
     )
 
 
+@pytest.fixture
+def kernel() -> None:
+    """torch's own is for CUDA alone: one for CPUs stands in for it, behind torch's own function."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SINCE:
+        pytest.skip(f"torch {torch.__version__} has none for groups of query heads")
+    from torch.nn.attention import varlen
+
+    varlen._varlen_attn.register_kernel("cpu")(_by_documents)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(("k_heads", "v_heads"), [(4, 4), (2, 2), (1, 1), (2, 4)])
 def test_a_kernel_is_told_of_the_documents_that_a_mask_would_show(k_heads: int, v_heads: int) -> None:
-    """Through torch's own function; its kernel is for CUDA alone, so that one for a CPU stands in for it."""
-    varlen._varlen_attn.register_kernel("cpu")(_by_documents)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(ROWS, heads, LENGTH, 8, generator=generator) for heads in (4, k_heads, v_heads))
     starts = starts_of(torch.rand(ROWS, LENGTH, generator=generator) < 0.3)
@@ -205,8 +213,8 @@ def test_a_kernel_is_told_of_the_documents_that_a_mask_would_show(k_heads: int, 
     torch.testing.assert_close(attend_in_documents(q, k, v, starts, 0.3), expected)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_decoder_gives_documents_to_a_kernel_but_for_windows() -> None:
-    varlen._varlen_attn.register_kernel("cpu")(_by_documents)
     model = subject("windows")
     ids_BT = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH)
     starts = starts_of(ids_BT % 5 == 3)
