@@ -11,6 +11,8 @@ Legend: `B` sequences, `T` tokens of a sequence, `N` tokens in all, `C` tokens o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from ..layers import capped
 from ..model import Decoder
 from .dataset import IGNORED
 from .memory import CHUNK
+
+ROWS = 8192
+"""Of the head's weight whose gradient in bf16 exists at once, on its way to that in float32."""
 
 ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """From a chunk's logits `[C, V]` in float32, which it may overwrite, and its place among the tokens: the loss of each,
@@ -32,39 +37,62 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, shares_N: Tensor, cap: float, loss_of: ChunkLoss
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        hidden_gradient = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight_VD) if wants_weight else None
+        found = _Gradients(
+            torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if wants_hidden else None,
+            torch.zeros_like(weight_VD) if wants_weight else None,
+        )
         losses_N = shares_N.new_empty(len(shares_N), dtype=torch.float32)
         x_ND, w_VD = as_computed(hidden_ND), as_computed(weight_VD)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(x_ND), CHUNK):
                 place = slice(start, start + CHUNK)
-                x_CD, shares_C1 = x_ND[place], shares_N[place].unsqueeze(-1)
-                logits_CV = capped((x_CD @ w_VD.T).float(), cap)
-                slope_CV = 1 - (logits_CV / cap).square() if cap else None
-                losses_N[place], gradient_CV = loss_of(logits_CV, place)
-                gradient_CV = (gradient_CV if slope_CV is None else gradient_CV * slope_CV).to(x_CD.dtype)
-                # Shares are multiplied where tensors are as wide as the model, not as the vocabulary.
-                if hidden_gradient is not None:
-                    hidden_gradient[place] = (gradient_CV @ w_VD) * shares_C1
-                if weight_gradient is not None:
-                    _add_product(weight_gradient, gradient_CV, (x_CD * shares_C1).to(x_CD.dtype))
-        ctx.save_for_backward(*(each for each in (hidden_gradient, weight_gradient) if each is not None))
-        ctx.wanted = wants_hidden, wants_weight
+                losses_N[place], gradient_CV = _of_chunk(x_ND[place], w_VD, cap, partial(loss_of, place=place))
+                found.add(gradient_CV, x_ND[place], w_VD, shares_N[place].unsqueeze(-1), place)
+                del gradient_CV  # else it is there beside the next chunk's
+        # Not as saved tensors: what those are is held until the backward pass has ended, so that the weight would get a
+        # copy of its gradient.
+        ctx.found = found
         return (losses_N * shares_N).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        kept = iter(ctx.saved_tensors)
-        hidden, weight = (next(kept).mul_(gradients[0]) if wanted else None for wanted in ctx.wanted)
-        return hidden, weight, None, None, None
+        found: _Gradients = ctx.found
+        del ctx.found
+        for each in (found.hidden_ND, found.weight_VD):
+            if each is not None:
+                each.mul_(gradients[0])
+        return found.hidden_ND, found.weight_VD, None, None, None
 
 
-def _add_product(total_VD: Tensor, gradient_CV: Tensor, x_CD: Tensor) -> None:
-    if gradient_CV.dtype == total_VD.dtype:
-        total_VD.addmm_(gradient_CV.T, x_CD)
-    else:
-        total_VD += gradient_CV.T @ x_CD
+def _of_chunk(
+    x_CD: Tensor, w_VD: Tensor, cap: float, loss_of: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The tokens' losses and their gradient for the logits before the cap, as products take it."""
+    logits_CV = capped((x_CD @ w_VD.T).float(), cap)
+    slope_CV = 1 - (logits_CV / cap).square() if cap else None
+    losses_C, gradient_CV = loss_of(logits_CV)
+    return losses_C, (gradient_CV if slope_CV is None else gradient_CV.mul_(slope_CV)).to(x_CD.dtype)
+
+
+@dataclass
+class _Gradients:
+    """Of the hidden states and of the head's weight, where they are wanted."""
+
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+
+    def add(self, gradient_CV: Tensor, x_CD: Tensor, w_VD: Tensor, shares_C1: Tensor, place: slice) -> None:
+        """Those of a chunk. Shares are multiplied where tensors are as wide as the model, not as the vocabulary."""
+        if self.hidden_ND is not None:
+            self.hidden_ND[place] = (gradient_CV @ w_VD) * shares_C1
+        if self.weight_VD is None:
+            return
+        shared_CD = (x_CD * shares_C1).to(x_CD.dtype)
+        if gradient_CV.dtype == self.weight_VD.dtype:
+            self.weight_VD.addmm_(gradient_CV.T, shared_CD)
+            return
+        for total_RD, gradient_CR in zip(self.weight_VD.split(ROWS), gradient_CV.split(ROWS, -1), strict=True):
+            total_RD += gradient_CR.T @ shared_CD
 
 
 def as_computed(value: Tensor) -> Tensor:
@@ -81,10 +109,12 @@ def chunked(hidden_ND: Tensor, weight_VD: Tensor, shares_N: Tensor, cap: float, 
 
 
 def cross_entropy(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token, `[C]`, and its gradient `[C, V]`; where a label is ignored, anything finite."""
+    """Of each token, `[C]`, and its gradient `[C, V]` in the place of the logits; where a label is ignored, anything
+    finite."""
     targets_C1 = targets_C.clamp(min=0).unsqueeze(-1)
-    p_CV, log_sum_C1 = _probabilities(logits_CV)
-    losses_C1 = log_sum_C1 - logits_CV.gather(-1, targets_C1)
+    own_C1 = logits_CV.gather(-1, targets_C1)
+    p_CV, log_sum_C1 = _probabilities(logits_CV, into=logits_CV)
+    losses_C1 = log_sum_C1 - own_C1
     gradient_CV = p_CV.scatter_add_(-1, targets_C1, torch.full_like(losses_C1, -1.0))
     return losses_C1.squeeze(-1), gradient_CV
 
@@ -111,9 +141,9 @@ def divergence(student_CV: Tensor, teacher_CV: Tensor) -> tuple[Tensor, Tensor]:
     return kl_C, q_CV.sub_(p_CV)
 
 
-def _probabilities(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+def _probabilities(logits_CV: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """And the logarithm of the sum of exponentials, `[C, 1]`: the likeliest token's probability is 1 over the sum
-    without its exponent, and never rounds to 0."""
+    without its exponent, and never rounds to 0. into: what may be the logits themselves."""
     highest_C1, where_C1 = logits_CV.max(-1, keepdim=True)
-    p_CV = logits_CV.softmax(-1)
+    p_CV = torch.softmax(logits_CV, -1, out=into)
     return p_CV, highest_C1 - p_CV.gather(-1, where_C1).log()
