@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from .layers import capped, qk_norm_of
 from .layout import KINDS, KVLayout
@@ -34,7 +35,9 @@ class Attention(nn.Module):
     k: nn.Linear
     v: nn.Linear
     by_products = False
-    """Attend with matrix products that keep the weights, where there is no mask: see `attend_by_products`."""
+    """Attend with matrix products, where there is no mask: see `attend_by_products`."""
+    keeps = True
+    """The weights that those products need, for the backward pass. Else they are computed again."""
 
     def __init__(self, shape: DecoderShape, layout: KVLayout, layer: int, keys: Keys) -> None:
         super().__init__()
@@ -79,10 +82,17 @@ class Attention(nn.Module):
         if tokens.starts is not None:
             out_BHTK = attend_in_documents(q_BHTK, k_BGSK, v_BGSK, tokens.starts, self.factor)
         elif self.by_products and plain and not self.cap:
-            out_BHTK = attend_by_products(q_BHTK, k_BGSK, v_BGSK, self.factor)
+            out_BHTK = self._by_products(q_BHTK, k_BGSK, v_BGSK)
         else:
             out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, tokens.mask, self.factor, self.cap, tokens.attentions)
         return self.o(out_BHTK.transpose(1, 2).flatten(2)), used_kv
+
+    def _by_products(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        if self.keeps:
+            return attend_by_products(q_BHTK, k_BGTK, v_BGTK, self.factor)
+        own = (q_BHTK, k_BGTK, v_BGTK, self.factor)
+        out: Tensor = checkpoint(attend_by_products, *own, use_reentrant=False, preserve_rng_state=False)
+        return out
 
     def _compute_kv(self, x_BTD: Tensor, tokens: Tokens) -> KeysValues:
         """All that it owns, cached and new; 0 heads of what it does not own."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,9 +11,6 @@ from .context import StepFailed
 from .shape import check_choice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""Numbers of options in glibc's malloc.h; 32 MiB is as large as the first grows by itself."""
 
 
 def default_device() -> torch.device:
@@ -60,16 +55,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     # A compiler wraps what a graph's first run raised.
     words = ("not enough memory", "allocate memory", "CUDA out of memory", "CUDA error: out of memory")
     return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what this process frees, for its next allocations: it gives large blocks back, and the
-    kernel then clears their pages anew at every step. That took 8 to 15 % of the processor time of the quickstart's
-    trainings (measured; their peak memory stays). Nothing happens where the library is not glibc."""
-    with suppress(AttributeError, OSError, TypeError):
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(_MMAP_THRESHOLD, 32 * 2**20)
-        set_option(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_memory() -> int:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from .shape import DecoderShape
 
 
 class MLP(nn.Module):
+    keeps = True
+    """What comes out of the activation, for the backward pass. Else it is computed again from what went in."""
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[shape.activation]
@@ -21,9 +27,35 @@ class MLP(nn.Module):
         self.down = nn.Linear(shape.mlp_width, shape.width, bias=shape.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gated:
-            return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
-        return self.down(self.activation(self.up(x_BTD)))
+        inputs = (self.gate(x_BTD), self.up(x_BTD)) if self.gated else (self.up(x_BTD),)
+        active_BTF = self._active(*inputs)
+        if self.keeps:
+            return self.down(active_BTF)
+        with computed_again(active_BTF, self._active, inputs):
+            return self.down(active_BTF)
+
+    def _active(self, up_BTF: Tensor, *gated: Tensor) -> Tensor:
+        active_BTF = self.activation(up_BTF)
+        return active_BTF * gated[0] if gated else active_BTF
+
+
+def computed_again(
+    value: Tensor, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+) -> AbstractContextManager[None]:
+    """Here the backward pass does not get `value`, nor another view of the whole of it, but computes it from `inputs`,
+    to the same bits. Spares memory where the inputs are kept for other reasons."""
+    place, numbers, given = value.data_ptr(), value.numel(), [each.detach() for each in inputs]
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        return saved.shape if saved.data_ptr() == place and saved.numel() == numbers else saved
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        with torch.no_grad():
+            return compute(*given).view(packed)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

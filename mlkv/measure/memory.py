@@ -5,13 +5,14 @@ A resident size counts whole pages and is coarser; where the system does not rep
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from ..freed import return_freed_memory
 
 
 class Peak:
@@ -45,8 +46,7 @@ def return_free_memory() -> None:
     """Return to the system the memory that earlier work freed, as far as the C library can: else the peak would not
     count what a cell uses of it."""
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    return_freed_memory()
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class Pass:
     copies: whether products in bf16 keep copies of their weights (autocast; not where FSDP gathers them in bf16).
     fused: whether RMS norms are one kernel (CUDA); else they keep what each of their operations needs.
     products: whether attention is two matrix products, which keep its weights.
+    lean: whether those weights and what comes out of an MLP's activation are computed again (mlkv/train/lean.py).
     apart: whether documents in a row are, so that each row has positions and a mask of its own.
     """
 
@@ -81,6 +82,7 @@ class Pass:
     copies: bool = True
     fused: bool = True
     products: bool = False
+    lean: bool = False
     apart: bool = False
 
     @property
@@ -156,13 +158,15 @@ class Pass:
         tape.keep(Value(logits.numbers, FP32, True), Value(rows, 8, False), Value(1, FP32, False))
         return tape.bytes
 
-    def chunked_head(self, chunk: int) -> int:
+    def chunked_head(self, chunk: int, rows: int) -> int:
         """The same where logits exist for `chunk` tokens at a time: hidden states as products take them and their
-        gradients, the head's weight as products take it, and of a chunk its logits, probabilities and gradient."""
-        shape, rows = self.shape, self.batch * (self.length - 1)
+        gradients, the head's weight as products take it, a chunk's logits, which become their gradient, and for `rows`
+        of it in float32 logits, probabilities and what comes of them."""
+        shape, tokens = self.shape, self.batch * (self.length - 1)
         head = shape.vocab_size * shape.width * (self.compute if self.compute != FP32 else 0)
-        hidden = rows * shape.width * (self.compute + FP32)
-        return hidden + head + min(chunk, rows) * shape.vocab_size * (3 * FP32 + 2 * self.compute)
+        hidden = tokens * shape.width * (self.compute + FP32)
+        numbers = min(chunk, tokens) * self.compute + min(rows, tokens) * 3 * FP32
+        return hidden + head + numbers * shape.vocab_size
 
     def _angles(self, tape: Tape) -> None:
         """Cosines and sines, once for each kind of layers."""
@@ -244,7 +248,9 @@ class Pass:
             most = max(k.numbers, v.numbers)
             k, v = (Value(most, value.size, value.grad) for value in (k, v))
         if self.products and not self._masked(window):
-            tape.keep(q, k, v, Value(self.batch * heads * square, self.compute, True))
+            tape.keep(q, k, v)
+            if not self.lean:
+                tape.keep(Value(self.batch * heads * square, self.compute, True))
             return out
         tape.keep(q, k, v, out, Value(self.tokens * heads, FP32, False))
         if self._masked(window):
@@ -301,20 +307,31 @@ class Pass:
             if up.grad:
                 tape.keep(active)
             active = Value(up.numbers, self.compute, gate.grad or up.grad)
-        return self._linear(tape, active, tokens, shape.mlp_width, width, f"{name}.down.weight")
+        again = self.lean and shape.activation != "relu"
+        return self._linear(tape, active, tokens, shape.mlp_width, width, f"{name}.down.weight", kept=not again)
 
     def _linear(
-        self, tape: Tape, x: Value, rows: int, inputs: int, outputs: int, weight: str, module: str = ""
+        self,
+        tape: Tape,
+        x: Value,
+        rows: int,
+        inputs: int,
+        outputs: int,
+        weight: str,
+        module: str = "",
+        kept: bool = True,
     ) -> Value:
         """A gradient of the weight needs the input, one of the input the weight."""
         trained, rank = self.trained(weight), self.rank_of(module or weight.removesuffix(".weight"))
-        if trained:
+        if trained and kept:
             tape.keep(self._rounded(x))
         if x.grad and self.compute != FP32 and self.copies:
             tape.keep(Value(inputs * outputs, self.compute, True))
             tape.copies += inputs * outputs * self.compute
         if rank:
-            tape.keep(self._rounded(x), Value(rows * rank, self.compute, True))
+            tape.keep(
+                Value(rows * rank, self.compute, True), *([self._rounded(x)] if kept or self.compute != FP32 else [])
+            )
             if self.compute != FP32:
                 down = inputs if x.grad else 0
                 tape.keep(Value((down + outputs) * rank, self.compute, True))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 
+from ..freed import KEPT
 from ..layout import KVLayout
 from ..recipes import TrainRecipe
 from ..shape import DecoderShape
@@ -19,6 +20,8 @@ from .parts import is_adapted, is_trained
 CHUNK = 256
 """Tokens whose logits exist at once where the loss is chunked: matrix products are as fast as over all tokens from here
 on (mlkv/train/loss.py), and more tokens only take more memory."""
+ROWS = 16
+"""Those of them whose logits exist in float32 at once on a CPU: they fit its cache."""
 _MOMENTS = 2
 """Of AdamW, for each weight that is trained."""
 _TEACHER_LOGITS = 5
@@ -50,6 +53,14 @@ class TrainingMemory:
         return sum(asdict(self).values())
 
 
+def is_lean(recipe: TrainRecipe, shape: DecoderShape, *, gpu: bool) -> bool:
+    """Whether a training computes again what it gets at little cost, and returns freed memory within a step
+    (mlkv/train/lean.py): its bits stay, its memory counts, and its steps are long beside that. So it is where the loss
+    is chunked and a gradient over the vocabulary is so large that freed memory has no room for it."""
+    large = shape.vocab_size * shape.width * FP32 >= KEPT
+    return large and recipe.loss == "chunked" and not (gpu or recipe.compile or recipe.gradient_checkpointing)
+
+
 def training_memory(
     recipe: TrainRecipe,
     shape: DecoderShape,
@@ -77,7 +88,7 @@ def training_memory(
     rows = passed.batch * (length - 1)
     if recipe.loss == "chunked":
         number = min(rows, CHUNK) * shape.vocab_size * FP32
-        logits = passed.chunked_head(CHUNK)
+        logits = passed.chunked_head(CHUNK, CHUNK if gpu or recipe.teacher != "none" else ROWS)
     else:
         number = rows * shape.vocab_size * FP32
         # In the backward pass the gradients of the log-probabilities and of the logits lie beside the former.
@@ -112,6 +123,7 @@ def pass_of(
         fused=gpu,
         products=recipe.attention == "products",
         apart=recipe.documents == "apart",
+        lean=is_lean(recipe, shape, gpu=gpu),
     )
 
 

@@ -12,8 +12,9 @@ from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..corpus.blocks import Blocks, check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from ..corpus.tokenizer import copy_tokenizer
-from ..device import default_device, keep_freed_memory, resolve_precision
+from ..device import default_device, resolve_precision
 from ..files import Json
+from ..freed import keep_freed_memory
 from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..model import Decoder
@@ -23,7 +24,9 @@ from . import trunk
 from .chunked_distillation import ChunkedDistillation
 from .distillation import Distillation, open_teacher
 from .elastic import Elastic, ElasticTrainer
+from .lean import make_lean
 from .loss import chunked_cross_entropy
+from .memory import is_lean
 from .packing import has_kernel, takes_documents
 from .schedule import Schedule, final_loss, spikes
 from .trainer import BlockTrainer
@@ -152,6 +155,8 @@ def _choose_efficiency(
         if isinstance(module, Decoder):
             takes = takes_documents(module.shape, module.layout, bf16=precision == "bf16")
             module.documents_by_kernel = on_device and takes
+    if is_lean(recipe, model.shape, gpu=default_device().type != "cpu"):
+        make_lean(model.model)
 
 
 def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:

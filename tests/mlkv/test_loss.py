@@ -19,7 +19,9 @@ from mlkv.recipes import LONGEST_BY_PRODUCTS, PLAIN, ConvertRecipe, TrainRecipe
 from mlkv.train import loss as loss_module
 from mlkv.train.chunked_distillation import ChunkedDistillation
 from mlkv.train.distillation import Distillation
+from mlkv.train.lean import make_lean
 from mlkv.train.loss import chunked_cross_entropy
+from mlkv.train.memory import is_lean
 from mlkv.train.teacher import Sizes, StoredTeacher, largest
 from mlkv.train.utilisation import flops_per_token, mfu
 from sweeps.steps.step import identity_fields
@@ -122,6 +124,32 @@ def test_attention_by_products_is_that_of_the_kernel(layout: str) -> None:
         if isinstance(module, Attention):
             module.by_products = True
     assert_close(model, model(IDS, labels=LABELS).loss, expected)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_computed_again_has_the_same_bits(shape: str, bf16: bool) -> None:
+    model, _ = made(shape)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.by_products = True
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(IDS, labels=LABELS).loss
+        found.append((loss.detach(), gradients(model, loss)))
+        make_lean(model.model)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_only_a_large_vocabulary_and_a_chunked_loss_make_a_training_lean() -> None:
+    shape = replace(SHAPES[next(iter(SHAPES))], vocab_size=50_304, width=256, heads=4, head_dim=64)
+    recipe = TrainRecipe(steps=1, loss="chunked")
+    assert is_lean(recipe, shape, gpu=False)
+    assert not is_lean(recipe, shape, gpu=True)
+    assert not is_lean(recipe, replace(shape, vocab_size=20_000), gpu=False)
+    for other in (TrainRecipe(steps=1), replace(recipe, compile=True), replace(recipe, gradient_checkpointing=True)):
+        assert not is_lean(other, shape, gpu=False)
 
 
 @settings(max_examples=50)

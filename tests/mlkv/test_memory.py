@@ -18,6 +18,7 @@ from mlkv.shape import DecoderShape
 from mlkv.train.adapters import choose_trained
 from mlkv.train.arguments import optimizer
 from mlkv.train.distillation import Distillation
+from mlkv.train.lean import make_lean
 from mlkv.train.memory import TrainingMemory, pass_of, training_memory
 from tests.support.live import Live
 from tests.support.tiny import ROOT
@@ -76,11 +77,21 @@ class Held:
     """What torch holds of one step: `kept` after the forward pass, `peak` at most at once, with the gradients."""
 
     def __init__(
-        self, shape: DecoderShape, layout: KVLayout, recipe: TrainRecipe, bf16: bool, loss: Any = None
+        self,
+        shape: DecoderShape,
+        layout: KVLayout,
+        recipe: TrainRecipe,
+        bf16: bool,
+        loss: Any = None,
+        lean: bool = False,
     ) -> None:
         model = MLKVForCausalLM.from_shape(shape, layout, seed=0).train()
         model.loss_only = loss is None
         model.model.gradient_checkpointing = recipe.gradient_checkpointing
+        if lean:
+            for block in model.model.blocks:
+                block.attention.by_products = True
+            make_lean(model.model)
         choose_trained(model, recipe)
         parameters = [*model.parameters()]
         ids = torch.randint(shape.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -163,6 +174,18 @@ def test_a_kernel_that_takes_documents_keeps_no_mask() -> None:
     masks = 4 * BATCH * 64 * 64 * 2
     assert needs[0][1] - needs[0][0] == angles * shapes[0].rotated_dims
     assert needs[1][1] - needs[1][0] == angles * shapes[1].rotated_dims + masks
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("train", TRAIN)
+@pytest.mark.parametrize("shape", ["neox", "opt", "llama"])
+def test_what_is_computed_again_is_not_kept(shape: str, train: Literal["all", "kv", "lora"], bf16: bool) -> None:
+    layout, recipe = LAYOUTS["gqa"], recipe_of(train, False)
+    held = Held(SHAPES[shape], layout, recipe, bf16, lean=True)
+    passed = pass_of(recipe, SHAPES[shape], layout, LENGTH, bf16=bf16, processes=1, gpu=False)
+    body, head = replace(passed, products=True, lean=True).body(), passed.head()
+    assert body.kept + body.copies + head == held.kept
+    assert body.kept < replace(passed, products=True).body().kept
 
 
 @pytest.mark.long
