@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from statistics import median, stdev
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ from .runs import PROTOCOLS, Run, Sizes, WarmRun
 class Cell(NamedTuple):
     batch: int
     context: int
+
+
+def cells_of(recipe: MeasureRecipe) -> list[Cell]:
+    """In the order of the results, whatever the order of the turns."""
+    return [Cell(*each) for each in product(recipe.batch_sizes, recipe.contexts)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Bench:
         are divided by in each repetition."""
         if self.error is not None:
             return
-        for cell in (*self._runs, *self._failed):
+        for cell in cells_of(self.recipe):
             self.cells[cell] = self._metrics(cell, reference) if cell in self._runs else {"oom": Measured(1.0)}
         if self._made:
             self.variant.append(MetricRow("weights_bytes", float(weight_bytes(self._made))))

@@ -19,7 +19,7 @@ import torch
 from ..context import Context, Interrupted, MetricRow, Outcome, Row, StepFailed
 from ..device import DTYPES, require_device
 from ..recipes import MeasureRecipe
-from .bench import Bench, Cell, Measured, Subject
+from .bench import Bench, Cell, Measured, Subject, cells_of
 from .memory import collecting_new_garbage
 from .models import Models
 from .processor import CopyBandwidth, cache_of_processor
@@ -41,7 +41,7 @@ class Session:
             raise StepFailed(str(error)) from None
         torch.set_num_threads(recipe.threads)
         models = Models(self.device, DTYPES[recipe.dtype])
-        self.cells = [Cell(*each) for each in product(recipe.batch_sizes, recipe.contexts)]
+        self.cells = cells_of(recipe)
         self.benches = [Bench(recipe, subject, self.device, models) for subject in subjects]
         self._copy = CopyBandwidth(self.device)
         self._copies: list[float] = []
