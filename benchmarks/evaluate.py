@@ -178,7 +178,7 @@ def inside(side: str, places: Sequence[str], precision: str) -> None:
 
 def _inside_ours(checkpoint: Path, corpus: Path, precision: str) -> Any:
     from mlkv.context import Context
-    from mlkv.evaluate import asked_tasks, harness, harness_model, step
+    from mlkv.evaluate import harness, harness_model, step, task_cache
     from mlkv.evaluate.models import LastModel, LastTokenizer
     from mlkv.recipes import EvaluateRecipe
 
@@ -187,7 +187,7 @@ def _inside_ours(checkpoint: Path, corpus: Path, precision: str) -> Any:
 
     def evaluate() -> Scores:
         step.CHECKPOINT, step.TOKENIZER = LastModel(), LastTokenizer()
-        asked_tasks.forget()
+        task_cache.forget()
         found: Scores = {}
         for task in TASKS:
             recipe = EvaluateRecipe(task, limit=LIMIT, batch_size=BATCH_SIZE, precision=precision)  # type: ignore[arg-type]
@@ -292,8 +292,8 @@ def main() -> None:
             )
             numbers["more_checkpoints_ratio"] = ratio(more["together"], more["alone"])
             numbers |= {f"more_checkpoints_{how}_seconds": statistics.median(each) for how, each in more.items()}
-    asked = {"precision": options.precision, "limit": LIMIT, "batch_size": BATCH_SIZE, "threads": 1}
-    report("evaluate", where, asked | numbers, options.save)
+    settings = {"precision": options.precision, "limit": LIMIT, "batch_size": BATCH_SIZE, "threads": 1}
+    report("evaluate", where, settings | numbers, options.save)
 
 
 if __name__ == "__main__":

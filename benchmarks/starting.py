@@ -133,8 +133,8 @@ def main() -> None:
         for what in ("seconds", "processor_seconds"):
             ratios = [each[f"{how}_{what}"] / each[f"own_{what}"] for each in rounds]
             found[f"{how}_{what}_ratio"] = float(f"{statistics.median(ratios):.3f}")
-    asked = {"variants": given.variants, "uptrain_steps": given.steps, "slots": 1, "rounds": given.rounds}
-    report("starting", where, asked | found, given.save)
+    settings = {"variants": given.variants, "uptrain_steps": given.steps, "slots": 1, "rounds": given.rounds}
+    report("starting", where, settings | found, given.save)
 
 
 if __name__ == "__main__":

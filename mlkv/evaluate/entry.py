@@ -166,8 +166,8 @@ def _scores(own: dict[str, Outcomes], prefix: str, members: Mapping[int, Outcome
     """`members`: those of a metric NATS for each context or distance, a subtask `prefix`_N."""
     rows = [_row(name, each) for name, each in own.items()]
     rows += [_row(NATS, each, f"{prefix}_{number}") for number, each in members.items()]
-    kept = own | {f"{prefix}_{number}/{NATS}": each for number, each in members.items()}
-    return Scores(rows, kept)
+    outcomes = own | {f"{prefix}_{number}/{NATS}": each for number, each in members.items()}
+    return Scores(rows, outcomes)
 
 
 def _row(metric: str, found: Outcomes, subtask: str | None = None) -> MetricRow:

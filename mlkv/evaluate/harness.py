@@ -24,8 +24,8 @@ from transformers import set_seed
 from ..context import MetricRow, StepFailed
 from ..corpus.manifest import read_manifest
 from ..recipes import EvaluateRecipe
-from .asked_tasks import asked
 from .outcomes import Sample
+from .task_cache import cached_task
 from .task_files import TaskCopy, members, with_places
 from .task_names import ITEM_TASKS, RECALL_TASKS, TASKS_FOLDER
 
@@ -56,7 +56,7 @@ def score(
     definition of the user's. Datasets are cached under `cache`, answers nowhere: lm-eval's cache of answers does not
     know which model gave them. Raises StepFailed for a task whose data cannot be loaded.
     """
-    with asked(
+    with cached_task(
         recipe, folder, corpus, own, lambda: _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
     ) as loaded:
         _set_examples(loaded, recipe)

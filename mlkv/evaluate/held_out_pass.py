@@ -32,14 +32,14 @@ class HeldOutPass:
 
     model: Any
     ids: NDArray[Any]
-    kept: Tensor | None = None
+    hidden_states: Tensor | None = None
     done: int = 0
-    """Windows whose hidden states are kept."""
+    """Windows whose hidden states it has."""
 
     def hidden(self, batch: slice) -> Tensor:
         """`[B, T, D]` of these windows."""
-        if self.kept is not None and batch.stop <= self.done:
-            return self.kept[batch]
+        if self.hidden_states is not None and batch.stop <= self.done:
+            return self.hidden_states[batch]
         hidden_BTD: Tensor = self.model.model(torch.from_numpy(self.ids[batch]).to(self.model.device))
         if batch.start == self.done:
             self._keep(hidden_BTD)
@@ -49,9 +49,9 @@ class HeldOutPass:
         count, size = len(hidden_BTD), hidden_BTD[0].numel() * hidden_BTD.element_size()
         if len(self.ids) * size > KEPT_BYTES:
             return
-        if self.kept is None:
-            self.kept = hidden_BTD.new_empty(len(self.ids), *hidden_BTD.shape[1:])
-        self.kept[self.done : self.done + count] = hidden_BTD
+        if self.hidden_states is None:
+            self.hidden_states = hidden_BTD.new_empty(len(self.ids), *hidden_BTD.shape[1:])
+        self.hidden_states[self.done : self.done + count] = hidden_BTD
         self.done += count
 
     def windows_at_once(self) -> int:

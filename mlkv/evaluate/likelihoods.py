@@ -124,11 +124,11 @@ class Likelihoods:
         rows = [torch.tensor(text.tokens[skipped:], device=self._device) for text in texts]
         cache = None if start is None else _repeated(start, len(texts))
         hidden_BTD = self.model.model(pad_sequence(rows, batch_first=True), cache=cache)
-        kept = [
+        scored = [
             hidden_TD[text.beginning - skipped : len(text.tokens) - skipped]
             for text, hidden_TD in zip(texts, hidden_BTD, strict=True)
         ]
-        return self._score(torch.cat(kept), [text.continuations[0] for text in texts])
+        return self._score(torch.cat(scored), [text.continuations[0] for text in texts])
 
     def _answer_shared(self, texts: list[Text], start: DynamicCache | None, skipped: int) -> dict[int, Answer]:
         continuations = [each for text in texts for each in text.continuations]
@@ -142,8 +142,8 @@ class Likelihoods:
             cache.batch_select_indices(rows_R)
             rest_RTD = self.model.model(pad_sequence(targets, batch_first=True)[:, :-1], cache=cache)
             hidden_RTD = torch.cat([hidden_RTD, rest_RTD], 1)
-        kept = [hidden_TD[: len(tokens)] for hidden_TD, tokens in zip(hidden_RTD, targets, strict=True)]
-        return self._score(torch.cat(kept), continuations)
+        scored = [hidden_TD[: len(tokens)] for hidden_TD, tokens in zip(hidden_RTD, targets, strict=True)]
+        return self._score(torch.cat(scored), continuations)
 
     def _read(self, beginning: list[int]) -> DynamicCache | None:
         """The keys and values of what texts begin with; None where they have nothing in common."""

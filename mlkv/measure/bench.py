@@ -200,8 +200,8 @@ class Bench:
             tokens,
         )
         cached = runs[0].cache_bytes
-        beside = [median(run.steps) for run in (reference._runs.get(cell, []) if reference else [])]
-        ratios = [own / other for own, other in zip(steps, beside, strict=True)] if beside else []
+        of_reference = [median(run.steps) for run in (reference._runs.get(cell, []) if reference else [])]
+        ratios = [own / other for own, other in zip(steps, of_reference, strict=True)] if of_reference else []
         return {
             "cache_bytes": Measured(float(cached)),
             "cache_formula_bytes": Measured(float(self._cache_bytes(cell))),

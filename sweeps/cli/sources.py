@@ -143,10 +143,10 @@ def _keeps(expression: str, row: dict[str, Any]) -> bool:
     """Whether a row passes; one that lacks what the expression asks for does not. Raises UserError."""
     from sweeps.planning.grammar import keeps
 
-    asked = _names(expression)
+    named = _names(expression)
     # What is missing cannot be compared; a name that no row has is refused all the same.
-    lacks = any(name in row and row[name] is None for name in asked)
-    if lacks and asked <= {*row, *dir(builtins)}:
+    lacks = any(name in row and row[name] is None for name in named)
+    if lacks and named <= {*row, *dir(builtins)}:
         return False
     return keeps(expression, row, option="--where")
 

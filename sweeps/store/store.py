@@ -295,9 +295,9 @@ class Store:
         from sweeps.store.result_code import DEFINITION, KINDS_OF_EXTENSIONS, result_hashes
 
         known = user_cache("result_code") / f"{self.code_hash}.json"
-        kept = read_cache(known)
-        if str(kept.get(KINDS_OF_EXTENSIONS)).startswith(DEFINITION):
-            return kept
+        cached = read_cache(known)
+        if str(cached.get(KINDS_OF_EXTENSIONS)).startswith(DEFINITION):
+            return cached
         found = result_hashes()
         with suppress(OSError):
             write_json(known, found)

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 
 from mlkv.context import MetricRow, StepFailed
-from mlkv.evaluate import agreement, asked_tasks, held_out_pass
+from mlkv.evaluate import agreement, held_out_pass, task_cache
 from mlkv.evaluate import step as evaluate
 from mlkv.evaluate.harness_model import HarnessLM
 from mlkv.evaluate.models import LastModel, LastTokenizer
@@ -50,7 +50,7 @@ def sweep_of(checkpoint: Path, folder: Path) -> list[Path]:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget(monkeypatch)
     yield
-    asked_tasks.forget()
+    task_cache.forget()
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "TOKENIZER", LastTokenizer())
     monkeypatch.setattr(agreement, "BASE", LastModel())
     monkeypatch.setattr(held_out_pass, "_last", {})
-    asked_tasks.forget()
+    task_cache.forget()
 
 
 TASKS_OF_ALL = ("bits_per_byte", "agreement", "heldout_choice4", "heldout_cloze")

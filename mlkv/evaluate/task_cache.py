@@ -1,4 +1,4 @@
-"""lm-eval's tasks as they were asked: the next checkpoint is asked the same questions, without making them again.
+"""lm-eval's tasks with their questions, for the next checkpoint that a process scores: they are made once.
 
 Questions do not depend on the model, nor on its tokenizer: they are texts. Their number, the worked examples before
 them and the seed that draws these stand in the recipe.
@@ -18,33 +18,33 @@ from ..recipes import EvaluateRecipe
 from .task_files import TaskCopy
 
 MOST_REQUESTS = 100_000
-"""Of all tasks that are kept: with a few worked examples some hundred megabytes."""
+"""Of all tasks in the cache: with a few worked examples some hundred megabytes."""
 
-_kept: OrderedDict[Hashable, Any] = OrderedDict()
+_cache: OrderedDict[Hashable, Any] = OrderedDict()
 
 
 @contextmanager
-def asked(
+def cached_task(
     recipe: EvaluateRecipe, folder: Path, corpus: Path | None, own: TaskCopy | None, load: Callable[[], Any]
 ) -> Iterator[Any]:
-    """What lm-eval's `evaluate` takes: as it is loaded, or with the questions that it was asked before."""
+    """What lm-eval's `evaluate` takes: as it is loaded, or with the questions that it had before."""
     key = _key(recipe, folder, corpus, own)
-    loaded = _kept.pop(key, None)
+    loaded = _cache.pop(key, None)
     if loaded is None:
         loaded = load()
     else:
         for task in loaded["tasks"].values():
             _reset(task)
-    yield loaded  # what fails is not kept
+    yield loaded  # what fails is not cached
     if all(type(task) is ConfigurableTask for task in loaded["tasks"].values()):
-        _kept[key] = loaded
-    while sum(map(_requests, _kept.values())) > MOST_REQUESTS:
-        _kept.popitem(last=False)
+        _cache[key] = loaded
+    while sum(map(_requests, _cache.values())) > MOST_REQUESTS:
+        _cache.popitem(last=False)
 
 
 def forget() -> None:
-    """Keep nothing, as in a process that begins."""
-    _kept.clear()
+    """Empty the cache, as in a process that begins."""
+    _cache.clear()
 
 
 def _key(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, own: TaskCopy | None) -> Hashable:
@@ -57,7 +57,7 @@ def _key(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, own: TaskCop
 
 
 def _reset(task: Any) -> None:
-    """A task that was asked before, without the answers. lm-eval makes a task's questions whenever it is asked."""
+    """Take the answers of the last checkpoint from a task. lm-eval would make its questions again for each."""
     for instance in task.instances:
         instance.resps, instance.filtered_resps = [], {}
     task.build_all_requests = lambda **settings: None
