@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mlkv.families.config import layout_of, shape_of
-from mlkv.recipes import TrainRecipe
 from mlkv.train.memory import training_memory
+from mlkv.training_recipes import TrainRecipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.families import published

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.turns import arguments, circumstances, ratio, report
 from mlkv.context import Context
 from mlkv.layout import mha
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.step import run as train
 from mlkv.train.utilisation import flops_per_token, mfu
+from mlkv.training_recipes import TrainRecipe
 from tests.support.blocks import write_blocks
 
 SIZES: dict[str, dict[str, Any]] = {

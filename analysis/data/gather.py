@@ -22,7 +22,7 @@ from analysis.data.states import UNPLANNED
 from mlkv.cache.formats import AS_COMPUTED
 from mlkv.context import MetricRow
 from mlkv.layout import KVLayout, Latent
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.registry import kind_of, outdated_note, whole_history
 from sweeps.store.axis import Rows
 from sweeps.store.errors import DamagedFileError

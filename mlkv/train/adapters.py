@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..hf import MLKVForCausalLM
-from ..recipes import TrainRecipe
+from ..training_recipes import TrainRecipe
 from .parts import ADAPTED, is_trained
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from ..recipes import TrainRecipe
+from ..training_recipes import TrainRecipe
 from . import sharded
 from .prefetch import PREFETCH
 

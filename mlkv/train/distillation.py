@@ -19,7 +19,7 @@ from ..device import default_device
 from ..files import Json
 from ..hf import MLKVForCausalLM, load_checked
 from ..model import Block
-from ..recipes import TrainRecipe
+from ..training_recipes import TrainRecipe
 from .dataset import IGNORED
 from .teacher import StoredTeacher
 

@@ -12,8 +12,8 @@ from math import prod
 
 from ..freed import KEPT
 from ..layout import KVLayout
-from ..recipes import TrainRecipe
 from ..shape import DecoderShape
+from ..training_recipes import TrainRecipe
 from .activations import BF16, FP32, Body, Pass
 from .parts import is_adapted, is_trained
 

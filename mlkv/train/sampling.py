@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..layout import KVLayout, divisors
 from ..merges import check_conversion
 from ..patterns import PATTERNS, make, name_of, sources_of
-from ..recipes import ElasticRecipe
+from ..training_recipes import ElasticRecipe
 
 _STREAM = 1
 """Tells the random numbers of the sampling from those of the data order, which have the same seed."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from ..recipes import TrainRecipe
+from ..training_recipes import TrainRecipe
 
 SPIKE = 1.0
 """Nats above the running median of the logged losses that count as a spike.

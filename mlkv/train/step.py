@@ -18,8 +18,8 @@ from ..freed import keep_freed_memory
 from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..model import Decoder
-from ..recipes import TrainRecipe
 from ..shape import DecoderShape
+from ..training_recipes import TrainRecipe
 from . import trunk
 from .chunked_distillation import ChunkedDistillation
 from .distillation import Distillation, open_teacher

@@ -30,7 +30,7 @@ from ..context import Context, Interrupted, Outcome, StepFailed
 from ..corpus.blocks import Blocks, check_ids, open_blocks
 from ..corpus.manifest import read_manifest
 from ..device import default_device, resolve_precision
-from ..recipes import TeacherRecipe
+from ..training_recipes import TeacherRecipe
 from .dataset import BlockDataset
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from analysis.data.units import count, duration, size
 from mlkv.patterns import name_of
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 from sweeps.cli.console import UNLIMITED
 from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs

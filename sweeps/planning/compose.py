@@ -21,8 +21,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 
-from mlkv.recipes import LENGTHS
 from mlkv.registry import FOLDER
+from mlkv.training_recipes import LENGTHS
 from sweeps.planning.config import TRAINED, is_hashed
 from sweeps.planning.layout_config import SIZES
 from sweeps.planning.own_tasks import OwnTasks

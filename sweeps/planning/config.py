@@ -1,7 +1,7 @@
 """The typed schema that conf/ fills: one frozen value per composed configuration.
 
-The recipes of single steps are in mlkv, with the code they configure (mlkv/recipes.py, mlkv/shape.py); here they are
-combined with what only a sweep needs. `parse` is the one way from YAML to a `Config`.
+The recipes of single steps are in mlkv, with the code they configure (mlkv/recipes.py, mlkv/training_recipes.py,
+mlkv/shape.py); here they are combined with what only a sweep needs. `parse` is the one way from YAML to a `Config`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from mlkv.recipes import (
     ConvertRecipe,
     CorpusRecipe,
     Count,
-    ElasticRecipe,
     EvaluateRecipe,
     MeasureRecipe,
     Seed,
     SimilarityRecipe,
-    TeacherRecipe,
     Threads,
-    TrainRecipe,
 )
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive
+from mlkv.training_recipes import ElasticRecipe, TeacherRecipe, TrainRecipe
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
 from sweeps.planning.layout_config import LayoutConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlkv.recipes import PLAIN
+from mlkv.training_recipes import PLAIN
 from sweeps.planning.config import TRAINED, Config
 from sweeps.planning.plain_config import Values
 

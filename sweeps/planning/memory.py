@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlkv.layout import KVLayout, mha
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.memory import TrainingMemory, training_memory
+from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.variants import Variant, parameters_of
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from mlkv.evaluate.task_files import TaskFiles
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
 from sweeps.planning.efficiency import with_efficiency

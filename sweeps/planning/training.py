@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from importlib.metadata import version
 
-from mlkv.recipes import READ_WITH, TrainRecipe
+from mlkv.training_recipes import READ_WITH, TrainRecipe
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, write_json
 from sweeps.store.user_cache import user_cache

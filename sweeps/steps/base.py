@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlkv.context import Outcome
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
+from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 from sweeps.steps.uptrain import training_work

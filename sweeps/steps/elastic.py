@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mlkv.context import Outcome
 from mlkv.layout import KVLayout
 from mlkv.merges import MERGES
-from mlkv.recipes import ElasticRecipe
+from mlkv.training_recipes import ElasticRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 from sweeps.steps.uptrain import training_work

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlkv.context import Outcome
-from mlkv.recipes import TeacherRecipe, TrainRecipe
 from mlkv.shape import DecoderShape
+from mlkv.training_recipes import TeacherRecipe, TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlkv.context import Outcome
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
 from sweeps.store.schema import Spec

@@ -16,10 +16,10 @@ from mlkv.context import Interrupted, Outcome, Row
 from mlkv.families.config import shape_of
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout
-from mlkv.recipes import TrainRecipe
 from mlkv.train import step as train
 from mlkv.train.adapters import choose_trained, merge, trained
 from mlkv.train.trunk import FOLDER
+from mlkv.training_recipes import TrainRecipe
 from tests.support.matrix import FAMILY_CONFIGS, LATER, LAYOUTS, VOCAB
 from tests.support.tiny import SHAPE, context, make_corpus
 

@@ -12,8 +12,8 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter
 
-from mlkv.recipes import TrainRecipe
 from mlkv.train.arguments import check, training_arguments
+from mlkv.training_recipes import TrainRecipe
 
 HINTS = get_type_hints(TrainRecipe, include_extras=True)
 LENGTH = ("steps", "tokens", "epochs", "rungs")

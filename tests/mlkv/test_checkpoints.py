@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerState
 
-from mlkv.recipes import TrainRecipe
 from mlkv.train.schedule import Schedule
 from mlkv.train.watcher import OWNER, Watcher, _publish
+from mlkv.training_recipes import TrainRecipe
 from tests.support.failing_files import failing
 from tests.support.read_back import present
 from tests.support.tiny import context

@@ -14,10 +14,11 @@ from mlkv.hf import MLKVForCausalLM
 from mlkv.layers import ACTIVATIONS, NORMS
 from mlkv.measure.runs import PROTOCOLS
 from mlkv.patterns import make
-from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe, TrainRecipe
+from mlkv.recipes import ConvertRecipe, CorpusRecipe, EvaluateRecipe, MeasureRecipe
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape
 from mlkv.train.sharded import fsdp_arguments
+from mlkv.training_recipes import TrainRecipe
 from tests.support.matrix import LAYOUTS, SHAPES
 
 MADE = (

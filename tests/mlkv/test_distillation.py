@@ -25,12 +25,13 @@ from mlkv.convert.step import convert
 from mlkv.corpus.blocks import open_blocks
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, mha
-from mlkv.recipes import ConvertRecipe, TeacherRecipe, TrainRecipe
+from mlkv.recipes import ConvertRecipe
 from mlkv.train import step as train
 from mlkv.train import teacher as teacher_module
 from mlkv.train.distillation import Distillation, bucketed_kl, hidden_error, kl_divergence
 from mlkv.train.teacher import StoredTeacher, TaughtDataset, largest
 from mlkv.train.teacher import run as store_teacher
+from mlkv.training_recipes import TeacherRecipe, TrainRecipe
 from tests.support.blocks import write_blocks
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import SHAPE, context

@@ -21,11 +21,12 @@ from mlkv.convert.step import convert
 from mlkv.hf import MLKVForCausalLM, load_checked
 from mlkv.layout import KVLayout, mha
 from mlkv.patterns import make
-from mlkv.recipes import CalibrateRecipe, ConvertRecipe, ElasticRecipe
+from mlkv.recipes import CalibrateRecipe, ConvertRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.elastic import Elastic, ElasticDecoder, align, coarsest
 from mlkv.train.sampling import Sampling, layouts_of
 from mlkv.train.step import run
+from mlkv.training_recipes import ElasticRecipe
 from tests.support import tiny
 from tests.support.read_back import present
 from tests.support.tiny import context, make_corpus

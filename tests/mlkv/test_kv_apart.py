@@ -33,9 +33,10 @@ from mlkv.measure import step as measure
 from mlkv.merges import MERGES, check_conversion
 from mlkv.patterns import PATTERNS, Pattern, make, name_of
 from mlkv.positions import rotary_angles
-from mlkv.recipes import ConvertRecipe, ElasticRecipe, MeasureRecipe
+from mlkv.recipes import ConvertRecipe, MeasureRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.sampling import layouts_of
+from mlkv.training_recipes import ElasticRecipe
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import blocks_of, context
 

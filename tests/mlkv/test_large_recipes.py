@@ -16,10 +16,10 @@ import torch
 from mlkv.families.config import layout_of, shape_of
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, mha
-from mlkv.recipes import ElasticRecipe, TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
 from mlkv.train.elastic import Elastic
+from mlkv.training_recipes import ElasticRecipe, TrainRecipe
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config, parse
 from tests.mlkv.test_together import assert_alike, trained
@@ -42,7 +42,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 from tests.mlkv.test_together import trained
 from tests.mlkv.test_large_recipes import trained_as_layouts
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 from mlkv.train import sharded
 collected, whole_weights = [], sharded.whole_weights
 sharded.whole_weights = lambda model: collected.append(1) or whole_weights(model)

@@ -21,11 +21,12 @@ from mlkv.latent import LatentAttention
 from mlkv.layout import KVLayout, Latent
 from mlkv.measure import step as measure
 from mlkv.positions import rotary_angles
-from mlkv.recipes import MeasureRecipe, TrainRecipe
+from mlkv.recipes import MeasureRecipe
 from mlkv.shape import DecoderShape
 from mlkv.tokens import Tokens
 from mlkv.train.adapters import choose_trained, merge
 from mlkv.train.adapters import trained as trained_weights
+from mlkv.training_recipes import TrainRecipe
 from tests.support.latents import IDS, latent_of, noisy
 from tests.support.matrix import CONTEXT, LAYOUTS, SHAPES, VOCAB
 from tests.support.tiny import context

@@ -15,7 +15,7 @@ from mlkv.attention import Attention
 from mlkv.convert.step import convert
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
-from mlkv.recipes import LONGEST_BY_PRODUCTS, PLAIN, ConvertRecipe, TrainRecipe
+from mlkv.recipes import ConvertRecipe
 from mlkv.train import loss as loss_module
 from mlkv.train.chunked_distillation import ChunkedDistillation
 from mlkv.train.distillation import Distillation
@@ -24,6 +24,7 @@ from mlkv.train.loss import chunked_cross_entropy
 from mlkv.train.memory import is_lean
 from mlkv.train.teacher import Sizes, StoredTeacher, largest
 from mlkv.train.utilisation import flops_per_token, mfu
+from mlkv.training_recipes import LONGEST_BY_PRODUCTS, PLAIN, TrainRecipe
 from sweeps.steps.step import identity_fields
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB
 

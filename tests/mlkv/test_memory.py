@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from benchmarks.memory import table
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, Latent, mha
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train.adapters import choose_trained
 from mlkv.train.arguments import optimizer
 from mlkv.train.distillation import Distillation
 from mlkv.train.lean import make_lean
 from mlkv.train.memory import TrainingMemory, pass_of, training_memory
+from mlkv.training_recipes import TrainRecipe
 from tests.support.live import Live
 from tests.support.tiny import ROOT
 

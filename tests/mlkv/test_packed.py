@@ -17,12 +17,12 @@ from mlkv.attention import Attention, attend, attend_in_documents
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, mha
 from mlkv.packed import Documents, starts_of
-from mlkv.recipes import TrainRecipe
 from mlkv.train.chunked_distillation import ChunkedDistillation
 from mlkv.train.distillation import Distillation
 from mlkv.train.elastic import ElasticDecoder
 from mlkv.train.loss import chunked_cross_entropy
 from mlkv.train.packing import SINCE, has_kernel, takes_documents
+from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.step import identity_fields
 from tests.support.latents import latent_of, noisy
 from tests.support.matrix import HEADS, LAYERS, LAYOUTS, SHAPES, VOCAB

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mlkv.context import Interrupted, Outcome, Row
-from mlkv.recipes import TrainRecipe
 from mlkv.train import step as train
 from mlkv.train.schedule import Schedule
 from mlkv.train.trunk import FOLDER
+from mlkv.training_recipes import TrainRecipe
 from tests.support.tiny import SHAPE, context, make_corpus
 
 RECIPE = TrainRecipe(

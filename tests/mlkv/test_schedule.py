@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState
 
 from mlkv.context import Row, StepFailed
-from mlkv.recipes import TrainRecipe
 from mlkv.train.schedule import SPIKE, Schedule, final_loss, spikes
 from mlkv.train.watcher import Watcher
+from mlkv.training_recipes import TrainRecipe
 from tests.support.tiny import context
 
 

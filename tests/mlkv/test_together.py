@@ -18,8 +18,9 @@ from mlkv.context import Interrupted
 from mlkv.convert.step import convert
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import KVLayout, Latent, mha
-from mlkv.recipes import ConvertRecipe, TrainRecipe
+from mlkv.recipes import ConvertRecipe
 from mlkv.train import step as train
+from mlkv.training_recipes import TrainRecipe
 from tests.support.processes import PATIENCE
 from tests.support.tiny import SHAPE, context, make_corpus, start_python
 
@@ -32,7 +33,7 @@ RANK = """
 import json, sys
 from pathlib import Path
 from tests.mlkv.test_together import trained
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 folder, corpus, recipe, stop, tied = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 print(trained(folder, corpus, TrainRecipe(**recipe), stop, tied, start=folder / "start"))
 """

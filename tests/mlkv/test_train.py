@@ -28,13 +28,13 @@ from transformers import TrainingArguments
 from mlkv.context import Interrupted, Outcome, Row, StepFailed
 from mlkv.corpus.blocks import Blocks, check_ids, open_blocks
 from mlkv.hf import load_checked
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
 from mlkv.train.arguments import training_arguments
 from mlkv.train.dataset import IGNORED, BlockDataset
 from mlkv.train.prefetch import PREFETCH
 from mlkv.train.schedule import final_loss
+from mlkv.training_recipes import TrainRecipe
 from tests.support.processes import PATIENCE
 from tests.support.read_back import present
 from tests.support.tiny import SHAPE, context, make_corpus, start_python
@@ -371,7 +371,7 @@ from pathlib import Path
 from tests.support.tiny import SHAPE
 from mlkv.train import step as train
 from mlkv.context import Context
-from mlkv.recipes import TrainRecipe
+from mlkv.training_recipes import TrainRecipe
 folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
 (folder / "out").mkdir(parents=True, exist_ok=True)
 def log(row):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mlkv.corpus import step as corpus
 from mlkv.families.save import export_pretrained
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import step as train
+from mlkv.training_recipes import TrainRecipe
 from tests.support.tiny import context, corpus_recipe, text_files
 
 COMMIT = "5" * 40

@@ -13,9 +13,9 @@ import torch
 
 from mlkv.layout import KVLayout
 from mlkv.model import Decoder
-from mlkv.recipes import TrainRecipe
 from mlkv.shape import DecoderShape
 from mlkv.train import arguments
+from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.plan import Plan

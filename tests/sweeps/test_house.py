@@ -50,7 +50,7 @@ MAY_IMPORT = {
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
         "mlkv.similarity.results",  # numpy alone, for the same reason
         "mlkv.patterns",
-        "mlkv.recipes",  # plain dataclasses: what a configuration leaves out has their defaults
+        "mlkv.training_recipes",  # plain dataclasses: what a configuration leaves out has their defaults
         "mlkv.registry",
         "mlkv.rules",  # what chooses layouts is science; analysis scores it
         "mlkv.context",

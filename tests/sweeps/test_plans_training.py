@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlkv.recipes import TrainRecipe
 from mlkv.train import arguments
+from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 

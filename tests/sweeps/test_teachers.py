@@ -11,7 +11,7 @@ import pytest
 from analysis.data.curves import of_store
 from analysis.figures.curves import curves_of
 from analysis.statistics.sources import load
-from mlkv.recipes import TeacherRecipe
+from mlkv.training_recipes import TeacherRecipe
 from sweeps.cli.view import _teacher
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
