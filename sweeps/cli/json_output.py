@@ -15,7 +15,7 @@ from sweeps.store.typed_json import as_json
 
 if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
-    from sweeps.planning.variants import Variant
+    from sweeps.planning.variant import Variant
 
 
 def of_plan(plan: Plan, states: States, costs: Costs) -> Json:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sweeps.planning.memory import NeededMemory
     from sweeps.planning.plan import Plan
     from sweeps.planning.teachers import TeacherCosts
-    from sweeps.planning.variants import Variant
+    from sweeps.planning.variant import Variant
     from sweeps.store.prune import Prunable
 
 STYLES = {

@@ -13,7 +13,7 @@ from mlkv.layout import KVLayout
 
 if TYPE_CHECKING:
     from sweeps.planning.config import ModelConfig
-    from sweeps.planning.variants import Variant
+    from sweeps.planning.variant import Variant
 
 _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
 _MODEL = ("model", "model.path", "model.hub", "model.name")

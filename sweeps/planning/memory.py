@@ -9,7 +9,7 @@ from mlkv.layout import KVLayout, mha
 from mlkv.shape import DecoderShape
 from mlkv.train.memory import TrainingMemory, training_memory
 from mlkv.training_recipes import TrainRecipe
-from sweeps.planning.variants import Variant, parameters_of
+from sweeps.planning.variant import Variant, parameters_of
 
 
 @dataclass(frozen=True)

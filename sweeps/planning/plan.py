@@ -20,7 +20,8 @@ from sweeps.planning.labels import labelled
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training
-from sweeps.planning.variants import Variant, check_teacher_line, variants_of_point
+from sweeps.planning.variant import Variant
+from sweeps.planning.variants import check_teacher_line, variants_of_point
 from sweeps.steps.step import Step, with_work
 from sweeps.store.errors import UserError
 from sweeps.store.schema import PlanFile, PlannedStep

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Costs
-from sweeps.planning.variants import Variant
+from sweeps.planning.variant import Variant
 from sweeps.steps.step import Step, with_work
 from sweeps.steps.teacher import teacher_step
 from sweeps.steps.uptrain import begins_after

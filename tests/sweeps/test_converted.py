@@ -9,7 +9,7 @@ import pytest
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.config import ClusterConfig
 from sweeps.planning.plan import Plan
-from sweeps.planning.variants import Variant
+from sweeps.planning.variant import Variant
 from sweeps.store.errors import UserError
 from sweeps.store.schema import VariantSteps
 from sweeps.store.typed_json import as_json, from_json

@@ -21,7 +21,7 @@ from sweeps.planning.config import parse
 from sweeps.planning.memory import needed_memory
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
-from sweeps.planning.variants import Variant
+from sweeps.planning.variant import Variant
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
 from tests.support.shell import ROOT, Shell

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.planning.plan import Plan
-from sweeps.planning.variants import Variant
+from sweeps.planning.variant import Variant
 from sweeps.store.errors import UserError
 
 Planner = Callable[[Sequence[str]], Plan]

@@ -370,7 +370,7 @@ def golden_ids(folder: Path) -> dict[str, str]:
     resolve._file_pins.cache_clear()
     resolver = FixedFacts(Store(folder / "store"))
     with (
-        patch("sweeps.planning.variants.package_version", return_value="1.0"),
+        patch("sweeps.planning.variant_steps.package_version", return_value="1.0"),
         patch("sweeps.planning.resolve.package_version", return_value="1.0"),
     ):
         plans = [make_plan(Composer(), resolver, line) for line in golden_lines(folder)]
