@@ -65,10 +65,10 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("the quickstart from nothing", "the same at 3fd85bb", "quickstart", "ratio.median", at_most=0.8),
     Claim("queue 200 variants on SLURM", "hydra-submitit-launcher", "launch", "ratio", at_most=0.5, needs="slurm"),
     Claim("a sweep of 24 tiny variants", "its steps' own seconds", "starting", "forked_seconds_ratio", at_most=1.3),
-    Claim("score the quickstart's tasks", "lm-eval's command", "evaluate", "command_ratio.median", at_least=2.3),
-    Claim("the same after imports", "lm-eval's evaluation", "evaluate", "evaluation_ratio.median", at_least=2.0),
+    Claim("score the quickstart's tasks", "lm-eval's command", "evaluation", "command_ratio.median", at_least=2.3),
+    Claim("the same after imports", "lm-eval's evaluation", "evaluation", "evaluation_ratio.median", at_least=2.0),
     Claim(
-        *("a new task on nine finished checkpoints", "a job for each of them", "evaluate"),
+        *("a new task on nine finished checkpoints", "a job for each of them", "evaluation"),
         *("more_checkpoints_ratio.median",),
         at_most=1.0,
     ),

@@ -172,7 +172,7 @@ def attend(
 
 def attention_kernel(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, explicit: bool = False) -> Kernel:
     """How these queries attend. A rule, and no timing at run time, as another kernel is other bits; it is what
-    benchmarks/kernels.py measured (docs/serving.md has the table).
+    benchmarks/attention_kernels.py measured (docs/serving.md has the table).
 
     explicit: weights are asked for, or logits are capped: no fused kernel does either.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,9 @@ def test_a_bar_is_met_at_its_value(value: float, met: bool) -> None:
 
 def test_the_page_has_the_newest_results() -> None:
     assert bench.PAGE.read_text(encoding="utf-8") == bench.page(), "python -m benchmarks --table writes it anew"
+
+
+def test_no_benchmark_has_the_name_of_an_installed_package() -> None:
+    """A script's folder comes first among the places of imports, so that libraries would import the benchmark."""
+    names = {path.stem for path in (turns.ROOT / "benchmarks").glob("*.py")}
+    assert not names & {*packages_distributions(), "kernels"}, "kernels: transformers looks whether there is one"

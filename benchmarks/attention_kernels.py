@@ -1,6 +1,6 @@
 """Kernels of attention at one token, in turns: what `mlkv.attention.attention_kernel` is a rule of.
 
-    python benchmarks/kernels.py [--device cuda] [--context 2048]
+    python benchmarks/attention_kernels.py [--device cuda] [--context 2048]
 
 For each size: milliseconds of `rows` (the query heads of a KV head as rows of one fused kernel), of `gqa` (the same
 kernel, told of groups), of `repeat` (each KV head copied for its query heads) and of `products` (two matrix products

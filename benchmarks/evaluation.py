@@ -1,6 +1,6 @@
 """Evaluations: the quickstart's tasks beside lm-eval's own command, and a new task on checkpoints that are done.
 
-    python benchmarks/evaluate.py [--rounds 6] [--precision fp32] [--checkpoints 9] [--store DIR] [--save]
+    python benchmarks/evaluation.py [--rounds 6] [--precision fp32] [--checkpoints 9] [--store DIR] [--save]
 
 One checkpoint of the quickstart, trained for a few steps, is scored on its three tasks for lm-eval, 200 questions each,
 at 32 texts a pass with one thread, in turns:
@@ -33,9 +33,11 @@ from typing import Any
 
 import yaml
 
-from benchmarks.turns import ROOT, arguments, circumstances, in_turns, ratio, report
 from mlkv.evaluate.task_names import TASKS_FOLDER
 from sweeps.store.store import Store
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.turns import ROOT, arguments, circumstances, in_turns, ratio, report
 
 TASKS = ("heldout_choice4", "heldout_choice2", "heldout_cloze")
 LIMIT, BATCH_SIZE, RESAMPLES = 200, 32, 1000
@@ -293,7 +295,7 @@ def main() -> None:
             numbers["more_checkpoints_ratio"] = ratio(more["together"], more["alone"])
             numbers |= {f"more_checkpoints_{how}_seconds": statistics.median(each) for how, each in more.items()}
     settings = {"precision": options.precision, "limit": LIMIT, "batch_size": BATCH_SIZE, "threads": 1}
-    report("evaluate", where, settings | numbers, options.save)
+    report("evaluation", where, settings | numbers, options.save)
 
 
 if __name__ == "__main__":
