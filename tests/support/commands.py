@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.dispatch import submit
-from sweeps.planning import resolve, variants
+from sweeps.planning import resolve, variant_steps
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
 from sweeps.tracking import sync
@@ -81,6 +81,12 @@ def _sync_here(arguments: list[str], target: object, timeout: float | None) -> I
         yield SyncResult("", "the other runs", "failed", str(error))
 
 
+def fix_versions(patched: pytest.MonkeyPatch) -> None:
+    """Plans with the libraries that the old store was made with, whatever is installed."""
+    for module in (variant_steps, resolve):
+        patched.setattr(module, "package_version", VERSIONS.__getitem__)
+
+
 @contextmanager
 def nothing_computes(folder: Path) -> Iterator[None]:
     """In `folder`, which has the old store's text, a command's own work is done and no job's."""
@@ -89,8 +95,7 @@ def nothing_computes(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setenv("COLUMNS", "200")
-        for module in (variants, resolve):
-            patched.setattr(module, "package_version", VERSIONS.__getitem__)
+        fix_versions(patched)
         patched.setattr(submit, "start_local", lambda *_: NoJobs())
         patched.setattr(sync, "_process", _sync_here)
         patched.setattr(supervisor, "Child", FailingChild)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.planning import resolve, variants
+from sweeps.planning import resolve
 from sweeps.planning.compose import Composer
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan, make_plan
@@ -24,6 +24,7 @@ from sweeps.store.store import Store
 from sweeps.store.typed_json import as_json
 from sweeps.tracking.sync import sweep_runs
 from sweeps.worker import supervisor
+from tests.support.commands import fix_versions
 from tests.support.shell import exit_status
 from tests.support.workers_here import ChildHere
 
@@ -46,7 +47,6 @@ STOPPED = [
     "evaluate.tasks=[bits_per_byte]",
     "evaluate.accuracy=[]",
 ]
-VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
 FAILED = "uptrain-426fc9a7f690d7d8"
 BLOCKED = ("evaluate-904432e3f7f71e97", "evaluate-3f80e5494246b287")
 INTERRUPTED_UPTRAIN = "uptrain-a50be37732b336d5"
@@ -182,8 +182,7 @@ def test_w_and_b_can_be_sent_all_of_it(store: Store) -> None:
 @pytest.fixture
 def plan_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Plan]:
     """From a line to its plan, with the libraries that the store was made with."""
-    for module in (variants, resolve):
-        monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
+    fix_versions(monkeypatch)
     monkeypatch.setattr(resolve, "_file_pins", resolve._file_pins.__wrapped__)
     return lambda line: make_plan(Composer(FOLDER / "conf"), Resolver(store), [*EXPERIMENT, *line])
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.planning import resolve, variants
 from sweeps.worker.job_context import SIGNALS
+from tests.support.commands import fix_versions
 from tests.support.failing_files import read_only
 from tests.support.shell import ROOT, exit_status
 
 FOLDER = Path(__file__).with_name("old_store")
-VERSIONS = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "lm_eval": "0.4.13"}
 LINE = ["--config-dir", str(FOLDER / "conf"), "experiment=old"]
 READING = {
     "status": (["status"], 0),
@@ -48,8 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("COLUMNS", "200")
     shutil.copytree(FOLDER / "text", tmp_path / "text")
     shutil.copytree(FOLDER / "store", tmp_path / "store")
-    for module in (variants, resolve):
-        monkeypatch.setattr(module, "package_version", VERSIONS.__getitem__)
+    fix_versions(monkeypatch)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield tmp_path / "store"
     for number, handler in handlers.items():
