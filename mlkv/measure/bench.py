@@ -95,6 +95,7 @@ class Bench:
             self._check_memory(cell)
             run = PROTOCOLS[self.recipe.protocol](self._model(), self._sizes(cell), self.device, self.subject.cache)
             run.go()
+            run.check(self._cache_bytes(cell))
         except (RuntimeError, MemoryError) as error:
             self._failed.add(cell)
             self._runs.pop(cell, None)

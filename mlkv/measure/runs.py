@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +22,14 @@ from transformers import DynamicCache
 from ..attention import update_cache
 from ..cache.formats import AS_COMPUTED, CACHES
 from ..cache.quantised import QuantisedCache
+from ..context import StepFailed
 from ..decoding import Decoding
 from ..hf import MLKVForCausalLM
 from .memory import Peak
+
+_FEWEST_FOR_QUARTERS = 16
+BLOCK = 2**21
+"""Bytes that CUDA's allocator takes for small tensors at once."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,12 @@ class Sizes:
 
 
 class Run:
-    """`cache_bytes` is counted, not computed. On CUDA a step is one compiled graph unless `compiled` is false: the
-    first ones, which compile and capture it, are far from the median."""
+    """`cache_bytes` is counted, not computed, after the last token; `cache_at_first` after the first. `decode_peaks`
+    are of quarters of the tokens. On CUDA a step is one compiled graph unless `compiled` is false: the first ones,
+    which compile and capture it, are far from the median."""
+
+    grows: ClassVar[bool] = False
+    """Whether each token makes the cache longer."""
 
     def __init__(
         self,
@@ -65,11 +75,37 @@ class Run:
         can_be_compiled = device.type == "cuda" and CACHES[cache].bits is None
         self.compiled = can_be_compiled if compiled is None else compiled
         self.prefill: float | None = None
-        self.cache_bytes = 0
+        self.cache_bytes = self.cache_at_first = 0
         self.steps: list[float] = []
         self.prefill_peak: float | None = None
-        self.decode_peak: float | None = None
+        self.decode_peaks: list[float | None] = []
         self.kernel = ""
+
+    @property
+    def decode_peak(self) -> float | None:
+        """None where the system does not report one."""
+        known = [peak for peak in self.decode_peaks if peak is not None]
+        return max(known) if known and len(known) == len(self.decode_peaks) else None
+
+    def check(self, formula: int) -> None:
+        """Raises StepFailed where the cache is not of so many bytes after the last token, or memory grew with the
+        tokens although the cache was allocated once. On a CPU that is counted in the cache's buffers, as resident
+        memory has other causes too."""
+        if self.cache_bytes != formula:
+            raise StepFailed(f"the cache has {self.cache_bytes:,} bytes after the last token, by formula {formula:,}")
+        if self.grows or CACHES[self.cache].bits is not None:  # what is packed is unpacked at its length of the moment
+            return
+        if self.cache_at_first != self.cache_bytes:
+            raise StepFailed(
+                f"the cache grows while it decodes: {self.cache_at_first:,} bytes after the first token, "
+                f"{self.cache_bytes:,} after the last, though it was allocated once"
+            )
+        *_, before, last = [None, None, *self.decode_peaks]
+        if self.device.type == "cuda" and before is not None and last is not None and last - before > BLOCK:
+            raise StepFailed(
+                f"memory grows while it decodes: its peak is {last - before:,.0f} bytes higher in the last quarter of "
+                f"the tokens than in the third (allowed: {BLOCK:,})"
+            )
 
     @torch.inference_mode()
     def go(self) -> None:
@@ -78,11 +114,13 @@ class Run:
         begun = self._begin(torch.Generator().manual_seed(0))
         next_B1 = begun.token
         self.prefill_peak = peak.grown()
-        peak.begin()
-        for _ in range(self.sizes.new_tokens):
-            next_B1, seconds = self._timed(partial(begun.step, next_B1))
-            self.steps.append(seconds)
-        self.decode_peak = peak.grown()
+        for tokens in quarters(self.sizes.new_tokens):
+            peak.begin()
+            for _ in range(tokens):
+                next_B1, seconds = self._timed(partial(begun.step, next_B1))
+                self.steps.append(seconds)
+                self.cache_at_first = self.cache_at_first or begun.cached()
+            self.decode_peaks.append(peak.grown())
         self.cache_bytes = begun.cached()
         if self.compiled:
             torch._dynamo.reset()  # a captured graph keeps its memory
@@ -128,6 +166,8 @@ class WarmRun(Run):
 class FilledRun(Run):
     """Decoding alone: nothing is prefilled, and each new token copies every owner's cache into one a token longer."""
 
+    grows = True
+
     def _begin(self, generator: torch.Generator) -> Begun:
         self.compiled = False
         packed, layout = CACHES[self.cache].bits is not None, self.model.layout
@@ -149,6 +189,13 @@ class FilledRun(Run):
             return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
         return Begun(step, self._ids(1, generator), cached)
+
+
+def quarters(tokens: int) -> list[int]:
+    """Numbers of tokens, the later quarters equally many; one number where there are so few tokens that a later quarter
+    may still compile and capture a graph."""
+    each = tokens // 4 if tokens >= _FEWEST_FOR_QUARTERS else 0
+    return [tokens - 3 * each, *([each] * 3 if each else [])]
 
 
 PROTOCOLS: dict[str, type[Run]] = {"prefill": Run, "warm": WarmRun, "filled": FilledRun}

@@ -4,10 +4,13 @@ import gc
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlkv.cache.formats import CACHES
 from mlkv.context import Interrupted, MetricRow, Outcome, Row, StepFailed
@@ -19,6 +22,7 @@ from mlkv.measure.bench import Subject
 from mlkv.measure.floors import step_floors
 from mlkv.measure.largest_batch import largest_batch
 from mlkv.measure.models import Models
+from mlkv.measure.runs import BLOCK, FilledRun, Run, Sizes, quarters
 from mlkv.measure.session import measure_together
 from mlkv.patterns import make, name_of
 from mlkv.recipes import MeasureRecipe
@@ -470,3 +474,32 @@ def test_the_peak_of_a_quantised_cache_is_far_below_the_models_own() -> None:
         done = measure.run(recipe, Path("unused"), context(Path("unused")), shape=shape, layout=mha(12, 4), cache=cache)
         found[cache] = peaks(done)[8]
     assert found["int4"] < 0.6 * found["model"]
+
+
+def checked(kind: type[Run] = Run, device: str = "cpu", **values: Any) -> None:
+    run = kind.__new__(kind)
+    run.device, run.cache = SimpleNamespace(type=device), "model"  # type: ignore[assignment]
+    run.cache_bytes = run.cache_at_first = 100
+    run.decode_peaks = []
+    vars(run).update(values)
+    run.check(100)
+
+
+def test_a_measurement_fails_where_the_cache_is_not_the_formulas_or_memory_grows() -> None:
+    checked()
+    checked(FilledRun, cache_at_first=90)
+    checked(device="cuda", decode_peaks=[9e9, 0.0, 10.0, 10.0 + BLOCK])
+    with pytest.raises(StepFailed, match=r"^the cache has 101 bytes after the last token, by formula 100$"):
+        checked(cache_bytes=101)
+    with pytest.raises(StepFailed, match=r"^the cache grows while it decodes: 90 bytes after the first token, 100 "):
+        checked(cache_at_first=90)
+    with pytest.raises(StepFailed, match=r"^memory grows while it decodes: its peak is 2,097,153 bytes higher"):
+        checked(device="cuda", decode_peaks=[9e9, 0.0, 10.0, 11.0 + BLOCK])
+
+
+@given(st.integers(1, 10_000))
+def test_quarters_are_all_tokens(tokens: int) -> None:
+    parts = quarters(tokens)
+    assert sum(parts) == Sizes(1, 0, tokens).room
+    assert len(set(parts[1:])) <= 1
+    assert all(parts)
