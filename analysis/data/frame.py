@@ -62,6 +62,7 @@ COLUMNS = {
     "peak_memory_bytes": "Int64",
     "machine": "string",
     "origin": "string",
+    "signature": "string",
 }
 """Columns and dtypes, the same when the table is empty. `replicate_of` is the name that several seeds of one layout
 share; `untouched` and `mha` name the variants that are this one's baselines. `kv_heads` has an entry per owner (`12
@@ -75,6 +76,7 @@ is the number of worked examples before each question (empty for a group's mean 
 counts the samples behind a score, or the repeats behind a measurement, whose `machine` is that of data/machine.py.
 `origin` says whose result it is where it was
 unpacked (`mlkv unpack`), and is empty for one that was made in this store.
+`signature` says what a value or a training shows by a fixed rule: `collapsed: ` or `unstable: ` and why.
 `in_axis` and `in_accuracy` mark the cells of the sweep's main quality axis and of its accuracy."""
 
 IDENTITY = (

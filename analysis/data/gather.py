@@ -318,8 +318,11 @@ def _step_cells(
             "origin": (origin.by or "another store") if origin else None,
         }
     measured = record.metrics if record else []
+    signatures = kind_of(record.kind).signatures(measured, record.facts) if record else []
+    by_score = {each.score: each.line for each in signatures}
     for metric in measured:
-        yield {**common, **_metric_cell(metric, task)}
+        score = f"{metric.subtask}/{metric.metric}" if metric.subtask else metric.metric
+        yield {**common, **_metric_cell(metric, task), "signature": by_score.get(score) or by_score.get("")}
     names = {metric.metric for metric in measured if not metric.subtask}
     missing = dict.fromkeys(metric for metric in wanted if metric not in names)
     for name in missing or ([None] if not measured else []):

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from analysis.data import signatures
 from analysis.data.frame import Row
 from analysis.data.states import severity
 from sweeps.store.schema import VariantRow
@@ -67,6 +68,7 @@ def _row(label: str, seeds: list[Row], scores: Sequence[str]) -> Row:
     row = {**seeds[0], "variant": label, **counts}
     for name in scores:
         row |= _score(name, seeds)
+    row["signatures"] = signatures.joined(sign for seed in seeds for sign in signatures.split(seed["signatures"]))
     unfinished = [seed for seed in seeds if seed["reason"] is not None]
     if unfinished:
         worst = min(unfinished, key=lambda seed: severity(seed["state"]))

@@ -35,6 +35,7 @@ from analysis.statistics.differences import FromBaseline, from_baselines, role_o
 from analysis.statistics.estimate import ALPHA
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, shown_scores
+from analysis.statistics.signs import signed
 from analysis.statistics.sources import Source
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def difference_figure(source: Source, published: Source | None = None) -> Figure
         y = linear_scale([0.0, *(end for point in panel.points for end in point.ends)])
         set_axes(axes, x, MEMORY.label if axes is places[-1] else "", y, panel.axis_label)
         _draw(axes, panel)
-    footer(figure, remarks(shown))
+    footer(figure, [*remarks(shown), *signed(source.results.rows(), "quality")])
     for axes, panel in zip(places, moved, strict=True):
         _write_names(figure, axes, panel, x)
     return figure

@@ -104,7 +104,7 @@ def _remarks(data: ParetoData, published: ParetoData | None) -> list[str]:
     lines = [LEGEND] if chances else [WITHOUT_ERRORS] if data.contenders else []
     lines += [PAIRED] if data.paired and chances else []
     lines += [MACHINES, *first_parts(machine.key(data.machines))] if data.machines else []
-    return [*lines, *([PUBLISHED] if published else [])]
+    return [*lines, *data.signed, *([PUBLISHED] if published else [])]
 
 
 Appearance = tuple[ParetoStatus, str | None, bool, bool, bool]

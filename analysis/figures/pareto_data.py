@@ -17,6 +17,7 @@ from analysis.statistics.estimate import Estimate
 from analysis.statistics.estimates import Estimates, of_speed
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
+from analysis.statistics.signs import signed
 
 CONFIDENCE = 0.95
 """A point is drawn as Pareto-optimal from this probability on, and as dominated from one minus this on."""
@@ -82,7 +83,8 @@ class ParetoData:
     """Every variant that has the score. The untouched base is a reference and no contender, as it was trained for
     fewer steps: it is never on the front and never dominates. `missing` has the reason for each variant without a
     score. `paired`: probabilities come from the same samples, which is sharper than the standard errors are.
-    `machines` has a letter for each machine that speeds were measured on, where there are several.
+    `machines` has a letter for each machine that speeds were measured on, where there are several. `signed` names the
+    points that have collapsed or are of an unstable training, a line each.
     """
 
     score: str
@@ -94,6 +96,7 @@ class ParetoData:
     cost: Cost = MEMORY
     paired: bool = False
     machines: dict[machine.Machine, str] = field(default_factory=dict)
+    signed: list[str] = field(default_factory=list)
 
     @property
     def front(self) -> list[ParetoPoint]:
@@ -198,6 +201,7 @@ def pareto_data(results: Results, score: ScoreColumn, cost: Cost = MEMORY) -> Pa
         cost=cost,
         paired=estimates.is_paired(rows, column),
         machines=machine.marks(map(cost.machine, drawn)),
+        signed=signed(drawn, column),
     )
 
 

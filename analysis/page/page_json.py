@@ -262,6 +262,7 @@ def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
         FactJson("fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""),
         FactJson("measured on", row["machine"] or ""),
         FactJson("approximate", row.get("approximate") or ""),
+        FactJson("signatures", row.get("signatures") or ""),
         FactJson("parameters", f"{variant.parameters:,}" if variant.parameters else ""),
         FactJson("device time", duration(row["device_seconds"])),
         FactJson("on the front", "" if chance is None else f"{100 * chance:.0f} %"),

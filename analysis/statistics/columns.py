@@ -16,7 +16,7 @@ GAP = "_gap"
 """Ends the column of how far a converted checkpoint's score is from the base's; `_low` and `_high` behind it end the
 95 % interval."""
 
-LATER = ("approximate", "passes")
+LATER = ("approximate", "passes", "signatures")
 """Columns that a results.csv written by earlier code does not have."""
 
 BASELINES = ("untouched", "mha")
@@ -32,6 +32,7 @@ _LEADING = {
     **{name: frame.COLUMNS[name] for name in frame.IDENTITY},
     "approximate": "string",
     "passes": "string",
+    "signatures": "string",
     "quality_score": "string",
     "quality": "Float64",
     "quality_stderr": "Float64",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.data import frame, replicates
+from analysis.data import frame, replicates, signatures
 from analysis.data.frame import Row
 from analysis.data.means import mean
 from analysis.data.measured import CACHE_PER_TOKEN, OUT_OF_MEMORY, SPEED
 from analysis.data.metrics import COMPUTED, CONVERTED_PREFIX
+from analysis.data.signatures import Sign
 from analysis.data.states import TRUSTED, UNPLANNED, severity
 from analysis.statistics.columns import N_SHOT, SOURCE, join_parts
 from analysis.statistics.estimates import Scored
+from mlkv.signature import UNSTABLE
 from sweeps.steps.registry import scored_kinds
 from sweeps.store.schema import CONVERTED
 
@@ -107,6 +110,7 @@ def _kinds() -> list[str]:
 def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row: Row = {name: rows[0][name] for name in frame.IDENTITY}
     row |= {name: rows[0][name] for name in ("sources", "overrides", "approximate", "passes")}
+    row["signatures"] = signatures.joined(_signs(rows))
     row[SOURCE] = rows[0]["sweep"]
     row["accuracy_parts"] = join_parts(planned.parts)
     accuracy = _mean([_marked(rows, "in_accuracy", part) for part in planned.parts])
@@ -120,6 +124,14 @@ def _variant_row(rows: list[Row], planned: _Planned) -> Row:
     row |= {f"{r['task']}{N_SHOT}": r["n_shot"] for r in rows if r["kind"] == "evaluate" and r["n_shot"] is not None}
     row["state"], row["reason"] = _overall(rows)
     return row | _measured([r for r in rows if r["kind"] == "measure"]) | _cost(rows)
+
+
+def _signs(rows: list[Row]) -> Iterator[Sign]:
+    """Of a score by its column, of a training by its kind."""
+    for row in rows:
+        if row.get("signature") is not None and _trusted(row):
+            word, _, why = row["signature"].partition(": ")
+            yield Sign(word, row["kind"] if word == UNSTABLE else _column(row), why)
 
 
 def _rows_of(rows: list[Row], kind: str, task: str | None, metric: str) -> list[Row]:

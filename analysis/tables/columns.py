@@ -12,23 +12,28 @@ from collections.abc import Sequence
 
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS, Metric
+from analysis.data.signatures import split
 from analysis.statistics.columns import BASELINES, COMPARED, GAP, SOURCE, is_converted
 from analysis.statistics.compare import add_intervals, add_ties
 from analysis.statistics.estimate import ALPHA
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn
 from analysis.statistics.selection import hidden_references
+from analysis.statistics.signs import is_collapsed
 from analysis.statistics.variant_rows import NOT_PLANNED
 from analysis.tables.merge_published import IS_PUBLISHED
 from analysis.tables.table import BEST, Cell, Column, Table, make_table
 from mlkv.cache.formats import AS_COMPUTED
 from mlkv.evaluate.entry_rule import RULE
+from mlkv.signature import COLLAPSED, LOSS_DIVERGED, LOSS_SPIKED, OUT_OF_MEMORY, UNSTABLE
 
 BASELINE_NOTES = {"untouched": "base", "mha": "baseline"}
 VERDICT = "entry_test.entry_test"
 """The column with 1 where a checkpoint passes the entry test, else 0."""
 AT_CONVERSION = "gap at conversion"
 WITHIN_NOISE = " ≈"
+AT_CHANCE = "†"
+"""Behind a score that has collapsed (mlkv/signature.py)."""
 NOTHING = Cell("–")
 FINAL = ("PUBLISHED", "IMPORTED")
 """States of results from elsewhere: no more will come."""
@@ -43,7 +48,7 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
         baselines=[row["baseline"] for row in rows],
         states=[row["state"] for row in rows],
         published=[row[IS_PUBLISHED] for row in rows],
-        notes=notes,
+        notes=[*notes, *notes_on_signatures(rows, columns)],
     )
 
 
@@ -150,8 +155,11 @@ def _value_cell(row: Row, name: str, metric: Metric, has_winner: bool) -> Cell:
         never = missing == NOT_PLANNED and (row["state"] in FINAL or row["baseline"] == "untouched" or other_source)
         return NOTHING if row[IS_PUBLISHED] or never or missing is None else Cell(word(missing), missing=missing)
     text = metric.text(value, printed_error(row, name)) + _seeds_if_fewer(row, name)
-    best = has_winner and bool(row.get(f"{name}_tied"))
-    return Cell(text, value, best=best, stderr=row.get(f"{name}_stderr"))
+    best, chance = has_winner and bool(row.get(f"{name}_tied")), is_collapsed(row, name)
+    if chance:
+        number, plus_minus, error = text.partition(" ±")
+        text = f"{number}{AT_CHANCE}{plus_minus}{error}"
+    return Cell(text, value, best=best, stderr=row.get(f"{name}_stderr"), chance=chance)
 
 
 def printed_error(row: Row, name: str) -> float | None:
@@ -215,6 +223,23 @@ def notes_on_entry(results: Results) -> list[str]:
     return [f"entry test: passed by {RULE}; what is found on {names} says nothing about range"] if failed else []
 
 
+def notes_on_signatures(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """What the mark of collapsed scores means, with one of each column; and which trainings were unstable. Nothing on
+    what no cell shows."""
+    shown = [cell for column in columns for cell in column.cells]
+    signs = [(str(row["variant"]), sign) for row in rows for sign in split(row.get("signatures"))]
+    notes = []
+    if any(cell.chance for cell in shown):
+        collapsed = {sign.subject: f"{name}: {sign.why}" for name, sign in signs if sign.word == COLLAPSED}
+        notes = [f"{AT_CHANCE}: {COLLAPSED}, within noise of chance or worse (mlkv why NAME VARIANT)"]
+        notes += [f"{AT_CHANCE} {subject}, {why}" for subject, why in collapsed.items()]
+    unstable: dict[str, list[str]] = {}
+    for name, sign in signs:
+        if sign.word == UNSTABLE and any(UNSTABLE in cell.text for cell in shown):
+            unstable.setdefault(f"{sign.subject}: {sign.why}", []).append(name)
+    return notes + [f"{UNSTABLE} ({', '.join(names)}), {reason}" for reason, names in unstable.items()]
+
+
 def notes_on_passes(results: Results) -> list[str]:
     """What it costs that layers read from above."""
     return [f"{row['variant']}: {row['passes']}" for row in results.rows() if row.get("passes")]
@@ -260,7 +285,11 @@ def notes_on_seeds(results: Results) -> list[str]:
 
 
 def word(missing: str) -> str:
-    """The state in a word or two: `failed`, `running 40/300`, `not planned`."""
+    """The state in a word or two: `failed`, `out of memory`, `unstable`, `running 40/300`, `not planned`."""
+    if re.search(OUT_OF_MEMORY, missing, re.IGNORECASE):
+        return OUT_OF_MEMORY
+    if LOSS_DIVERGED in missing or LOSS_SPIKED in missing:
+        return UNSTABLE
     if running := re.match(r"RUNNING step (\d+) of (\d+)", missing):
         return f"running {running[1]}/{running[2]}"
     state = re.match(r"[A-Z]{4,}\b", missing)
@@ -269,11 +298,13 @@ def word(missing: str) -> str:
 
 
 def variant_text(row: Row) -> str:
-    """`MHA-36 (baseline)`, `MLKV-6 (n=2 of 3)`."""
+    """`MHA-36 (baseline)`, `MLKV-6 (n=2 of 3)`, `MLKV-1 (unstable, collapsed)`: the latter by the main axis."""
     role = BASELINE_NOTES.get(row["baseline"] or "") if not row[IS_PUBLISHED] else None
     planned = row.get("seeds_planned") or 1
     seeds = f"n={row['seeds']}" + (f" of {planned}" if row["seeds"] != planned else "") if planned > 1 else None
-    remarks = ", ".join(filter(None, [role, seeds]))
+    signs = {sign.word for sign in split(row.get("signatures")) if sign.word == UNSTABLE}
+    words = [*signs, *([COLLAPSED] if is_collapsed(row, "quality") else [])]
+    remarks = ", ".join(filter(None, [role, seeds, *words]))
     return f"{row['variant']} ({remarks})" if remarks else str(row["variant"])
 
 

@@ -37,6 +37,7 @@ _ESCAPED = {
     "*": "{*}",
     _APART: "{}",
     _BREAK: r"\allowbreak{}",
+    "†": r"\dag{}",
     "±": r"$\pm$",
     "Δ": r"$\Delta$",
     "↑": r"$\uparrow$",

@@ -43,8 +43,8 @@ def _markdown_text(text: str) -> str:
 
 def csv(printed: Table) -> str:
     """Numbers at full precision in the printed table's columns, each followed by its standard errors and by why one is
-    missing, where any row has them, and 1 where it is the best (in bold elsewhere); `published` is 1 in published
-    rows."""
+    missing, where any row has them, and 1 where it is the best (in bold elsewhere) or has collapsed; `published` is 1
+    in published rows."""
     columns = (
         {"published": [str(int(is_published)) for is_published in printed.published]} if any(printed.published) else {}
     )
@@ -55,6 +55,8 @@ def csv(printed: Table) -> str:
             columns[f"{header} stderr"] = ["" if cell.stderr is None else repr(cell.stderr) for cell in cells]
         if any(cell.best for cell in cells):
             columns[f"{header} best"] = ["1" if cell.best else "" for cell in cells]
+        if any(cell.chance for cell in cells):
+            columns[f"{header} collapsed"] = ["1" if cell.chance else "" for cell in cells]
         if any(cell.missing for cell in cells):
             columns[f"{header} missing"] = [cell.missing or "" for cell in cells]
     text = io.StringIO()

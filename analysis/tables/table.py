@@ -14,13 +14,15 @@ Role = Literal["name", "shape", "cost", "measured", "score", "difference", "chan
 @dataclass(frozen=True)
 class Cell:
     """`text` is what is printed; `number` what it is sorted by, `stderr` its standard error in the same unit; `missing`
-    says in full why there is no number. `best` is printed in bold, or with a `*` where a format has no bold."""
+    says in full why there is no number. `best` is printed in bold, or with a `*` where a format has no bold. `chance`:
+    the number is no better than chance, which the text marks."""
 
     text: str
     number: float | None = None
     best: bool = False
     missing: str | None = None
     stderr: float | None = None
+    chance: bool = False
 
 
 @dataclass(frozen=True)

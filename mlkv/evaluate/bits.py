@@ -24,10 +24,12 @@ from torch.nn import functional
 from ..context import MetricRow, StepFailed
 from ..corpus.blocks import check_ids, open_blocks
 from ..corpus.manifest import read_manifest
+from ..signature import Chance
 from .batch_size import BatchSize
 from .held_out_pass import HeldOutPass, pass_of
 from .outcomes import Outcomes, digest
 from .tasks import BITS_PER_BYTE, Scores, Scoring
+from .unigram import UNIGRAM, unigram
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -132,5 +134,25 @@ def score(scoring: Scoring) -> Scores:
     check_ids(open_blocks(scoring.corpus, "heldout"), vocab_size, scoring.model.shape.vocab_size)
     windows = cut_windows(scoring.corpus, scoring.recipe.limit)
     reading = pass_of("checkpoint", scoring, scoring.model, windows.ids)
-    by_metric = outcomes(windows, nats(reading, windows, scoring.batch_size, scoring.progress))
-    return Scores(metrics(by_metric), by_metric)
+    nats_N = nats(reading, windows, scoring.batch_size, scoring.progress)
+    by_metric = outcomes(windows, nats_N)
+    return Scores(metrics(by_metric), by_metric, _chance(scoring.corpus, windows, nats_N))
+
+
+def _chance(corpus: Path, windows: Windows, nats_N: Floats) -> dict[str, Chance]:
+    """The unigram model's scores on windows that a checkpoint needs `nats_N` for; nothing where the training text is
+    not here."""
+    cost_V = unigram(corpus)
+    if cost_V is None:
+        return {}
+    unigram_N = np.where(windows.counted, cost_V[windows.ids[:, 1:]], 0.0).sum(-1)
+    own, its = outcomes(windows, nats_N), outcomes(windows, unigram_N)
+    return {
+        name: Chance(
+            value=each.value,
+            stderr=ratio(own[name].parts - each.parts, each.weights)[1] or 0.0,
+            by=UNIGRAM,
+            lower_is_better=True,
+        )
+        for name, each in its.items()
+    }

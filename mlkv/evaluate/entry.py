@@ -9,7 +9,7 @@ Legend: `N` windows or sequences, `T` tokens, `K` targets of a window, `C` token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ from .bits import Floats, ratio
 from .entry_rule import COPIED_AT, LONG, SHORT, passes
 from .outcomes import Outcomes, digest
 from .tasks import CONTEXT_GAIN, COPYING, ENTRY_TEST, Scores, Scoring
+from .unigram import of_random_tokens
 
 Ids = NDArray[np.int64]
 
@@ -51,7 +52,8 @@ def copying(scoring: Scoring) -> Scores:
     """Nats per copied token by the distance to its original, and over all of them."""
     samples = Samples.of(scoring, COPYING)
     found = {distance: _copied(samples, distance) for distance in _powers(samples.longest * 3 // 4)}
-    return _scores({NATS: _joined([*found.values()])}, "distance", found)
+    scores = _scores({NATS: _joined([*found.values()])}, "distance", found)
+    return replace(scores, chance=dict.fromkeys(scores.outcomes, of_random_tokens(samples.vocab_size - 1)))
 
 
 def entry_test(scoring: Scoring) -> Scores:
@@ -62,7 +64,7 @@ def entry_test(scoring: Scoring) -> Scores:
     found = {COPYING: _copied(samples, COPIED_AT), CONTEXT_GAIN: _gain(by_context[SHORT], by_context[length])}
     scores = _scores(found, "context", {})
     scores.metrics.append(MetricRow(ENTRY_TEST, float(passes(found[COPYING].value, found[CONTEXT_GAIN].value))))
-    return scores
+    return replace(scores, chance={COPYING: of_random_tokens(samples.vocab_size - 1)})
 
 
 @dataclass

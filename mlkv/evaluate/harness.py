@@ -24,6 +24,8 @@ from transformers import set_seed
 from ..context import MetricRow, StepFailed
 from ..corpus.manifest import read_manifest
 from ..recipes import EvaluateRecipe
+from ..signature import Chance
+from .chance import of_questions
 from .outcomes import Sample
 from .task_cache import cached_task
 from .task_files import TaskCopy, members, with_places
@@ -41,10 +43,12 @@ os.environ["DISABLE_MULTIPROC"] = "1"
 
 @dataclass(frozen=True)
 class Scores:
-    """Every number that lm-eval reports of a task, or of a group and its members, and the samples behind them."""
+    """Every number that lm-eval reports of a task, or of a group and its members, the samples behind them, and what
+    their accuracies are by chance."""
 
     rows: list[MetricRow]
     samples: list[Sample]
+    chance: dict[str, Chance]
 
 
 def score(
@@ -63,7 +67,9 @@ def score(
         set_seed(recipe.seed)
         results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
         assert results is not None, "this is the only process"
-        return Scores(list(_rows(results, recipe.task)), list(_samples(results)))
+        rows, questions = list(_rows(results, recipe.task)), _questions(results)
+        chance = of_questions(loaded["tasks"], questions, rows, of_words=recipe.task in RECALL_TASKS)
+        return Scores(rows, list(_samples(results)), chance)
 
 
 def _set_examples(loaded: Any, recipe: EvaluateRecipe) -> None:
@@ -213,3 +219,9 @@ def _samples(results: dict[str, Any]) -> Iterator[Sample]:
             yield Sample(
                 task, each["doc_id"], each["doc_hash"], each["target"], each["filter"], each["filtered_resps"], scores
             )
+
+
+def _questions(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each once, though it is logged for every filter."""
+    for task, logged in results["samples"].items():
+        yield from ((task, each["doc"]) for each in {each["doc_id"]: each for each in logged}.values())

@@ -16,6 +16,7 @@ from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
 from ..device import resolve_precision
 from ..files import Json
 from ..recipes import EvaluateRecipe
+from ..signature import CHANCE
 from . import outcomes
 from .models import LastModel, LastTokenizer
 from .task_files import TaskCopy
@@ -65,6 +66,7 @@ def run(
         facts |= {"max_gen_toks": answer_tokens} if answer_tokens else {}
     metrics = scores.metrics
     _check_finite(recipe.task, metrics)
+    facts |= {CHANCE: {name: level.as_json() for name, level in scores.chance.items()}} if scores.chance else {}
     outcomes.save(scores.outcomes, out)
     answers = {key: value for key, value in facts.items() if key == "max_gen_toks"}
     results_json = {"task": recipe.task, **answers, "metrics": [row.as_json() for row in metrics]}
@@ -91,7 +93,7 @@ def _scores_of_lm_eval(
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
     own = outcomes.of_samples(scores.samples, recipe.task, scores.rows)
-    return Scores(scores.rows, own), lm.answer_tokens
+    return Scores(scores.rows, own, scores.chance), lm.answer_tokens
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..context import MetricRow
 from ..registry import Registry
+from ..signature import Chance
 
 if TYPE_CHECKING:
     from ..hf import MLKVForCausalLM
@@ -47,10 +48,12 @@ class Scoring:
 @dataclass(frozen=True)
 class Scores:
     """What it returns. `outcomes`: by metric, what each sample contributed, so that two checkpoints can be compared on
-    the same samples; left out, tables compare by standard errors alone."""
+    the same samples; left out, tables compare by standard errors alone. `chance`: by metric, what it is without a
+    model; left out, nothing says where a score has collapsed."""
 
     metrics: list[MetricRow]
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+    chance: Mapping[str, Chance] = field(default_factory=dict)
 
 
 Score = Callable[[Scoring], Scores]

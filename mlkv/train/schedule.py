@@ -28,6 +28,16 @@ class Spike:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """An end far above what was reached: `last`, the loss at the end, over `best`, the lowest running median, which
+    ends at `step`; in nats."""
+
+    last: float
+    best: float
+    step: int
+
+
+@dataclass(frozen=True)
 class Schedule:
     """`steps` optimiser steps of `tokens_per_step` tokens (the corpus's mean, padding left out)."""
 
@@ -104,6 +114,19 @@ def spike_of_last(losses: list[tuple[int, float]], warmup_steps: int) -> Spike |
     if step <= warmup_steps or len(before) < FEWEST_ROWS or loss < median(before) + SPIKE:
         return None
     return Spike(step, loss, median(before))
+
+
+def divergence(losses: list[tuple[int, float]], warmup_steps: int) -> Divergence | None:
+    """Whether the loss at the end (final_loss) lies SPIKE or more above the lowest median of MEDIAN_ROWS rows after
+    warmup, of all rows where they are fewer. So a loss that climbs slowly is seen too, over which a running median
+    climbs with it."""
+    rows = [row for row in losses if row[0] > warmup_steps]
+    last, width = final_loss(losses), min(MEDIAN_ROWS, len(rows))
+    if last is None or width < FEWEST_ROWS:
+        return None
+    windows = (rows[i : i + width] for i in range(len(rows) - width + 1))
+    best, step = min((median(loss for _, loss in window), window[-1][0]) for window in windows)
+    return Divergence(last, best, step) if last >= best + SPIKE else None
 
 
 def final_loss(losses: list[tuple[int, float]]) -> float | None:

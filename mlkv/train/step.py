@@ -19,6 +19,7 @@ from ..hf import MLKVForCausalLM, load_checked
 from ..layout import mha
 from ..model import Decoder
 from ..shape import DecoderShape
+from ..signature import DIVERGED, SPIKES
 from ..training_recipes import TrainRecipe
 from . import trunk
 from .chunked_distillation import ChunkedDistillation
@@ -28,7 +29,7 @@ from .lean import make_lean
 from .loss import chunked_cross_entropy
 from .memory import is_lean
 from .packing import has_kernel, takes_documents
-from .schedule import Schedule, final_loss, spikes
+from .schedule import Schedule, divergence, final_loss, spikes
 from .trainer import BlockTrainer
 
 
@@ -162,6 +163,7 @@ def _choose_efficiency(
 def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
     watcher, schedule = trainer.watcher, trainer.schedule
     found_spikes = spikes(watcher.losses, schedule.warmup_steps)
+    diverged = divergence(watcher.losses, schedule.warmup_steps)
     tokens = schedule.tokens_by(schedule.steps)
     values = {
         "train_loss": final_loss(watcher.losses),
@@ -181,8 +183,9 @@ def _outcome(trainer: BlockTrainer, precision: str, counts: Json) -> Outcome:
             "device": str(trainer.args.device.type),
             "devices": trainer.args.world_size,
             "threads": schedule.recipe.threads,
-            "unstable": bool(found_spikes),
-            "spikes": [asdict(spike) for spike in found_spikes],
+            "unstable": bool(found_spikes or diverged),
+            SPIKES: [asdict(spike) for spike in found_spikes],
+            **({DIVERGED: asdict(diverged)} if diverged else {}),
             **(trainer.distillation.facts if trainer.distillation else {}),
         },
     )

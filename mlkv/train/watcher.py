@@ -15,13 +15,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..context import Context, StepFailed
 from ..files import discard, share
+from ..signature import LOSS_DIVERGED, LOSS_SPIKED
 from .distillation import TERMS
 from .schedule import Schedule, spike_of_last
 
 STAGING, OWNER = "staging", "owner"
 """The folder of each attempt where checkpoints are written before they are moved into place, and the empty file in it
 that shows that it is still this attempt's: a later attempt deletes the folder."""
-DIVERGED = "training diverged; lower lr or raise warmup"
+DIVERGED = f"{LOSS_DIVERGED}; lower lr or raise warmup"
 
 
 class Watcher(TrainerCallback):
@@ -125,8 +126,7 @@ class Watcher(TrainerCallback):
         spike = spike_of_last(self.losses, self.schedule.warmup_steps)
         if spike and self.schedule.recipe.on_spike == "fail":
             raise StepFailed(
-                f"loss = {spike.loss:.3f} at step {spike.step}: a spike over the running median "
-                f"{spike.median:.3f} (on_spike = fail)"
+                f"loss = {spike.loss:.3f} at step {spike.step}: {LOSS_SPIKED} {spike.median:.3f} (on_spike = fail)"
             )
 
 

@@ -56,12 +56,19 @@ def of_states(name: str, graph: Graph, states: States) -> Json:
 
 
 def of_variant(
-    name: str, graph: Graph, states: States, chosen: Sequence[str], log_of: Callable[[str], list[str]]
+    name: str,
+    graph: Graph,
+    states: States,
+    chosen: Sequence[str],
+    log_of: Callable[[str], list[str]],
+    remarks_of: Callable[[str], list[str]],
 ) -> Json:
-    """The chosen steps of a sweep. log_of: the last lines that a step printed which did not end well."""
+    """The chosen steps of a sweep. log_of: the last lines that a step printed which did not end well. remarks_of: what
+    there is to say of a finished step's numbers."""
     blocked = blockers(graph, states)
     steps = [_step(graph[id], states, blocked) for id in chosen]
-    return {"name": name, "steps": [{**step, "log": log_of(step["id"])} for step in steps]}
+    details = ({"log": log_of(step["id"]), "remarks": remarks_of(step["id"])} for step in steps)
+    return {"name": name, "steps": [{**step, **more} for step, more in zip(steps, details, strict=True)]}
 
 
 def counts(graph: Graph, states: States) -> dict[str, int]:

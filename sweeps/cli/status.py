@@ -216,12 +216,14 @@ def why(options: WhyOptions) -> int:
         def log_of(id: str) -> list[str]:
             return _tail(store.step(id), jobs.get(id)) if states[id].name in ENDED_BADLY else []
 
-        print_json(json_output.of_variant(saved.name, graph, states, chosen, log_of))
+        print_json(
+            json_output.of_variant(saved.name, graph, states, chosen, log_of, lambda id: remarks(store.step(id)))
+        )
         return OK
     blocked = blockers(graph, states)
     for id in chosen:
         if (state := states[id]).name is StepState.DONE:
-            if reason := "; ".join(filter(None, [state.reason, _remark(store.step(id))])):
+            if reason := "; ".join(filter(None, [state.reason, *remarks(store.step(id))])):
                 console.print(f"{id} {graph[id].label}: {state.name} {reason}", highlight=False)
             continue
         name, reason = state.name, reason_of(id, graph, states)
@@ -236,12 +238,16 @@ def why(options: WhyOptions) -> int:
     return OK
 
 
-def _remark(step: StepDir) -> str | None:
-    """What its kind says of a finished step's numbers."""
+def remarks(step: StepDir) -> list[str]:
+    """What its kind says of a finished step's numbers, signatures last."""
     from sweeps.steps.registry import kind_of
 
     record = step.record()
-    return kind_of(record.kind).remark(record.metrics) if record else None
+    if record is None:
+        return []
+    kind = kind_of(record.kind)
+    lines = [each.line for each in kind.signatures(record.metrics, record.facts)]
+    return [*filter(None, [kind.remark(record.metrics)]), *lines]
 
 
 def _tail(step: StepDir, job: JobStatus | None) -> list[str]:

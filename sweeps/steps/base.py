@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mlkv.context import Outcome
 from mlkv.shape import DecoderShape
+from mlkv.signature import of_training
 from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
-from sweeps.steps.uptrain import training_work
+from sweeps.steps.uptrain import saves_memory, training_work
 
 
 def trained_base_step(recipe: TrainRecipe, shape: DecoderShape, corpus: Step, label: str) -> Step:
@@ -54,5 +55,7 @@ KIND = StepKind(
     work=work,
     cost="training",
     modules=("mlkv.train.step",),
+    signatures=of_training,
+    saves_memory=saves_memory("base"),
 )
 """Many jobs wait for a base, so its job holds nothing else."""

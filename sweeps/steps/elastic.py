@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from mlkv.context import Outcome
 from mlkv.layout import KVLayout
 from mlkv.merges import MERGES
+from mlkv.signature import of_training
 from mlkv.training_recipes import ElasticRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
-from sweeps.steps.uptrain import training_work
+from sweeps.steps.uptrain import saves_memory, training_work
 
 _RULE = ("pattern", "kv_layers", "kv_heads")
 """Fields that name the layouts. The layouts themselves identify the step: several rules may give the same ones."""
@@ -56,5 +57,7 @@ KIND = StepKind(
     work=work,
     cost="training",
     modules=("mlkv.train.elastic", "mlkv.train.step"),
+    signatures=of_training,
+    saves_memory=saves_memory("elastic"),
 )
 """Many conversions wait for an elastic training, so its job holds nothing else."""

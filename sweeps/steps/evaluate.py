@@ -9,6 +9,7 @@ from mlkv.cache.formats import CACHES
 from mlkv.context import MetricRow, Outcome
 from mlkv.evaluate.entry_rule import failure
 from mlkv.recipes import EvaluateRecipe
+from mlkv.signature import of_scores
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, runtime_fields
 from sweeps.store.schema import LoggedRow
@@ -72,5 +73,7 @@ KIND = StepKind(
     task_data=task_data,
     numbers=numbers,
     remark=failure,
+    signatures=of_scores,
+    saves_memory="evaluate.batch_size=auto, or a smaller number",
     modules=("mlkv.evaluate.step", "mlkv.evaluate.bits", "mlkv.evaluate.harness", "mlkv.evaluate.harness_model"),
 )

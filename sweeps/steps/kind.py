@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlkv.context import Context, MetricRow, Outcome, Row
+from mlkv.files import Json
 from mlkv.layout import KVLayout
 from mlkv.shape import DecoderShape
+from mlkv.signature import Signature
 from sweeps.steps.step import Inputs, R, Step, recipe_of
 from sweeps.store.schema import LoggedRow
 
@@ -98,6 +100,8 @@ class StepKind:
     numbers: for records of earlier code, which have no seal, the metrics once more: from the output, or from the rows
         that the attempt logged.
     remark: what a reader of a finished step's numbers has to know, in one line; None where there is nothing.
+    signatures: what the numbers and facts of a finished step's record say of the run (mlkv/signature.py).
+    saves_memory: settings of the kind with which its steps take less memory, for those that find none.
     """
 
     run: Callable[[Execution], Outcome]
@@ -118,6 +122,8 @@ class StepKind:
     session: Session | None = None
     numbers: Callable[[Path, list[LoggedRow]], list[MetricRow]] | None = None
     remark: Callable[[list[MetricRow]], str | None] = lambda _rows: None
+    signatures: Callable[[Sequence[MetricRow], Json], list[Signature]] = lambda _rows, _facts: []
+    saves_memory: str = ""
 
     @property
     def schema(self) -> int:

@@ -49,5 +49,13 @@ def work(step: Step, millions: float, sequence_length: int) -> float:
     return max(millions * float(tokens) / 3, 1.0)
 
 
-KIND = StepKind(run, TeacherRecipe, shares_job=False, work=work, cost="training", modules=("mlkv.train.teacher",))
+KIND = StepKind(
+    run,
+    TeacherRecipe,
+    shares_job=False,
+    work=work,
+    cost="training",
+    modules=("mlkv.train.teacher",),
+    saves_memory="a smaller teacher.batch_size",
+)
 """Many runs wait for it, so its job holds nothing else."""

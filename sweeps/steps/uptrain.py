@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlkv.context import Outcome
+from mlkv.signature import of_training
 from mlkv.training_recipes import TrainRecipe
 from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.step import Step, identity_fields, recipe_of, runtime_fields
@@ -73,4 +74,19 @@ def begins_after(spec: Spec) -> int:
     return recipe.trunk_of(recipe.rungs[-2])
 
 
-KIND = StepKind(run, TrainRecipe, trains=True, scores=True, work=work, cost="training", modules=("mlkv.train.step",))
+def saves_memory(kind: str) -> str:
+    """The settings of a training that change no result first."""
+    return f"{kind}.micro_batch=1, {kind}.gradient_checkpointing=true or {kind}.loss=chunked"
+
+
+KIND = StepKind(
+    run,
+    TrainRecipe,
+    trains=True,
+    scores=True,
+    work=work,
+    cost="training",
+    modules=("mlkv.train.step",),
+    signatures=of_training,
+    saves_memory=saves_memory("uptrain"),
+)

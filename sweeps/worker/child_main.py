@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 from mlkv.context import Context, Interrupted, MetricRow, Outcome, Row, StepFailed
+from mlkv.signature import OUT_OF_MEMORY
 from sweeps.steps.evaluate import TASK
 from sweeps.steps.extensions import pinned_task
 from sweeps.steps.kind import Execution
@@ -108,7 +109,7 @@ def _failure(error: BaseException) -> Answer:
         return Answer(state="failed", reason=_in_one_line(str(error)))
     from mlkv.device import is_out_of_memory
 
-    name = "out of memory" if is_out_of_memory(error) else type(error).__name__
+    name = OUT_OF_MEMORY if is_out_of_memory(error) else type(error).__name__
     text = _in_one_line(str(error))
     return Answer(state="failed", reason=f"{name}: {text}" if text else name)
 

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Literal, NamedTuple, TypedDict
 
+from mlkv.signature import OUT_OF_MEMORY
 from sweeps.steps.extensions import is_training
 from sweeps.steps.registry import kind_of
 from sweeps.store.attempt import Attempt
@@ -243,6 +244,12 @@ class Worker:
             if (answer.returncode or 0) > 0 and (last := attempt.log_tail(1)):
                 answer = replace(answer, reason=f"{answer.reason}: {' '.join(last[0].split())}")
             answer = self._answer_of_dead_child(answer, peak, out_of_memory_kills() > killed_before)
+        if (
+            answer.state == "failed"
+            and answer.reason.startswith(OUT_OF_MEMORY)
+            and (settings := kind_of(step.kind).saves_memory)
+        ):
+            answer = replace(answer, reason=f"{answer.reason}; it takes less with {settings}")
         if answer.state == "interrupted" and not (answer.outside or answer.needs_repair):
             answer = self._interruption(claim, answer)
         if answer.state == "done":
@@ -313,7 +320,7 @@ class Worker:
         """What the end of a child without an answer means: a signal from outside interrupts, its own fault fails."""
         if memory_ran_out:
             advice = "raise cluster.resources.KIND.memory_gb"
-            reason = f"out of memory: the kernel killed it at {peak / 2**30:.1f} GiB or more; {advice}"
+            reason = f"{OUT_OF_MEMORY}: the kernel killed it at {peak / 2**30:.1f} GiB or more; {advice}"
             return replace(answer, state="failed", reason=reason)
         code = answer.returncode or 0
         from_outside = code < 0 and -code not in OWN_SIGNALS

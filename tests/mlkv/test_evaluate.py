@@ -34,6 +34,7 @@ from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
 from mlkv.patterns import make
 from mlkv.recipes import EvaluateRecipe
+from mlkv.signature import of_scores
 from tests.support.evaluations import lm_of, outcome_of, score
 from tests.support.read_back import present
 from tests.support.tiny import SHAPE, context
@@ -53,6 +54,15 @@ def test_random_weights_score_chance(task: str, corpus: Path, checkpoint: Path, 
     value = present(acc.value)
     assert abs(value - chance) <= 3 * math.sqrt(max(chance * (1 - chance), 0.01) / n)
     assert acc.stderr == pytest.approx(math.sqrt(value * (1 - value) / (n - 1)))
+
+
+@pytest.mark.parametrize("task", [*ITEM_TASKS, "bits_per_byte"])
+def test_random_weights_have_collapsed(task: str, corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    outcome = outcome_of(EvaluateRecipe(task=task), tmp_path, checkpoint, corpus)
+    levels = outcome.facts["chance"]
+    assert {each.score for each in of_scores(outcome.metrics, outcome.facts)} == levels.keys()
+    if task != "bits_per_byte":
+        assert levels["acc"]["value"] == pytest.approx(CHANCE[task], abs=0.1 if task == "heldout_cloze" else 1e-9)
 
 
 class Oracle(LM):

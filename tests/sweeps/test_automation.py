@@ -38,7 +38,7 @@ INSIDE = {
     ("plan", "memory"): "kind variant processes bytes",
     ("status of all", "sweeps"): "name counts",
     ("status", "steps"): " ".join(STEP),
-    ("why", "steps"): " ".join([*STEP, "log"]),
+    ("why", "steps"): " ".join([*STEP, "log", "remarks"]),
     ("show", "steps"): "id kind task state reason output finished wall_seconds device_seconds peak_memory_bytes host "
     "device versions code from left_out others",
     ("table", "rows"): "variant source baseline family pattern kv_layers kv_heads budget kv_bytes_per_token seeds "

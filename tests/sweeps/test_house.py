@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "mlkv.layout",
         "mlkv.evaluate.entry_rule",  # a rule over two numbers, which tables say in words
         "mlkv.evaluate.outcomes",  # numpy alone: one type and one format for who writes samples and who compares them
+        "mlkv.signature",  # rules over numbers, too
         "mlkv.similarity.results",  # numpy alone, for the same reason
         "mlkv.patterns",
         "mlkv.training_recipes",  # plain dataclasses: what a configuration leaves out has their defaults

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlkv.context import MetricRow, Outcome, StepFailed
-from sweeps.steps.kind import StepKind
+from sweeps.steps.kind import Execution, StepKind
 from sweeps.steps.registry import KINDS
 from sweeps.steps.step import Step
 from sweeps.store.attempt import Attempt
@@ -32,6 +32,8 @@ from sweeps.worker.supervisor import BLOCKED, FAILED, Worker, attempts_without_p
 from tests.support.processes import PATIENCE, eventually
 from tests.support.rows import replace_row
 from tests.support.shell import ROOT
+from tests.support.workers_here import planned as planned_here
+from tests.support.workers_here import work, workers_here
 
 TASK = {
     "MLKV_QUEUED": "1",
@@ -219,3 +221,18 @@ def test_a_metric_that_is_not_finite_fails_its_step(
     request = Request(step=given.id, attempt=1)
     with pytest.raises(StepFailed, match=f"^metric acc: {message} is not finite$"):
         child_main._run(store, request, attempt(tmp_path, 1, 0, own=None), StringIO())
+
+
+@pytest.mark.parametrize("settings", ["evaluate.batch_size=auto", ""])
+def test_a_step_that_finds_no_memory_says_what_takes_less(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(execution: Execution) -> Outcome:
+        raise MemoryError("the cache alone needs 9 bytes")
+
+    replace_row(monkeypatch, KINDS, "evaluate", StepKind(run, saves_memory=settings))
+    with workers_here():
+        step = planned_here(tmp_path, Step("evaluate", {"task": "mine"}))
+        assert work(step, capsys)[0] == FAILED
+    advice = f"; it takes less with {settings}" if settings else ""
+    assert step.state().reason == f"out of memory: the cache alone needs 9 bytes{advice}"
