@@ -28,6 +28,8 @@ class TableKind:
 
     title: str
     make: str | MakeTable
+    needs: str = ""
+    """What there has to be, in words, for a reader who asked for the table and got none."""
 
 
 TABLES: Registry[TableKind] = Registry(
@@ -40,6 +42,11 @@ TABLES: Registry[TableKind] = Registry(
         "decoding": TableKind("decoding, held against memory", "analysis.tables.decoding_table:decoding_table"),
         "training": TableKind("cost of uptraining", "analysis.tables.training_table:training"),
         "recovery": TableKind("gap at conversion and tokens to recover it", "analysis.tables.recovery:recovery_table"),
+        "equivalents": TableKind(
+            "layouts, in tokens of the base alone",
+            "analysis.tables.equivalents_table:equivalents_table",
+            needs="four lengths of one base, trained by `mlkv sweep experiment=base_lengths` and named beside it",
+        ),
         "elastic": TableKind(
             "layouts cut from an elastic training and trained separately", "analysis.tables.elastic_table:elastic"
         ),

@@ -40,7 +40,8 @@ def make_tables(source: Source, kinds: Sequence[str], published: Source | None =
     made = {kind: _make(kind, source, published) for kind in kinds or TABLES}
     for kind in kinds:
         if made[kind] is None:
-            raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished")
+            needs = f"; it needs {TABLES[kind].needs}" if TABLES[kind].needs else ""
+            raise ValueError(f"table = {kind}: {source.name} has nothing of that kind, planned or finished{needs}")
     if not any(made.values()):
         raise ValueError(f"{source.name}: there is nothing to show in a table, as it has no variants")
     notes = source.notes
