@@ -101,6 +101,8 @@ METRICS = _Metrics(
         "kl": Metric("KL from the base", False, everywhere=True),
         "copying": Metric("nats per copied token", False, everywhere=True),
         "context_gain": Metric("gain from context (nats)", True, everywhere=True),
+        "retrieval_gain": Metric("gain from a retrieved passage (nats)", True, everywhere=True),
+        "related_gain": Metric("gain over another passage (nats)", True, everywhere=True),
         "entry_test": Metric("entry test", True, digits=2, everywhere=True, words=("fails", "passes")),
     },
 )
@@ -123,6 +125,10 @@ TASKS = Registry(
         "winogrande": "WinoGrande",
         "bits_per_byte": "bits per byte",
         "agreement": "agreement with the base",
+        "position_loss": "loss by position",
+        "domain_code": "code",
+        "domain_prose": "prose",
+        "domain_recall": "recall text",
         "recall_copy": "copying (words)",
         "recall_kv": "key-value retrieval",
         "recall_associative": "associative recall",
@@ -151,7 +157,7 @@ def score_label(task: str, name: str) -> str:
     label = METRICS[plain].label if plain in METRICS else plain.replace("_", " ")
     if filtered:
         label = f"{label} ({filtered})"
-    if task in ("bits_per_byte", "agreement", "entry_test", COMPUTED):
+    if task in ("bits_per_byte", "agreement", "entry_test", "retrieval", COMPUTED):
         return label
     known = task_label(task)
     return known if name == "acc" or label == known else f"{known} {label}"

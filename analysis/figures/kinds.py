@@ -105,6 +105,16 @@ FIGURES: Registry[FigureKind] = Registry(
             "analysis.figures.tasks:tasks_figure",
             "scores of a baseline and of another variant",
         ),
+        "damage_by_distance": FigureKind(
+            "what each layout loses against the untouched base, by distance in tokens",
+            "analysis.figures.damage:damage_by_distance",
+            "scores of a base and of another layout at two distances (evaluate=range)",
+        ),
+        "damage_by_domain": FigureKind(
+            "what each layout loses against the untouched base on code, prose and recall text",
+            "analysis.figures.damage:damage_by_domain",
+            "scores of a base and of another layout in a domain (evaluate=range)",
+        ),
         "heads_layers": FigureKind(
             "what fewer heads with fewer owners cost together, against the sum of what each costs alone",
             "analysis.figures.heads_layers:heads_layers_figure",

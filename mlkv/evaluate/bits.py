@@ -65,10 +65,21 @@ def cut_windows(corpus: Path, limit: int | None) -> Windows:
     return Windows(ids_NT, counted_NT, np.where(counted_NT, token_bytes[places_NT[:, 1:]], 0).astype(np.int64))
 
 
-@torch.inference_mode()
 def nats(reading: HeldOutPass, windows: Windows, batch_size: BatchSize, progress: Callable[[int, int], None]) -> Floats:
     """Nats `[N]` that the model needs for each window's counted tokens."""
-    total_N, at_once = np.zeros(len(windows.ids)), reading.windows_at_once()
+    total_N = np.zeros(len(windows.ids))
+    for batch, nats_BT in token_nats(reading, windows, batch_size, progress):
+        # Summed in float64: a window has hundreds of terms, and scores of two checkpoints are compared to four digits.
+        total_N[batch] = nats_BT.double().sum(-1).cpu().numpy()
+    return total_N
+
+
+@torch.inference_mode()
+def token_nats(
+    reading: HeldOutPass, windows: Windows, batch_size: BatchSize, progress: Callable[[int, int], None]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Nats `[B, T − 1]` that the model needs for each counted token of a batch of windows; 0 for the others."""
+    at_once = reading.windows_at_once()
     for batch, hidden_BTD in batches(windows, batch_size, reading.hidden):
         ids_BT = torch.from_numpy(windows.ids[batch]).to(hidden_BTD.device)
         losses_BT = [
@@ -76,10 +87,8 @@ def nats(reading: HeldOutPass, windows: Windows, batch_size: BatchSize, progress
             for hidden, ids in zip(hidden_BTD.split(at_once), ids_BT.split(at_once), strict=True)
         ]
         counted_BT = torch.from_numpy(windows.counted[batch]).to(hidden_BTD.device)
-        # Summed in float64: a window has hundreds of terms, and scores of two checkpoints are compared to four digits.
-        total_N[batch] = torch.cat(losses_BT).where(counted_BT, 0.0).double().sum(-1).cpu().numpy()
+        yield batch, torch.cat(losses_BT).where(counted_BT, 0.0)
         progress(batch.stop, len(windows.ids))
-    return total_N
 
 
 def _losses(model: Any, hidden_BTD: Tensor, ids_BT: Tensor) -> Tensor:

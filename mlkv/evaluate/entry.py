@@ -80,7 +80,7 @@ class Samples:
     count: int
 
     @classmethod
-    def of(cls, scoring: Scoring, task: str) -> Samples:
+    def of(cls, scoring: Scoring, task: str, longer_than: int = COPIED_AT + TARGETS) -> Samples:
         """Raises StepFailed without a corpus, for rows that are too short, and for a corpus whose tokens the model does
         not know."""
         if scoring.corpus is None:
@@ -89,8 +89,8 @@ class Samples:
         shape = scoring.model.shape
         check_ids(blocks, manifest.vocab_size, shape.vocab_size)
         longest = min(manifest.sequence_length, shape.context)
-        if longest <= COPIED_AT + TARGETS:
-            raise StepFailed(f"task = {task}: needs rows of more than {COPIED_AT + TARGETS} tokens; here {longest}")
+        if longest <= longer_than:
+            raise StepFailed(f"task = {task}: needs rows of more than {longer_than} tokens; here {longest}")
         stream = blocks.rows.reshape(-1)[: blocks.tokens].astype(np.int64)
         known = min(manifest.vocab_size, shape.vocab_size)
         return cls(scoring, stream, known, manifest.end_of_text, longest, scoring.recipe.limit or SAMPLES)
@@ -166,12 +166,12 @@ def _joined(each: Sequence[Outcomes]) -> Outcomes:
 
 def _scores(own: dict[str, Outcomes], prefix: str, members: Mapping[int, Outcomes]) -> Scores:
     """`members`: those of a metric NATS for each context or distance, a subtask `prefix`_N."""
-    rows = [_row(name, each) for name, each in own.items()]
-    rows += [_row(NATS, each, f"{prefix}_{number}") for number, each in members.items()]
+    rows = [score_row(name, each) for name, each in own.items()]
+    rows += [score_row(NATS, each, f"{prefix}_{number}") for number, each in members.items()]
     outcomes = own | {f"{prefix}_{number}/{NATS}": each for number, each in members.items()}
     return Scores(rows, outcomes)
 
 
-def _row(metric: str, found: Outcomes, subtask: str | None = None) -> MetricRow:
+def score_row(metric: str, found: Outcomes, subtask: str | None = None) -> MetricRow:
     value, stderr = ratio(found.parts, found.weights)
     return MetricRow(metric, value, stderr, len(found.parts), subtask)

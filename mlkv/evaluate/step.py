@@ -13,6 +13,7 @@ import torch
 from ..cache.formats import AS_COMPUTED
 from ..cache.packing import rounding
 from ..context import Context, Interrupted, MetricRow, Outcome, StepFailed
+from ..corpus.domains import check_library
 from ..device import resolve_precision
 from ..files import Json
 from ..recipes import EvaluateRecipe
@@ -37,14 +38,18 @@ def run(
     base: Path | None = None,
     tasks: Path = TASKS_FOLDER,
     own: Path | None = None,
+    library: str | None = None,
 ) -> Outcome:
     """Score `checkpoint`. Writes results.json, scores/ (each sample's share of the scores) and, for lm-eval's tasks,
     samples.jsonl (the answers) into `out`.
 
     `base` is the checkpoint that `checkpoint` was made of, for tasks that compare the two. `tasks` is the folder of our
-    task definitions; `own` that of a copy of the user's. Raises StepFailed for an unknown task, a task whose data
-    cannot be loaded, and a corpus that the checkpoint does not fit; Interrupted when the step should stop.
+    task definitions; `own` that of a copy of the user's. `library` is the digest of the standard library's text that
+    was planned, for tasks on it. Raises StepFailed for an unknown task, a task whose data cannot be loaded, another
+    library, and a corpus that the checkpoint does not fit; Interrupted when the step should stop.
     """
+    if library:
+        check_library(library)
     try:
         copy = TaskCopy.read(own) if own else None
         if copy is None:

@@ -63,11 +63,13 @@ Score = Callable[[Scoring], Scores]
 class Task:
     """`score`: a function, or `module:function` as text where importing the module should wait until a step runs.
     `of_corpus`: its samples are made of the corpus's held-out documents. `of_base`: it compares a checkpoint with the
-    base that this was made of; the untouched base and what is trained from scratch are not scored."""
+    base that this was made of; the untouched base and what is trained from scratch are not scored. `of_library`: its
+    text is the standard library of this Python, whose digest is part of the step."""
 
     score: str | Score
     of_corpus: bool = False
     of_base: bool = False
+    of_library: bool = False
 
     def scores(self, scoring: Scoring) -> Scores:
         function = cast(Score, pkgutil.resolve_name(self.score)) if isinstance(self.score, str) else self.score
@@ -76,6 +78,8 @@ class Task:
 
 BITS_PER_BYTE, AGREEMENT = "bits_per_byte", "agreement"
 CONTEXT_GAIN, COPYING, ENTRY_TEST = "context_gain", "copying", "entry_test"
+POSITION_LOSS, RETRIEVAL = "position_loss", "retrieval"
+DOMAIN_CODE, DOMAIN_PROSE, DOMAIN_RECALL = "domain_code", "domain_prose", "domain_recall"
 TASKS = Registry(
     "task",
     {
@@ -84,5 +88,10 @@ TASKS = Registry(
         CONTEXT_GAIN: Task("mlkv.evaluate.entry:context_gain", of_corpus=True),
         COPYING: Task("mlkv.evaluate.entry:copying", of_corpus=True),
         ENTRY_TEST: Task("mlkv.evaluate.entry:entry_test", of_corpus=True),
+        POSITION_LOSS: Task("mlkv.evaluate.position_loss:score", of_corpus=True),
+        RETRIEVAL: Task("mlkv.evaluate.retrieval:score", of_corpus=True),
+        DOMAIN_CODE: Task("mlkv.evaluate.domains:code", of_corpus=True, of_library=True),
+        DOMAIN_PROSE: Task("mlkv.evaluate.domains:prose", of_corpus=True, of_library=True),
+        DOMAIN_RECALL: Task("mlkv.evaluate.domains:recall", of_corpus=True),
     },
 )

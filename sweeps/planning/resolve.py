@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlkv.corpus.documents import identifying_files, place_of, splits_duplicates
+from mlkv.corpus.domains import LIBRARY
 from mlkv.corpus.formats import is_readable
 from mlkv.corpus.found_files import content_digest
 from mlkv.corpus.vocabulary import Vocabulary, read_vocabulary
@@ -34,7 +35,7 @@ from sweeps.planning.config import EvaluateConfig, ModelConfig
 from sweeps.planning.own_tasks import OwnTasks
 from sweeps.planning.texts import check_text
 from sweeps.planning.tokens import may_have_tokenizer
-from sweeps.steps.evaluate import TASK_FILES
+from sweeps.steps.evaluate import LIBRARY_TEXT, TASK_FILES
 from sweeps.steps.model_files import TOKENIZER, WEIGHTS
 from sweeps.store.errors import UserError
 from sweeps.store.files import read_cache, sha256, write_json
@@ -256,7 +257,7 @@ class Resolver:
         if files := self.own_tasks.files(task, include_path):
             return {LM_EVAL: package_version(LM_EVAL), TASK_FILES: files.digest}
         try:
-            return task_pins(task)
+            return task_pins(task) | ({LIBRARY_TEXT: self._text(LIBRARY)} if uses_library(task) else {})
         except UserError as error:
             faults = self.own_tasks.faults(include_path)
             raise UserError("; ".join([str(error), *faults[:1]])) from None
@@ -386,6 +387,11 @@ def uses_corpus(task: str) -> bool:
 def uses_base(task: str) -> bool:
     """Whether a task compares a checkpoint with the base that it was made of."""
     return task not in own_tasks() and task in TASKS and TASKS[task].of_base
+
+
+def uses_library(task: str) -> bool:
+    """Whether a task's text is the standard library's."""
+    return task not in own_tasks() and task in TASKS and TASKS[task].of_library
 
 
 @cache

@@ -16,6 +16,8 @@ from sweeps.store.schema import LoggedRow
 
 TASK_FILES = "task files"
 """The pin of a step whose task is defined by files of the user's: their digest."""
+LIBRARY_TEXT = "library"
+"""The pin of a step whose task is on the standard library's text: its digest."""
 TASK = "task"
 """The input of such a step: the copy of these files."""
 
@@ -44,8 +46,10 @@ def run(execution: Execution) -> Outcome:
 
     recipe, inputs = execution.recipe(EvaluateRecipe), execution.inputs
     checkpoint, corpus = inputs["checkpoint"], inputs.get("corpus")
-    base, own = inputs.get("base"), inputs.get(TASK)
-    return evaluate(recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus, base=base, own=own)
+    base, own, library = inputs.get("base"), inputs.get(TASK), execution.step.pinned.get(LIBRARY_TEXT)
+    return evaluate(
+        recipe, execution.out, execution.ctx, checkpoint=checkpoint, corpus=corpus, base=base, own=own, library=library
+    )
 
 
 def numbers(out: Path, rows: list[LoggedRow]) -> list[MetricRow]:

@@ -21,8 +21,9 @@ from tests.support.filler import Filler
 from tests.support.read_back import present
 
 ROOT = Path(__file__).resolve().parents[2]
-UNPUBLISHED = {"recovery", "roofline", "similarity", "heads_layers", "rules"}
-"""What a paper's table has not: several lengths of uptraining, timed copies, the base itself, all layouts of a size."""
+UNPUBLISHED = {"recovery", "roofline", "similarity", "heads_layers", "rules", "damage_by_distance", "damage_by_domain"}
+"""What a paper's table has not: several lengths of uptraining, timed copies, the base itself, all layouts of a size,
+tasks by distance and by domain."""
 
 
 @pytest.mark.parametrize("name", SETS)
