@@ -165,6 +165,8 @@ class EvaluateRecipe(Choices):
     threads: Threads = runtime_field(1)
     cache: CacheName = added(AS_COMPUTED)
     """Attention reads keys and values as a cache of this format gives them back."""
+    lengths: tuple[Dimension, ...] = added(())
+    """Tokens of the questions of a task of RULER, each length a member of its own."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ METRICS = _Metrics(
         "acc_bytes": _percent("acc bytes"),
         "exact_match": _percent("exact match"),
         "f1": _percent("F1"),
+        "string_match": _percent("string match"),
         "mcc": _percent("MCC"),
         "bits_per_byte": _cost("bits per byte"),
         "byte_perplexity": _cost("byte perplexity"),

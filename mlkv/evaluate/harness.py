@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from ..context import MetricRow, StepFailed
 from ..corpus.manifest import read_manifest
 from ..recipes import EvaluateRecipe
 from ..signature import Chance
+from . import ruler
 from .chance import of_questions
 from .outcomes import Sample
 from .task_cache import cached_task
@@ -52,17 +53,28 @@ class Scores:
 
 
 def score(
-    lm: LM, recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path, own: TaskCopy | None = None
+    lm: LM,
+    recipe: EvaluateRecipe,
+    folder: Path,
+    corpus: Path | None,
+    cache: Path,
+    own: TaskCopy | None = None,
+    checkpoint: Path | None = None,
 ) -> Scores:
     """lm-eval's scores of `recipe.task` for `lm`.
 
     `folder` has our task definitions; a task made from held-out text reads its items from `corpus`; `own` has a
-    definition of the user's. Datasets are cached under `cache`, answers nowhere: lm-eval's cache of answers does not
-    know which model gave them. Raises StepFailed for a task whose data cannot be loaded.
+    definition of the user's; questions of a given length are made with the tokenizer of `checkpoint`. Datasets are
+    cached under `cache`, answers nowhere: lm-eval's cache of answers does not know which model gave them. Raises
+    StepFailed for a task whose data cannot be loaded.
     """
-    with cached_task(
-        recipe, folder, corpus, own, lambda: _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
-    ) as loaded:
+
+    def load() -> Any:
+        if recipe.lengths and checkpoint:
+            return _as_group(recipe.task, ruler.configs(recipe.task, recipe.lengths, checkpoint, recipe.seed))
+        return _load_own(own, cache) if own else _load(recipe, folder, corpus, cache)
+
+    with cached_task(recipe, folder, corpus, own, load) as loaded:
         _set_examples(loaded, recipe)
         set_seed(recipe.seed)
         results = evaluator.evaluate(lm, loaded, limit=recipe.limit, bootstrap_iters=BOOTSTRAP)
@@ -151,7 +163,9 @@ def _load(recipe: EvaluateRecipe, folder: Path, corpus: Path | None, cache: Path
 
 def fetch(task: str, own: TaskCopy | None = None) -> None:
     """Download the data of a task, to be used later without the internet. Raises StepFailed where that fails."""
-    if own is None:
+    if own is None and ruler.definition_of(task):
+        ruler.fetch()
+    elif own is None:
         _load(EvaluateRecipe(task), TASKS_FOLDER, None, Path())
     elif not own.data:
         try_task(own, EvaluateRecipe(task), Path())
@@ -181,16 +195,19 @@ def _corpus_of(task: str, corpus: Path | None) -> Path:
 
 
 def _load_recall(group: str, folder: Path, corpus: Path | None, cache: Path) -> Any:
-    """A group of our definition at every distance of which the corpus has items, nearest first; its score is the mean
-    over its members."""
+    """A group of our definition at every distance of which the corpus has items, nearest first."""
     made = read_manifest(_corpus_of(group, corpus)).tasks
     members = [name for name in made if name.rpartition("_")[0] == group] or [group]
-    configs = [_with_items(name, folder, corpus, cache, "recall_items", group) for name in members]
+    return _as_group(group, [_with_items(name, folder, corpus, cache, "recall_items", group) for name in members])
+
+
+def _as_group(group: str, configs: Sequence[dict[str, Any]]) -> Any:
+    """Tasks of one kind; the group's score is the mean over them."""
     manager = TaskManager(include_defaults=False)
     for config in configs:
         manager.task_index[config["task"]] = Entry(config["task"], Kind.TASK, None, config)
     means = [{"metric": each["metric"], "weight_by_size": False} for each in configs[0]["metric_list"]]
-    whole = {"group": group, "task": members, "aggregate_metric_list": means}
+    whole = {"group": group, "task": [config["task"] for config in configs], "aggregate_metric_list": means}
     manager.task_index[group] = Entry(group, Kind.GROUP, None, whole)
     return manager.load([group])
 

@@ -94,7 +94,7 @@ def _scores_of_lm_eval(
         progress=scoring.progress,
         encoded=TOKENIZER.encoded,
     )
-    scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets, copy)
+    scores = harness.score(lm, recipe, tasks, scoring.corpus, datasets, copy, scoring.checkpoint)
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample.as_json(), default=str) + "\n" for sample in scores.samples)
     own = outcomes.of_samples(scores.samples, recipe.task, scores.rows)

@@ -36,7 +36,8 @@ def cached_task(
         for task in loaded["tasks"].values():
             _reset(task)
     yield loaded  # what fails is not cached
-    if all(type(task) is ConfigurableTask for task in loaded["tasks"].values()):
+    # Questions of a given length are made for one tokenizer.
+    if not recipe.lengths and all(type(task) is ConfigurableTask for task in loaded["tasks"].values()):
         _cache[key] = loaded
     while sum(map(_requests, _cache.values())) > MOST_REQUESTS:
         _cache.popitem(last=False)

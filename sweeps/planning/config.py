@@ -100,13 +100,17 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Positive | Literal["auto"] = 32
     threads: Threads = 1
+    lengths: tuple[Positive, ...] = ()
+    """Tokens of the questions of RULER's tasks (niah_single_1, …); unset: all that lm-eval has and the context fits."""
     converted: TaskNames = ()
     """Tasks, of `tasks`, that are also scored on every converted checkpoint before it is uptrained."""
 
-    def recipe(self, task: str, few_shot: int | dict[str, int], cache: str = AS_COMPUTED) -> EvaluateRecipe:
-        own = ("task", "few_shot", "cache")
+    def recipe(
+        self, task: str, few_shot: int | dict[str, int], cache: str = AS_COMPUTED, lengths: tuple[int, ...] = ()
+    ) -> EvaluateRecipe:
+        own = ("task", "few_shot", "cache", "lengths")
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluateRecipe) if f.name not in own}
-        return EvaluateRecipe(task, few_shot, **shared, cache=cache)
+        return EvaluateRecipe(task, few_shot, **shared, cache=cache, lengths=lengths)
 
     def few_shot_of(self, task: str) -> int | None:
         return self.few_shot.get(task) if isinstance(self.few_shot, dict) else self.few_shot
@@ -119,6 +123,8 @@ class EvaluateConfig:
         for task in self.few_shot if isinstance(self.few_shot, dict) else ():
             if task not in self.tasks:
                 raise ValueError(f"few_shot.{task}: not among tasks; {choices(task, self.tasks)}")
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths = {list(self.lengths)}: a length is scored once")
         for task in self.converted:
             if task not in self.tasks:
                 raise ValueError(f"converted = {task}: not among tasks; {choices(task, self.tasks)}")

@@ -22,6 +22,7 @@ from mlkv.corpus.formats import is_readable
 from mlkv.corpus.found_files import content_digest
 from mlkv.corpus.vocabulary import Vocabulary, read_vocabulary
 from mlkv.evaluate.few_shot import answer_tokens, own_counts
+from mlkv.evaluate.ruler import chosen, offered
 from mlkv.evaluate.task_names import check_task, own_tasks
 from mlkv.evaluate.tasks import TASKS
 from mlkv.families.config import layout_of, read_config, shape_of
@@ -370,6 +371,18 @@ def answer_pins(config: EvaluateConfig, task: str, context: int, given: Mapping[
         )
     changed = any(context // 2 < tokens < context for tokens in lengths)
     return {"answers": "half the context"} if changed else {}
+
+
+def question_lengths(config: EvaluateConfig, task: str, context: int) -> tuple[int, ...]:
+    """Those of a task of RULER. Raises UserError for what lm-eval does not make, or the context has no room for."""
+    if config.lengths and not any(map(offered, config.tasks)):
+        raise UserError("evaluate.lengths: none of evaluate.tasks is a task of RULER (niah_single_1, …)")
+    if task in TASKS or task in own_tasks():
+        return ()
+    try:
+        return chosen(task, config.lengths, context)
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
 
 
 def check_room(task: str, counts: int | dict[str, int], context: int) -> None:

@@ -19,6 +19,7 @@ from sweeps.planning.resolve import (
     check_room,
     few_shot,
     package_version,
+    question_lengths,
     uses_base,
     uses_corpus,
 )
@@ -130,7 +131,8 @@ def _with_scores(variant: Variant, resolver: Resolver, label: str) -> Variant:
         pins |= answer_pins(config, task, variant.shape.context, given)
         counts = few_shot(config, task, given)
         check_room(task, counts, variant.shape.context)
-        recipe = config.recipe(task, counts, variant.config.cache)
+        lengths = () if files else question_lengths(config, task, variant.shape.context)
+        recipe = config.recipe(task, counts, variant.config.cache, lengths)
         if files:
             resolver.own_tasks.try_out(files, recipe)
             found[task] = files
