@@ -35,7 +35,8 @@ def damage_by_distance(source: Source, published: Source | None = None) -> Figur
     shown = by_distance(source.results)
     if not shown:
         return None
-    every = _chosen([line for each in shown for line in each.lines])
+    whole = {line.variant: line for each in shown for line in each.lines}
+    every = _chosen([*whole.values()])
     colours = _colours(every)
     columns = min(COLUMNS, len(shown) + 1)
     figure, places = new_grid(len(shown) + 1, columns, PANEL_HEIGHT)
@@ -43,7 +44,9 @@ def damage_by_distance(source: Source, published: Source | None = None) -> Figur
     for axes, each in zip(places, shown, strict=False):
         _draw_panel(axes, each, [line for line in each.lines if line.variant in names], colours)
     _draw_names(places[-1], every, colours)
-    footer(figure, _remarks(source, shown[0].baseline["variant"], all(each.paired for each in shown), shown))
+    remarks = _remarks(source, shown[0].baseline["variant"], all(each.paired for each in shown), len(whole))
+    beyond = ["shaded: beyond the rows of the corpus, extrapolated"] if any(each.beyond for each in shown) else []
+    footer(figure, [*remarks, *beyond])
     return figure
 
 
@@ -65,7 +68,7 @@ def damage_by_domain(source: Source, published: Source | None = None) -> Figure 
         _draw_points(axes, line, _SPREAD * ((number + 0.5) / len(lines) - 0.5), colours[line.variant])
     above: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
     axes.legend(fontsize=SMALLEST, frameon=False, handletextpad=0.1, ncols=_NAMES_ABOVE, columnspacing=0.8, **above)
-    footer(figure, _remarks(source, found.baseline["variant"], found.paired, []))
+    footer(figure, _remarks(source, found.baseline["variant"], found.paired, len(found.lines)))
     return figure
 
 
@@ -118,8 +121,7 @@ def _draw_names(axes: Axes, lines: Sequence[Line], colours: dict[str, str]) -> N
 
 
 def _chosen(lines: Sequence[Line]) -> list[Line]:
-    each = {line.variant: line for line in lines}
-    return evenly(sorted(each.values(), key=lambda line: -(line.bytes or 0.0)), MOST_LINES)
+    return evenly(sorted(lines, key=lambda line: -(line.bytes or 0.0)), MOST_LINES)
 
 
 def _colours(lines: Sequence[Line]) -> dict[str, str]:
@@ -136,11 +138,11 @@ def _axis_label(shown: ByDistance | ByDomain) -> str:
     return f"damage ({shown.metric.label}{f', {unit}' if unit else ''})"
 
 
-def _remarks(source: Source, baseline: str, paired: bool, shown: Sequence[ByDistance]) -> list[str]:
+def _remarks(source: Source, baseline: str, paired: bool, layouts: int) -> list[str]:
     samples = ", on the same samples" if paired else ""
     lines = [f"above 0: worse than {shorten(baseline)}   95 % interval of the difference{samples}"]
-    if any(each.beyond for each in shown):
-        lines.append("shaded: beyond the rows of the corpus, extrapolated")
+    if layouts > MOST_LINES:
+        lines.append(f"{MOST_LINES} of {layouts} layouts")
     if (row := _untouched(source)) and row.get("entry_test.entry_test") == 0:
         lines.append("the base fails the entry test: this says nothing about range")
     return lines

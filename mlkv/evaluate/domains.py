@@ -26,6 +26,7 @@ from .bits import Windows, metrics, nats, outcomes
 from .entry import NATS, SAMPLES, Ids
 from .held_out_pass import HeldOutPass
 from .tasks import DOMAIN_CODE, DOMAIN_PROSE, DOMAIN_RECALL, Scores, Scoring
+from .unigram import of_random_tokens
 
 FIRST_ROW = 2**40
 """Number of the first row of recall text: a corpus has no such row."""
@@ -47,7 +48,8 @@ def recall(scoring: Scoring) -> Scores:
     ids_NT = np.stack([rows.row(FIRST_ROW + i) for i in range(scoring.recipe.limit or SAMPLES)])
     counted_NT = np.stack([repeated(row_T) for row_T in ids_NT])
     ids_NT, counted_NT = ids_NT[counted_NT.any(-1)], counted_NT[counted_NT.any(-1)]
-    return _scores(scoring, Windows(ids_NT, counted_NT, np.zeros(counted_NT.shape, np.int64)), [NATS])
+    scores = _scores(scoring, Windows(ids_NT, counted_NT, np.zeros(counted_NT.shape, np.int64)), [NATS])
+    return replace(scores, chance={NATS: of_random_tokens(encoder.vocab_size - 1)})
 
 
 def repeated(row_T: Ids) -> NDArray[np.bool_]:

@@ -113,6 +113,7 @@ def test_figures_are_readable_and_say_who_fails_the_entry_test(fails: bool) -> N
         words = " ".join(" ".join(text.get_text().split()) for text, _ in texts_of(figure))
         assert ("fails the entry test" in words) == fails
         assert ("extrapolated" in words) == (name == "damage_by_distance")
+        assert ("12 of 30 layouts" in words) == bool(many)
 
 
 def test_a_panel_has_a_point_for_every_distance_of_every_layout() -> None:

@@ -45,6 +45,7 @@ def test_a_sweep_scores_recall_by_distance_and_says_who_fails(mlkv: Shell, tmp_p
         "experiment=recall_base",
         "scale=small",
         "model=embedded_recall",
+        "evaluate=range",
         *corpus,
         *smaller,
         "tracking=off",
@@ -59,6 +60,15 @@ def test_a_sweep_scores_recall_by_distance_and_says_who_fails(mlkv: Shell, tmp_p
     nats = {row.subtask: present(row.value) for row in records["copying"].metrics}
     assert set(nats) == {None, "distance_8", "distance_16", "distance_32", "distance_64"}
     assert all(5 < value < 9 for value in nats.values()), "that of a guess among 1,024 tokens"
+    places = {row.subtask: row.n for row in records["position_loss"].metrics}
+    assert places == dict.fromkeys(
+        [None, "position_16", "position_32", "position_64", "position_96", "beyond_192", "beyond_384"], 8
+    )
+    assert {row.subtask for row in records["retrieval"].metrics} == {None, "alone", "related", "unrelated"}
+    library = {
+        task: "library" in present(mlkv.store.step(id).spec()).pinned for task, id in base.steps.evaluate.items()
+    }
+    assert {task for task, pinned in library.items() if pinned} == {"domain_code", "domain_prose"}
     table = mlkv("table", "recall_base-small")
     assert "fails" in table
     assert "what is found on untouched says nothing about range" in " ".join(table.split())
