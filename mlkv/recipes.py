@@ -36,6 +36,8 @@ FEWEST_ITEM_TOKENS = 5
 
 FEWEST_RECALL_TOKENS = 32
 """For the nearest items at least (mlkv/corpus/recall_items.py)."""
+RECALL_ROWS = "half of them of 64 tokens, copies in parts of 64"
+"""How generated rows are drawn (mlkv/corpus/recall.py): part of the identity of a corpus that has any."""
 
 
 def runtime_field(default: Any) -> Any:

@@ -19,12 +19,17 @@ from .tokenizer import Encoder
 
 Ids = NDArray[np.int64]
 
-COPIES = 0.6
+COPIES = 0.7
 """Share of the rows that are copies. Half of the rest are keys and values that are written out."""
-OF_ALL = 0.25
-"""Share of the rows in which all tokens are equally common."""
-FEWEST_TOKENS = 16
-"""That a row is made of."""
+PART = 64
+"""Tokens of a row for one copy, or as many as its distance asks for: a row of one copy at a small distance would say
+the same some dozen times over, where a model learns from each set of tokens anew."""
+FEW = 64
+"""Tokens that many rows are made of, the same ones in all of these rows. A small model learns to look back on them
+first: each is copied so often that what its copies have in common shows in the gradient. At once on some thousand
+tokens it learns nothing in as many steps (docs/experiments.md)."""
+OF_FEW = 0.5
+"""Share of the rows that are made of these; in the others all tokens are equally common."""
 NEAREST = 4
 """Tokens between a copy and its original, at least."""
 FARTHEST = 0.75
@@ -81,16 +86,25 @@ class RecallRows:
             yield self.row(number)
 
     def row(self, number: int) -> Ids:
-        """Most rows are copies; the others are keys and values, written out or bare."""
+        """Most rows are copies, each a document; the others are keys and values, written out or bare."""
         random = np.random.Generator(np.random.PCG64([self.seed, 1 + number]))
         kind = random.random()
         if kind < COPIES:
-            body_T = copied(random, _some(random, self._every_token), self.length - 1)
-        elif kind < (1 + COPIES) / 2:
-            body_T = recalled(random, _some(random, self._every_token), self.length - 1)
+            return self._copies(random, _few_or_all(random, self._every_token))
+        if kind < (1 + COPIES) / 2:
+            body_T = recalled(random, _few_or_all(random, self._every_token), self.length - 1)
         else:
-            body_T = recalled(random, _some(random, self.words.ids), self.length - 1, self.words)
+            body_T = recalled(random, _few_or_all(random, self.words.ids), self.length - 1, self.words)
         return np.concatenate([[self.encoder.end], body_T])
+
+    def _copies(self, random: np.random.Generator, ids: Ids) -> Ids:
+        parts: list[Ids] = []
+        left = self.length
+        while left:
+            body_T = copied(random, ids, left - 1)
+            left -= 1 + len(body_T)
+            parts += [np.array([self.encoder.end]), body_T]
+        return np.concatenate(parts)
 
     @cached_property
     def _every_token(self) -> Ids:
@@ -99,10 +113,9 @@ class RecallRows:
         return np.random.Generator(np.random.PCG64([self.seed])).permutation(tokens)
 
 
-def _some(random: np.random.Generator, every: Ids) -> Ids:
-    """All tokens for some rows; for the others the first ones, in the order in which they are given to all rows. So a
-    few tokens come often, as in text: a small model learns to copy with those first, in a fraction of the steps."""
-    return every if random.random() < OF_ALL else every[: log_uniform(random, FEWEST_TOKENS, len(every))]
+def _few_or_all(random: np.random.Generator, every: Ids) -> Ids:
+    """Of the tokens, in the order in which they are given to all rows."""
+    return every[:FEW] if random.random() < OF_FEW else every
 
 
 def log_uniform(random: np.random.Generator, low: int, high: int) -> int:
@@ -110,11 +123,16 @@ def log_uniform(random: np.random.Generator, low: int, high: int) -> int:
     return min(high, int(low * math.exp(random.random() * math.log((high + 1) / low))))
 
 
-def copied(random: np.random.Generator, ids: Ids, length: int) -> Ids:
-    """`[length]`: random tokens, repeated until the end. Each token of the copy is as far behind its original."""
-    farthest = max(2, int(FARTHEST * length))
+def copied(random: np.random.Generator, ids: Ids, most: int) -> Ids:
+    """`[T]`: different random tokens, repeated until the end: a token says where its last place was, and what followed
+    it there. Each token of the copy is as far behind its original. All of the `most` tokens, or PART of them and more
+    where the distance needs them, if as many are left."""
+    farthest = min(len(ids), max(2, int(FARTHEST * most)))
     distance = log_uniform(random, min(NEAREST, farthest), farthest)
-    return np.resize(random.choice(ids, distance), length)
+    length = max(PART - 1, math.ceil(distance / FARTHEST))
+    if most - length < PART:
+        length = most
+    return np.resize(random.choice(ids, distance, replace=False), length)
 
 
 def recalled(random: np.random.Generator, ids: Ids, length: int, marks: Words | None = None) -> Ids:

@@ -29,7 +29,7 @@ from mlkv.families.config import layout_of, read_config, shape_of
 from mlkv.families.load import check_checkpoint
 from mlkv.families.tables import FAMILIES
 from mlkv.layout import KVLayout, mha
-from mlkv.recipes import CorpusRecipe
+from mlkv.recipes import RECALL_ROWS, CorpusRecipe
 from mlkv.shape import DecoderShape
 from sweeps.planning import hub
 from sweeps.planning.config import EvaluateConfig, ModelConfig
@@ -165,7 +165,8 @@ class Resolver:
     def _corpus(self, recipe: CorpusRecipe, model: ModelConfig) -> tuple[Pins, dict[str, str]]:
         if recipe not in self._texts:
             self._texts[recipe] = self._text(recipe)
-        pins = {"text": self._texts[recipe], **self._split(recipe)}
+        rows = {"recall": RECALL_ROWS} if recipe.recall else {}
+        pins = {"text": self._texts[recipe], **self._split(recipe), **rows}
         if recipe.tokenizer == "train":
             return pins, {}
         if recipe.tokenizer == "published":

@@ -25,7 +25,7 @@ from mlkv.corpus import step as corpus
 from mlkv.corpus import tokenizer
 from mlkv.corpus.blocks import open_blocks
 from mlkv.corpus.manifest import read_manifest
-from mlkv.corpus.recall import FARTHEST, NEAREST, Ids, RecallRows, Words, copied
+from mlkv.corpus.recall import FARTHEST, FEW, NEAREST, OF_FEW, PART, Ids, RecallRows, Words, copied
 from mlkv.corpus.recall_items import DRAWS, RecallItem, distances, name_of
 from mlkv.evaluate import entry
 from mlkv.evaluate.entry_rule import failure
@@ -62,6 +62,11 @@ def items(made: Path) -> list[RecallItem]:
 # Rows of the training text
 
 
+def documents(row_T: Ids, end: int) -> list[Ids]:
+    """What follows each end-of-text token of a row."""
+    return [part_T[1:] for part_T in np.split(row_T, np.flatnonzero(row_T == end)[1:])]
+
+
 def copy_distance(body_T: Ids) -> int | None:
     """Of a row that repeats itself; None where it does not."""
     fits = (n for n in range(2, len(body_T)) if (body_T[n:] == body_T[:-n]).all())
@@ -85,20 +90,23 @@ def test_every_row_is_predicted_by_what_is_in_it(
     row_T = RecallRows(length, seed, encoder, SHARE).row(number)
     assert row_T.shape == (length,)
     assert row_T[0] == encoder.end
-    body_T = row_T[1:]
-    assert encoder.end not in body_T
-    assert body_T.max() < encoder.vocab_size
-    assert copy_distance(body_T) or is_recall(body_T, Words.of(encoder))
+    assert row_T.max() < encoder.vocab_size
+    parts = documents(row_T, encoder.end)
+    recalls = len(parts) == 1 and is_recall(parts[0], Words.of(encoder))
+    assert recalls or all(copy_distance(body_T) for body_T in parts)
     assert (RecallRows(length, seed, encoder, SHARE).row(number) == row_T).all()
     assert (RecallRows(length, seed ^ 1, encoder, SHARE).row(number) != row_T).any()
 
 
-@given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 400))
-def test_a_copy_is_exact_at_any_length(seed: int, length: int) -> None:
-    body_T = copied(np.random.default_rng(seed), np.arange(1, 500), length)
-    assert body_T.shape == (length,)
-    farthest = max(2, int(FARTHEST * length))
-    assert length < 11 or copy_distance(body_T) in range(min(NEAREST, farthest) // 2, farthest + 1)
+@given(seed=st.integers(0, 2**32 - 1), most=st.integers(1, 400), tokens=st.integers(FEW, 500))
+def test_a_copy_is_exact_and_says_what_follows_at_any_length(seed: int, most: int, tokens: int) -> None:
+    body_T = copied(np.random.default_rng(seed), np.arange(1, 1 + tokens), most)
+    farthest = min(tokens, max(2, int(FARTHEST * most)))
+    distance = copy_distance(body_T)
+    assert most < 6 or distance in range(min(NEAREST, farthest), farthest + 1)
+    assert len(set(body_T.tolist())) == min(len(body_T), distance or most), "no token comes before its time"
+    assert len(body_T) == most or most - len(body_T) >= PART, "what is left is a part too"
+    assert len(body_T) >= min(most, PART - 1)
 
 
 def test_near_and_far_copies_are_equally_common() -> None:
@@ -108,6 +116,15 @@ def test_near_and_far_copies_are_equally_common() -> None:
     whole = octaves[: int(math.log2(FARTHEST * 256 / NEAREST))]
     assert len(octaves) == len(whole) + 1, "up to the farthest, in the midst of an octave"
     assert (abs(whole - whole.mean()) < 4 * math.sqrt(whole.mean())).all()
+
+
+def test_half_of_the_rows_are_made_of_the_same_few_tokens(encoder: tokenizer.Encoder) -> None:
+    rows = RecallRows(LENGTH, 1, encoder, SHARE)
+    few = set(rows._every_token[:FEW].tolist())
+    bodies = [set(rows.row(number).tolist()) - {encoder.end} for number in range(400)]
+    copies = [body for body in bodies if not {rows.words.between, rows.words.end} <= body]
+    share = sum(body <= few for body in copies) / len(copies)
+    assert share == pytest.approx(OF_FEW, abs=4 * math.sqrt(OF_FEW * (1 - OF_FEW) / len(copies)))
 
 
 def test_generated_rows_lie_between_those_of_the_text(made: Path, encoder: tokenizer.Encoder, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlkv.corpus.recall import FEW, PART
+from mlkv.recipes import RECALL_ROWS
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import parse
 from sweeps.planning.plan import Plan
@@ -20,10 +22,18 @@ Planner = Callable[[Sequence[str]], Plan]
 
 def test_the_model_brings_its_corpus_and_its_training() -> None:
     plain, recall = (parse(Composer()([f"model={name}"])) for name in ("tiny", "embedded_recall"))
-    assert (plain.corpus.recall, recall.corpus.recall) == (0.0, 0.6)
+    assert (plain.corpus.recall, recall.corpus.recall) == (0.0, 0.7)
     assert plain.base.steps != recall.base.steps
     assert plain.model.decoder == recall.model.decoder
     assert parse(Composer()(["model=embedded_recall", "corpus=python_stdlib"])).corpus == plain.corpus
+
+
+def test_how_rows_are_generated_stands_in_the_id_where_any_are(planner: Planner) -> None:
+    for share, pinned in ((0.0, None), (0.7, RECALL_ROWS)):
+        steps = planner([f"corpus.recall={share}"]).steps.values()
+        assert [step.pinned.get("recall") for step in steps if step.kind == "corpus"] == [pinned]
+    assert f"of {FEW} tokens" in RECALL_ROWS
+    assert f"parts of {PART}" in RECALL_ROWS
 
 
 @pytest.mark.parametrize("task", ["recall_copy", "recall_kv", "recall_associative"])
