@@ -18,6 +18,7 @@ from typing import Self
 
 from . import guard
 from .jobs import THREAD_VARIABLES, Executor, Job, JobId, JobState, Phase, in_order
+from .resources import Resources
 
 JOB_VARIABLE = "MLKV_LOCAL_JOB"
 """Holds the job's id in the environment of its processes; no two jobs of this machine have the same."""
@@ -143,7 +144,7 @@ class LocalExecutor(Executor):
                 continue
             if slots := self._slots_for(entry.job):
                 self._start(entry, slots)
-            elif entry.job.resources.exclusive or self._slot_count(entry.job) > 1:
+            elif entry.job.resources.exclusive or self._slot_count(entry.job.resources) > 1:
                 break  # later jobs must not take the slots that this one waits for, or it might never start
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
@@ -217,11 +218,11 @@ class LocalExecutor(Executor):
         if job.resources.exclusive:
             return tuple(self._free) if len(self._free) == self.slots else ()
         free = [slot for slot in self._free if slot < len(self.gpus)] if job.resources.gpus else self._free[::-1]
-        count = self._slot_count(job)
+        count = self._slot_count(job.resources)
         return tuple(free[:count]) if len(free) >= count else ()
 
-    def _slot_count(self, job: Job) -> int:
-        return job.resources.gpus or min(job.resources.tasks, self.slots)
+    def _slot_count(self, need: Resources) -> int:
+        return need.gpus or min(need.tasks, self.slots)
 
     def _start(self, entry: _Entry, slots: tuple[int, ...]) -> None:
         tasks = str(entry.job.resources.tasks)
@@ -244,12 +245,18 @@ class LocalExecutor(Executor):
         self._free = [slot for slot in self._free if slot not in slots]
         entry.slots, entry.state = slots, JobState(Phase.RUNNING)
 
+    def environment_of(self, need: Resources) -> dict[str, str]:
+        """The variables of a job with these resources, but for its id and the GPUs that it sees; none as long as it
+        does not run."""
+        slots = self.slots if need.exclusive else self._slot_count(need)
+        threads = str(max(1, self.cores * slots // self.slots // need.tasks))
+        return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | {"CUDA_VISIBLE_DEVICES": ""}
+
     def _environment(self, entry: _Entry, slots: tuple[int, ...]) -> dict[str, str]:
         need = entry.job.resources
-        threads = str(max(1, self.cores * len(slots) // self.slots // need.tasks))
         gpus = [self.gpus[slot] for slot in slots if slot < len(self.gpus)][: need.gpus]
         ours = {JOB_VARIABLE: f"local-{os.getpid()}-{self._name}-{entry.id}", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        return self.env | dict.fromkeys(THREAD_VARIABLES, threads) | ours
+        return self.environment_of(need) | ours
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

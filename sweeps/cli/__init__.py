@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -99,6 +101,7 @@ COMMANDS: tuple[Command[Any], ...] = (
 def main(arguments: Sequence[str] | None = None) -> None:
     with standard_streams() as output, signals_as_exceptions():
         status_code = _exit_status(sys.argv[1:] if arguments is None else arguments, output)
+    atexit.register(gc.freeze)  # else the process looks for garbage in all that it imported before it ends
     sys.exit(status_code)
 
 

@@ -7,33 +7,37 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from slurm.resources import Resources
 from sweeps.dispatch.grouping import JobSpec
 from sweeps.steps.registry import kind_of
 from sweeps.store.store import Store
 from sweeps.store.variables import fork_server
+from sweeps.worker.environment import computing
 from sweeps.worker.forked_process import ADDRESS, can_fork
 
-GRACE_SECONDS = 5.0
-"""How long the server may take to end once the jobs have: as long as it imports, it looks at nothing else."""
 _WAITING = 128
 
 
 class ServerProcess:
-    """A fork server for jobs of this machine. It imports nothing before one of them asks for a process."""
+    """A fork server for jobs of this machine, in the environment of the processes that it is to make."""
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Raises OSError where it cannot be started."""
+    def __init__(
+        self, modules: Sequence[str], environment: Mapping[str, str], log: Path, early: Sequence[str] = ()
+    ) -> None:
+        """early: those of the modules that it imports at once; others before a job asks for a process that needs them.
+        Raises OSError where it cannot be started."""
         address = f"mlkv-{secrets.token_hex(16)}"
         self.variables = {ADDRESS: address}
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             listening.bind(f"\0{address}")
             listening.listen(_WAITING)
-            command = [sys.executable, "-m", "sweeps.worker.fork_server", str(listening.fileno()), "-", *modules]
+            program = [sys.executable, "-m", "sweeps.worker.fork_server"]
+            command = [*program, str(listening.fileno()), ",".join(early), *modules]
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as out:
                 self._process = subprocess.Popen(
@@ -48,26 +52,44 @@ class ServerProcess:
 
     @classmethod
     def of_jobs(
-        cls, jobs: Sequence[JobSpec], store: Store, environment: Mapping[str, str], folder: Path
+        cls,
+        jobs: Sequence[JobSpec],
+        store: Store,
+        environment_of: Callable[[Resources], Mapping[str, str]],
+        code: Path,
+        folder: Path,
     ) -> Self | None:
-        """None where fewer than two of the jobs could have their process from it, or the system cannot fork, or the
-        user does not want it."""
-        alone = [job for job in jobs if job.resources.gpus == 0 and job.resources.tasks == 1]
-        kinds = [[kind_of(store.step(id).kind) for id in job.steps] for job in alone]
-        served = [[kind for kind in job if not kind.fresh_process] for job in kinds]
-        if not (fork_server() and can_fork()) or sum(map(bool, served)) < 2:
+        """For those of the jobs that have the environment which most have, as `environment_of` has it. None where none
+        could have its process from it, or the system cannot fork, or the user does not want it. code: what jobs
+        import."""
+        if not (fork_server() and can_fork()):
             return None
-        modules = sorted({module for job in served for kind in job for module in kind.modules})
+        served = [
+            (job, modules)
+            for job in jobs
+            if job.resources.gpus == 0 and job.resources.tasks == 1 and (modules := _modules(job, store))
+        ]
+        environments = [environment_of(job.resources) for job, _ in served]
+        if not environments:
+            return None
+        environment = max(environments, key=environments.count)
+        served = [each for each, own in zip(served, environments, strict=True) if own == environment]
+        early = {module for job, modules in served if not job.after for module in modules}
+        everything = {module for _, modules in served for module in modules}
         with suppress(OSError):  # each job can import by itself
-            return cls(modules, environment, folder / "fork_server.log")
+            return cls(
+                sorted(everything), computing(environment, code), folder / "fork_server.log", early=sorted(early)
+            )
         return None
 
     def close(self) -> None:
-        """End it, after the jobs."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        try:
-            self._process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """End it, after the jobs. It has nothing to finish then: its children have ended, and what it may still import
+        is for nobody."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _modules(job: JobSpec, store: Store) -> set[str]:
+    """What the steps of a job import that may run in a forked process."""
+    kinds = [kind_of(store.step(id).kind) for id in job.steps]
+    return {module for kind in kinds if not kind.fresh_process for module in kind.modules}

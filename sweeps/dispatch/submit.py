@@ -92,9 +92,10 @@ class LocalJobs:
 def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved: SavedSweep) -> LocalJobs:
     """Start jobs on this machine; the caller polls. Raises UserError for a job that this machine cannot run."""
     environment = {**os.environ, **_environment(store, saved)}
-    server = ServerProcess.of_jobs(jobs, store, environment, saved.submissions)
-    variables = server.variables if server else {}
-    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env=environment | variables)
+    code = store.code(environment[CODE])
+    executor = LocalExecutor(saved.submissions, slots=cluster.slots, env=environment)
+    server = ServerProcess.of_jobs(jobs, store, executor.environment_of, code.resolve(), saved.submissions)
+    executor.env |= server.variables if server else {}
     try:
         return LocalJobs(executor, jobs, store, server)
     except ValueError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sweeps.store.files import sha256
@@ -18,10 +18,10 @@ CONF = ROOT / "conf"
 _IMPORTED = ("mlkv", "sweeps", "slurm", "conf/tasks")
 
 
-def import_variables(root: Path = ROOT) -> dict[str, str]:
+def import_variables(root: Path = ROOT, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables with which another Python imports this code: it comes first, and the working directory is not on
     the path, as a `sweeps/`, a `torch.py` or a `wandb.py` may lie there."""
-    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = inherited.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join(dict.fromkeys(filter(None, [str(root), *others])))
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 

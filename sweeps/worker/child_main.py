@@ -5,7 +5,9 @@ Between the two nothing is shared but the store: this process never writes a rec
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import json
 import math
 import os
@@ -24,6 +26,7 @@ from mlkv.signature import OUT_OF_MEMORY
 from sweeps.steps.evaluate import TASK
 from sweeps.steps.extensions import pinned_task
 from sweeps.steps.kind import Execution
+from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
 from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
@@ -32,6 +35,7 @@ from sweeps.store.lines import open_to_append
 from sweeps.store.outside import outside_cause
 from sweeps.store.store import Store
 from sweeps.worker import frozen
+from sweeps.worker.imports import import_modules
 from sweeps.worker.messages import Answer, Request, answer_to, interrupted_from_outside, line_of
 from sweeps.worker.sessions import Sessions
 
@@ -42,6 +46,7 @@ _sessions = Sessions()
 def main() -> None:
     """Serve until the parent closes our stdin. Answers go to the file descriptor named by the second argument."""
     store = Store(Path(sys.argv[1]))
+    atexit.register(gc.freeze)  # else a second goes by at the end, on the garbage in all that was imported
     answers = os.fdopen(int(sys.argv[2]), "w")
     _die_with_parent()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # SLURM warns of the time limit by SIGUSR2
@@ -124,6 +129,7 @@ def _run(store: Store, request: Request, attempt: Attempt, rows: TextIO) -> Outc
         inputs[TASK] = task
     context = Context(step.work, lambda row: _log(rows, row), lambda: _stop, attempt.number)
     planned = Step.of_spec(spec, step.how())
+    import_modules(kind_of(planned.kind).modules)
     outcome = _sessions.run(store, Execution(planned, inputs, attempt.out, context), request.together)
     _check_outcome(outcome)
     return outcome

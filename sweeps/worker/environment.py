@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
-from sweeps.store.code import import_variables
+from sweeps.store.code import ROOT, import_variables
 from sweeps.worker.forked_process import ADDRESS
 
 _PROCESS_GROUP = (
@@ -92,9 +93,10 @@ _OWN = {
 }
 
 
-def computing(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a process that computes."""
-    return {**{k: value for k, value in inherited.items() if not _left_out(k)}, **import_variables(), **_OWN}
+def computing(inherited: Mapping[str, str] = os.environ, root: Path = ROOT) -> dict[str, str]:
+    """The environment for a process that computes, by that of its supervisor. root: where the code of both lies."""
+    kept = {name: value for name, value in inherited.items() if not _left_out(name)}
+    return {**kept, **import_variables(root, inherited), **_OWN}
 
 
 def _left_out(name: str) -> bool:

@@ -1,26 +1,25 @@
-"""`python -m sweeps.worker.fork_server SOCKET - MODULE…`: imports what steps need once, and makes by fork the processes
-in which the jobs of a sweep on this machine compute. Each is what `python -m sweeps.worker.child_main` would have been,
-without the seconds of importing.
+"""`python -m sweeps.worker.fork_server SOCKET EARLY,… MODULE…`: imports what steps need once, and makes by fork the
+processes in which the jobs of a sweep on this machine compute. Each is what `python -m sweeps.worker.child_main` would
+have been, without the seconds of importing.
 
-Libraries read the environment while they are imported. So the first request starts this program once more, in its own
-environment (its connection then stands in the place of the `-`), and requests with another one are refused. Nothing is
-computed here: a fork copies only the thread that calls it, so there must be no other, and what had been computed would
-be every child's past. Standard input is a pipe whose other end the sweep holds. At its end no further request is taken,
-and the server ends with its last child.
+Libraries read the environment while they are imported. So this program is started in that of the processes which it is
+to make, and requests with another one are refused. It imports at once what the jobs that start first need (`EARLY`),
+while their supervisors start. Nothing is computed here: a fork copies only the thread that calls it, so there must be
+no other, and what had been computed would be every child's past. Standard
+input is a pipe whose other end the sweep holds. At its end no further request is taken, and the server ends with its
+last child.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import os
-import select
 import selectors
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -28,6 +27,7 @@ import psutil
 
 from sweeps.worker import child_main
 from sweeps.worker.forked_process import OF_THE_JOB, ForkReply, ForkRequest, is_own, read_request, receive, send
+from sweeps.worker.imports import import_modules
 
 FILES = 5
 """A request comes with: what is wanted, standard input, output and error, and where answers go."""
@@ -54,8 +54,9 @@ class Forked:
 class ForkServer:
     """Serves requests that have the environment and the folder of `own`.
 
-    modules: what it may import. It does so before a request that needs it, as it is not to disturb what a job measures;
-    and only while there is no child, as nothing else is seen to meanwhile (a child can import what is left).
+    modules: what it may import. It does so at once for the jobs that start first, and before a request that needs it
+    for others, as it is not to disturb what a job measures; and only while there is no child, as nothing else is seen
+    to meanwhile (a child can import what is left).
     """
 
     listening: socket.socket
@@ -64,11 +65,12 @@ class ForkServer:
     _clients: list[Client] = field(default_factory=list)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
-    def serve(self, first: socket.socket) -> Forked | None:
-        """Answer until the sweep has ended, and its children with it. Returns in each child too, with its task."""
+    def serve(self, early: Sequence[str] = ()) -> Forked | None:
+        """Import what is wanted early, then answer until the sweep has ended, and its children with it. Returns in each
+        child too, with its task."""
+        self._load([name for name in self.modules if name in early])
         for source in (self.listening, sys.stdin):
             self._selector.register(source, selectors.EVENT_READ)
-        self._add(first)
         while self._clients or self.listening.fileno() >= 0:
             for key, _ in self._selector.select():
                 if key.data is None:
@@ -129,21 +131,18 @@ class ForkServer:
 
     def _load(self, modules: Sequence[str]) -> None:
         """Import; a child of a module that cannot be imported says so in its log. Exits where a thread stays."""
-        for name in modules:
-            self.modules.remove(name)
-            with suppress(Exception):
-                importlib.import_module(name)
         if not modules:
             return
+        self.modules = [name for name in self.modules if name not in modules]
+        import_modules(modules)
+        gc.freeze()  # else the first collection in each child would copy all that was imported
         if threads := threads_that_stay():
             sys.exit(f"{', '.join(modules)}: {threads} threads outlast a fork; jobs start without this server")
-        gc.collect()
-        gc.freeze()  # else the first collection in each child would copy all that was imported
 
     def _refusal(self, request: ForkRequest) -> str | None:
         """Why a request cannot be served; None where it can."""
-        if request.shared() != self.own.shared():
-            return "other environment"
+        if names := {name for name, _ in request.shared().items() ^ self.own.shared().items()}:
+            return f"other environment ({', '.join(sorted(names))})"
         return None if request.folder == self.own.folder else "other folder"
 
     def _end(self, client: Client) -> None:
@@ -188,43 +187,13 @@ def note(line: str) -> None:
 
 
 def main() -> None:
-    listening, modules = socket.socket(fileno=int(sys.argv[1])), sys.argv[3:]
-    if sys.argv[2] == "-":
-        start_again(listening, modules)
-        return
+    listening, early = socket.socket(fileno=int(sys.argv[1])), sys.argv[2].split(",")
     # Libraries change the environment while they are imported, as they would do in each child.
     own = ForkRequest(store="", modules=[], environment=dict(os.environ), folder=os.getcwd())
-    server = ForkServer(listening, own, list(modules))
-    if forked := server.serve(socket.socket(fileno=int(sys.argv[2]))):
+    server = ForkServer(listening, own, list(sys.argv[3:]))
+    if forked := server.serve(early):
         server.close()
         compute(forked)
-
-
-def start_again(listening: socket.socket, modules: Sequence[str]) -> None:
-    """Wait for a first request and become the server for its environment. Returns where the sweep ends before."""
-    while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [])[0]):
-        assert ready
-        connection, _ = listening.accept()
-        environment = _environment_wanted(connection) if is_own(connection) else None
-        if environment is None:
-            connection.close()
-            continue
-        for each in (listening, connection):
-            each.set_inheritable(True)
-        command = [sys.executable, "-m", "sweeps.worker.fork_server", str(listening.fileno()), str(connection.fileno())]
-        os.execve(sys.executable, [*command, *modules], environment)
-
-
-def _environment_wanted(connection: socket.socket) -> Mapping[str, str] | None:
-    """That of the request which a connection begins with, which stays there to be read again."""
-    content, files = receive(connection, FILES, peek=True)
-    try:
-        return read_request(files[0]).environment if content else None
-    except (ValueError, IndexError):
-        return None
-    finally:
-        for file in files:
-            os.close(file)
 
 
 def threads_that_stay() -> int:

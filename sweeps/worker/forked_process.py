@@ -81,12 +81,12 @@ def send(connection: socket.socket, message: ForkReply | None, files: Sequence[i
     socket.send_fds(connection, [content], files)
 
 
-def receive(connection: socket.socket, most: int, peek: bool = False) -> tuple[bytes, list[int]]:
+def receive(connection: socket.socket, most: int) -> tuple[bytes, list[int]]:
     """One message, empty at the end, and up to `most` files. socket.recv_fds passes no flags on, and without this one
     the files would stay open in every process that is started."""
-    received, flags = array.array("i"), socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+    received = array.array("i")
     space = socket.CMSG_LEN(most * received.itemsize)
-    content, attached, _, _ = connection.recvmsg(MESSAGE_BYTES, space, flags)
+    content, attached, _, _ = connection.recvmsg(MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, files in attached:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             received.frombytes(files[: len(files) - len(files) % received.itemsize])

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import psutil
 import pytest
 
+from slurm.local import LocalExecutor
 from slurm.resources import Resources
 from sweeps.dispatch.grouping import JobSpec
 from sweeps.dispatch.server_process import ServerProcess
 from sweeps.steps.registry import KINDS
+from sweeps.store.code import ROOT
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
 from sweeps.worker.environment import computing
@@ -37,6 +41,17 @@ def request(store: Path, **changes: object) -> ForkRequest:
     """What a supervisor asks for, from this folder; it has to import a module that says so."""
     made = ForkRequest(store=str(store), modules=["noted"], environment=surroundings(), folder=os.getcwd())
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def job(kind: str, *, waits: bool = False, resources: Mapping[str, Any] | None = None) -> JobSpec:
+    id = f"{kind}-{secrets.token_hex(4)}"
+    return JobSpec(id, kind, (id,), ("another",) if waits else (), (), Resources(**resources or {}))
+
+
+def server_for(jobs: Sequence[JobSpec], folder: Path) -> ServerProcess | None:
+    """With four cores and four jobs at a time."""
+    executor = LocalExecutor(folder, slots=4, cores=4, gpus=[])
+    return ServerProcess.of_jobs(jobs, Store(folder), executor.environment_of, ROOT, folder)
 
 
 Start = Callable[[ForkRequest], ForkedProcess | None]
@@ -69,7 +84,7 @@ def starter(server: ServerProcess, folder: Path) -> Start:
 
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(["noted"], computing(), home / "server" / "fork_server.log")
+    server = ServerProcess(["noted"], surroundings(), home / "server" / "fork_server.log")
     yield server
     server.close()
 
@@ -121,7 +136,7 @@ def test_the_end_of_a_supervisor_ends_its_child_alone(start: Start, tmp_path: Pa
 
 
 def test_children_end_with_a_server_that_dies_and_later_ones_are_not_made(home: Path, tmp_path: Path) -> None:
-    server = ServerProcess(["noted"], computing(), tmp_path / "fork_server.log")
+    server = ServerProcess(["noted"], surroundings(), tmp_path / "fork_server.log")
     process = started(start := starter(server, home), request(tmp_path))
     server._process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -131,7 +146,7 @@ def test_children_end_with_a_server_that_dies_and_later_ones_are_not_made(home: 
 
 
 def test_a_server_without_its_sweep_ends_with_its_last_child(home: Path, tmp_path: Path) -> None:
-    server = ServerProcess([], computing(), tmp_path / "fork_server.log")
+    server = ServerProcess([], surroundings(), tmp_path / "fork_server.log")
     process = started(start := starter(server, home), request(tmp_path))
     assert server._process.stdin
     server._process.stdin.close()  # what the kernel does for a sweep that was killed
@@ -144,7 +159,7 @@ def test_a_server_without_its_sweep_ends_with_its_last_child(home: Path, tmp_pat
 
 
 def test_no_process_is_forked_beside_a_thread(home: Path, tmp_path: Path) -> None:
-    server = ServerProcess(["threaded"], computing(), tmp_path / "fork_server.log")
+    server = ServerProcess(["threaded"], surroundings(), tmp_path / "fork_server.log")
     assert starter(server, home)(request(tmp_path, modules=["threaded"])) is None
     assert server._process.wait(PATIENCE) == 1
     assert "threaded: 1 threads outlast a fork" in (tmp_path / "fork_server.log").read_text()
@@ -152,7 +167,7 @@ def test_no_process_is_forked_beside_a_thread(home: Path, tmp_path: Path) -> Non
 
 
 def test_a_supervisor_that_is_stopped_waits_no_longer(home: Path, tmp_path: Path) -> None:
-    server = ServerProcess([], computing(), tmp_path / "fork_server.log")
+    server = ServerProcess([], surroundings(), tmp_path / "fork_server.log")
     server._process.send_signal(signal.SIGSTOP)
     with (tmp_path / "out").open("ab") as out:
         files = [out.fileno()] * 3
@@ -174,31 +189,66 @@ def test_which_jobs_have_a_server() -> None:
 @pytest.mark.parametrize(
     ("kinds", "resources"),
     [
-        (["uptrain", "measure"], {}),
-        (["uptrain"], {}),
         (["measure", "measure"], {}),
         (["of_an_extension", "of_an_extension"], {}),
         (["uptrain", "uptrain"], {"gpus": 1}),
         (["uptrain", "uptrain"], {"tasks_per_node": 2}),
     ],
 )
-def test_a_sweep_starts_no_server_that_would_serve_fewer_than_two(
+def test_a_sweep_starts_no_server_that_would_serve_no_job(
     kinds: Sequence[str], resources: dict[str, int], tmp_path: Path
 ) -> None:
-    jobs = [
-        JobSpec(f"{i}", kind, (f"{kind}-{i}",), (), (), Resources(**resources))  # type: ignore[arg-type]
-        for i, kind in enumerate(kinds)
-    ]
-    assert ServerProcess.of_jobs(jobs, Store(tmp_path), computing(), tmp_path) is None
+    assert server_for([job(kind, resources=resources) for kind in kinds], tmp_path) is None
 
 
 def test_the_user_can_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [JobSpec(f"{i}", "uptrain", (f"uptrain-{i}",), (), (), Resources()) for i in range(2)]
     monkeypatch.setenv("MLKV_FORK_SERVER", "0")
-    assert ServerProcess.of_jobs(jobs, Store(tmp_path), computing(), tmp_path) is None
+    assert server_for([job("uptrain")], tmp_path) is None
     monkeypatch.setenv("MLKV_FORK_SERVER", "perhaps")
     with pytest.raises(UserError, match=r"^MLKV_FORK_SERVER = perhaps: must be 0 or 1$"):
-        ServerProcess.of_jobs(jobs, Store(tmp_path), computing(), tmp_path)
+        server_for([job("uptrain")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "early", "threads"),
+    [
+        ([("uptrain", False, {})], ["mlkv.train.step"], "1"),
+        ([("corpus", False, {}), ("uptrain", True, {}), ("measure", True, {})], ["mlkv.corpus.step"], "1"),
+        # Another share of the cores is another environment: the server has that of most jobs, and the base imports.
+        ([("base", False, {"exclusive": True}), *[("uptrain", True, {})] * 2], [], "1"),
+        ([("base", False, {"exclusive": True}), ("measure", True, {})], ["mlkv.train.step"], "4"),
+    ],
+)
+def test_what_the_first_jobs_need_is_imported_at_once(
+    jobs: Sequence[tuple[str, bool, dict[str, Any]]], early: list[str], threads: str, tmp_path: Path
+) -> None:
+    server = server_for([job(kind, waits=waits, resources=resources) for kind, waits, resources in jobs], tmp_path)
+    assert server
+    try:
+        process = psutil.Process(server._process.pid)
+        command = process.cmdline()
+        assert command[command.index("sweeps.worker.fork_server") + 2] == ",".join(early)
+        assert process.environ()["OMP_NUM_THREADS"] == threads
+    finally:
+        server.close()
+
+
+def test_an_import_does_not_outlive_its_sweep(home: Path, tmp_path: Path) -> None:
+    (home / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    server = ServerProcess(["endless"], surroundings(), tmp_path / "fork_server.log", early=["endless"])
+    assert server._process.poll() is None
+    server.close()
+    assert server._process.poll() == -signal.SIGKILL
+
+
+def test_modules_wanted_early_are_there_before_a_job_asks(home: Path, tmp_path: Path) -> None:
+    (home / "noted_early.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()\n")
+    server = ServerProcess(["noted", "noted_early"], surroundings(), tmp_path / "log", early=["noted_early"])
+    assert eventually((tmp_path / "seen").exists)
+    process = started(starter(server, home), request(tmp_path, modules=["noted_early"]))
+    process.stdin.close()
+    assert process.wait() == 0
+    server.close()
 
 
 def test_random_numbers_are_not_those_of_the_server() -> None:
