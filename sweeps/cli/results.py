@@ -74,6 +74,8 @@ class ImportOptions(StoreOptions):
     )
 
 
+_LATER = ("matplotlib.backends.backend_pdf", "analysis.page.report", "analysis.tables.terminal", "jinja2")
+
 FORMATS = ("terminal", "md", "tex", "csv")
 
 
@@ -209,6 +211,13 @@ def write_report_of(console: Console, store: Store, saved: SavedSweep, out: Path
 
         write_page(store, source, out, shown.table)
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def report_modules() -> list[str]:
+    """What `write_report_of` imports where there is something to draw, a second's work in all."""
+    functions = [row.draw for row in FIGURES.values() if isinstance(row.draw, str)]
+    figures = dict.fromkeys(function.partition(":")[0] for function in functions)
+    return ["pandas", "analysis.statistics.sources", "matplotlib.backends.backend_agg", *figures, *_LATER]
 
 
 def _saved_table(out: Path, store: Store, saved: SavedSweep) -> SavedTable | None:

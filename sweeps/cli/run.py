@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.cli.console import make_console, print_json
 from sweeps.cli.guard import Guard
 from sweeps.cli.options import JsonOption, PlanOptions, StoreOptions, SweepOptions, argument
-from sweeps.cli.results import write_report_of
+from sweeps.cli.results import report_modules, write_report_of
 from sweeps.cli.selection import existing, queue_answers, selected
 from sweeps.cli.wandb import Announcement, addresses, mirror_sweep, track
 from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
@@ -62,7 +62,7 @@ def sweep(options: PlanOptions) -> int:
     _show_plan(console, planned, store)
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
-    failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved)
+    failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved, later=report_modules())
     _mirror(console, store, saved)
     drawn = _draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
     return NOT_DONE if failed or not drawn else OK
@@ -289,19 +289,35 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
 
 
 def _run_graph(
-    console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
+    console: Console,
+    graph: Graph,
+    cluster: ClusterConfig,
+    store: Store,
+    saved: SavedSweep,
+    *,
+    retry: bool = False,
+    later: Sequence[str] = (),
 ) -> bool:
-    """Run what is missing with a live view; true if something is not done in the end."""
+    """Run what is missing with a live view; true if something is not done in the end. later: what the command imports
+    when it has run, which it does here while it waits."""
     from sweeps.cli.progress import Progress
     from sweeps.cli.view import advice, counts, endings, summary
     from sweeps.dispatch import local_loop
     from sweeps.planning.reconcile import read_states_while_running
+    from sweeps.steps.registry import kind_of
     from sweeps.store.states import StepState
+    from sweeps.worker.imports import import_modules
+
+    waiting: list[str] = []
 
     def start(jobs: list[JobSpec]) -> local_loop.RunningJobs:
         from sweeps.dispatch import submit  # with all of slurm, which a finished sweep does without
 
-        return submit.start_local(jobs, cluster, store, saved)
+        started = submit.start_local(jobs, cluster, store, saved)
+        kinds = {store.step(id).kind for job in jobs for id in job.steps}
+        # Nothing is to be imported beside a measurement.
+        waiting[:] = [] if any(kind_of(kind).fresh_process for kind in kinds) else later
+        return started
 
     announce = Announcement(console, store, saved)
     announce(now=True)
@@ -310,6 +326,8 @@ def _run_graph(
         def watch() -> None:
             progress()
             announce()
+            if waiting:  # one each time: a job that ends is not to be seen late
+                import_modules([waiting.pop(0)])
 
         local_loop.run(graph, cluster, store, saved, start, watch, retry)
     states = read_states_while_running(graph, store)
