@@ -74,7 +74,10 @@ class ImportOptions(StoreOptions):
     )
 
 
-_LATER = ("matplotlib.backends.backend_pdf", "analysis.page.report", "analysis.tables.terminal", "jinja2")
+_LATER = (
+    *("analysis.page.report", "analysis.tables.terminal", "jinja2", "scipy.special", "pandas.io.formats.csvs"),
+    *("matplotlib.backends.backend_pdf", "fontTools.subset", "PIL.PngImagePlugin"),
+)
 
 FORMATS = ("terminal", "md", "tex", "csv")
 
