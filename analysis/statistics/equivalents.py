@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.data import frame
 from analysis.data.frame import Row
 from analysis.data.metrics import METRICS
 from analysis.statistics import bootstrap
@@ -29,7 +30,7 @@ BASE_TOKENS = "base.tokens"
 """The column of the tokens that a row's base was trained on."""
 _OWN = ("base.steps", "base.tokens", "base.epochs", "base.seed")
 """Swept values in which bases of one law may differ."""
-Made = tuple[str, str]
+Made = tuple[str | None, str | None]
 """The model of a row, and the step that made its text."""
 _POWERS = np.geomspace(0.01, 4, 120)
 """Values of `b` that are tried first."""
@@ -116,9 +117,8 @@ def equivalents(source: Source) -> Equivalents | None:
 
 def _of_rows(source: Source) -> dict[str, Made]:
     """Row → its model and the step of its text."""
-    texts = source.table[source.table["kind"] == "corpus"]
-    names = texts["replicate_of"].fillna(texts["variant"])
-    return dict(zip(names, zip(texts["model"], texts["step"], strict=True), strict=True))
+    rows = frame.records(source.table[source.table["kind"] == "corpus"])
+    return {row["replicate_of"] or row["variant"]: (row["model"], row["step"]) for row in rows}
 
 
 def _lengths(results: Results, of_rows: Mapping[str, Made]) -> dict[tuple[Made, str], list[Length]]:

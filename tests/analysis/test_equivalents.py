@@ -102,7 +102,7 @@ def test_the_fit_is_scipys(seed: int) -> None:
     def squares(values: Any) -> float:
         return float(((law(tokens, *values) - losses) ** 2).sum())
 
-    assert squares(ours) == pytest.approx(squares(theirs), rel=0.02, abs=1e-9)
+    assert squares(ours) == pytest.approx(squares(theirs), rel=0.02, abs=1e-7), "or both go through all lengths"
     assert law(tokens, *ours) == pytest.approx(law(tokens, *theirs), abs=2e-4)
 
 
