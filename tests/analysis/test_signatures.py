@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.data.gather import gather
@@ -110,6 +110,7 @@ def test_why_says_the_rule_and_the_numbers(marked: Filler) -> None:
 names = st.text(st.characters(categories=["Ll", "Lu", "Nd"], include_characters="_-/. "), min_size=1).map(str.strip)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.builds(Sign, st.sampled_from(["collapsed", "unstable"]), names.filter(bool), names), unique=True))
 def test_signs_are_the_same_after_a_file(signs: list[Sign]) -> None:
     assert split(joined(signs)) == signs
