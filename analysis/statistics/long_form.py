@@ -12,6 +12,7 @@ from analysis.statistics.compare import add_intervals
 from analysis.statistics.differences import FromBaseline, from_baselines
 from analysis.statistics.results import Results
 from analysis.statistics.scores import ScoreColumn, other_scores, shown_scores
+from analysis.statistics.signs import of_score
 from analysis.statistics.sources import Source
 
 _IDENTITY = ("baseline", "family", "pattern", "kv_layers", "kv_heads", "budget", "kv_bytes_per_token", "seeds")
@@ -46,6 +47,7 @@ def _of_score(source: Source, results: Results, score: ScoreColumn) -> list[dict
             **named,
             **_value(row, score.column),
             **_difference(differences.get(row["variant"])),
+            "signatures": of_score(row, score.column),
         }
         for row in rows
     ]

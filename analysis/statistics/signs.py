@@ -22,6 +22,13 @@ def is_collapsed(row: Row, name: str) -> bool:
     return score in known
 
 
+def of_score(row: Row, name: str) -> list[str]:
+    """What is signed of a row's score and of its trainings, a line each."""
+    score = row.get("quality_score") if name == "quality" else name
+    own = [sign for sign in split(row.get("signatures")) if sign.word == UNSTABLE or sign.subject == score]
+    return [f"{sign.word}: {sign.why}" for sign in own]
+
+
 def signed(rows: Iterable[Row], score: str) -> list[str]:
     """`collapsed: MLKV-1`, `unstable: GQA-12`: a line for each word that is true of rows by this score."""
     own = list(rows)

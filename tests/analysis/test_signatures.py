@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.data.gather import gather
 from analysis.data.signatures import Sign, collapsed_scores, joined, split
+from analysis.statistics.long_form import long_form
 from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.sources import load
 from analysis.tables import rendering, results_table
@@ -61,6 +62,16 @@ def test_a_table_marks_scores_at_chance_and_names_what_is_unstable(marked: Fille
     csv = rendering.csv(table).splitlines()
     place = csv[0].split(",").index("bits per byte collapsed")
     assert [line.split(",")[place] for line in csv[1:]] == ["1" if "MLKV-1 (" in line else "" for line in csv[1:]]
+
+
+def test_the_long_form_for_programs_has_the_lines(marked: Filler) -> None:
+    lines = {
+        (line["variant"], line["metric"]): line["signatures"] for line in long_form(load(marked.store, marked.name))
+    }
+    spiked = "unstable: a logged loss spiked (5 at step 40, over a running median of 3.5)"
+    assert lines["GQA-12", "bits_per_byte.bits_per_byte"] == lines["GQA-12", "two_way.acc"] == [spiked]
+    assert [line.partition(":")[0] for line in lines["GQA-12", "cloze.acc"]] == ["unstable", "collapsed"]
+    assert lines["MLKV-6", "bits_per_byte.bits_per_byte"] == []
 
 
 def test_every_table_that_shows_a_mark_says_what_it_is(marked: Filler) -> None:

@@ -43,7 +43,7 @@ INSIDE = {
     "device versions code from left_out others",
     ("table", "rows"): "variant source baseline family pattern kv_layers kv_heads budget kv_bytes_per_token seeds "
     "metric label higher_is_better value stderr interval reason difference difference_interval difference_p "
-    "difference_from",
+    "difference_from signatures",
     ("ls", "entries"): "name planned variants steps note problem",
     ("du", "sweeps"): "name own shared",
 }
