@@ -145,10 +145,10 @@ def score(scoring: Scoring) -> Scores:
     reading = pass_of("checkpoint", scoring, scoring.model, windows.ids)
     nats_N = nats(reading, windows, scoring.batch_size, scoring.progress)
     by_metric = outcomes(windows, nats_N)
-    return Scores(metrics(by_metric), by_metric, _chance(scoring.corpus, windows, nats_N))
+    return Scores(metrics(by_metric), by_metric, chance_of(scoring.corpus, windows, nats_N))
 
 
-def _chance(corpus: Path, windows: Windows, nats_N: Floats) -> dict[str, Chance]:
+def chance_of(corpus: Path, windows: Windows, nats_N: Floats) -> dict[str, Chance]:
     """The unigram model's scores on windows that a checkpoint needs `nats_N` for; nothing where the training text is
     not here."""
     cost_V = unigram(corpus)
@@ -164,4 +164,5 @@ def _chance(corpus: Path, windows: Windows, nats_N: Floats) -> dict[str, Chance]
             lower_is_better=True,
         )
         for name, each in its.items()
+        if each.weights.sum()  # generated tokens stand for no bytes
     }

@@ -22,7 +22,7 @@ from ..corpus.domains import LIBRARY, library_texts
 from ..corpus.manifest import read_manifest
 from ..corpus.recall import RecallRows
 from ..corpus.tokenizer import Encoder
-from .bits import Windows, metrics, nats, outcomes
+from .bits import Windows, chance_of, metrics, nats, outcomes
 from .entry import NATS, SAMPLES, Ids
 from .held_out_pass import HeldOutPass
 from .tasks import DOMAIN_CODE, DOMAIN_PROSE, DOMAIN_RECALL, Scores, Scoring
@@ -104,6 +104,7 @@ def _some(windows: Windows, count: int) -> Windows:
 
 def _scores(scoring: Scoring, windows: Windows, names: Sequence[str]) -> Scores:
     reading = HeldOutPass(scoring.model, windows.ids)
-    found = outcomes(windows, nats(reading, windows, scoring.batch_size, scoring.progress))
+    nats_N = nats(reading, windows, scoring.batch_size, scoring.progress)
+    found, levels = outcomes(windows, nats_N), chance_of(scoring.corpus, windows, nats_N) if scoring.corpus else {}
     by_metric = {name: found[name] for name in names}
-    return Scores(metrics(by_metric), by_metric)
+    return Scores(metrics(by_metric), by_metric, {name: levels[name] for name in names if name in levels})

@@ -195,7 +195,9 @@ def test_any_text_is_parted(text: str) -> None:
 def test_domains_are_scored_in_bits_and_nats(made: Path) -> None:
     one = model()
     for score in (domains.code, domains.prose):
-        found = values(scored(one, made, score, 4))
+        scores = scored(one, made, score, 4)
+        found = values(scores)
+        assert scores.chance.keys() == found.keys(), "the unigram model's, of the same windows"
         assert found["nats_per_token"] == pytest.approx(math.log(VOCABULARY), rel=0.1)
         assert 1 < found["bits_per_byte"] < 9
     assert list(values(scored(one, made, domains.recall, 4))) == ["nats_per_token"]
