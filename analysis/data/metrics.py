@@ -37,6 +37,11 @@ class Metric:
     words: tuple[str, str] | None = None
     """What 0 and 1 are printed as."""
 
+    @property
+    def arrow(self) -> str:
+        """Which way is better, for a heading."""
+        return "↑" if self.higher_is_better else "↓"
+
     def text(self, value: float, stderr: float | None = None) -> str:
         """`43.94 ± 1.02`: the printed value, with its standard error where there is one."""
         if self.words and value in (0, 1):

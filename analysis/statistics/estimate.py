@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -201,6 +202,43 @@ def _variance(influence_N: Floats) -> float:
     """The variance of a value that its samples move by so much."""
     n = len(influence_N)
     return float(influence_N @ influence_N) * n / (n - 1)
+
+
+def mean_of(sums: Sequence[Sequence[tuple[float, Estimate]]]) -> list[tuple[float, Estimate]]:
+    """The mean of several weighted sums, for `contrast`: an estimate that is in several of them counts once, with all
+    its weight, since its error is one error."""
+    weights: dict[int, float] = defaultdict(float)
+    estimates: dict[int, Estimate] = {}
+    for weight, one in (pair for each in sums for pair in each):
+        weights[id(one)] += weight / len(sums)
+        estimates[id(one)] = one
+    return [(weight, estimates[key]) for key, weight in weights.items()]
+
+
+def with_pooled_spread(scores: Sequence[Estimate]) -> list[Estimate]:
+    """The same scores, whose seeds have one spread for all of them, as in an analysis of variance. Where none has
+    several seeds, what is left is the choice of samples, which all share."""
+    seeded = [score for score in scores if _has_seeds(score) and not score.borrowed]
+    freedom = math.fsum(score.freedom for score in seeded)
+    if not freedom:
+        return [score if score.influence else replace(score, error=None) for score in scores]
+
+    def pool(variances: Iterable[float]) -> float:
+        pairs = zip(variances, seeded, strict=True)
+        return math.fsum(each * (score.freedom + 1) * score.freedom for each, score in pairs) / freedom
+
+    variance, overlap = pool((s.error or 0.0) ** 2 for s in seeded), pool(s.overlap for s in seeded)
+    return [_with_spread(score, variance, overlap, freedom) for score in scores]
+
+
+def _has_seeds(score: Estimate) -> bool:
+    return score.error is not None and math.isfinite(score.freedom)
+
+
+def _with_spread(score: Estimate, variance: float, overlap: float, freedom: float) -> Estimate:
+    seeds = score.freedom + 1 if _has_seeds(score) and not score.borrowed else 1
+    overlap = overlap if score.influence else 0.0
+    return replace(score, error=math.sqrt(variance / seeds), overlap=overlap / seeds, freedom=freedom)
 
 
 # Student's t

@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.statistics import bootstrap
 from analysis.statistics.elastic import Interval
-from analysis.statistics.estimate import Difference, Estimate, Floats, contrast
+from analysis.statistics.estimate import Difference, Estimate, Floats, contrast, mean_of
 from analysis.statistics.landscape import Landscape, Point
 
 FEWEST = 3
@@ -72,7 +72,7 @@ def together(landscape: Landscape) -> list[Together]:
 def overall(landscape: Landscape) -> Difference | None:
     """The mean interaction of all layouts that save in both ways; None where there are none."""
     fours = _fours(landscape)
-    return contrast(_sum([each.interaction for each in fours])) if fours else None
+    return contrast(mean_of([each.interaction for each in fours])) if fours else None
 
 
 def singles(landscape: Landscape) -> list[Single]:
@@ -116,7 +116,7 @@ def _mean(owners: int, heads: int, fours: Sequence[_Four]) -> Together:
     reference = [[(-1.0, each.reference.score)] for each in fours]
 
     def damage(points: Sequence[Point]) -> Difference:
-        return contrast(_sum([[(1.0, point.score), *base] for point, base in zip(points, reference, strict=True)]))
+        return contrast(mean_of([[(1.0, point.score), *base] for point, base in zip(points, reference, strict=True)]))
 
     return Together(
         owners=owners,
@@ -125,19 +125,8 @@ def _mean(owners: int, heads: int, fours: Sequence[_Four]) -> Together:
         heads_alone=damage([each.heads for each in fours]),
         layers_alone=damage([each.layers for each in fours]),
         both=damage([each.both for each in fours]),
-        interaction=contrast(_sum([each.interaction for each in fours])),
+        interaction=contrast(mean_of([each.interaction for each in fours])),
     )
-
-
-def _sum(terms: Sequence[Sequence[tuple[float, Estimate]]]) -> list[tuple[float, Estimate]]:
-    """The mean of several sums, in which an estimate that is in several of them counts once, with all its weight: its
-    error is one error."""
-    weights: dict[int, float] = defaultdict(float)
-    estimates: dict[int, Estimate] = {}
-    for weight, one in (pair for term in terms for pair in term):
-        weights[id(one)] += weight / len(terms)
-        estimates[id(one)] = one
-    return [(weight, estimates[key]) for key, weight in weights.items()]
 
 
 def fits(landscape: Landscape) -> Fits | None:
@@ -165,13 +154,13 @@ def fits(landscape: Landscape) -> Fits | None:
         groupings=len(whole),
         heads=len(heads),
         spread=float(own_RPG.std()),
-        sum=float(off_sum(own_RPG)[0]),
+        sum=float(offmean_of(own_RPG)[0]),
         product=float(off_product(own_RPG)[0]),
         nearer=Interval(float(_nearer(own_RPG)[0]), *map(float, bootstrap.interval(_nearer(drawn_RPG)))),
     )
 
 
-def off_sum(damage_RPG: Floats) -> Floats:
+def offmean_of(damage_RPG: Floats) -> Floats:
     """`[R]`: the root mean square distance of damages from the nearest sum of a row's and a column's effect."""
     return _distance(damage_RPG, _additive(damage_RPG))
 
@@ -192,4 +181,4 @@ def _distance(value_RPG: Floats, fitted_RPG: Floats) -> Floats:
 
 
 def _nearer(damage_RPG: Floats) -> Floats:
-    return off_sum(damage_RPG) - off_product(damage_RPG)
+    return offmean_of(damage_RPG) - off_product(damage_RPG)

@@ -5,10 +5,9 @@ A layout's damage is how much worse it scores than the base's own layout, traine
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +17,7 @@ from analysis.data.metrics import CONVERTED_PREFIX
 from analysis.data.numbers import on_axis
 from analysis.data.replicates import SEEDS
 from analysis.statistics.columns import SOURCE
-from analysis.statistics.estimate import Estimate
+from analysis.statistics.estimate import Estimate, with_pooled_spread
 from analysis.statistics.results import Results
 from analysis.statistics.sources import Source
 from mlkv.cache.formats import AS_COMPUTED
@@ -83,15 +82,15 @@ class Landscape:
 def landscapes(source: Source) -> list[Landscape]:
     """One for every base and recipe of training. Rows that save in other ways (latents, packed caches, keys and values
     apart, layers that read from above) are left out."""
-    results, plans = source.results, _plans(source)
-    rows = [row | plans[row["variant"]] for row in results.rows() if row["variant"] in plans]
+    results, planned = source.results, plans(source)
+    rows = [row | planned[row["variant"]] for row in results.rows() if row["variant"] in planned]
     metric = results.estimates.metric("quality")
     sign = -1.0 if metric and metric.higher_is_better else 1.0
     points = {row["variant"]: point for row in rows if _is_plain(row) and (point := _point(results, row, sign))}
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["variant"] in points and row["baseline"] != "untouched":
-            groups[_base(row), swept(row)].append(row)
+            groups[base_of(row), swept(row)].append(row)
     found = [
         landscape
         for (base, recipe), members in groups.items()
@@ -113,7 +112,7 @@ def _landscape(base: str, recipe: str, members: Sequence[Row], points: Mapping[s
     return Landscape(base, recipe, reference, len(reference.sources), max(reference.heads), own)
 
 
-def _plans(source: Source) -> dict[str, Row]:
+def plans(source: Source) -> dict[str, Row]:
     """What the long table says of each row's layout and swept values, by the name that its seeds share."""
     found: dict[str, Row] = {}
     for row in frame.records(source.table.drop_duplicates("variant")):
@@ -128,7 +127,7 @@ def swept(row: Row) -> str:
     return " ".join(word for word in words if not word.startswith(("layout", *SEEDS)))
 
 
-def _base(row: Row) -> str:
+def base_of(row: Row) -> str:
     """What tells bases apart: the untouched one's name, and the source where there are several."""
     return str(row["untouched"] or row.get(SOURCE) or "")
 
@@ -164,26 +163,7 @@ def _turned(estimate: Estimate, sign: float) -> Estimate:
 
 
 def pooled(points: Sequence[Point]) -> list[Point]:
-    """The same points, whose seeds have one spread for all layouts, as in an analysis of variance: three seeds of one
-    layout alone say little about theirs, and a single one nothing."""
-    seeded = [p.score for p in points if _has_seeds(p.score) and not p.score.borrowed]
-    freedom = math.fsum(score.freedom for score in seeded)
-    if not freedom:  # what is left is the choice of texts, which all points share
-        return [p if p.score.influence else replace(p, score=replace(p.score, error=None)) for p in points]
-
-    def pool(variances: Iterator[float]) -> float:
-        pairs = zip(variances, seeded, strict=True)
-        return math.fsum(each * (score.freedom + 1) * score.freedom for each, score in pairs) / freedom
-
-    variance, overlap = pool((s.error or 0.0) ** 2 for s in seeded), pool(s.overlap for s in seeded)
-    return [replace(p, score=_with_spread(p.score, variance, overlap, freedom)) for p in points]
-
-
-def _has_seeds(score: Estimate) -> bool:
-    return score.error is not None and math.isfinite(score.freedom)
-
-
-def _with_spread(score: Estimate, variance: float, overlap: float, freedom: float) -> Estimate:
-    seeds = score.freedom + 1 if _has_seeds(score) and not score.borrowed else 1
-    overlap = overlap if score.influence else 0.0
-    return replace(score, error=math.sqrt(variance / seeds), overlap=overlap / seeds, freedom=freedom)
+    """The same points, whose seeds have one spread for all layouts: three seeds of one layout alone say little about
+    theirs, and a single one nothing."""
+    scores = with_pooled_spread([point.score for point in points])
+    return [replace(point, score=score) for point, score in zip(points, scores, strict=True)]

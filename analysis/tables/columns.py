@@ -37,7 +37,6 @@ AT_CHANCE = "†"
 NOTHING = Cell("–")
 FINAL = ("PUBLISHED", "IMPORTED")
 """States of results from elsewhere: no more will come."""
-_ARROW = {True: "↑", False: "↓"}
 _UNKNOWN = Metric("", higher_is_better=True, digits=3)
 """How a score is printed whose metric has no row in METRICS."""
 
@@ -99,7 +98,7 @@ def score_columns(rows: Sequence[Row], score: ScoreColumn) -> list[Column]:
     """A score's values and, for the main axis, its differences from the baselines."""
     name, known = score.column, METRICS.get(score.metric)
     metric = known or _UNKNOWN
-    header = f"{score.label} {_ARROW[known.higher_is_better]}" if known else score.label
+    header = f"{score.label} {known.arrow}" if known else score.label
     is_main = name in COMPARED or name.startswith("uptrain.")
     columns = [Column(header, "score" if is_main else "part", _value_cells(rows, name, metric))]
     for baseline in BASELINES if name == "quality" else ():

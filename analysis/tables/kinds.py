@@ -50,6 +50,7 @@ TABLES: Registry[TableKind] = Registry(
         "elastic": TableKind(
             "layouts cut from an elastic training and trained separately", "analysis.tables.elastic_table:elastic"
         ),
+        "options": TableKind("options of the recipe", "analysis.tables.options_table:options_table"),
         "stacking": TableKind("savings on top of one another", "analysis.tables.stacking:stacking"),
         "heads_layers": TableKind("fewer heads with fewer owners", "analysis.tables.heads_layers_table:heads_layers"),
         "rules": TableKind("rules that place owners", "analysis.tables.rules_table:rules_table"),

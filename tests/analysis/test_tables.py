@@ -31,7 +31,17 @@ def pivot(finished: Filler) -> Results:
     return results(gather(finished.store, finished.name))
 
 
-ELSEWHERE = ("recovery", "equivalents", "elastic", "stacking", "heads_layers", "rules", "similarity", "decoding")
+ELSEWHERE = (
+    "recovery",
+    "equivalents",
+    "options",
+    "elastic",
+    "stacking",
+    "heads_layers",
+    "rules",
+    "similarity",
+    "decoding",
+)
 SHOWN = [kind for kind in TABLES if kind not in ELSEWHERE]
 """The tables of a sweep that scores no conversion before uptraining, stacks no savings, has one layout of a size and
 has timed no steps, nor its base trained for other lengths."""

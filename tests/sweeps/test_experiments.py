@@ -325,7 +325,7 @@ def test_its_twin_runs_to_the_end(name: str, finished: Finished) -> None:
 
 KINDS = ("configuration", "losses", "benchmarks", "memory")
 MEASURED_ALONE = {"mlkv_memory", "context"}
-OF_SOME_VARIANTS = {"decoding", "training", "recovery", "heads_layers", "rules", "similarity"}
+OF_SOME_VARIANTS = {"decoding", "training", "recovery", "heads_layers", "rules", "similarity", "options"}
 
 
 @pytest.mark.long
