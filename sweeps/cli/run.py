@@ -59,10 +59,13 @@ def sweep(options: PlanOptions) -> int:
     console = make_console()
     planned, store = _plan(options)
     saved = freeze(planned, store, list(options.overrides))
-    _show_plan(console, planned, store)
+    is_done = _show_plan(console, planned, store, what_is_done=False)
     if planned.config.cluster.name == "slurm":
         return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
-    failed = _run_graph(console, planned.steps, planned.config.cluster, store, saved, later=report_modules())
+    if is_done:
+        Announcement(console, store, saved)(now=True)
+    graph, cluster = planned.steps, planned.config.cluster
+    failed = not is_done and _run_graph(console, graph, cluster, store, saved, later=report_modules())
     _mirror(console, store, saved)
     drawn = _draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
     return NOT_DONE if failed or not drawn else OK
@@ -270,11 +273,19 @@ def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
     return planned, store
 
 
-def _show_plan(console: Console, planned: Plan, store: Store) -> None:
-    from sweeps.cli.view import plan_tables
+def _show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: bool = True) -> bool:
+    """Its variants, and what their steps will take; returns whether all is done. Without `what_is_done` little is said
+    where all is: the results that a sweep ends with have a row for each variant too."""
+    from sweeps.cli.view import finished_plan, plan_tables
     from sweeps.planning.reconcile import Costs, other_code, read_states, replaced
+    from sweeps.store.states import StepState
 
-    console.print(plan_tables(planned, read_states(planned.steps, store), Costs.of_store(store)))
+    states = read_states(planned.steps, store)
+    is_done = all(state.name is StepState.DONE for state in states.values())
+    if what_is_done or not is_done:
+        console.print(plan_tables(planned, states, Costs.of_store(store)))
+    else:
+        console.print(finished_plan(planned, states))
     if planned.unresolved:
         note = f"the hub is out of reach: {', '.join(planned.unresolved)} as known here; a sweep needs the commits"
         console.print(note, style="yellow", highlight=False)
@@ -286,6 +297,7 @@ def _show_plan(console: Console, planned: Plan, store: Store) -> None:
         if steps:
             note = f"{len(steps)} finished steps were made by {which} that may give other results than the code here"
             console.print(note, style="dim", highlight=False)
+    return is_done
 
 
 def _run_graph(

@@ -60,6 +60,16 @@ def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
 
 
+def finished_plan(plan: Plan, states: States) -> RenderableType:
+    """What there is to say where no step is missing."""
+    kinds = _kinds(plan.steps, states, Costs({}))
+    return Group(Text(_title(plan), "italic"), kinds, summary(counts(plan.steps, states)))
+
+
+def _title(plan: Plan) -> str:
+    return f"{plan.name}: {len(plan.variants)} variants"
+
+
 @dataclass(frozen=True)
 class Fitting:
     """A table, or another form of it where its columns do not fit: nothing is cut."""
@@ -78,7 +88,7 @@ def _indented(text: str) -> RenderableType:
 
 
 def _variants(plan: Plan, states: States) -> RenderableType:
-    title = f"{plan.name}: {len(plan.variants)} variants"
+    title = _title(plan)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("variant", no_wrap=True)
     table.add_column("KV heads by layer (─ reads below, ↑ above)", no_wrap=True)
