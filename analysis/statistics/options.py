@@ -23,6 +23,7 @@ from analysis.statistics import bootstrap
 from analysis.statistics.elastic import Interval
 from analysis.statistics.estimate import Difference, Estimate, Floats, contrast, mean_of, with_pooled_spread
 from analysis.statistics.landscape import base_of, plans
+from analysis.statistics.rules import spearman
 from analysis.statistics.sources import Source
 
 Keys = tuple[str, ...]
@@ -183,7 +184,7 @@ def _with_bytes(
     def correlations(values_RV: Floats) -> Floats:
         groups_RGO = sign * values_RV.reshape(len(values_RV), -1, len(values))
         mean_RLO = np.stack([part.mean(1) for part in np.split(groups_RGO, ends, axis=1)], axis=1)
-        return _rank_correlations(number_O[mean_RLO.argmin(2)], kv_bytes_L)
+        return spearman(kv_bytes_L, number_O[mean_RLO.argmin(2)])
 
     own = float(correlations(np.array([[estimate.value for estimate in estimates]]))[0])
     drawn_R = correlations(bootstrap.draws(estimates))
@@ -196,14 +197,3 @@ def _number(value: Value) -> float | None:
         return float(value[0]) if len(value) == 1 else None
     except ValueError:
         return None
-
-
-def _rank_correlations(wanted_RL: Floats, kv_bytes_L: Floats) -> Floats:
-    """`[R]`: Spearman's; NaN where all layouts want the same."""
-    from scipy.stats import rankdata
-
-    rank_RL = rankdata(wanted_RL, axis=1)
-    off_RL = rank_RL - rank_RL.mean(1, keepdims=True)
-    other_L = rankdata(kv_bytes_L) - (len(kv_bytes_L) + 1) / 2
-    scale_R = np.sqrt((off_RL**2).sum(1) * (other_L**2).sum())
-    return np.divide(off_RL @ other_L, scale_R, out=np.full(len(rank_RL), np.nan), where=scale_R > 0)

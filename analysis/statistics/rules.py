@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from analysis.data.pairs import PairMatrix
 from analysis.statistics import bootstrap
@@ -299,9 +300,7 @@ def kendall(number_V: Floats, score_RV: Floats) -> Floats:
 
 def spearman(number_V: Floats, score_RV: Floats) -> Floats:
     """`[R]`: the correlation of ranks, equal numbers sharing theirs."""
-    from scipy.stats import rankdata
-
-    x_V, y_RV = rankdata(number_V), rankdata(score_RV, axis=1)
+    x_V, y_RV = pd.Series(number_V).rank().to_numpy(), pd.DataFrame(score_RV).rank(axis=1).to_numpy()
     x_V, y_RV = x_V - x_V.mean(), y_RV - y_RV.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return np.asarray(y_RV @ x_V / np.sqrt((y_RV**2).sum(1) * (x_V**2).sum()))
