@@ -140,7 +140,10 @@ def _axis_label(shown: ByDistance | ByDomain) -> str:
 
 def _remarks(source: Source, baseline: str, paired: bool, layouts: int) -> list[str]:
     samples = ", on the same samples" if paired else ""
-    lines = [f"above 0: worse than {shorten(baseline)}   95 % interval of the difference{samples}"]
+    rows = source.results.compared_rows()
+    kind = next(row["baseline"] for row in rows if row["variant"] == baseline)
+    own = "each layout's own base" if sum(row["baseline"] == kind for row in rows) > 1 else shorten(baseline)
+    lines = [f"above 0: worse than {own}   95 % interval of the difference{samples}"]
     if layouts > MOST_LINES:
         lines.append(f"{MOST_LINES} of {layouts} layouts")
     if (row := _untouched(source)) and row.get("entry_test.entry_test") == 0:

@@ -46,7 +46,8 @@ class Line:
 @dataclass(frozen=True)
 class ByDistance:
     """The damage in one task's score. `beyond`: distances that are farther than a row of the corpus, and extrapolated.
-    `baseline` is the row that all are compared with, `paired` whether that is on the same samples."""
+    `baseline` is the row that all are compared with, or the first of several sources' own; `paired` whether that is on
+    the same samples."""
 
     task: str
     metric: Metric

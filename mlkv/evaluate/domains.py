@@ -89,8 +89,9 @@ def cut(encoder: Encoder, texts: Sequence[str], length: int) -> Windows:
     """Rows of the texts in one stream, each text behind an end-of-text token, which does not count. A row that is not
     full is left out."""
     encoded = [encoder.encode(text) for text in texts]
-    ids = np.concatenate([np.concatenate([[encoder.end], each.ids]) for each in encoded])
-    stood_for = np.concatenate([np.concatenate([[0], each.token_bytes]) for each in encoded])
+    none = np.empty(0, np.int64)
+    ids = np.concatenate([none, *(np.append(encoder.end, each.ids) for each in encoded)])
+    stood_for = np.concatenate([none, *(np.append(0, each.token_bytes) for each in encoded)])
     rows = len(ids) // length
     ids_NT, bytes_NT = (each[: rows * length].reshape(rows, length) for each in (ids, stood_for))
     counted_NT = ids_NT[:, 1:] != encoder.end

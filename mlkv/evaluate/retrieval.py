@@ -31,6 +31,8 @@ LONGEST, SHORTEST = 128, 16
 """Tokens of a passage."""
 MOST_PASSAGES = 50_000
 """Of training text that are searched, in rows spread evenly over it."""
+_AT_ONCE = 256
+"""Questions whose cosines are in memory."""
 ALONE, RELATED, UNRELATED = "alone", "related", "unrelated"
 GAIN, RELATED_GAIN = "retrieval_gain", "related_gain"
 """What the related passage is worth more than none, and more than the other one."""
@@ -97,7 +99,7 @@ def _passages_of(samples: Samples) -> Passages:
 
 def retrieved(corpus: Path, length: int, samples: Samples) -> Passages:
     """Passages of `length` tokens. Raises StepFailed where there are not two on either side."""
-    held_out_NT, trained_PT = samples.windows(length), training_passages(corpus, length)
+    held_out_NT, trained_PT = samples.windows(length), training_passages(corpus, length, samples.vocab_size)
     if len(trained_PT) < 2 or len(held_out_NT) < 2:
         raise StepFailed(
             f"task = {RETRIEVAL}: needs two passages of {length} tokens of held-out text and of training text"
@@ -106,14 +108,15 @@ def retrieved(corpus: Path, length: int, samples: Samples) -> Passages:
     return Passages(held_out_NT, trained_PT[near_N], trained_PT[others(near_N, len(trained_PT))])
 
 
-def training_passages(corpus: Path, length: int) -> Ids:
-    """`[P, T]`: passages that do not overlap, without those that end in padding."""
+def training_passages(corpus: Path, length: int, known: int) -> Ids:
+    """`[P, T]`: passages that do not overlap, of tokens below `known` alone: what is none of these is padding, or no
+    token of the model's."""
     blocks = open_blocks(corpus, "train")
     in_row = blocks.rows.shape[1] // length
     rows = min(len(blocks.rows), -(-MOST_PASSAGES // in_row))
     chosen_R = np.unique(np.linspace(0, len(blocks.rows) - 1, rows).round().astype(int))
     passages_PT = np.asarray(blocks.rows[chosen_R])[:, : in_row * length].reshape(-1, length)
-    return passages_PT[(passages_PT != blocks.padding).all(-1)].astype(np.int64)
+    return passages_PT[(passages_PT < known).all(-1)].astype(np.int64)
 
 
 def nearest(questions_NT: Ids, passages_PT: Ids, vocab_size: int, end: int) -> NDArray[np.int64]:
@@ -123,7 +126,8 @@ def nearest(questions_NT: Ids, passages_PT: Ids, vocab_size: int, end: int) -> N
     weigh = TfidfTransformer(sublinear_tf=True)
     passages = weigh.fit_transform(_counts(passages_PT, vocab_size, end))
     questions = weigh.transform(_counts(questions_NT, vocab_size, end))
-    return np.asarray((questions @ passages.T).toarray().argmax(-1), np.int64)
+    parts = [questions[start : start + _AT_ONCE] for start in range(0, questions.shape[0], _AT_ONCE)]
+    return np.concatenate([(part @ passages.T).toarray().argmax(-1) for part in parts]).astype(np.int64)
 
 
 def _counts(ids_NT: Ids, vocab_size: int, end: int) -> Any:

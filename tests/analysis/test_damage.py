@@ -124,3 +124,16 @@ def test_a_panel_has_a_point_for_every_distance_of_every_layout() -> None:
         drawn = {point for line in lines for point in points(line)}
         assert drawn == {(float(d), damage.value) for line in each.lines for d, damage in line.damage.items()}
         assert len(axes.collections) >= len(each.lines), "a band for every layout"
+
+
+def test_layouts_of_two_bases_are_compared_with_their_own() -> None:
+    one, other = scored(), scored({"untouched": 36, "MLKV-1": 1})
+    names = {"untouched": "other base", "MLKV-1": "other MLKV-1"}
+    moved = other.table.assign(sweep="o").replace({"variant": names, "untouched": names, "step": names})
+    moved["value"] += 5
+    both = Source("both", frame.make([*frame.records(one.table), *frame.records(moved)]))
+    for each in by_distance(both.results):
+        damage = {line.variant: [found.value for found in line.damage.values()] for line in each.lines}
+        assert max(map(abs, damage["other MLKV-1"])) < max(1, each.metric.scale)
+    words = [text.get_text() for text, _ in texts_of(present(draw("damage_by_domain", both)))]
+    assert any("worse than each layout's own base" in text for text in words)

@@ -136,9 +136,10 @@ def test_what_is_in_front_is_worth_what_it_has_of_the_answer(made: Path) -> None
 
 
 def test_a_passage_from_which_the_question_is_cut_is_found(made: Path) -> None:
-    passages = retrieval.training_passages(made, 40)
+    passages = retrieval.training_passages(made, 40, VOCABULARY)
     end = read_manifest(made).end_of_text
     numbers = np.arange(0, len(passages), 7)
+    assert (retrieval.training_passages(made, 40, VOCABULARY // 2) < VOCABULARY // 2).all()
     near = retrieval.nearest(passages[numbers, :20], passages, VOCABULARY, end)
     assert (passages[near] == passages[numbers]).all(-1).mean() > 0.9
 
@@ -215,6 +216,7 @@ def test_rows_of_a_domain_stand_for_the_bytes_of_their_text(made: Path) -> None:
     assert (windows.bytes[~windows.counted] == 0).all()
     [code], [prose] = (domains.cut(encoder, [text], len(encoder.ids([text])[0]) + 1).bytes for text in texts)
     assert [sum(code), sum(prose)] == [len(text.encode()) for text in texts], "all tokens but the end of text"
+    assert not len(domains.cut(encoder, [], 8).ids)
     assert windows.ids.shape == (sum(len(ids) + 1 for ids in encoder.ids(texts)) // 8, 8)
 
 
