@@ -46,18 +46,20 @@ def recall(scoring: Scoring) -> Scores:
     assert scoring.corpus is not None
     rows = RecallRows(length, read_manifest(scoring.corpus).seed, encoder, 0.0)
     ids_NT = np.stack([rows.row(FIRST_ROW + i) for i in range(scoring.recipe.limit or SAMPLES)])
-    counted_NT = np.stack([repeated(row_T) for row_T in ids_NT])
+    counted_NT = np.stack([repeated(row_T, encoder.end) for row_T in ids_NT])
     ids_NT, counted_NT = ids_NT[counted_NT.any(-1)], counted_NT[counted_NT.any(-1)]
     scores = _scores(scoring, Windows(ids_NT, counted_NT, np.zeros(counted_NT.shape, np.int64)), [NATS])
     return replace(scores, chance={NATS: of_random_tokens(encoder.vocab_size - 1)})
 
 
-def repeated(row_T: Ids) -> NDArray[np.bool_]:
-    """`[T − 1]`: whether a token followed the token before it the last time that one was there."""
+def repeated(row_T: Ids, end: int) -> NDArray[np.bool_]:
+    """`[T − 1]`: whether a token followed the token before it the last time that one was there in its document."""
     followed: dict[int, int] = {}
     found = np.zeros(len(row_T) - 1, np.bool_)
     for place, (token, following) in enumerate(zip(row_T.tolist(), row_T.tolist()[1:], strict=False)):
-        found[place] = followed.get(token) == following
+        if token == end:
+            followed.clear()
+        found[place] = followed.get(token) == following != end
         followed[token] = following
     return found
 

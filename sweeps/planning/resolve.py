@@ -24,7 +24,7 @@ from mlkv.corpus.vocabulary import Vocabulary, read_vocabulary
 from mlkv.evaluate.few_shot import answer_tokens, own_counts
 from mlkv.evaluate.ruler import chosen, offered
 from mlkv.evaluate.task_names import check_task, own_tasks
-from mlkv.evaluate.tasks import TASKS
+from mlkv.evaluate.tasks import DOMAIN_RECALL, TASKS
 from mlkv.families.config import layout_of, read_config, shape_of
 from mlkv.families.load import check_checkpoint
 from mlkv.families.tables import FAMILIES
@@ -259,7 +259,8 @@ class Resolver:
         if files := self.own_tasks.files(task, include_path):
             return {LM_EVAL: package_version(LM_EVAL), TASK_FILES: files.digest}
         try:
-            return task_pins(task) | ({LIBRARY_TEXT: self._text(LIBRARY)} if uses_library(task) else {})
+            library = {LIBRARY_TEXT: self._text(LIBRARY)} if uses_library(task) else {}
+            return task_pins(task) | library | ({"recall": RECALL_ROWS} if task == DOMAIN_RECALL else {})
         except UserError as error:
             faults = self.own_tasks.faults(include_path)
             raise UserError("; ".join([str(error), *faults[:1]])) from None

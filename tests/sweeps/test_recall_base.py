@@ -32,6 +32,8 @@ def test_how_rows_are_generated_stands_in_the_id_where_any_are(planner: Planner)
     for share, pinned in ((0.0, None), (0.7, RECALL_ROWS)):
         steps = planner([f"corpus.recall={share}"]).steps.values()
         assert [step.pinned.get("recall") for step in steps if step.kind == "corpus"] == [pinned]
+    steps = planner(["evaluate=range", "corpus.recall_items=9"]).steps.values()
+    assert {step.slice.get("task") for step in steps if "recall" in step.pinned} == {"domain_recall"}
     assert f"of {FEW} tokens" in RECALL_ROWS
     assert f"parts of {PART}" in RECALL_ROWS
 
