@@ -13,6 +13,7 @@ from analysis.data.units import duration
 from analysis.figures.drawing import draw_all, render_bytes
 from analysis.figures.kinds import FIGURES
 from analysis.page.page import Page, page
+from analysis.page.second_process import in_two_processes
 from analysis.statistics.sources import Source
 from analysis.tables import rendering, results_table
 from analysis.tables.saved import TABLE, SavedTable
@@ -72,16 +73,14 @@ def _contents(source: Source, out_dir: Path) -> Contents:
 
 def _figures(source: Source, out_dir: Path) -> Contents:
     """PNG and PDF of every kind. A PDF, which takes longest, is drawn again only where the PNG differs from that of the
-    report before."""
-    contents: Contents = {}
+    report before, and every second one by a second process."""
     drawn = draw_all(source)
-    for kind in FIGURES:
-        png = render_bytes(drawn[kind], "png") if kind in drawn else None
-        unchanged = png is not None and png == _earlier(out_dir / f"{kind}.png")
-        pdf = _earlier(out_dir / f"{kind}.pdf") if unchanged else None
-        contents[f"{kind}.png"] = png
-        contents[f"{kind}.pdf"] = pdf or (render_bytes(drawn[kind], "pdf") if kind in drawn else None)
-    return contents
+    pngs = {kind: render_bytes(figure, "png") for kind, figure in drawn.items()}
+    unchanged = [kind for kind, png in pngs.items() if png == _earlier(out_dir / f"{kind}.png")]
+    pdfs = {kind: pdf for kind in unchanged if (pdf := _earlier(out_dir / f"{kind}.pdf"))}
+    changed = [kind for kind in drawn if kind not in pdfs]
+    pdfs |= zip(changed, in_two_processes(lambda kind: render_bytes(drawn[kind], "pdf"), changed), strict=True)
+    return {f"{kind}.{form}": made.get(kind) for kind in FIGURES for form, made in (("png", pngs), ("pdf", pdfs))}
 
 
 def _earlier(path: Path) -> bytes | None:

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
-from .tokenizer import Encoded, Encoder
+if TYPE_CHECKING:
+    from .tokenizer import Encoded, Encoder  # with numpy, which no plan needs
 
 CONTEXT_TOKENS = 64
 CONTINUATION_TOKENS = 16

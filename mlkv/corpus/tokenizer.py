@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from ..context import StepFailed
 
-BYTES = 256
-"""Tokens that every byte-level tokenizer has, besides the end of text."""
 END_OF_TEXT = "<|endoftext|>"
 _WORD_PIECE = re.compile("[Ġ▁][A-Za-z]+")
 """A space in front of a word is one of the two in the vocabularies of byte-level and of SentencePiece tokenizers."""

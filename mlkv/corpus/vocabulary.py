@@ -8,6 +8,8 @@ from pathlib import Path
 from ..context import StepFailed
 from ..families.files import check_present, read_json_object
 
+BYTES = 256
+"""Tokens that every byte-level tokenizer has, besides the end of text."""
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 

@@ -1,6 +1,6 @@
 """Which layouts an elastic training is made of, and which of them each of its sequences is computed as.
 
-Needs no torch: plans list the layouts.
+Needs no torch, and no numpy before it draws: plans list the layouts.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import gcd
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ..layout import KVLayout, divisors
 from ..merges import check_conversion
 from ..patterns import PATTERNS, make, name_of, sources_of
 from ..training_recipes import ElasticRecipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _STREAM = 1
 """Tells the random numbers of the sampling from those of the data order, which have the same seed."""
@@ -90,4 +92,6 @@ class Sampling:
 
 @lru_cache(maxsize=8)
 def _order(layouts: int, seed: int, turn: int) -> NDArray[np.int64]:
+    import numpy as np
+
     return np.random.Generator(np.random.PCG64([seed, turn, _STREAM])).permutation(layouts)

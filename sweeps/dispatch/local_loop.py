@@ -15,6 +15,8 @@ MAX_ROUNDS = 3
 """Rounds over the plan. The second and third run again what was interrupted or lost its input; what is still missing
 then needs a person."""
 
+POLL_SECONDS = 0.1
+
 
 class RunningJobs(Protocol):
     """Jobs that were started on this machine."""
@@ -60,7 +62,7 @@ def run(
                     return tried
                 running.poll()
                 watch()
-                time.sleep(0.2)
+                time.sleep(POLL_SECONDS)
         finally:
             running.close()
     return tried

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-from mlkv.corpus.tokenizer import BYTES
+from mlkv.corpus.vocabulary import BYTES
 from mlkv.evaluate.task_names import ITEM_TASKS, RECALL_TASKS
 from mlkv.layout import KVLayout, divisors
 from mlkv.merges import MERGES, check_conversion, counted_grouping, is_trainable, merge_named

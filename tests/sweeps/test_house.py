@@ -161,10 +161,10 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded(code) & HEAVY
 
 
-def test_planning_loads_neither_torch_nor_pandas() -> None:
+def test_planning_loads_neither_torch_nor_numpy() -> None:
     assert not loaded(
         "import sweeps.planning.plan, sweeps.dispatch.local_loop, sweeps.cli.view, sweeps.worker.supervisor"
-    ) & (HEAVY - {"hydra"})
+    ) & {*(HEAVY - {"hydra"}), "numpy"}
 
 
 def test_status_loads_no_planning() -> None:
