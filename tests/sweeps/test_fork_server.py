@@ -241,6 +241,14 @@ def test_an_import_does_not_outlive_its_sweep(home: Path, tmp_path: Path) -> Non
     assert server._process.poll() == -signal.SIGKILL
 
 
+def test_a_server_whose_sweep_is_killed_while_it_imports_ends_by_itself(home: Path, tmp_path: Path) -> None:
+    (home / "slow.py").write_text("import time\ntime.sleep(0.2)\n")
+    server = ServerProcess(["slow"], surroundings(), tmp_path / "fork_server.log", early=["slow"])
+    assert server._process.stdin
+    server._process.stdin.close()  # what the kernel does for a sweep that was killed
+    assert server._process.wait(PATIENCE) == 0
+
+
 def test_modules_wanted_early_are_there_before_a_job_asks(home: Path, tmp_path: Path) -> None:
     (home / "noted_early.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()\n")
     server = ServerProcess(["noted", "noted_early"], surroundings(), tmp_path / "log", early=["noted_early"])
