@@ -27,7 +27,7 @@ the same some dozen times over, where a model learns from each set of tokens ane
 FEW = 64
 """Tokens that many rows are made of, the same ones in all of these rows. A small model learns to look back on them
 first: each is copied so often that what its copies have in common shows in the gradient. At once on some thousand
-tokens it learns nothing in as many steps (docs/experiments.md)."""
+tokens it learns next to nothing in as many steps (docs/experiments.md)."""
 OF_FEW = 0.5
 """Share of the rows that are made of these; in the others all tokens are equally common."""
 NEAREST = 4
