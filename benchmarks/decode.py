@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--part", choices=("all", "mha", "same", "compiled"), default="all")
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     options = parser.parse_args()
     where = circumstances()
