@@ -7,9 +7,11 @@ mlkv/shape.py); here they are combined with what only a sweep needs. `parse` is 
 from __future__ import annotations
 
 import dataclasses
+import marshal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, MaxLen
@@ -178,14 +180,33 @@ class ClusterConfig(Profile):
     def resources_of(self, kind: str) -> Resources:
         """What a job of this kind of step gets: one process per GPU where processes can train together, and the time
         limit that counts."""
-        resources = self.resources.get(kind, Resources())
-        resources = replace(resources, minutes=self.profile_of(kind).minutes(resources))
-        return resources.one_task_per_gpu() if kind_of(kind).trains else resources
+        if kind not in self._known_resources:
+            own = self.resources.get(kind, Resources())
+            own = replace(own, minutes=self.profile_of(kind).minutes(own))
+            self._known_resources[kind] = own.one_task_per_gpu() if kind_of(kind).trains else own
+        return self._known_resources[kind]
+
+    def with_training(self, training: TrainingResources) -> ClusterConfig:
+        """The same with `training` written into the resources of each kind of step that trains."""
+        if training not in self._known_trainings:
+            trained = {kind: training.replace_in(self.resources.get(kind, Resources())) for kind in TRAINED}
+            self._known_trainings[training] = replace(self, resources={**self.resources, **trained})
+        return self._known_trainings[training]
+
+    # Asked for anew by every variant of a plan.
+    @cached_property
+    def _known_resources(self) -> dict[str, Resources]:
+        return {}
+
+    @cached_property
+    def _known_trainings(self) -> dict[TrainingResources, ClusterConfig]:
+        return {}
 
     def profile_of(self, kind: str) -> Profile:
         """The site's settings for jobs of this kind of step."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Profile)}
-        profile: Profile = _adapter(Profile).validate_python(shared | self.profiles.get(kind, {}))
+        own = self.profiles.get(kind)
+        profile: Profile = _adapter(Profile).validate_python(shared | own) if own else Profile(**shared)
         return profile
 
 
@@ -260,9 +281,7 @@ class Config:
 
     def with_resources(self) -> Config:
         """The same with `resources` written into those of each kind of step that trains."""
-        by_kind = self.cluster.resources
-        trained = {kind: self.resources.replace_in(by_kind.get(kind, Resources())) for kind in TRAINED}
-        return replace(self, cluster=replace(self.cluster, resources={**by_kind, **trained}))
+        return replace(self, cluster=self.cluster.with_training(self.resources))
 
 
 OF_A_KIND = tuple(f.name for f in dataclasses.fields(Profile) if f.name not in ("memory_gb", "max_submit"))
@@ -278,21 +297,44 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def parse(values: Mapping[str, Any]) -> Config:
-    """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices."""
-    check_texts(values)
-    own = {key: value for key, value in values.items() if key in _KEYS or key not in KINDS}
-    own, profiles = _split_profiles(own)
-    _check_values(Config, own, "")
-    if profiles:
-        own["cluster"] = {**own["cluster"], "profiles": profiles}
-    config: Config = _validated(Config, own)
+Checked = dict[tuple[str, bytes], Any]
+"""Parts of configurations by name and content, as `parse` checked them."""
+
+
+def parse(values: Mapping[str, Any], checked: Checked | None = None) -> Config:
+    """A checked `Config`. Raises UserError with one line per mistake: field, value, valid choices.
+
+    checked: parts that other configurations of one plan had, which are not checked again; new ones are added.
+    """
+    parts = {} if checked is None else dict(_known_parts(values, checked))
+    rest = {key: value for key, value in values.items() if key not in parts}
+    check_texts(rest)
+    own = _own_values({key: value for key, value in rest.items() if key in _KEYS or key not in KINDS})
+    config: Config = _validated(Config, own | parts)
     try:
         config = config.with_resources()
     except ValueError as error:  # of the cluster or the batch sizes, which are checked again with these resources
         raise UserError(str(error)) from None
-    added = {key: _recipe(key, value) for key, value in values.items() if key not in own and value is not None}
+    added = {key: _recipe(key, value) for key, value in rest.items() if key not in own and value is not None}
     return replace(config, added=added) if added else config
+
+
+def _known_parts(values: Mapping[str, Any], checked: Checked) -> Iterator[tuple[str, Any]]:
+    """The parts that are right in themselves; what is not, is for the check of the whole to name."""
+    for key in (key for key in values if key in _PARTS):
+        with suppress(UserError, ValueError):  # also of a value that marshal cannot write
+            content = key, marshal.dumps(values[key], 2)  # later versions write more than content and types
+            if content not in checked:
+                check_texts({key: values[key]})
+                checked[content] = _adapter(_hints(Config)[key]).validate_python(_own_values({key: values[key]})[key])
+            yield key, checked[content]
+
+
+def _own_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema is filled with. Raises UserError."""
+    own, profiles = _split_profiles(values)
+    _check_values(Config, own, "")
+    return {**own, "cluster": {**own["cluster"], "profiles": profiles}} if profiles else own
 
 
 def _split_profiles(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -370,6 +412,7 @@ def _nested(schema: Any, key: str, value: Any) -> Iterator[tuple[str, Any, Any]]
 
 
 _hints = cache(get_type_hints)
+_PARTS = {key for key, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
 
 
 def _lines(errors: Iterable[ErrorDetails], *place: str) -> list[str]:

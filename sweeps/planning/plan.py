@@ -13,7 +13,7 @@ from functools import cached_property
 from mlkv.evaluate.task_files import TaskFiles
 from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import Config, parse
+from sweeps.planning.config import Checked, Config, parse
 from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
@@ -91,9 +91,10 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     variants: dict[tuple[str, ...], Variant] = {}
     config: Config | None = None
     tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
+    checked: Checked = {}
     for lines, varying in points(composer, arguments):
         values = composer(lines)
-        config, values = with_efficiency(tokens.settled(parse(values)), values)
+        config, values = with_efficiency(tokens.settled(parse(values, checked)), values)
         for variant in variants_of_point(resolver, config, values, varying):
             ids = tuple(step.id for step in variant.steps)
             variants[ids] = _merged(variants.get(ids, variant), variant)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mlkv.shape import DecoderShape
 from mlkv.train import arguments
 from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.config import Checked, parse
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError, shown
 from tests.support.bad_values import VALUES, keys
@@ -70,6 +71,33 @@ def check(planner: Planner, tiny: list[str], key: str, value: str) -> None:
         assert any(name in message for name in named), (key, value, message)
     else:
         begin(plan)
+
+
+ALIKE = ("1", "true", "1.0", "'1'")
+"""Python has the first three equal."""
+
+
+def outcome(values: Any, checked: Checked | None) -> str:
+    try:
+        return repr(parse(values, checked))
+    except UserError as error:
+        return f"refused: {error}"
+
+
+def test_parts_that_were_checked_before_change_nothing() -> None:
+    composed, checked = Composer(), Checked()
+    outcomes = set()
+    numbers = [(key, value) for key in ("uptrain.steps", "uptrain.lr", "cluster.slots") for value in ALIKE]
+    for key, value in [*FEW, *reversed(FEW), *numbers]:
+        try:
+            values = composed(line(key, value))
+        except UserError:
+            continue
+        alone = outcome(values, None)
+        assert outcome(values, checked) == alone, (key, value)
+        outcomes.add(alone.startswith("refused: "))
+    assert outcomes == {True, False}
+    assert len(checked) > 50
 
 
 def test_a_bad_value_of_any_key_is_refused_in_one_line_or_planned(planner: Planner, tiny: list[str]) -> None:
