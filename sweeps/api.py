@@ -320,7 +320,7 @@ class Store:
             yield
 
     def _graph_and_states(self, saved: stores.SavedSweep) -> tuple[Graph, States]:
-        from sweeps.planning.config import saved_cluster
+        from sweeps.planning.parse import saved_cluster
         from sweeps.planning.reconcile import read_states, saved_graph
 
         graph = saved_graph(self._store, saved)

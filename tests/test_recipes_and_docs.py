@@ -12,7 +12,7 @@ import pytest
 from sweeps.cli import make_parser
 from sweeps.cli import parse as parse_line
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.parse import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

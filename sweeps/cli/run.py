@@ -170,7 +170,7 @@ def _only_missing(kind: str, planned: Plan, store: Store) -> str:
 
 
 def retry(options: SweepOptions) -> int:
-    from sweeps.planning.config import saved_cluster
+    from sweeps.planning.parse import saved_cluster
     from sweeps.planning.reconcile import refuse_outdated, saved_graph
 
     store, console = existing(options.store), make_console()
@@ -186,7 +186,7 @@ def retry(options: SweepOptions) -> int:
 
 
 def cancel(options: CancelOptions) -> int:
-    from sweeps.planning.config import saved_cluster
+    from sweeps.planning.parse import saved_cluster
 
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)

@@ -150,7 +150,7 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
 
 def _states_and_jobs(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[States, JobStatuses]:
     """The states of steps by the store and, on SLURM, by the queue; by the store alone if the queue does not answer."""
-    from sweeps.planning.config import saved_cluster
+    from sweeps.planning.parse import saved_cluster
     from sweeps.planning.reconcile import read_states
 
     states = read_states(graph, store)

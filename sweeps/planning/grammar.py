@@ -15,7 +15,8 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from simpleeval import EvalWithCompoundTypes
 
 from sweeps.planning.compose import Composer, parse_overrides
-from sweeps.planning.config import SweepConfig, parse
+from sweeps.planning.config import SweepConfig
+from sweeps.planning.parse import parse
 from sweeps.planning.plain_config import Values
 from sweeps.store.errors import UserError, choices, shown
 

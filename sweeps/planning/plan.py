@@ -13,10 +13,11 @@ from functools import cached_property
 from mlkv.evaluate.task_files import TaskFiles
 from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import Checked, Config, parse
+from sweeps.planning.config import Config
 from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
+from sweeps.planning.parse import Checked, parse
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training

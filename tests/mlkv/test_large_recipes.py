@@ -21,7 +21,8 @@ from mlkv.train import step as train
 from mlkv.train.elastic import Elastic
 from mlkv.training_recipes import ElasticRecipe, TrainRecipe
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import Config, parse
+from sweeps.planning.config import Config
+from sweeps.planning.parse import parse
 from tests.mlkv.test_together import assert_alike, trained
 from tests.mlkv.test_train import free_port
 from tests.support.processes import PATIENCE

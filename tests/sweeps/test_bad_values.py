@@ -18,7 +18,7 @@ from mlkv.shape import DecoderShape
 from mlkv.train import arguments
 from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import Checked, parse
+from sweeps.planning.parse import Checked, parse
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError, shown
 from tests.support.bad_values import VALUES, keys

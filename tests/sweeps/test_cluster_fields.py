@@ -10,8 +10,9 @@ import pytest
 from slurm.limits import UNLIMITED
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import OF_A_KIND, ClusterConfig, parse, saved_cluster
+from sweeps.planning.config import OF_A_KIND, ClusterConfig
 from sweeps.planning.freeze import freeze
+from sweeps.planning.parse import parse, saved_cluster
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import StoreError, UserError
 from sweeps.store.store import Store

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.parse import parse
 from sweeps.planning.scalars import leaves
 from sweeps.store.errors import UserError
 

@@ -17,8 +17,8 @@ from mlkv.groupings import groupings, of_sizes
 from mlkv.patterns import cla, name_of
 from sweeps.planning import hub
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
 from sweeps.planning.memory import needed_memory
+from sweeps.planning.parse import parse
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.variant import Variant

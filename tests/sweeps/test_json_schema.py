@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from sweeps.planning import json_schema
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.parse import parse
 from sweeps.planning.yaml_files import _Loader, read
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError

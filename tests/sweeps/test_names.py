@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
 from sweeps.planning.grammar import points
+from sweeps.planning.parse import parse
 from sweeps.store.errors import StoreError, UserError
 from sweeps.store.names import MAX_BYTES, check_name
 from sweeps.store.store import Store

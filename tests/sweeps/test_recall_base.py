@@ -10,7 +10,7 @@ import pytest
 from mlkv.corpus.recall import FEW, PART
 from mlkv.recipes import RECALL_ROWS
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.parse import parse
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
 from tests.support.read_back import present

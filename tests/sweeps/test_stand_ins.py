@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
 from sweeps.planning.grammar import points
+from sweeps.planning.parse import parse
 from tests.support.read_back import present
 from tests.support.shell import Shell
 from tests.support.stand_in import on_hub, pythia

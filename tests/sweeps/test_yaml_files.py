@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.config import parse
+from sweeps.planning.parse import parse
 from sweeps.planning.yaml_files import read
 from sweeps.store.errors import UserError
 
