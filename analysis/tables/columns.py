@@ -55,7 +55,7 @@ def shape_columns(rows: Sequence[Row]) -> list[Column]:
     texts = [row["kv_heads"] or "" for row in rows]
     heads = [Cell(text, int(text) if text.isdigit() else None) for text in texts]
     return [
-        Column("variant", "name", [Cell(variant_text(row)) for row in rows]),
+        Column("variant", "name", [_name(row) for row in rows]),
         *source_columns(rows),
         Column("KV layers", "shape", [count(row["kv_layers"]) for row in rows]),
         Column("KV heads/layer", "shape", heads),
@@ -296,15 +296,27 @@ def word(missing: str) -> str:
     return "not planned" if text == "unplanned" else text
 
 
-def variant_text(row: Row) -> str:
+def _name(row: Row) -> Cell:
     """`MHA-36 (baseline)`, `MLKV-6 (n=2 of 3)`, `MLKV-1 (unstable, collapsed)`: the latter by the main axis."""
     role = BASELINE_NOTES.get(row["baseline"] or "") if not row[IS_PUBLISHED] else None
     planned = row.get("seeds_planned") or 1
     seeds = f"n={row['seeds']}" + (f" of {planned}" if row["seeds"] != planned else "") if planned > 1 else None
-    signs = {sign.word for sign in split(row.get("signatures")) if sign.word == UNSTABLE}
-    words = [*signs, *([COLLAPSED] if is_collapsed(row, "quality") else [])]
-    remarks = ", ".join(filter(None, [role, seeds, *words]))
-    return f"{row['variant']} ({remarks})" if remarks else str(row["variant"])
+    known, signs = [*filter(None, [role, seeds])], _signs(row)
+    plain = _with_words(row["variant"], known)
+    return (
+        Cell(_with_words(row["variant"], [*known, *signs]), plain=plain, signs=", ".join(signs))
+        if signs
+        else Cell(plain)
+    )
+
+
+def _signs(row: Row) -> list[str]:
+    unstable = {sign.word for sign in split(row.get("signatures")) if sign.word == UNSTABLE}
+    return [*unstable, *([COLLAPSED] if is_collapsed(row, "quality") else [])]
+
+
+def _with_words(name: str, words: Sequence[str]) -> str:
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 def count(number: float | None) -> Cell:

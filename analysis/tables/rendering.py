@@ -57,6 +57,8 @@ def csv(printed: Table) -> str:
             columns[f"{header} best"] = ["1" if cell.best else "" for cell in cells]
         if any(cell.chance for cell in cells):
             columns[f"{header} collapsed"] = ["1" if cell.chance else "" for cell in cells]
+        if any(cell.signs for cell in cells):
+            columns[f"{header} signatures"] = [cell.signs or "" for cell in cells]
         if any(cell.missing for cell in cells):
             columns[f"{header} missing"] = [cell.missing or "" for cell in cells]
     text = io.StringIO()
@@ -69,4 +71,4 @@ def csv(printed: Table) -> str:
 def _csv_cell(cell: Cell) -> str:
     if cell.missing:
         return ""
-    return cell.text if cell.number is None else repr(cell.number)
+    return (cell.plain or cell.text) if cell.number is None else repr(cell.number)

@@ -22,6 +22,10 @@ class Cell:
     best: bool = False
     missing: str | None = None
     stderr: float | None = None
+    plain: str | None = None
+    """Where `text` has signatures behind it: the same without them, as files for programs have it; they have `signs`,
+    the signatures, in a column of their own."""
+    signs: str | None = None
     chance: bool = False
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,9 @@ class Composer:
         try:
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
         except MissingMandatoryValue as error:
-            unset = sorted(OmegaConf.missing_keys(config)) or [str(error.full_key)]
+            unset = [str(error.full_key)]
+            with suppress(OmegaConfBaseException):  # of another value that refers to one that is missing
+                unset = sorted(OmegaConf.missing_keys(config)) or unset
             raise UserError("; ".join(f"{key}: must be set{self._place_of(key)}" for key in unset)) from None
         except OmegaConfBaseException as error:
             raise UserError(_reason(error)) from None

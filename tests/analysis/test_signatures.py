@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,12 @@ def test_a_table_marks_scores_at_chance_and_names_what_is_unstable(marked: Fille
     )
     assert "2.404† ± 0.004" in rendering.markdown(table)
     assert r"2.404\dag{} {\tiny $\pm$" in rendering.latex(table, compact=False)
-    csv = rendering.csv(table).splitlines()
-    place = csv[0].split(",").index("bits per byte collapsed")
-    assert [line.split(",")[place] for line in csv[1:]] == ["1" if "MLKV-1 (" in line else "" for line in csv[1:]]
+    lines = list(csv.DictReader(rendering.csv(table).splitlines()))
+    assert {line["variant"]: line["variant signatures"] for line in lines if line["variant signatures"]} == {
+        "MLKV-1": "collapsed",
+        "GQA-12": "unstable",
+    }
+    assert [line["variant"] for line in lines if line["bits per byte collapsed"]] == ["MLKV-1"]
 
 
 def test_the_long_form_for_programs_has_the_lines(marked: Filler) -> None:

@@ -143,7 +143,7 @@ def test_a_native_export_is_the_familys_own_model(store: Store, tmp_path: Path) 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["architectures"], config["num_key_value_heads"]) == (["LlamaForCausalLM"], 2)
     assert not list((tmp_path / "out").glob("*.py"))
-    assert "| GQA-12 |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| GQA-12 (collapsed) |" in (tmp_path / "out" / "README.md").read_text(), "after so short a training"
 
 
 def test_a_step_id_a_part_of_a_label_and_a_glob_name_a_checkpoint(store: Store, tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_what_the_first_jobs_need_is_imported_at_once(
     assert server
     try:
         process = psutil.Process(server._process.pid)
+        eventually(lambda: "sweeps.worker.fork_server" in process.cmdline())  # it has its words once it is executed
         command = process.cmdline()
         assert command[command.index("sweeps.worker.fork_server") + 2] == ",".join(early)
         assert process.environ()["OMP_NUM_THREADS"] == threads
