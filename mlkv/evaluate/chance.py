@@ -31,11 +31,11 @@ def of_questions(
     tasks: lm-eval's, by name. questions: the task and the document of each that was scored. of_words: answers are drawn
     from the words of the questions.
     """
-    asked: dict[str, list[Any]] = {}
+    documents: dict[str, list[Any]] = {}
     for name, document in questions:
-        asked.setdefault(name, []).append(document)
-    levels = {name: level for name, own in asked.items() if (level := _of_task(tasks[name], own, of_words))}
-    whole = _of_group(levels, asked)
+        documents.setdefault(name, []).append(document)
+    levels = {name: level for name, own in documents.items() if (level := _of_task(tasks[name], own, of_words))}
+    whole = _of_group(levels, documents)
     found = {}
     for row in rows:
         level = levels.get(row.subtask) if row.subtask else whole
@@ -72,11 +72,11 @@ def _of_choices(choices: Sequence[Sequence[Any]], task: Any, documents: Sequence
     return level
 
 
-def _of_group(by_task: Mapping[str, Chance], asked: Mapping[str, Sequence[Any]]) -> Chance | None:
+def _of_group(by_task: Mapping[str, Chance], documents: Mapping[str, Sequence[Any]]) -> Chance | None:
     """Over all questions of a task, or of a group's members; None where one has no level."""
-    if not by_task or by_task.keys() != asked.keys():
+    if not by_task or by_task.keys() != documents.keys():
         return None
-    counts = {name: len(own) for name, own in asked.items()}
+    counts = {name: len(own) for name, own in documents.items()}
     whole = sum(counts.values())
     value = math.fsum(by_task[name].value * count for name, count in counts.items()) / whole
     stderr = math.sqrt(math.fsum((by_task[name].stderr * count) ** 2 for name, count in counts.items())) / whole

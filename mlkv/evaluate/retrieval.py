@@ -135,9 +135,9 @@ def _counts(ids_NT: Ids, vocab_size: int, end: int) -> Any:
     from scipy.sparse import csr_matrix
 
     texts = np.repeat(np.arange(len(ids_NT)), ids_NT.shape[1])
-    kept = ids_NT.reshape(-1) != end
-    places = (texts[kept], ids_NT.reshape(-1)[kept])
-    return csr_matrix((np.ones(kept.sum()), places), (len(ids_NT), vocab_size))
+    is_text = ids_NT.reshape(-1) != end
+    places = (texts[is_text], ids_NT.reshape(-1)[is_text])
+    return csr_matrix((np.ones(is_text.sum()), places), (len(ids_NT), vocab_size))
 
 
 def others(near_N: NDArray[np.int64], passages: int) -> NDArray[np.int64]:

@@ -95,8 +95,8 @@ _OWN = {
 
 def computing(inherited: Mapping[str, str] = os.environ, root: Path = ROOT) -> dict[str, str]:
     """The environment for a process that computes, by that of its supervisor. root: where the code of both lies."""
-    kept = {name: value for name, value in inherited.items() if not _left_out(name)}
-    return {**kept, **import_variables(root, inherited), **_OWN}
+    passed_on = {name: value for name, value in inherited.items() if not _left_out(name)}
+    return {**passed_on, **import_variables(root, inherited), **_OWN}
 
 
 def _left_out(name: str) -> bool:
