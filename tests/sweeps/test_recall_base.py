@@ -24,6 +24,7 @@ def test_the_model_brings_its_corpus_and_its_training() -> None:
     plain, recall = (parse(Composer()([f"model={name}"])) for name in ("tiny", "embedded_recall"))
     assert (plain.corpus.recall, recall.corpus.recall) == (0.0, 0.7)
     assert plain.base.steps != recall.base.steps
+    assert (recall.base.documents, recall.uptrain.documents) == ("apart", "apart")
     assert plain.model.decoder == recall.model.decoder
     assert parse(Composer()(["model=embedded_recall", "corpus=python_stdlib"])).corpus == plain.corpus
 
