@@ -164,6 +164,25 @@ def check_teacher(config: Config) -> None:
         )
 
 
+def check_stopping(config: Config) -> None:
+    """A rule stops between the rungs of a training, by a score; tokens are counted before they are trained on."""
+    stopping, recipe, rule = config.stopping, config.uptrain, f"stopping.rule = {config.stopping.rule}"
+    if stopping.tokens and recipe.steps != 0 and recipe.tokens_of(config.corpus.sequence_length) is None:
+        raise UserError(
+            f"stopping.tokens = {stopping.tokens}: a training by epochs has as many tokens as its corpus turns out to "
+            "have; set its length by uptrain.steps, uptrain.tokens or uptrain.rungs"
+        )
+    if stopping.rule == "none":
+        return
+    if len(recipe.rungs) < 2 or config.convert.start == "none":
+        raise UserError(
+            f"{rule}: stops between the rungs of a training, and uptrain.rungs = {list(recipe.rungs)}; set two or "
+            "more, e.g. uptrain=rungs uptrain.rungs=[20,60,180]"
+        )
+    if not config.evaluate.axis and not config.evaluate.accuracy:
+        raise UserError(f"{rule}: compares scores, and there is none; set evaluate.axis (or evaluate.accuracy)")
+
+
 def check_measure(config: Config, model: Model) -> None:
     try:
         config.measure.check_fit(model.shape)

@@ -33,6 +33,7 @@ from mlkv.training_recipes import ElasticRecipe, TeacherRecipe, TrainRecipe
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
 from sweeps.planning.layout_config import LayoutConfig
+from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import choices
 from sweeps.store.names import PATTERN, check_name
@@ -248,6 +249,7 @@ class Config:
     similarity: SimilarityRecipe = field(default_factory=SimilarityRecipe)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
     cache: CacheName = AS_COMPUTED
     """The format of the cache that a variant is scored and measured with."""
     added: dict[str, Any] = field(default_factory=dict)

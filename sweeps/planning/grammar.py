@@ -24,7 +24,7 @@ Choice = tuple[str, ...]
 """Override lines that are set together."""
 
 
-ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "resources")
+ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "stopping", "resources")
 """Keys and groups of the sweep as a whole: they take one value."""
 
 MAX_POINTS = 100_000

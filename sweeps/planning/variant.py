@@ -24,6 +24,8 @@ from sweeps.store.schema import VariantRow, VariantSteps
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure", "similarity")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
+_OF_THE_SWEEP = ("sweep", "reports", "stopping")
+"""Parts of a configuration that say nothing of a single variant."""
 
 
 @cache
@@ -153,7 +155,7 @@ class Variant:
             cache=None if self.config.cache == AS_COMPUTED else self.config.cache,
             parameters=self.parameters,
             few_shot=self.few_shot,
-            config={key: value for key, value in self.values.items() if key not in ("sweep", "reports")},
+            config={key: value for key, value in self.values.items() if key not in _OF_THE_SWEEP},
             steps=VariantSteps(
                 **ids,
                 evaluate={task: step.id for task, step in self.evaluate.items()},

@@ -13,6 +13,7 @@ from sweeps.planning.checks import (
     check_read_fields,
     check_similarity,
     check_size,
+    check_stopping,
     check_tasks,
     check_teacher,
 )
@@ -38,6 +39,7 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
     """
     model = resolver.model(config.model)
     check_size(config, model)
+    check_stopping(config)
 
     def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
         return Variant(config, values, model, layout, baseline, tuple(varying))

@@ -21,6 +21,7 @@ _TAKEN = (
     "cluster",
     "sweep",
     "tracking",
+    "stopping",
     "resources",
     "name",
     "reports",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mlkv", "sweeps", "slurm", "analysis")
 ROOMS = {
     "mlkv": ("families", "corpus", "convert", "train", "evaluate", "measure", "similarity", "export", "check"),
-    "sweeps": ("store", "steps", "tracking", "sharing", "planning", "worker", "dispatch", "cli", "api"),
+    "sweeps": ("store", "steps", "tracking", "sharing", "planning", "search", "worker", "dispatch", "cli", "api"),
     "analysis": ("data", "statistics", "tables", "figures", "page"),
 }
 """The rooms of a package. For sweeps and analysis from the ground up: a room imports from those before it. A room is a
@@ -84,6 +84,7 @@ DRAWN = {
     "sweeps.worker": (330, 220, "runs steps, holds claims"),
     "analysis.tables": (730, 220, "tables of a paper"),
     "analysis.figures": (910, 220, "figures"),
+    "sweeps.search": (545, 220, "what to try, and what to stop"),
     "sweeps.planning": (330, 310, "a line → a graph of steps"),
     "sweeps.sharing": (560, 310, "packs of results"),
     "analysis.statistics": (820, 310, "errors, comparisons, fronts"),
