@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from analysis.data import replicates
+from analysis.data import replicates, signatures
 from analysis.data.frame import Row
 from analysis.data.gather import Steps
 from analysis.data.metrics import METRICS
@@ -262,7 +262,7 @@ def _facts(variant: VariantRow, row: Row) -> list[FactJson]:
         FactJson("fastest decode", f"{speed} tokens/s" if (speed := _number(row["tokens_per_second"])) else ""),
         FactJson("measured on", row["machine"] or ""),
         FactJson("approximate", row.get("approximate") or ""),
-        FactJson("signatures", row.get("signatures") or ""),
+        *(FactJson(f"{sign.word} {sign.subject}", sign.why) for sign in signatures.split(row.get("signatures"))),
         FactJson("parameters", f"{variant.parameters:,}" if variant.parameters else ""),
         FactJson("device time", duration(row["device_seconds"])),
         FactJson("on the front", "" if chance is None else f"{100 * chance:.0f} %"),

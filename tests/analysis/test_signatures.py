@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from analysis.data.gather import gather
 from analysis.data.signatures import Sign, collapsed_scores, joined, split
+from analysis.page.page import page
 from analysis.statistics.long_form import long_form
 from analysis.statistics.results import Results, by_layout, results
 from analysis.statistics.sources import load
@@ -84,6 +85,14 @@ def test_every_table_that_shows_a_mark_says_what_it_is(marked: Filler) -> None:
         assert ("†" in shown) == any(note.startswith("†:") for note in table.notes), kind
         assert ("(unstable)" in shown) == any(note.startswith("unstable (") for note in table.notes), kind
         assert "(unstable)" in shown, kind
+
+
+def test_the_page_has_a_line_for_each(marked: Filler, tmp_path: Path) -> None:
+    data = page(marked.store, load(marked.store, marked.name), tmp_path).data
+    facts = {entry.variant: {fact.name: fact.value for fact in entry.facts} for entry in data.variants}
+    assert facts["GQA-12"]["unstable uptrain"].startswith("a logged loss spiked")
+    assert facts["GQA-12"]["collapsed cloze.acc"].startswith("acc = ")
+    assert not any(name.startswith("unstable") for name in facts["MLKV-6"])
 
 
 def test_results_that_do_not_say_what_chance_is_have_no_marks(filler: Filler) -> None:
