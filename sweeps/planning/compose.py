@@ -33,7 +33,7 @@ from sweeps.steps.registry import BUILT_IN
 from sweeps.store.code import CONF
 from sweeps.store.errors import UserError, choices, shown
 
-_CHOSEN = ("model", "layout", *BUILT_IN, "cluster", "tracking", "stopping", "experiment", "scale")
+_CHOSEN = ("model", "layout", *BUILT_IN, "cluster", "tracking", "stopping", "search", "experiment", "scale")
 """Groups of which conf/config.yaml chooses one already."""
 FULL = "full"
 """The scale at which an experiment is what conf/experiment/NAME.yaml says."""

@@ -33,6 +33,7 @@ from mlkv.training_recipes import ElasticRecipe, TeacherRecipe, TrainRecipe
 from slurm.profile import Profile
 from slurm.resources import Gigabytes, Minutes, Resources
 from sweeps.planning.layout_config import LayoutConfig
+from sweeps.planning.search_config import SearchConfig
 from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.steps.registry import BUILT_IN, KINDS, kind_of
 from sweeps.store.errors import choices
@@ -248,6 +249,7 @@ class Config:
     elastic: ElasticRecipe = field(default_factory=lambda: ElasticRecipe(steps=0))
     similarity: SimilarityRecipe = field(default_factory=SimilarityRecipe)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     resources: TrainingResources = field(default_factory=TrainingResources)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
     cache: CacheName = AS_COMPUTED

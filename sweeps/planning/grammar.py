@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from fractions import Fraction
@@ -24,7 +24,7 @@ Choice = tuple[str, ...]
 """Override lines that are set together."""
 
 
-ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "stopping", "resources")
+ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "stopping", "search", "resources")
 """Keys and groups of the sweep as a whole: they take one value."""
 
 MAX_POINTS = 100_000
@@ -35,34 +35,69 @@ _FUNCTIONS = {function.__name__: function for function in (int, float, str, abs,
 
 
 @dataclass(frozen=True)
+class Interval:
+    """All numbers from one to another, both included; `whole`: those without a fraction. `log`: their logarithms are
+    what is spread evenly. `key`: as an override line begins with it."""
+
+    key: str
+    low: float
+    high: float
+    whole: bool = False
+    log: bool = False
+
+    def line(self, value: float) -> str:
+        return f"{self.key}={int(value) if self.whole else float(value)!r}"
+
+
+@dataclass(frozen=True)
 class Line:
-    """A swept key and the override lines it runs through."""
+    """A swept key and the override lines it runs through; of an interval, that of its lower end."""
 
     key: str
     lines: tuple[str, ...]
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a line runs through: override lines of one value, the axes of a product, and intervals."""
+
+    fixed: list[str]
+    axes: list[list[Choice]]
+    intervals: list[Interval]
 
 
 def points(composer: Composer, arguments: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Every point of the sweep: its override lines in all, and those of them that vary."""
+    grid = grid_of(composer, arguments)
+    for combination in itertools.product(*grid.axes):
+        varying = [line for choice in combination for line in choice]
+        yield [*grid.fixed, *varying], varying
+
+
+def grid_of(composer: Composer, arguments: Sequence[str], *, search: bool = False) -> Grid:
+    """What the swept keys of a line and of its experiment run through. `search`: it may have intervals, and any number
+    of points. Raises UserError."""
     arguments = _without_replaced(arguments)
     overrides = parse_overrides(arguments)
     fixed = [line for line, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
-    typed = [swept(composer, o) for o in overrides if o.is_sweep_override()]
+    typed = [swept(composer, o, search=search) for o in overrides if o.is_sweep_override()]
     _check_sweepable(typed)
     # `sweep` can only be read from a whole configuration. A key that must be set (corpus.files) and is swept has values
     # in the points alone, so it gets its first one here.
     first = [line for axis in typed if axis.key != "experiment" for line in axis.lines[:1]]
     sweep = parse(composer([line for line in [*fixed, *first] if line])).sweep
     named = {o.key_or_group for o in overrides}
-    of_experiment = _grid(composer, sweep)
+    of_experiment = _grid(composer, sweep, search)
     _check_sweepable(of_experiment)
-    _check_zip(sweep, {axis.key for axis in (*of_experiment, *typed)})
+    lines = (*of_experiment, *typed)
+    _check_zip(sweep, {axis.key for axis in lines}, [axis.key for axis in lines if axis.interval])
     grid = [axis for axis in of_experiment if not _overridden(axis.key, named, sweep)]
-    axes = _zip(grid + typed, sweep)
-    _check_number(math.prod(map(len, axes)), {axis.key: len(axis.lines) for axis in grid + typed})
-    for combination in itertools.product(*axes):
-        varying = [line for choice in combination for line in choice]
-        yield [*fixed, *varying], varying
+    intervals = [axis.interval for axis in grid + typed if axis.interval]
+    axes = _zip([axis for axis in grid + typed if not axis.interval], sweep)
+    if not search:
+        _check_number(math.prod(map(len, axes)), {axis.key: len(axis.lines) for axis in grid + typed})
+    return Grid(fixed, axes, intervals)
 
 
 def _without_replaced(arguments: Sequence[str]) -> list[str]:
@@ -95,8 +130,9 @@ def _count(number: int) -> str:
     return f"{number:,}" if number < 10**18 else "more than 10^18"
 
 
-def swept(composer: Composer, override: Override) -> Line:
-    """The plain override lines that one swept override expands to. Raises UserError where it is no list of values."""
+def swept(composer: Composer, override: Override, *, search: bool = False) -> Line:
+    """The plain override lines that one swept override expands to. Raises UserError where it is no list of values, nor
+    an interval of a search."""
     value, key = override.value(), override.key_or_group
     if isinstance(value, Glob):
         options = composer.options(key)
@@ -106,11 +142,30 @@ def swept(composer: Composer, override: Override) -> Line:
             raise UserError(f"{override.input_line}: glob {fault}")
         return Line(key, tuple(f"{key}={name}" for name in matching))
     if isinstance(value, IntervalSweep):
-        raise UserError(f"{override.input_line}: an interval has no end of values; list them (1,2,3) or use range()")
+        if not search:
+            raise UserError(
+                f"{override.input_line}: an interval has no end of values; list them (1,2,3), use range(), or have "
+                "`mlkv search` choose"
+            )
+        interval = _interval(value, override)
+        return Line(key, (interval.line(interval.low),), interval)
     if isinstance(value, RangeSweep):
         _check_range(value, override)
     values = override.sweep_string_iterator()
     return Line(key, tuple(f"{override.get_key_element()}={value}" for value in values))
+
+
+def _interval(given: IntervalSweep, override: Override) -> Interval:
+    """Raises UserError for one without values, and for a tag that is not `log`."""
+    low, high, tags = given.start or 0, given.end or 0, {str(tag) for tag in given.tags}
+    if unknown := next(iter(sorted(tags - {"log"})), None):
+        raise UserError(f"{override.input_line}: tag {unknown}: {choices(unknown, ['log'])}")
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"{override.input_line}: has no values; interval(LOW,HIGH) needs numbers with LOW < HIGH")
+    if "log" in tags and low <= 0:
+        raise UserError(f"{override.input_line}: tag log: needs LOW > 0, as smaller numbers have no logarithm")
+    whole = isinstance(low, int) and isinstance(high, int)
+    return Interval(str(override.get_key_element()), low, high, whole, "log" in tags)
 
 
 def _check_range(given: RangeSweep, override: Override) -> None:
@@ -129,7 +184,7 @@ def _matches(name: str, glob: Glob) -> bool:
     return any(fnmatch(name, p) for p in glob.include) and not any(fnmatch(name, p) for p in glob.exclude)
 
 
-def _grid(composer: Composer, sweep: SweepConfig) -> list[Line]:
+def _grid(composer: Composer, sweep: SweepConfig, search: bool) -> list[Line]:
     """An experiment's `sweep.grid`: values in the grammar of the command line, or YAML lists."""
     lines = []
     for key, values in sweep.grid.items():
@@ -140,7 +195,9 @@ def _grid(composer: Composer, sweep: SweepConfig) -> list[Line]:
             [override] = parse_overrides([f"{key}={text}"])
         except UserError as error:
             raise UserError(f"sweep.grid: {error}") from None
-        lines.append(swept(composer, override) if override.is_sweep_override() else Line(key, (f"{key}={text}",)))
+        lines.append(
+            swept(composer, override, search=search) if override.is_sweep_override() else Line(key, (f"{key}={text}",))
+        )
     return lines
 
 
@@ -164,14 +221,17 @@ def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
     return bool(replaced & named) or (key.startswith("layout.") and sized)
 
 
-def _check_zip(sweep: SweepConfig, swept_keys: set[str]) -> None:
-    """Raises UserError for a key that is not swept, or listed twice: it would silently make a product of the others."""
+def _check_zip(sweep: SweepConfig, swept_keys: set[str], intervals: Collection[str]) -> None:
+    """Raises UserError for a key that is not swept, is an interval or is listed twice: it would silently make a product
+    of the others."""
     keys = [key for group in sweep.zipped for key in group]
     for key in keys:
         if key not in swept_keys:
             raise UserError(
                 f"sweep.zip: {key} is not swept; {choices(key, swept_keys) if swept_keys else 'nothing is'}"
             )
+        if key in intervals:
+            raise UserError(f"sweep.zip: {key} is an interval; only lists of values advance together")
         if keys.count(key) > 1:
             raise UserError(f"sweep.zip: {key} is listed {keys.count(key)} times; list it once")
 

@@ -18,6 +18,7 @@ from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import labelled
 from sweeps.planning.parse import Checked, parse
+from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training
@@ -36,6 +37,8 @@ class Plan:
     variants: list[Variant]
     unresolved: tuple[str, ...] = ()
     """Of the hub, what it did not answer (`Resolver.only_shown`)."""
+    command: str = "sweep"
+    """The subcommand whose line made it."""
 
     @property
     def name(self) -> str:
@@ -83,30 +86,54 @@ class Plan:
                 id: PlannedStep(kind=step.kind, label=step.label, parents=step.parents, variants=users[id])
                 for id, step in self.steps.items()
             },
-            command=["mlkv", "sweep", *arguments],
+            command=["mlkv", self.command, *arguments],
         )
 
 
 def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) -> Plan:
     """The plan of a sweep's command line. Raises UserError for what can be known to fail."""
-    variants: dict[tuple[str, ...], Variant] = {}
+    planner, variants = Planner(composer, resolver), list[Variant]()
     config: Config | None = None
-    tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
-    checked: Checked = {}
     for lines, varying in points(composer, arguments):
-        values = composer(lines)
-        config, values = with_efficiency(tokens.settled(parse(values, checked)), values)
-        for variant in variants_of_point(resolver, config, values, varying):
-            ids = tuple(step.id for step in variant.steps)
-            variants[ids] = _merged(variants.get(ids, variant), variant)
+        config, of_point = planner.variants(lines, varying)
+        variants += of_point
     if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
-    check_teacher_line(arguments, variants.values())
-    check_read(trained := _trained(variants.values()))
-    check_training(trained)
-    resolver.save()
-    ordered = sorted(variants.values(), key=lambda variant: variant.baseline is None)
-    return Plan(config, list(labelled(ordered)), tuple(resolver.unresolved))
+    return planner.plan(config, variants, arguments)
+
+
+class Planner:
+    """Plans points one after another; what they share is found once."""
+
+    def __init__(self, composer: Composer, resolver: Resolver) -> None:
+        self._composer, self._resolver = composer, resolver
+        self._tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
+        self._checked: Checked = {}
+
+    def config(self, lines: Sequence[str]) -> tuple[Config, Values]:
+        """The checked configuration of override lines without sweeps. Raises UserError."""
+        values = self._composer(lines)
+        return with_efficiency(self._tokens.settled(parse(values, self._checked)), values)
+
+    def variants(
+        self, lines: Sequence[str], varying: Sequence[str], *, baselines: bool = True
+    ) -> tuple[Config, list[Variant]]:
+        """The variants of a point, which may be none, and its configuration. Raises UserError."""
+        config, values = self.config(lines)
+        return config, list(variants_of_point(self._resolver, config, values, varying, baselines=baselines))
+
+    def plan(self, config: Config, variants: Iterable[Variant], arguments: Sequence[str]) -> Plan:
+        """The plan of some points' variants, with their labels. Raises UserError."""
+        distinct: dict[tuple[str, ...], Variant] = {}
+        for variant in variants:
+            ids = tuple(step.id for step in variant.steps)
+            distinct[ids] = _merged(distinct.get(ids, variant), variant)
+        check_teacher_line(arguments, distinct.values())
+        check_read(trained := _trained(distinct.values()))
+        check_training(trained)
+        self._resolver.save()
+        ordered = sorted(distinct.values(), key=lambda variant: variant.baseline is None)
+        return Plan(config, list(labelled(ordered)), tuple(self._resolver.unresolved))
 
 
 def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:

@@ -24,7 +24,7 @@ from sweeps.store.schema import VariantRow, VariantSteps
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ROLES = ("corpus", "base", "calibrate", "teacher", "elastic", "convert", "uptrain", "measure", "similarity")
 """Roles of which a variant has one step at most; of `evaluate` it has one for each task."""
-_OF_THE_SWEEP = ("sweep", "reports", "stopping")
+_OF_THE_SWEEP = ("sweep", "reports", "stopping", "search")
 """Parts of a configuration that say nothing of a single variant."""
 
 

@@ -32,10 +32,12 @@ STEPS = "uptrain.steps"
 """The key under which the rungs of a chain are swept values."""
 
 
-def variants_of_point(resolver: Resolver, config: Config, values: Values, varying: Sequence[str]) -> Iterator[Variant]:
+def variants_of_point(
+    resolver: Resolver, config: Config, values: Values, varying: Sequence[str], *, baselines: bool = True
+) -> Iterator[Variant]:
     """The baselines of one point of the sweep, then those of its own layouts that pass the sweep's filter.
 
-    Raises UserError for what could be known to fail.
+    Raises UserError for what could be known to fail, and ImpossibleLayoutError for a layout that the model cannot have.
     """
     model = resolver.model(config.model)
     check_size(config, model)
@@ -45,14 +47,15 @@ def variants_of_point(resolver: Resolver, config: Config, values: Values, varyin
         return Variant(config, values, model, layout, baseline, tuple(varying))
 
     chosen = []
-    if "untouched" in config.sweep.baselines and config.convert.start == "convert":
+    wanted = config.sweep.baselines if baselines else ()
+    if "untouched" in wanted and config.convert.start == "convert":
         chosen.append(variant(model.layout, "untouched"))
-    if "mha" in config.sweep.baselines:
+    if "mha" in wanted:
         chosen += _of_rungs(variant(model.layout, "mha"))
     for layout in _layouts(config, values, model):
         for own in _of_rungs(variant(layout, "mha" if layout == model.layout else None)):
             if keeps(config.sweep.filter, _filter_names(own)):
-                check_layout(config, model, layout)
+                _check_layout(config, model, layout)
                 chosen.append(own)
     if chosen and config.convert.start == "convert":
         resolver.check_base(config.model)
@@ -84,6 +87,28 @@ def _of_rungs(variant: Variant) -> list[Variant]:
     ]
 
 
+class ImpossibleLayoutError(UserError):
+    """The model cannot have the layout that a point of the sweep asks for."""
+
+
+def _check_layout(config: Config, model: Model, layout: KVLayout) -> None:
+    try:
+        check_layout(config, model, layout)
+    except UserError as error:
+        raise ImpossibleLayoutError(str(error)) from None
+
+
+def layout_count(resolver: Resolver, config: Config) -> int:
+    """How many layouts the keys of a point leave; 0 where there is none."""
+    model = resolver.model(config.model)
+    own = model.layout
+    start = own if config.convert.start == "convert" else mha(own.layers, own.heads)
+    try:
+        return len(config.layout.layouts(own, start))
+    except ValueError:
+        return 0
+
+
 def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
     """The layouts of a point; none where none can be made and the sweep's filter removes the point anyway."""
     own = model.layout
@@ -94,7 +119,7 @@ def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
     except ValueError as error:
         if _removed(config, values, model):
             return []
-        raise UserError(f"model {config.model.name}: {error}") from None
+        raise ImpossibleLayoutError(f"model {config.model.name}: {error}") from None
 
 
 def _removed(config: Config, values: Values, model: Model) -> bool:

@@ -20,6 +20,7 @@ _TAKEN = (
     "layout",
     "cluster",
     "sweep",
+    "search",
     "tracking",
     "stopping",
     "resources",

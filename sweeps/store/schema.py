@@ -359,3 +359,19 @@ class WrittenMark:
     """wandb/written/RUN.json: the fingerprint of the complete run in the same folder."""
 
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A line of search.jsonl: a point that `mlkv search` chose, written before any step of it is dispatched. What it
+    scored is in the records of its steps alone."""
+
+    trial: int | None
+    """Its number, from 1; that of an earlier trial where both points make the same steps. None: there is no such
+    variant."""
+    point: dict[str, str | int | float]
+    """Key → the value that it has here; of `layout number`, which of the layouts that the keys leave."""
+    steps: list[list[str]] | None = later()
+    """The ids of its steps, parents before children: a list for each rung."""
+    impossible: str | None = later()
+    """Why there is no such variant, in one line."""

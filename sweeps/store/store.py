@@ -23,6 +23,7 @@ from sweeps.store import typed_json
 from sweeps.store.attempt import Attempt
 from sweeps.store.errors import DamagedFileError, StoreError
 from sweeps.store.files import file_clock, read_cache, rename_once, utc_now, write_atomic, write_json, write_once
+from sweeps.store.journal import SearchJournal
 from sweeps.store.lines import append_rows, read_rows
 from sweeps.store.names import check_name, same_place
 from sweeps.store.outside import plain_reason
@@ -208,6 +209,10 @@ class Store:
             with suppress(StoreError):
                 found.append(folder.read(number))
         return found
+
+    def journal(self, name: str) -> SearchJournal:
+        """What a search has chosen so far."""
+        return SearchJournal(self._sweep(name).path, name)
 
     # Results that others produced
     def imported(self, name: str) -> Path:
