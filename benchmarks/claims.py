@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 CLAIMS: tuple[Claim, ...] = (
     Claim("plan 1,000 variants", "its own seconds", "plan", "plan_seconds", at_most=5, unit="s"),
     Claim("plan 1,000 variants", "composing each with Hydra", "plan", "ratio", at_most=0.11),
+    Claim("its power, at three seeds", "planning them", "plan", "power_share", at_most=0.1),
     Claim("`mlkv --help`", "its own seconds", "again", "help_seconds", at_most=0.2, unit="s"),
     Claim("`mlkv status` of a finished sweep", "its own seconds", "again", "status_seconds", at_most=0.8, unit="s"),
     Claim("the quickstart's line again", "its own seconds", "again", "again_seconds", at_most=1.5, unit="s"),

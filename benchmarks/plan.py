@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def told(plan: Plan, store: Store) -> list[str]:
+    """What the plan says of its power, with the imports that this takes: as if it had three seeds, as of one seed no
+    difference is computed."""
+    from sweeps.cli.power import planned_power, power_lines
+
+    return list(power_lines([replace(each, seeds=3) for each in planned_power(plan, store)]))
+
+
 def finish_all(plan: Plan, store: Store) -> int:
     """Every step of the plan with a record of usual size, up to FINISHED_STEPS."""
     ids = list(plan.steps)[:FINISHED_STEPS]
@@ -68,6 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, composer = Store.open(Path(folder)), Composer()
         plan_seconds, plan = timed(lambda: make_plan(composer, Resolver(store), LINE))
+        power_seconds, _ = timed(lambda: told(plan, store))
         sample = [lines for lines, _ in points(composer, LINE)][:40]
         sample = [[f"++{line}" for line in lines] for lines in sample]
         whole_seconds, _ = timed(lambda: [composer.whole(lines) for lines in sample])
@@ -81,6 +91,8 @@ def main() -> None:
         "plan_seconds": plan_seconds,
         "hydra_compose_seconds": hydra_seconds,
         "ratio": plan_seconds / hydra_seconds,
+        "power_seconds": power_seconds,
+        "power_share": power_seconds / plan_seconds,
         "finished_steps": finished,
         "left_to_run": len(todo),
         "reconcile_seconds": reconcile_seconds,

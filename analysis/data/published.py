@@ -6,15 +6,14 @@ The CSV files keep the printed digits in the printed unit; `layouts.csv` has (L,
 
 from __future__ import annotations
 
-import csv
 import re
-from importlib.resources import files
 from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
 from analysis.data import frame, layout_scores
 from analysis.data.frame import Row
+from analysis.data.reference import read
 from mlkv.layout import KVLayout
 from mlkv.patterns import make
 
@@ -110,9 +109,3 @@ def layout_of(row: dict[str, str]) -> KVLayout:
     layers, heads, kv_layers, kv_heads = (int(row[key]) for key in ("layers", "heads", "kv_layers", "kv_heads"))
     position = cast("Position", row["position"] or "bottom")
     return make(row["pattern"], layers, heads, kv_layers, kv_heads, position=position)
-
-
-def read(name: str) -> list[dict[str, str]]:
-    """The rows of a reference file as they are printed."""
-    with (files("analysis") / "reference" / f"{name}.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))

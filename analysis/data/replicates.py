@@ -6,17 +6,20 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from analysis.data import signatures
-from analysis.data.frame import Row
 from analysis.data.states import severity
 from sweeps.store.schema import VariantRow
+
+if TYPE_CHECKING:
+    from analysis.data.frame import Row  # with pandas, which `mlkv plan` does without
 
 SEEDS = ("base.seed", "calibrate.seed", "teacher.seed", "elastic.seed", "convert.seed", "uptrain.seed")
 """Variants that differ only in these are repetitions of one another."""
 _IN_LABEL = re.compile(rf" (?:{'|'.join(map(re.escape, SEEDS))})=\S+")
 
-Members = Mapping[str, Sequence[Row]]
+Members: TypeAlias = "Mapping[str, Sequence[Row]]"
 
 
 def groups(variants: Sequence[VariantRow]) -> dict[str, str]:

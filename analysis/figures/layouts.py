@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.data.published import layout_of, read
+from analysis.data.published import layout_of
+from analysis.data.reference import read
 from analysis.figures.canvas import SMALLEST, footer, new_figure, shorten
 from analysis.figures.geometry import evenly
 from analysis.figures.style import MUTED, family_style

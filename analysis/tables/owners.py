@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.data.published import layout_of, read
+from analysis.data.published import layout_of
+from analysis.data.reference import read
 from analysis.statistics.sources import PUBLISHED, Source
 from mlkv.layout import KVLayout
 from mlkv.patterns import PATTERNS

@@ -89,23 +89,28 @@ def _mirror(console: Console, store: Store, saved: SavedSweep, *, done: bool = F
 
 
 def plan(options: ShowOptions) -> int:
+    from sweeps.cli.power import planned_power, power_lines
+
     planned, store = _plan(options, write=False)
     if options.json:
         _print_plan(planned, store)
         return OK
     console = make_console()
     _show_plan(console, planned, store)
+    for line in power_lines(planned_power(planned, store)):
+        console.print(line, highlight=False)
     if planned.config.cluster.name == "slurm":
         _show_forecast(console, planned, store)
     return OK
 
 
 def _print_plan(planned: Plan, store: Store) -> None:
-    from sweeps.cli import json_output
+    from sweeps.cli import json_output, power
     from sweeps.planning.reconcile import Costs, read_states
 
     states = read_states(planned.steps, store)
-    print_json(json_output.of_plan(planned, states, Costs.of_store(store)))
+    values = json_output.of_plan(planned, states, Costs.of_store(store))
+    print_json({**values, "power": [power.as_json(each) for each in power.planned_power(planned, store)]})
 
 
 def _show_forecast(console: Console, planned: Plan, store: Store) -> None:

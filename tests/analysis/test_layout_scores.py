@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from analysis.data import frame
 from analysis.data.layout_scores import COLUMNS, Line, lines_of, long_table, merged, read, text_of
 from analysis.data.published import published
-from analysis.data.published import read as read_reference
+from analysis.data.reference import read as read_reference
 from analysis.statistics.heads_layers import together
 from analysis.statistics.landscape import landscapes
 from analysis.statistics.sources import Source, published_source

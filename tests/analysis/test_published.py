@@ -12,7 +12,8 @@ import pytest
 
 from analysis.data import frame
 from analysis.data.importer import import_results, variant_name
-from analysis.data.published import SETS, published, read
+from analysis.data.published import SETS, published
+from analysis.data.reference import read
 from analysis.statistics.results import results
 from analysis.statistics.sources import load
 from analysis.tables import results_table as tables

@@ -21,7 +21,10 @@ SHOWN = {"name", "variant", "baseline", "family", "pattern", "budget", "kv_bytes
 SHOWN |= {"layout", "overrides", "config", "steps"}
 PLAN = ["plan", "--config-dir", str(OLD_STORE / "conf"), "experiment=old"]
 KEYS: dict[str, tuple[list[str], set[str]]] = {
-    "plan": (PLAN, {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved"}),
+    "plan": (
+        PLAN,
+        {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved", "power"},
+    ),
     "status of all": (["status"], {"sweeps"}),
     "status": (["status", "old"], {"name", "counts", "steps"}),
     "why": (["why", "old", "MHA-4"], {"name", "steps"}),
