@@ -18,7 +18,7 @@ from sweeps.cli.options import default_store
 from sweeps.cli.selection import planned_extensions, variant_of
 from sweeps.store import store as stores
 from sweeps.store.errors import StoreError, UserError, choices
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +49,8 @@ class SweepState:
 
     @property
     def done(self) -> bool:
-        """Whether every step is."""
-        return self.states is not None and set(self.states) <= {StepState.DONE.value}
+        """Whether every step is, but for those that a rule or a budget stopped."""
+        return self.states is not None and set(self.states) <= {state.value for state in NOTHING_LEFT}
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class PlannedSweep:
 
     @property
     def missing(self) -> pd.DataFrame:
-        """The steps that are not done."""
-        return self.steps[self.steps["state"] != StepState.DONE.value]
+        """The steps that are not done, without those that a rule or a budget stopped."""
+        return self.steps[~self.steps["state"].isin([state.value for state in NOTHING_LEFT])]
 
 
 def load(path: PathLike | None = None) -> Store:
@@ -259,7 +259,7 @@ class Store:
         with extensions(lambda: files_of(own) if own else []):
             planned = make_plan(Composer(own), Resolver(self._store, only_shown=True), overrides)
             self._store.check_sweep_name(planned.name)
-            states = read_states(planned.steps, self._store)
+            states = read_states(planned.steps, self._store, planned.stopped)
             found = of_plan(planned, states, Costs.of_store(self._store))
         return PlannedSweep(
             found["name"],
@@ -324,7 +324,7 @@ class Store:
         from sweeps.planning.reconcile import read_states, saved_graph
 
         graph = saved_graph(self._store, saved)
-        states = read_states(graph, self._store)
+        states = read_states(graph, self._store, saved.plan.stopped)
         if saved_cluster(saved).name == "slurm":
             from sweeps.dispatch.queue_status import QueueError, with_queue
 

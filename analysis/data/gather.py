@@ -28,7 +28,7 @@ from sweeps.store.axis import Rows
 from sweeps.store.errors import DamagedFileError
 from sweeps.store.others import same_result
 from sweeps.store.schema import CONVERTED, Origin, PlanFile, Record, VariantRow
-from sweeps.store.states import StepState
+from sweeps.store.states import StepState, where_stopped
 from sweeps.store.stepdir import State
 from sweeps.store.store import SavedSweep, Store
 
@@ -136,7 +136,7 @@ class PlannedSteps(ABC):
     """The plan's steps with their records and states, each read once. A subclass says where they are read."""
 
     def __init__(self, plan: PlanFile) -> None:
-        self._planned = plan.steps
+        self._planned, self._stopped = plan.steps, plan.stopped or {}
         self._records: dict[str, Record | None] = {}
         self._states: dict[str, tuple[str, str | None]] = {}
 
@@ -164,6 +164,8 @@ class PlannedSteps(ABC):
 
     def _unfinished(self, step_id: str) -> tuple[str, str | None]:
         state = self._read_state(step_id)
+        if step_id in self._stopped and where_stopped(state.name) is StepState.STOPPED:
+            return StepState.STOPPED.value, self._stopped[step_id]
         if state.name == StepState.PENDING and (ancestor := self._failed_ancestor(step_id)):
             return StepState.BLOCKED.value, f"by {ancestor}"
         if state.name == StepState.PENDING and not state.reason and (parent := self._unfinished_parent(step_id)):

@@ -42,9 +42,12 @@ def _sweep_of(runs: Mapping[str, LoggedRun], name: str) -> SavedSweep:
     number = max(plan["number"] for _, plan in ours)
     newest = sorted((pair for pair in ours if pair[1]["number"] == number), key=lambda pair: pair[1]["index"])
     steps = {id: step for _, plan in newest for id, step in plan["steps"].items()}
+    stopped = {id: reason for _, plan in newest for id, reason in plan.get("stopped", {}).items()} or None
     local: Row = {"created": "", "cluster": {}, "tracking": None}  # not in W&B, and no table needs it
     first, plan = newest[0]
-    whole = _typed(PlanFile, first, {**local, **plan["plan"], "name": name, "number": number, "steps": steps})
+    whole = _typed(
+        PlanFile, first, {**local, **plan["plan"], "name": name, "number": number, "steps": steps, "stopped": stopped}
+    )
     variants = [_typed(VariantRow, run, {"config": run.config, **plan["variant"]}) for run, plan in newest]
     return SavedSweep(name, number, Path(), whole, variants)
 

@@ -79,7 +79,7 @@ def curves_of(source: Source) -> list[Curve]:
     rows = [row for row in frame.records(source.table) if row["kind"] == "uptrain"]
     by_variant: dict[str, list[Row]] = {}
     for row in rows:
-        if row["step"] is None or row["state"] != "PENDING":
+        if row["step"] is None or row["state"] not in ("PENDING", "STOPPED"):
             by_variant.setdefault(row["variant"], []).append(row)
     curves = [
         _published_curve(rows) if rows[0]["step"] is None else _logged_curve(source, rows[0])

@@ -36,7 +36,7 @@ from sweeps.store.store import SavedSweep, Store
 
 LOG_LINES = 12
 BASELINE_NOTES = {"untouched": "the base, not trained further", "mha": "the base, trained as long as the variants"}
-_NOT_STARTED = (StepState.PENDING, StepState.BLOCKED)
+_NOT_STARTED = (StepState.PENDING, StepState.BLOCKED, StepState.STOPPED)
 
 
 class CellJson(NamedTuple):

@@ -79,7 +79,7 @@ def _sweeps(store: Store) -> Iterator[Listed]:
             saved = folder.read()
             listed = replace(listed, planned=saved.plan.created, variants=len(saved.variants))
             graph = saved_graph(store, saved)
-            yield replace(listed, steps=summary(counts(graph, read_states(graph, store))))
+            yield replace(listed, steps=summary(counts(graph, read_states(graph, store, saved.plan.stopped))))
         except (StoreError, OSError) as error:
             yield replace(listed, problem=str(error))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlkv.files import Json
 from sweeps.planning.reconcile import Costs, Graph, States, blockers
 from sweeps.steps.step import Step
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.stepdir import State
 from sweeps.store.typed_json import as_json
 
@@ -22,7 +22,7 @@ def of_plan(plan: Plan, states: States, costs: Costs) -> Json:
     """A plan before it runs: variants, steps with what they are expected to take, and memory of trainings."""
     from sweeps.planning.memory import needed_memory
 
-    missing = [step for step in plan.steps.values() if states[step.id].name is not StepState.DONE]
+    missing = [step for step in plan.steps.values() if states[step.id].name not in NOTHING_LEFT]
     blocked = blockers(plan.steps, states)
     return {
         "name": plan.name,

@@ -16,9 +16,9 @@ from sweeps.cli.console import can_redraw
 from sweeps.cli.guard import Guard
 from sweeps.cli.position import Position
 from sweeps.cli.view import STYLES, counts, summary
-from sweeps.planning.reconcile import Costs, Graph, States, read_states
+from sweeps.planning.reconcile import Costs, Graph, States, Stopped, read_states, state_of
 from sweeps.steps.step import Step
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 
@@ -29,9 +29,12 @@ class Progress:
     """The live view of a running sweep; on a pipe, a line whenever a step changes state. Whatever goes wrong in it is
     printed once, and the sweep goes on."""
 
-    def __init__(self, console: Console, graph: Graph, store: Store, slots: int) -> None:
+    def __init__(
+        self, console: Console, graph: Graph, store: Store, slots: int, stopped: Stopped | None = None
+    ) -> None:
         self._console, self._graph, self._store, self._slots = console, graph, store, slots
-        self._states = read_states(graph, store)
+        self._stopped = stopped
+        self._states = read_states(graph, store, stopped)
         self._known_costs: Costs | None = None
         self._started = time.monotonic()
         self._drawn = 0.0
@@ -69,7 +72,7 @@ class Progress:
                     self._update_step(step)
 
     def _update_step(self, step: Step) -> None:
-        before, after = self._states[step.id], self._store.step(step.id).state()
+        before, after = self._states[step.id], state_of(self._store.step(step.id), self._stopped)
         self._states[step.id] = after
         if after.name != before.name and after.name is not StepState.PENDING:
             self._print_change(step, after)
@@ -101,7 +104,7 @@ class Progress:
         head = Table.grid(padding=(0, 2))
         left = expected_left(self._graph.values(), self._states, self._costs, self._slots)
         head.add_row(
-            ProgressBar(total=len(self._graph), completed=counted[StepState.DONE], width=30),
+            ProgressBar(total=len(self._graph), completed=sum(counted[state] for state in NOTHING_LEFT), width=30),
             Text(f"{summary(counted)}    {duration(elapsed)} gone, {left}"),
         )
         return Group(head, self._running())
@@ -127,7 +130,7 @@ def expected_left(steps: Iterable[Step], states: States, costs: Costs, slots: in
 
 def _remaining(step: Step, state: State, costs: Costs) -> float | None:
     """Expected seconds until a step ends."""
-    if state.name in (StepState.DONE, StepState.FAILED):
+    if state.name in (*NOTHING_LEFT, StepState.FAILED):
         return 0.0
     expected = costs.seconds(step)
     if state.name is not StepState.RUNNING:

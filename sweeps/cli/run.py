@@ -108,7 +108,7 @@ def _print_plan(planned: Plan, store: Store) -> None:
     from sweeps.cli import json_output, power
     from sweeps.planning.reconcile import Costs, read_states
 
-    states = read_states(planned.steps, store)
+    states = read_states(planned.steps, store, planned.stopped)
     values = json_output.of_plan(planned, states, Costs.of_store(store))
     print_json({**values, "power": [power.as_json(each) for each in power.planned_power(planned, store)]})
 
@@ -118,7 +118,7 @@ def _show_forecast(console: Console, planned: Plan, store: Store) -> None:
     from sweeps.dispatch import submit
     from sweeps.planning.reconcile import read_states, to_run
 
-    missing = to_run(planned.steps, read_states(planned.steps, store))
+    missing = to_run(planned.steps, read_states(planned.steps, store, planned.stopped))
     for line in forecast_lines(submit.forecast(missing, planned.config.cluster, store)):
         console.print(line, highlight=False)
 
@@ -215,7 +215,7 @@ def _cancel_message(store: Store, saved: SavedSweep) -> str:
     stops = f"sweep {saved.name} stops now; its running steps save their state first"
     try:
         graph = saved_graph(store, saved)
-        states = read_states(graph, store)
+        states = read_states(graph, store, saved.plan.stopped)
     except (StoreError, OSError):  # a sweep with a damaged file can be cancelled too
         return stops
     if not to_run(graph, states):
@@ -283,10 +283,10 @@ def _show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: b
     where all is: the results that a sweep ends with have a row for each variant too."""
     from sweeps.cli.view import finished_plan, plan_tables
     from sweeps.planning.reconcile import Costs, other_code, read_states, replaced
-    from sweeps.store.states import StepState
+    from sweeps.store.states import NOTHING_LEFT
 
-    states = read_states(planned.steps, store)
-    is_done = all(state.name is StepState.DONE for state in states.values())
+    states = read_states(planned.steps, store, planned.stopped)
+    is_done = all(state.name in NOTHING_LEFT for state in states.values())
     if what_is_done or not is_done:
         console.print(plan_tables(planned, states, Costs.of_store(store)))
     else:
@@ -322,7 +322,7 @@ def _run_graph(
     from sweeps.dispatch import local_loop
     from sweeps.planning.reconcile import read_states_while_running
     from sweeps.steps.registry import kind_of
-    from sweeps.store.states import StepState
+    from sweeps.store.states import NOTHING_LEFT
     from sweeps.worker.imports import import_modules
 
     waiting: list[str] = []
@@ -338,7 +338,7 @@ def _run_graph(
 
     announce = Announcement(console, store, saved)
     announce(now=True)
-    with Progress(console, graph, store, cluster.slots or 1) as progress:
+    with Progress(console, graph, store, cluster.slots or 1, saved.plan.stopped) as progress:
 
         def watch() -> None:
             progress()
@@ -347,14 +347,14 @@ def _run_graph(
                 import_modules([waiting.pop(0)])
 
         local_loop.run(graph, cluster, store, saved, start, watch, retry)
-    states = read_states_while_running(graph, store)
+    states = read_states_while_running(graph, store, saved.plan.stopped)
     for line in endings(graph, states):
         console.print(line, style="red", highlight=False, markup=False)
     counted = counts(graph, states)
     console.print(summary(counted), highlight=False)
     if line := advice(counted, saved.name):
         console.print(line, highlight=False)
-    return set(counted) != {StepState.DONE}
+    return not set(counted) <= set(NOTHING_LEFT)
 
 
 def _queue_up(
@@ -368,7 +368,7 @@ def _queue_up(
 
     if cluster.offline and not fetch_inputs(graph, store, console):
         return NOT_DONE
-    states = read_states(graph, store)
+    states = read_states(graph, store, saved.plan.stopped)
     submitted = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
     for note in submitted.notes:
         console.print(note, style="yellow", highlight=False, markup=False)

@@ -35,7 +35,7 @@ def show(options: ShowOptions) -> int:
     store, console = existing(options.store), make_console()
     sweep = store.sweep(options.name)
     row = variant_of(sweep, options.variant)
-    steps = [_step(store, kind, task, id) for kind, task, id in row.steps.each()]
+    steps = [_step(store, kind, task, id, sweep.plan.stopped) for kind, task, id in row.steps.each()]
     if options.json:
         print_json({"name": sweep.name, **_facts(row), "config": row.config, "steps": steps})
         return OK
@@ -59,10 +59,12 @@ def _facts(row: VariantRow) -> Json:
     return {**{name: getattr(row, name) for name in names}, "layout": layout, "overrides": row.overrides or None}
 
 
-def _step(store: Store, kind: str, task: str | None, id: str) -> Json:
+def _step(store: Store, kind: str, task: str | None, id: str, stopped: Mapping[str, str] | None) -> Json:
     """What a step is, how it stands, and, where it is done, where its output lies and what made it."""
+    from sweeps.planning.reconcile import state_of
+
     step = store.step(id)
-    state, record = step.state(), step.record()
+    state, record = state_of(step, stopped), step.record()
     made = ("finished", "wall_seconds", "device_seconds", "peak_memory_bytes", "host", "device", "versions", "code")
     return {
         "id": id,

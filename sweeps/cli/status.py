@@ -101,9 +101,10 @@ def _status_of_all(console: Console, store: Store, options: StatusOptions) -> in
         problem = folder.problem()
         try:
             if folder.numbers():
-                graph = saved_graph(store, folder.read())
+                saved = folder.read()
+                graph = saved_graph(store, saved)
                 worst = NOT_DONE if options.verify and _verify(console, graph, store) else worst
-                states = read_states(graph, store)
+                states = read_states(graph, store, saved.plan.stopped)
                 sweeps.append({"name": folder.name, "counts": json_output.counts(graph, states)})
                 if not options.json:
                     console.print(f"{folder.name}: {summary(counts(graph, states))}", highlight=False)
@@ -153,7 +154,7 @@ def _states_and_jobs(console: Console, graph: Graph, saved: SavedSweep, store: S
     from sweeps.planning.parse import saved_cluster
     from sweeps.planning.reconcile import read_states
 
-    states = read_states(graph, store)
+    states = read_states(graph, store, saved.plan.stopped)
     if saved_cluster(saved).name != "slurm":
         return states, {}
     from sweeps.dispatch.queue_status import QueueError, with_queue

@@ -21,7 +21,7 @@ from sweeps.cli.position import Position
 from sweeps.dispatch.grouping import job_specs
 from sweeps.planning.labels import shape_label
 from sweeps.planning.reconcile import Costs, Graph, States, blockers, to_run
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 
 if TYPE_CHECKING:
     from sweeps.dispatch.submit import Forecast
@@ -35,6 +35,7 @@ STYLES = {
     StepState.DONE: "green",
     StepState.RUNNING: "cyan",
     StepState.PENDING: "dim",
+    StepState.STOPPED: "blue",
     StepState.FAILED: "bold red",
     StepState.BLOCKED: "yellow",
     StepState.INTERRUPTED: "yellow",
@@ -230,6 +231,9 @@ def _took(seconds: float | None) -> str:
     return "" if seconds is None else f" ({duration(seconds)})"
 
 
+_OF_KINDS = ("kind", "all", "done", "stopped", "run", "blocked", "expected")
+
+
 def _kinds(graph: Graph, states: States, costs: Costs) -> RenderableType:
     rows = _rows_of_kinds(graph, states, costs)
     return Fitting(_table_of_kinds(rows, gap=2), lambda _width: [_table_of_kinds(rows, gap=1)])
@@ -237,9 +241,11 @@ def _kinds(graph: Graph, states: States, costs: Costs) -> RenderableType:
 
 def _table_of_kinds(rows: Iterable[Sequence[str]], gap: int) -> Table:
     table = Table(title="steps", title_justify="left", box=None, pad_edge=False, padding=(0, gap - 1, 0, 1))
-    for name in ("kind", "all", "done", "run", "blocked", "expected"):
+    columns = [*zip(_OF_KINDS, *rows, strict=True)]
+    shown = [column for column in columns if column[0] != "stopped" or set(column[1:]) != {"0"}]
+    for name, *_ in shown:
         table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
-    for row in rows:
+    for row in zip(*(values for _, *values in shown), strict=True):
         table.add_row(*row)
     return table
 
@@ -249,10 +255,11 @@ def _rows_of_kinds(graph: Graph, states: States, costs: Costs) -> list[tuple[str
     for kind in dict.fromkeys(step.kind for step in graph.values()):
         mine = [step for step in graph.values() if step.kind == kind]
         done = {step.id for step in mine if states[step.id].name is StepState.DONE}
+        stopped = {step.id for step in mine if states[step.id].name is StepState.STOPPED}
         stuck = {step.id for step in mine if step.id in blocked or states[step.id].name is StepState.FAILED}
-        missing = [step for step in mine if step.id not in done and step.id not in stuck]
+        missing = [step for step in mine if step.id not in done | stopped | stuck]
         expected = duration(costs.total(missing)) if missing else ""
-        rows.append((kind, *(str(len(group)) for group in (mine, done, missing, stuck)), expected))
+        rows.append((kind, *(str(len(group)) for group in (mine, done, stopped, missing, stuck)), expected))
     return rows
 
 
@@ -332,7 +339,7 @@ def watch_view(graph: Graph, states: States, console: Console) -> RenderableType
     whole = Group(head, status_table(graph, states))
     if len(console.render_lines(whole, console.options.update(height=None), pad=False)) <= console.height:
         return whole
-    quiet = (StepState.DONE, StepState.PENDING, StepState.BLOCKED)
+    quiet = (*NOTHING_LEFT, StepState.PENDING, StepState.BLOCKED)
     blocked = blockers(graph, states)
     active = [id for id in graph if states[id].name not in quiet and id not in blocked]
     return Group(head, status_table(graph, states, active))
@@ -342,7 +349,7 @@ def reason_of(id: str, graph: Graph, states: States) -> str:
     """The reason from a step's files and its job, and the parents that it waits for: the queue names no parents before
     it has examined the job."""
     missing = [parent for parent in graph[id].parents.values() if states[parent].name is not StepState.DONE]
-    waits = missing and states[id].name not in (StepState.DONE, StepState.RUNNING)
+    waits = missing and states[id].name not in (*NOTHING_LEFT, StepState.RUNNING)
     return "; ".join(filter(None, [states[id].reason, f"waits for {', '.join(missing)}" if waits else ""]))
 
 

@@ -42,15 +42,15 @@ def run(
     watch: Watch,
     retry: bool = False,
 ) -> set[str]:
-    """Run what is missing until every step is done or failed, or MAX_ROUNDS are over. Returns the ids of the steps it
-    tried to run.
+    """Run what is missing until every step is done, stopped or failed, or MAX_ROUNDS are over. Returns the ids
+    of the steps it tried to run.
 
     `watch` is called a few times per second; `retry` runs failed steps again, in the first round alone.
     """
     tried: set[str] = set()
     saved.clear_cancel()
     for _ in range(MAX_ROUNDS):
-        todo = to_run(graph, read_states_while_running(graph, store), retry=retry)
+        todo = to_run(graph, read_states_while_running(graph, store, saved.plan.stopped), retry=retry)
         if not todo:
             break
         retry = False

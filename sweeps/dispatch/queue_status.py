@@ -15,7 +15,7 @@ from slurm.queue import QueueError as QueueError
 from slurm.submit import SlurmExecutor
 from sweeps.planning.config import ClusterConfig
 from sweeps.store.schema import JobRow
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.stepdir import State
 from sweeps.store.store import Store
 
@@ -73,11 +73,12 @@ def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
 
 
 def with_queue(states: dict[str, State], store: Store) -> tuple[dict[str, State], JobStatuses]:
-    """States of steps by the store and the queue, and the jobs of those that are not done. Raises QueueError.
+    """States of steps by the store and the queue, and the jobs of those that are neither done nor stopped. Raises
+    QueueError.
 
     states: by the store alone.
     """
-    jobs = latest_jobs((id for id, state in states.items() if state.name != StepState.DONE), store)
+    jobs = latest_jobs((id for id, state in states.items() if state.name not in NOTHING_LEFT), store)
     return states | {id: _with_job(states[id], job, store, id) for id, job in jobs.items()}, jobs
 
 

@@ -23,7 +23,7 @@ def freeze(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
             store.copy_extension(extension)
         for digest, files in plan.task_files.items():
             store.copy_task(digest, files.copy)
-        withdraw_left_out(plan.steps, store)
+        withdraw_left_out(plan.steps, store, plan.stopped)
         for id, step in plan.steps.items():
             directory = store.step(id)
             # A finished step keeps its runtime fields: they say how its result was made.

@@ -6,8 +6,8 @@ facts; it runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from mlkv.evaluate.task_files import TaskFiles
@@ -39,6 +39,8 @@ class Plan:
     """Of the hub, what it did not answer (`Resolver.only_shown`)."""
     command: str = "sweep"
     """The subcommand whose line made it."""
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    """Steps that are not to be run: id → the reason, in one line."""
 
     @property
     def name(self) -> str:
@@ -87,6 +89,7 @@ class Plan:
                 for id, step in self.steps.items()
             },
             command=["mlkv", self.command, *arguments],
+            stopped=dict(self.stopped) or None,
         )
 
 

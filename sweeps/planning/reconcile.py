@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from sweeps.steps.step import Step, canonical, described_by
 from sweeps.store.errors import DamagedFileError, UserError
 from sweeps.store.result_code import DEFINITION
 from sweeps.store.schema import Runtime
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState, where_stopped
 from sweeps.store.stepdir import State, StepDir
 from sweeps.store.store import SavedSweep, Store, StoreError
 
@@ -24,6 +24,8 @@ Graph = Mapping[str, Step]
 """Steps by id, parents before children."""
 States = dict[str, State]
 """By step id."""
+Stopped = Mapping[str, str]
+"""Steps that a plan says are not to be run: id → the reason."""
 
 
 def saved_graph(store: Store, saved: SavedSweep) -> Graph:
@@ -40,15 +42,28 @@ def saved_graph(store: Store, saved: SavedSweep) -> Graph:
     return graph
 
 
-def read_states(graph: Graph, store: Store) -> States:
-    """The state of each step. Raises DamagedFileError."""
-    return _with_inputs(graph, store, {id: store.step(id).state() for id in graph})
+def read_states(graph: Graph, store: Store, stopped: Stopped | None = None) -> States:
+    """The state of each step. stopped: those of the plan. Raises DamagedFileError."""
+    states = {id: state_of(store.step(id), stopped) for id in graph}
+    return _with_inputs(graph, store, states)
 
 
-def read_states_while_running(graph: Graph, store: Store) -> States:
+def state_of(step: StepDir, stopped: Stopped | None) -> State:
+    """The state of a step in a plan that has stopped some. Raises DamagedFileError."""
+    return _unless_stopped(step.id, step.state(), stopped)
+
+
+def _unless_stopped(id: str, state: State, stopped: Stopped | None) -> State:
+    if not stopped or id not in stopped or where_stopped(state.name) is state.name:
+        return state
+    return replace(state, name=where_stopped(state.name), reason=stopped[id])
+
+
+def read_states_while_running(graph: Graph, store: Store, stopped: Stopped | None = None) -> States:
     """The same for a sweep that runs. A step whose files were damaged meanwhile has failed, with what to do as the
     reason, and the others go on."""
-    return _with_inputs(graph, store, {id: _state_or_damage(store.step(id)) for id in graph})
+    states = {id: _unless_stopped(id, _state_or_damage(store.step(id)), stopped) for id in graph}
+    return _with_inputs(graph, store, states)
 
 
 def _with_inputs(graph: Graph, store: Store, states: States) -> States:
@@ -64,16 +79,17 @@ def _left_out(graph: Graph, store: Store, states: States) -> list[str]:
     """Finished steps whose outputs were not unpacked, and are the input of a step that is to run; parents first."""
     again: set[str] = set()
     for id, step in reversed(list(graph.items())):
-        if states[id].name is not StepState.DONE or id in again:
+        if states[id].name not in NOTHING_LEFT or id in again:
             done = {parent for parent in step.parents.values() if states[parent].name is StepState.DONE}
             again |= {parent for parent in done - again if store.step(parent).left_out()}
     return [id for id in graph if id in again]
 
 
-def withdraw_left_out(graph: Graph, store: Store) -> None:
+def withdraw_left_out(graph: Graph, store: Store, stopped: Stopped | None = None) -> None:
     """Put the results of steps beside that `read_states` shows as to be run though they have a record. Raises OSError
     and DamagedFileError."""
-    for id in _left_out(graph, store, {id: _state_or_damage(store.step(id)) for id in graph}):
+    states = {id: _unless_stopped(id, _state_or_damage(store.step(id)), stopped) for id in graph}
+    for id in _left_out(graph, store, states):
         store.step(id).put_beside()
 
 
@@ -88,7 +104,7 @@ def blockers(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:
     """Steps that cannot run, each with the failed step above it."""
     failed: dict[str, str] = {}
     for id, step in graph.items():
-        if states[id].name is StepState.DONE:
+        if states[id].name in NOTHING_LEFT:
             continue
         for parent in step.parents.values():
             if states[parent].name is StepState.FAILED:
@@ -102,12 +118,13 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     """Steps that are not done, parents first; with `retry` also failed ones and what descends from them.
 
     A step is deterministic: what failed fails again, and the same line is run often. So only a person's `mlkv retry`
-    spends the time on it once more. What was interrupted or lost met a fault of its machine and runs again.
+    spends the time on it once more. What was interrupted or lost met a fault of its machine and runs again. What was
+    stopped is run by no command of its sweep: a line without the rule that stopped it is the way to have it.
     """
     if retry:
-        return [step for id, step in graph.items() if states[id].name is not StepState.DONE]
+        return [step for id, step in graph.items() if states[id].name not in NOTHING_LEFT]
     blocked = blockers(graph, states)
-    finished = (StepState.DONE, StepState.FAILED)
+    finished = (*NOTHING_LEFT, StepState.FAILED)
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 
 

@@ -130,6 +130,8 @@ def _check_plan(pack: Pack, plan: PlanFile, variants: list[VariantRow], steps: d
             raise PackError(f"{pack.path}: {PLAN}: {id}: is not as its {SPEC} says")
         if unknown := set(planned.parents.values()) - set(steps):
             raise PackError(f"{pack.path}: {PLAN}: {id}: is made of {min(unknown)}, which the pack does not have")
+    if unknown := set(plan.stopped or ()) - set(plan.steps):
+        raise PackError(f"{pack.path}: {PLAN}: stopped: {min(unknown)[:80]!a} is no step of the plan")
     labels = [row.variant for row in variants]
     if len(set(labels)) < len(labels) or {each for step in plan.steps.values() for each in step.variants} - set(labels):
         raise PackError(f"{pack.path}: {VARIANTS}: has other variants than {PLAN}")

@@ -242,6 +242,8 @@ class PlanFile:
     command: list[str] | None = later()
     extensions: dict[str, str] | None = later()
     """The extension files that it was planned with: name → SHA-256."""
+    stopped: dict[str, str] | None = later()
+    """Steps that a rule or a budget decided not to run: id → the reason, in one line."""
 
 
 CONVERTED = "converted"

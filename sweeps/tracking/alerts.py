@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState, where_stopped
 from sweeps.store.store import SavedSweep, Store
 from sweeps.tracking.redaction import redact
 from sweeps.tracking.runs import Run, step_state
@@ -45,7 +45,7 @@ def sweep_alert(store: Store, sweep: SavedSweep) -> Alert | None:
             return None
         counted[state] += 1
     text = ", ".join(f"{counted[state]} {state.name}" for state in sorted(counted, key=lambda state: state.value))
-    bad = set(counted) != {StepState.DONE}
+    bad = not set(counted) <= set(NOTHING_LEFT)
     return Alert(f"sweep {sweep.name} has ended"[:MAX_TITLE], text, f"{sweep.number} {text}", bad)
 
 
@@ -53,14 +53,16 @@ class _Ends:
     """How the steps of a sweep have ended; reads each step once."""
 
     def __init__(self, store: Store, sweep: SavedSweep) -> None:
-        self._store, self._steps = store, sweep.plan.steps
+        self._store, self._steps, self._stopped = store, sweep.plan.steps, sweep.plan.stopped or {}
         self._known: dict[str, StepState | None] = {}
 
     def of(self, id: str) -> StepState | None:
-        """DONE, FAILED, or BLOCKED by a step before it that is not done; None for a step that has not ended."""
+        """DONE, STOPPED, FAILED, or BLOCKED by a step before it that is not done; None for a step that has not
+        ended."""
         if id not in self._known:
             state = step_state(self._store.step(id))[0]
-            ended: StepState | None = state if state in (StepState.DONE, StepState.FAILED) else None
+            state = where_stopped(state) if id in self._stopped else state
+            ended: StepState | None = state if state in (*NOTHING_LEFT, StepState.FAILED) else None
             if ended is None and state == StepState.PENDING:
                 before = [self.of(parent) for parent in self._steps[id].parents.values() if parent in self._steps]
                 if any(each in (StepState.FAILED, StepState.BLOCKED) for each in before):

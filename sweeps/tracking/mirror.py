@@ -19,7 +19,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from mlkv.files import Json
 from sweeps.store.outside import plain_reason
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.store import TrackingDir
 from sweeps.tracking import artifacts
 from sweeps.tracking.alerts import ALERTS_KEY, Alert
@@ -147,7 +147,7 @@ class OpenRun:
             problem = self._send_checkpoint(run.checkpoint)
             if run.state in _RESUMABLE:
                 self._run.mark_preempting()
-            self._run.finish(exit_code=0 if run.state == StepState.DONE else 1)
+            self._run.finish(exit_code=0 if run.state in NOTHING_LEFT else 1)
         except Exception as error:
             raise _mirror_error(error) from None
         if self._online:

@@ -19,7 +19,7 @@ from mlkv.files import Json
 from sweeps.steps.registry import axis_of, kind_of, whole_history
 from sweeps.store.axis import Rows
 from sweeps.store.schema import CONVERTED, PlanFile, Record, Spec, VariantRow, VariantSteps
-from sweeps.store.states import StepState, worst
+from sweeps.store.states import StepState, where_stopped, worst
 from sweeps.store.stepdir import StepDir
 from sweeps.store.store import SavedSweep, Store
 from sweeps.store.typed_json import as_json
@@ -183,7 +183,7 @@ class SweepRuns:
     def _variant(self, index: int, row: VariantRow) -> Run:
         ids = row.steps.ids
         records = {id: record for id in ids if (record := self._record(id))}
-        state = worst(StepState.DONE if id in records else step_state(self.store.step(id))[0] for id in ids)
+        state = worst(StepState.DONE if id in records else self._unfinished(id) for id in ids)
         values: Json = {"state": state.value, "steps_done": len(records), "steps_total": len(ids)}
         for kind, _, id in row.steps.each():
             if record := records.get(id):
@@ -201,6 +201,10 @@ class SweepRuns:
             group=self.sweep.name,
             tags=_tags(row),
         )
+
+    def _unfinished(self, id: str) -> StepState:
+        state = step_state(self.store.step(id))[0]
+        return where_stopped(state) if id in (self.sweep.plan.stopped or ()) else state
 
     @property
     def _note(self) -> Json:
@@ -241,6 +245,8 @@ def _variant_config(sweep: SavedSweep, index: int, row: VariantRow) -> Json:
         "plan": as_json({"accuracy": sweep.plan.accuracy, "axis": sweep.plan.axis}),
         "steps": as_json({id: sweep.plan.steps[id] for id in row.steps.ids}),
     }
+    if stopped := {id: reason for id in row.steps.ids if (reason := (sweep.plan.stopped or {}).get(id))}:
+        planned["stopped"] = stopped
     shown = {key: variant[key] for key in (*costs, "steps")}
     shown |= {key: variant["layout"][key] for key in _OF_VALUES if key in variant["layout"]}
     return {**config, **shown, "mlkv": json.dumps(planned)}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlkv.files import Json
 from sweeps.store.axis import Rows
-from sweeps.store.states import StepState
+from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.store import SavedSweep, Store, TrackingDir
 from sweeps.tracking.alerts import ALERTS_KEY
 from sweeps.tracking.checkpoints import CHECKPOINT_KEY
@@ -63,10 +63,11 @@ Report = Callable[[SyncResult], None]
 def sweep_runs(
     store: Store, sweep: SavedSweep, only_done: bool = False, config: TrackingConfig = DEFAULT_CONFIG
 ) -> Iterator[Run]:
-    """The runs of a sweep's steps and variants as the store has them; `only_done`: of finished variants alone."""
+    """The runs of a sweep's steps and variants as the store has them; `only_done`: of variants alone of which nothing
+    is left to do."""
     runs = SweepRuns(store, sweep)
     if only_done:
-        yield from (run for run in runs.variants() if run.state == StepState.DONE)
+        yield from (run for run in runs.variants() if run.state in NOTHING_LEFT)
         return
     for step in runs.steps():
         yield step_run(store, step, sweep, config)
