@@ -17,8 +17,8 @@ BUDGETS = ("trials", "tokens", "gpu_hours")
 
 @dataclass(frozen=True)
 class StoppingConfig:
-    """`halving`: of the points that reach a rung of `uptrain.rungs`, the best are trained on to the next one. The
-    budgets count what this sweep begins: of a step that is done already they count nothing."""
+    """`halving`: of the points that reach a rung of `uptrain.rungs`, the best are trained on to the next one. Tokens
+    and hours are those that this sweep spends: a step that was done before costs nothing."""
 
     rule: Literal["none", "halving"] = "none"
     eta: Annotated[int, Ge(2), Le(1000)] = 3
