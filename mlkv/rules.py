@@ -1,9 +1,9 @@
-"""Rules that choose which neighbouring layers share keys and values: by what it costs that one layer reads another.
+"""Rules that choose which layers share keys and values: by what it costs that one layer reads another.
 
 A cost is a matrix: `cost[i][j]` is what it costs that layer `j` reads the keys and values of layer `i` below it, by
-whatever measure (dissimilarity, similarity, the loss that it causes). A grouping costs the sum over all layers that
-read another's. Groups are of neighbours and read from their bottom. `L` layers, `M` groups. Needs the standard library
-alone.
+whatever measure (dissimilarity, similarity, the loss that it causes). A layout costs the sum over all layers that
+read another's. Groups are of neighbours and read from their bottom. `L` layers, `M` groups or owners. Needs the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate, combinations
 
+from .layout import Sources
+
+MOST_CHOICES = 10_000
+"""Sets of owners that `any_below` compares with each other."""
 Cost = Sequence[Sequence[float]]
 Groups = tuple[int, ...]
 """Layers of each group, lowest group first."""
@@ -55,6 +60,37 @@ def cheapest(cost: Cost, groups: int) -> Groups:
 
 def _of_group(cost: Cost, start: int, size: int) -> float:
     return math.fsum(cost[start][layer] for layer in range(start + 1, start + size))
+
+
+def any_below(cost: Cost, owners: int) -> Sources:
+    """The source of each layer where a layer may read any owner below it: each that owner which costs it least (of
+    equals the nearest), and the owners with which that is least in all. Where there are more than MOST_CHOICES sets of
+    owners, from all layers as owners the one that is missed least is taken away, again and again; the result is never
+    worse than `cheapest`. Raises like `greedy`."""
+    _check(cost, owners)
+    layers = len(cost)
+    if math.comb(layers - 1, owners - 1) <= MOST_CHOICES:
+        sets = ((0, *others) for others in combinations(range(1, layers), owners - 1))
+        return _reading(cost, min(sets, key=lambda own: cost_of_sources(_reading(cost, own), cost)))
+    own = tuple(range(layers))
+    while len(own) > owners:
+        fewer = [(*own[:i], *own[i + 1 :]) for i in range(1, len(own))]
+        own = min(fewer, key=lambda each: cost_of_sources(_reading(cost, each), cost))
+    neighbours = tuple(accumulate(cheapest(cost, owners)[:-1], initial=0))
+    return min((_reading(cost, each) for each in (own, neighbours)), key=lambda each: cost_of_sources(each, cost))
+
+
+def cost_of_sources(sources: Sources, cost: Cost) -> float:
+    """What it costs that each layer reads this one."""
+    return math.fsum(cost[source][layer] for layer, source in enumerate(sources) if source != layer)
+
+
+def _reading(cost: Cost, owners: Sequence[int]) -> Sources:
+    own, sources = set(owners), []
+    for layer in range(len(cost)):
+        below = [owner for owner in owners if owner < layer]
+        sources.append(layer if layer in own else min(reversed(below), key=lambda owner: cost[owner][layer]))
+    return tuple(sources)
 
 
 def negative(matrix: Cost) -> list[list[float]]:

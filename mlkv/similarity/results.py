@@ -60,6 +60,13 @@ class Similarity:
         """The standard errors of `damage` over windows, of the difference in each window; None for a single one."""
         return errors(self.excess, self.tokens) if len(self.tokens) > 1 else None
 
+    def costs(self) -> dict[str, list[list[float]]]:
+        """By measure, `[i][j]`: the more, the more unlike layer `j` is to layer `i` below it; of DAMAGE, what it loses
+        by reading it. As rules read them (mlkv/rules.py)."""
+        found = {name: (values if name in APART else -values).tolist() for name, values in self.layers.items()}
+        # There the layer that reads is the row.
+        return found if self.damage is None else {**found, DAMAGE: self.damage.T.tolist()}
+
     def head_names(self, measure: str) -> list[tuple[int, int]]:
         """(layer, head) of each row of a measure of heads."""
         counts = self.value_heads if measure.endswith(f"_{VALUES}") else self.key_heads

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
+INPUTS_FIRST = "the same line goes on when what its rules read is done"
+
+
 @dataclass(frozen=True)
 class _Target:
     target: str = argument("a kind (the plan's only missing step of it) or a step id", metavar="KIND|STEP")
@@ -58,6 +61,13 @@ def sweep(options: PlanOptions) -> int:
 
     console = make_console()
     planned, store = _plan(options)
+    while planned.following:
+        saved = freeze(planned, store, list(options.overrides))
+        _show_plan(console, planned, store)
+        if _run_graph(console, planned.steps, planned.config.cluster, store, saved):
+            console.print(f"its layouts are not known yet: {INPUTS_FIRST}", highlight=False)
+            return NOT_DONE
+        planned, store = _plan(options)
     saved = freeze(planned, store, list(options.overrides))
     is_done = _show_plan(console, planned, store, what_is_done=False)
     if planned.config.cluster.name == "slurm":

@@ -58,7 +58,13 @@ def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
 
     memory = _memory(needed_memory(plan.variants))
     inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs)), *memory]
-    return Group(_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states))
+    parts = [_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states)]
+    return Group(*parts, *([_following(plan)] if plan.following else []))
+
+
+def _following(plan: Plan) -> str:
+    layouts = "1 layout follows" if plan.following == 1 else f"{plan.following} layouts follow"
+    return f"{layouts} by rule from these steps: `mlkv sweep` runs them first, and plans the layouts when they are done"
 
 
 def finished_plan(plan: Plan, states: States) -> RenderableType:
@@ -68,7 +74,8 @@ def finished_plan(plan: Plan, states: States) -> RenderableType:
 
 
 def _title(plan: Plan) -> str:
-    return f"{plan.name}: {len(plan.variants)} variants"
+    what = "inputs of rules" if plan.following else "variants"
+    return f"{plan.name}: {len(plan.variants)} {what}"
 
 
 @dataclass(frozen=True)

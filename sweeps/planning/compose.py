@@ -21,6 +21,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 
+from mlkv.layout_rules import LAYOUT_RULES
+from mlkv.patterns import PATTERNS
 from mlkv.registry import FOLDER
 from mlkv.training_recipes import LENGTHS
 from sweeps.planning.config import TRAINED, is_hashed
@@ -194,7 +196,9 @@ class Composer:
             return self._missing_model(given[-1])
         if not group:
             return " ".join(str(error).split())
-        return f"{group} = {shown(name)}: {choices(name, self.options(group))}"
+        hint = "; a pattern is given as layout.pattern=NAME, a rule as layout=searched layout.rule=NAME"
+        known = group == "layout" and (name in PATTERNS or name in LAYOUT_RULES)
+        return f"{group} = {shown(name)}: {choices(name, self.options(group))}{hint if known else ''}"
 
     def _check_choice(self, line: str, override: Override) -> None:
         """Raises UserError where a group is set to what is no name: Hydra takes some of it for no choice at all."""

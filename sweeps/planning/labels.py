@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sweeps.planning.variant import Variant
 
 _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
+RULE = "layout.rule"
+"""The key by which a variant's row and label name the rules that made its layout."""
 _MODEL = ("model", "model.path", "model.hub", "model.name")
 """Keys that choose a model: labels show its name instead."""
 
@@ -87,10 +89,13 @@ def _shape(variant: Variant, others: Sequence[Variant]) -> list[str]:
 
 
 def _values(variant: Variant, others: Sequence[Variant], differing: Collection[str]) -> Iterator[str]:
-    """The swept values to show; a layout's own only where its name and M×G are the same in one of `others`."""
+    """The swept values to show, and the rule that made its layout; a layout's other values only where its name and M×G
+    are the same in one of `others`."""
     unclear = len({other.layout for other in others}) > len({shape_label(other.layout) for other in others})
     for line in variant.varying:
-        if _of_layout(key_of(line)):
+        if key_of(line) == RULE:
+            yield line
+        elif _of_layout(key_of(line)):
             if unclear and any(line not in other.varying for other in others):
                 yield line
         elif key_of(line) in differing:

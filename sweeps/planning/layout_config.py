@@ -13,15 +13,19 @@ from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from mlkv.groupings import drawn, of_sizes
-from mlkv.layout import KVLayout, Latent, Sources
+from mlkv.layout import KVLayout, Latent, Sources, divisors
+from mlkv.layout_rules import LAYOUT_RULES, SEARCHED, Size
 from mlkv.merges import most_heads
 from mlkv.patterns import EXPLICIT, PATTERNS, Position, budgets, name_of, of_budget, sources_of, value_sources_of
 from mlkv.registry import NameOf
 from mlkv.shape import DecoderShape, Positive, added
 
-PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT,))]
+PatternName = Annotated[str, NameOf(PATTERNS, besides=(EXPLICIT, SEARCHED))]
+RuleName = Annotated[str, NameOf(LAYOUT_RULES)]
 SIZES = ("kv_layers", "kv_heads", "value_heads", "factor", "budget", "cache")
 """The keys of `layout` that say how much a layout keeps."""
+MOST_CANDIDATES = 36
+"""Conversions that a rule compares, unless it is told otherwise: all 35 ways to cut eight layers into four groups."""
 
 
 def _share(value: Any) -> Fraction:
@@ -90,6 +94,11 @@ class LayoutConfig:
     """The number of a layout that was drawn at random: with sources that are no groups of neighbours, and other head
     counts for each owner (mlkv/groupings.py). Only pattern explicit reads it, in place of everything else."""
 
+    rule: RuleName | None = added(None)
+    """How a searched layout places its owners (mlkv/layout_rules.py). Only pattern searched reads it."""
+    candidates: Annotated[int, Ge(1), Le(10_000)] = added(MOST_CANDIDATES)
+    """How many layouts a rule that scores conversions compares at most. Only pattern searched reads it."""
+
     def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
         """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
         model is trained from random weights. Raises ValueError naming the field."""
@@ -110,6 +119,8 @@ class LayoutConfig:
         )
 
     def _layouts(self, base: KVLayout, start: KVLayout) -> list[KVLayout]:
+        if self.pattern == SEARCHED:
+            raise ValueError(f"layout.pattern = {SEARCHED}: follows from what a sweep's steps measure of the base")
         if self.pattern != EXPLICIT and (self.budget is not None or self.cache is not None):
             return self._of_size(base, start)
         if self._is_bases_own:
@@ -183,7 +194,43 @@ class LayoutConfig:
     def _uniform_value_heads(self) -> int | None:
         return self.value_heads if isinstance(self.value_heads, int) else None
 
-    def _size_fault(self, base: KVLayout, start: KVLayout, budget: Fraction, possible: list[int]) -> str:
+    def sizes(self, base: KVLayout) -> list[Size]:
+        """Owners, and heads of each, that a searched layout of this size can have; most owners first, as at equal bytes
+        they lose least (docs/findings.md). Raises ValueError naming the field."""
+        choices = divisors(gcd(*base.keys.kv_heads, *base.values.kv_heads))
+        whole = None if self.budget is None else Fraction(self.budget)
+        wanted = self.cache * Fraction(base.budget) if self.cache else whole
+        if wanted is None and self.kv_heads is None:
+            choices = choices[-1:]
+        possible = [
+            (owners, heads)
+            for owners in range(base.layers, 0, -1)
+            for heads in choices
+            if self.kv_layers in (None, owners) and self.kv_heads in (None, heads) and owners * heads <= base.budget
+        ]
+        found = [size for size in possible if wanted in (None, size[0] * size[1])]
+        if not found:
+            budgets_of = sorted({owners * heads for owners, heads in possible})
+            raise ValueError(f"layout.{self._size_fault(base, base, wanted, budgets_of)}")
+        return found
+
+    def written_out(self, layout: KVLayout) -> LayoutConfig:
+        """The same as what a person writes who knows the layout."""
+        return replace(
+            self,
+            pattern=EXPLICIT,
+            kv_layers=None,
+            budget=None,
+            cache=None,
+            kv_source_layers=layout.kv_source_layers,
+            kv_heads=layout.kv_heads,
+            value_source_layers=layout.value_source_layers,
+            value_heads=layout.value_heads,
+            rule=None,
+            candidates=MOST_CANDIDATES,
+        )
+
+    def _size_fault(self, base: KVLayout, start: KVLayout, budget: Fraction | None, possible: list[int]) -> str:
         """Why there is no layout of this size, and which there are."""
         keys = ("kv_layers", "kv_heads", "value_heads", "factor")
         limits = [f"{key} = {value}" for key in keys if (value := getattr(self, key))]
@@ -191,6 +238,8 @@ class LayoutConfig:
         kv = "" if start.budget == start.layers * start.heads else "KV "
         where = f"{rule} on {start.layers} layers of {gcd(*start.keys.kv_heads, *start.values.kv_heads)} {kv}heads"
         free = f"; {' '.join(f'layout.{limit.split()[0]}=null' for limit in limits)} allows others" if limits else ""
+        if budget is None:
+            return f"{limits[0] if limits else 'kv_layers is unset'}: {where} has no such layout{free}"
         if self.cache is None:
             return f"budget = {self.budget}: {where} takes {', '.join(map(str, possible)) or 'none'}{free}"
         distance = min((abs(b - budget) for b in possible), default=None)
@@ -200,6 +249,8 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         self._check_written_out()
+        if self.pattern == SEARCHED:
+            self._check_searched()
         if self.budget is not None and self.cache is not None:
             raise ValueError(f"budget = {self.budget} and cache = {self.cache}: both set; choose one")
         if self.pattern == EXPLICIT and self.cache is not None:
@@ -210,14 +261,27 @@ class LayoutConfig:
         for name in ("kv_source_layers", "value_source_layers"):
             if (sources := getattr(self, name)) is not None and self.pattern != EXPLICIT:
                 raise ValueError(f"{name} = {[*sources]}: only pattern explicit reads it (pattern = {self.pattern})")
-        if self.position != "bottom" and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].above):
+        without_rule = self.pattern in (EXPLICIT, SEARCHED)
+        if self.position != "bottom" and (without_rule or not PATTERNS[self.pattern].above):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.above)
             raise ValueError(
                 f"position = {self.position}: only pattern {having} has another than bottom (pattern = {self.pattern})"
             )
-        if self.factor is not None and (self.pattern == EXPLICIT or not PATTERNS[self.pattern].by_factor):
+        if self.factor is not None and (without_rule or not PATTERNS[self.pattern].by_factor):
             having = ", ".join(name for name, pattern in PATTERNS.items() if pattern.by_factor)
             raise ValueError(f"factor = {self.factor}: only pattern {having} has a factor (pattern = {self.pattern})")
+
+    def _check_searched(self) -> None:
+        """Which fields a searched layout needs, and which it has no use for."""
+        if self.rule is None:
+            raise ValueError("rule is unset: a searched layout is placed by one (layout=searched sets it)")
+        if self.budget is None and self.cache is None and self.kv_layers is None:
+            raise ValueError("budget, cache and kv_layers are unset: a searched layout needs one of them")
+        if isinstance(self.kv_heads, tuple):
+            raise ValueError(f"kv_heads = {[*self.kv_heads]}: the owners of a searched layout have equally many")
+        if self.value_heads is not None:
+            given = _text(self.value_heads)
+            raise ValueError(f"value_heads = {given}: a searched layout has equally many for keys and values")
 
     def _check_written_out(self) -> None:
         """The keys that pattern explicit reads: one of three says which layer reads which."""

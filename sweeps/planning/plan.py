@@ -16,10 +16,11 @@ from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config
 from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
-from sweeps.planning.labels import labelled
+from sweeps.planning.labels import RULE, key_of, labelled
 from sweeps.planning.parse import Checked, parse
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import Resolver
+from sweeps.planning.searched import Search
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training
 from sweeps.planning.variant import Variant
@@ -41,6 +42,9 @@ class Plan:
     """The subcommand whose line made it."""
     stopped: Mapping[str, str] = field(default_factory=dict)
     """Steps that are not to be run: id → the reason, in one line."""
+    following: int = 0
+    """How many layouts follow by rule from these steps: then the variants are what the rules read, and the same line is
+    planned again when they are done."""
 
     @property
     def name(self) -> str:
@@ -111,6 +115,7 @@ class Planner:
     def __init__(self, composer: Composer, resolver: Resolver) -> None:
         self._composer, self._resolver = composer, resolver
         self._tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
+        self._search = Search(resolver.store)
         self._checked: Checked = {}
 
     def config(self, lines: Sequence[str]) -> tuple[Config, Values]:
@@ -123,7 +128,9 @@ class Planner:
     ) -> tuple[Config, list[Variant]]:
         """The variants of a point, which may be none, and its configuration. Raises UserError."""
         config, values = self.config(lines)
-        return config, list(variants_of_point(self._resolver, config, values, varying, baselines=baselines))
+        return config, list(
+            variants_of_point(self._resolver, self._search, config, values, varying, baselines=baselines)
+        )
 
     def plan(self, config: Config, variants: Iterable[Variant], arguments: Sequence[str]) -> Plan:
         """The plan of some points' variants, with their labels. Raises UserError."""
@@ -131,12 +138,16 @@ class Planner:
         for variant in variants:
             ids = tuple(step.id for step in variant.steps)
             distinct[ids] = _merged(distinct.get(ids, variant), variant)
+        search = self._search
+        search.check_read()
         check_teacher_line(arguments, distinct.values())
         check_read(trained := _trained(distinct.values()))
         check_training(trained)
         self._resolver.save()
-        ordered = sorted(distinct.values(), key=lambda variant: variant.baseline is None)
-        return Plan(config, list(labelled(ordered)), tuple(self._resolver.unresolved))
+        shown = search.inputs or distinct
+        ordered = sorted(shown.values(), key=lambda variant: variant.baseline is None)
+        unresolved, following = tuple(self._resolver.unresolved), len(search.following)
+        return Plan(config, list(labelled(ordered)), unresolved, following=following)
 
 
 def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:
@@ -148,5 +159,9 @@ def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:
 
 def _merged(first: Variant, again: Variant) -> Variant:
     """One variant that two points of the sweep make. Only the override lines that both have stay: a value that can be
-    another and makes the same steps (`convert.merge` where nothing is merged) does not describe it."""
-    return replace(first, varying=tuple(line for line in first.varying if line in again.varying))
+    another and makes the same steps (`convert.merge` where nothing is merged) does not describe it; but of rules that
+    make the same layout, each does."""
+    varying = [line for line in first.varying if line in again.varying and key_of(line) != RULE]
+    lines = [line for each in (first, again) for line in each.varying if key_of(line) == RULE]
+    rules = dict.fromkeys(rule for line in lines for rule in line.partition("=")[2].split(","))
+    return replace(first, varying=(*varying, *([f"{RULE}={','.join(rules)}"] if rules else [])))

@@ -100,6 +100,7 @@ class Resolver:
     """
 
     def __init__(self, store: Store, *, only_shown: bool = False) -> None:
+        self.store = store
         self.only_shown = only_shown
         self.unresolved: dict[str, None] = {}
         self.own_tasks = OwnTasks()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from mlkv.layout import KVLayout, mha
+from mlkv.layout_rules import SEARCHED
 from sweeps.planning.checks import (
     check_elastic,
     check_layout,
@@ -17,13 +18,15 @@ from sweeps.planning.checks import (
     check_tasks,
     check_teacher,
 )
-from sweeps.planning.config import Baseline, Config
+from sweeps.planning.config import Config
 from sweeps.planning.grammar import keeps
+from sweeps.planning.labels import RULE, key_of
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import (
     Model,
     Resolver,
 )
+from sweeps.planning.searched import Search, compared, of_base
 from sweeps.planning.variant import Variant
 from sweeps.planning.variant_steps import with_steps
 from sweeps.store.errors import UserError
@@ -33,7 +36,13 @@ STEPS = "uptrain.steps"
 
 
 def variants_of_point(
-    resolver: Resolver, config: Config, values: Values, varying: Sequence[str], *, baselines: bool = True
+    resolver: Resolver,
+    search: Search,
+    config: Config,
+    values: Values,
+    varying: Sequence[str],
+    *,
+    baselines: bool = True,
 ) -> Iterator[Variant]:
     """The baselines of one point of the sweep, then those of its own layouts that pass the sweep's filter.
 
@@ -42,21 +51,23 @@ def variants_of_point(
     model = resolver.model(config.model)
     check_size(config, model)
     check_stopping(config)
-
-    def variant(layout: KVLayout, baseline: Baseline | None) -> Variant:
-        return Variant(config, values, model, layout, baseline, tuple(varying))
+    config = compared(config)
+    # Only a layout that a rule has made is called by it.
+    given = tuple(line for line in varying if key_of(line) != RULE)
+    point = Variant(config, values, model, model.layout, None, given)
+    of_the_base = of_base(point) if config.layout.pattern == SEARCHED else point
 
     chosen = []
     wanted = config.sweep.baselines if baselines else ()
     if "untouched" in wanted and config.convert.start == "convert":
-        chosen.append(variant(model.layout, "untouched"))
+        chosen.append(replace(of_the_base, baseline="untouched"))
     if "mha" in wanted:
-        chosen += _of_rungs(variant(model.layout, "mha"))
-    for layout in _layouts(config, values, model):
-        for own in _of_rungs(variant(layout, "mha" if layout == model.layout else None)):
-            if keeps(config.sweep.filter, _filter_names(own)):
-                _check_layout(config, model, layout)
-                chosen.append(own)
+        chosen += _of_rungs(replace(of_the_base, baseline="mha"))
+    for own in _with_layouts(point, search, resolver):
+        for each in _of_rungs(replace(own, baseline="mha" if own.layout == model.layout else None)):
+            if keeps(config.sweep.filter, _filter_names(each)):
+                _check_layout(config, model, own.layout)
+                chosen.append(each)
     if chosen and config.convert.start == "convert":
         resolver.check_base(config.model)
     if chosen:
@@ -109,16 +120,22 @@ def layout_count(resolver: Resolver, config: Config) -> int:
         return 0
 
 
-def _layouts(config: Config, values: Values, model: Model) -> list[KVLayout]:
-    """The layouts of a point; none where none can be made and the sweep's filter removes the point anyway."""
-    own = model.layout
+def _with_layouts(point: Variant, search: Search, resolver: Resolver) -> list[Variant]:
+    """The point with each of its layouts; none where none can be made and the sweep's filter removes the point
+    anyway."""
+    config, own = point.config, point.model.layout
+    search.see(config.layout)
     start = own if config.convert.start == "convert" else mha(own.layers, own.heads)
     try:
+        if config.layout.pattern == SEARCHED:
+            return [] if _removed(config, point.values, point.model) else [search.settled(point, resolver)]
         layouts = config.layout.layouts(own, start)
-        return [config.layout.with_latent(layout, start, model.shape) for layout in layouts]
+        return [replace(point, layout=config.layout.with_latent(each, start, point.model.shape)) for each in layouts]
     except ValueError as error:
-        if _removed(config, values, model):
+        if _removed(config, point.values, point.model):
             return []
+        if isinstance(error, UserError):
+            raise
         raise ImpossibleLayoutError(f"model {config.model.name}: {error}") from None
 
 
@@ -146,6 +163,7 @@ def _filter_names(variant: Variant) -> Values:
         "name": variant.name,
         "family": variant.family,
         "pattern": variant.config.layout.pattern,
+        "rule": next((line.partition("=")[2] for line in variant.varying if key_of(line) == RULE), None),
         "kv_layers": layout.kv_layers,
         "kv_heads": _one_or_each(layout.kv_heads),
         "value_heads": _one_or_each(layout.values.kv_heads),

@@ -23,7 +23,8 @@ PLAN = ["plan", "--config-dir", str(OLD_STORE / "conf"), "experiment=old"]
 KEYS: dict[str, tuple[list[str], set[str]]] = {
     "plan": (
         PLAN,
-        {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved", "power"},
+        {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved", "power"}
+        | {"layouts_to_follow"},
     ),
     "status of all": (["status"], {"sweeps"}),
     "status": (["status", "old"], {"name", "counts", "steps"}),

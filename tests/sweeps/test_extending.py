@@ -69,8 +69,8 @@ def run_here(store: Store, steps: list[str]) -> int:
 
 
 def test_the_page_shows_every_kind_of_row() -> None:
-    tables = {name for text in FILES.values() for name in re.findall(r"^([A-Z]+)\[\"", text, re.MULTILINE)}
-    assert tables == {"PATTERNS", "MERGES", "CACHES", "TASKS", "METRICS", "KINDS", "FIGURES"}
+    tables = {name for text in FILES.values() for name in re.findall(r"^([A-Z_]+)\[\"", text, re.MULTILINE)}
+    assert tables == {"PATTERNS", "LAYOUT_RULES", "MERGES", "CACHES", "TASKS", "METRICS", "KINDS", "FIGURES"}
 
 
 def test_its_examples_are_planned_run_gathered_and_shown(
@@ -105,6 +105,12 @@ def test_its_examples_are_planned_run_gathered_and_shown(
     assert "weighted" not in MERGES, "no row outlives its command"
 
 
+def test_a_rule_of_ones_own_reads_what_it_names(mine: Path, texts: str) -> None:
+    with planned(mine, texts, "layout.pattern=searched", "layout.rule=at_changes", "layout.budget=1") as plan:
+        assert plan.following == 1
+        assert [step.kind for step in plan.steps.values()] == ["corpus", "base", "similarity"]
+
+
 # What uses a file, and what does not
 
 
@@ -115,6 +121,7 @@ def test_its_examples_are_planned_run_gathered_and_shown(
         ("repeats.py", {"evaluate"}),
         ("closeness.py", {"closeness"}),
         ("patterns.py", set()),
+        ("rules.py", set()),
         ("figures.py", set()),
     ],
 )
