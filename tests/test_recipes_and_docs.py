@@ -51,9 +51,9 @@ def test_every_documented_command_is_understood(line: str, capsys: pytest.Captur
     words = shlex.split(line.replace("[NAME]", "NAME"))[1:]
     _, options = parse_line(make_parser(), words)
     if overrides := getattr(options, "overrides", None):
-        from sweeps.planning.grammar import points
+        from sweeps.planning.grammar import grid_of
 
-        next(iter(points(Composer(), [word for word in overrides if "=" in word])))
+        grid_of(Composer(), [word for word in overrides if "=" in word], search=words[0] == "search")
 
 
 PAGES = [

@@ -15,7 +15,21 @@ from typing import Any, NoReturn
 
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
-from sweeps.cli import audit, check, export, gather, housekeeping, init, results, run, sharing, show, status, wandb
+from sweeps.cli import (
+    audit,
+    check,
+    export,
+    gather,
+    housekeeping,
+    init,
+    results,
+    run,
+    search,
+    sharing,
+    show,
+    status,
+    wandb,
+)
 from sweeps.cli.options import Command, PlanOptions, SweepOptions, add_arguments, read_options
 from sweeps.cli.selection import check_config_dir, extension_files
 from sweeps.cli.streams import READER_GONE, Ended, Output, OutputLost, signals_as_exceptions, standard_streams
@@ -39,6 +53,9 @@ COMMANDS: tuple[Command[Any], ...] = (
     Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
     Command(
         "plan", run.plan, run.ShowOptions, "show the steps of a sweep and which are missing; change nothing", _always
+    ),
+    Command(
+        "search", search.search, PlanOptions, "choose what to try next by the results so far, run it, draw the results"
     ),
     Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs need from the internet"),
     Command("run", run.run, run.RunOptions, "run one step in the foreground"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -30,10 +30,17 @@ class Progress:
     printed once, and the sweep goes on."""
 
     def __init__(
-        self, console: Console, graph: Graph, store: Store, slots: int, stopped: Stopped | None = None
+        self,
+        console: Console,
+        graph: Graph,
+        store: Store,
+        slots: int,
+        stopped: Stopped | None = None,
+        below: Callable[[], RenderableType] | None = None,
     ) -> None:
+        """below: what is drawn below the running steps, too."""
         self._console, self._graph, self._store, self._slots = console, graph, store, slots
-        self._stopped = stopped
+        self._stopped, self._below = stopped, below
         self._states = read_states(graph, store, stopped)
         self._known_costs: Costs | None = None
         self._started = time.monotonic()
@@ -54,6 +61,13 @@ class Progress:
         if self._live:
             with self._guard():
                 self._live.stop()
+
+    def show(self, graph: Graph, stopped: Stopped | None = None) -> None:
+        """Another graph from now on, with more steps."""
+        if graph is not self._graph:
+            known, self._graph, self._stopped = self._states, graph, stopped
+            states = read_states(graph, self._store, stopped)
+            self._states = states | {id: known[id] for id in graph if id in known and id not in (stopped or {})}
 
     def __call__(self) -> None:
         """Read the store again, at most every REDRAW_SECONDS."""
@@ -107,7 +121,7 @@ class Progress:
             ProgressBar(total=len(self._graph), completed=sum(counted[state] for state in NOTHING_LEFT), width=30),
             Text(f"{summary(counted)}    {duration(elapsed)} gone, {left}"),
         )
-        return Group(head, self._running())
+        return Group(head, self._running(), *([self._below()] if self._below else []))
 
     def _running(self) -> Table:
         table = Table.grid(padding=(0, 2))

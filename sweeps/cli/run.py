@@ -76,12 +76,12 @@ def sweep(options: PlanOptions) -> int:
         Announcement(console, store, saved)(now=True)
     graph, cluster = planned.steps, planned.config.cluster
     failed = not is_done and _run_graph(console, graph, cluster, store, saved, later=report_modules())
-    _mirror(console, store, saved)
-    drawn = _draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
+    mirror(console, store, saved)
+    drawn = draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
     return NOT_DONE if failed or not drawn else OK
 
 
-def _draw_results(console: Console, store: Store, saved: SavedSweep, out: Path) -> bool:
+def draw_results(console: Console, store: Store, saved: SavedSweep, out: Path) -> bool:
     """The table and the report of a sweep that has ended; false where they cannot be drawn. The results are in the
     store whether they are or not."""
     advice = f"the results are in the store; `mlkv report {saved.name}` draws it again"
@@ -91,7 +91,7 @@ def _draw_results(console: Console, store: Store, saved: SavedSweep, out: Path) 
     return not guard.failed
 
 
-def _mirror(console: Console, store: Store, saved: SavedSweep, *, done: bool = False) -> None:
+def mirror(console: Console, store: Store, saved: SavedSweep, *, done: bool = False) -> None:
     """Copy a sweep to W&B; where that fails, nothing else does."""
     advice = f"`mlkv sync {saved.name}` copies it again"
     with Guard(lambda line: print(f"mlkv: W&B: {line}; {advice}", file=sys.stderr))():
@@ -196,7 +196,7 @@ def retry(options: SweepOptions) -> int:
     if cluster.name == "slurm":
         return _queue_up(console, graph, cluster, store, saved, retry=True)
     failed = _run_graph(console, graph, cluster, store, saved, retry=True)
-    _mirror(console, store, saved)
+    mirror(console, store, saved)
     return NOT_DONE if failed else OK
 
 
@@ -328,11 +328,8 @@ def _run_graph(
     """Run what is missing with a live view; true if something is not done in the end. later: what the command imports
     when it has run, which it does here while it waits."""
     from sweeps.cli.progress import Progress
-    from sweeps.cli.view import advice, counts, endings, summary
     from sweeps.dispatch import local_loop
-    from sweeps.planning.reconcile import read_states_while_running
     from sweeps.steps.registry import kind_of
-    from sweeps.store.states import NOTHING_LEFT
     from sweeps.worker.imports import import_modules
 
     waiting: list[str] = []
@@ -357,6 +354,15 @@ def _run_graph(
                 import_modules([waiting.pop(0)])
 
         local_loop.run(graph, cluster, store, saved, start, watch, retry)
+    return print_end(console, graph, store, saved)
+
+
+def print_end(console: Console, graph: Graph, store: Store, saved: SavedSweep) -> bool:
+    """Say how the steps of a sweep ended; true if something is neither done nor stopped."""
+    from sweeps.cli.view import advice, counts, endings, summary
+    from sweeps.planning.reconcile import read_states_while_running
+    from sweeps.store.states import NOTHING_LEFT
+
     states = read_states_while_running(graph, store, saved.plan.stopped)
     for line in endings(graph, states):
         console.print(line, style="red", highlight=False, markup=False)
@@ -382,7 +388,7 @@ def _queue_up(
     submitted = submit.submit(to_run(graph, states, retry=retry), cluster, store, saved)
     for note in submitted.notes:
         console.print(note, style="yellow", highlight=False, markup=False)
-    _mirror(console, store, saved, done=True)
+    mirror(console, store, saved, done=True)
     jobs = len(submitted.jobs)
     console.print(f"{jobs} jobs submitted; `mlkv status {saved.name}` shows them", highlight=False)
     for line in addresses(store, saved):

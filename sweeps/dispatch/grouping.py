@@ -47,6 +47,11 @@ CHECKPOINTS_PER_JOB = 4
 otherwise. The job's time limit stays that of one checkpoint's evaluations, and what it cuts off is queued again."""
 
 
+def slots_of(cluster: ClusterConfig) -> int:
+    """How many jobs run on this machine at a time."""
+    return cluster.slots or default_slots()
+
+
 def job_specs(steps: Iterable[Step], cluster: ClusterConfig, live: Collection[str] = ()) -> list[JobSpec]:
     """Jobs for the given steps, parents before children. A conversion that several uptrainings need is listed in the
     job of each: the first to claim it runs it, the others find it done.
@@ -92,7 +97,7 @@ def _together_where_done(
     for names in kinds.values():
         size = cluster.checkpoints_per_job
         if size is None:
-            at_a_time = cluster.slots or default_slots()
+            at_a_time = slots_of(cluster)
             size = CHECKPOINTS_PER_JOB if cluster.name == "slurm" else -(-len(names) // at_a_time)
         jobs = -(-len(names) // size)
         for i in range(jobs):

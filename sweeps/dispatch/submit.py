@@ -45,9 +45,29 @@ class LocalJobs:
         self, executor: LocalExecutor, jobs: Sequence[JobSpec], store: Store, server: ServerProcess | None = None
     ) -> None:
         """Raises ValueError for a job that this machine cannot run."""
-        self._executor, self._jobs, self._store, self._server = executor, jobs, store, server
-        self._attempts = {id: self._count(id) for job in jobs for id in job.steps}
-        self._ids = executor.submit([_job(store, job) for job in jobs])
+        self._executor, self._store, self._server = executor, store, server
+        self._jobs: dict[JobId, JobSpec] = {}
+        self._attempts: dict[str, int] = {}
+        self._noted: set[JobId] = set()
+        self.add(jobs)
+
+    def add(self, jobs: Sequence[JobSpec]) -> None:
+        """Run more jobs, which wait for those before them whose steps they need. Raises ValueError as above."""
+        running = {id: job for job, spec in self._jobs.items() if not self._ended(job) for id in spec.steps}
+        self._attempts |= {id: self._count(id) for job in jobs for id in job.steps}
+        made = [
+            replace(_job(self._store, job), after_ids=tuple(sorted({running[id] for id in job.needs if id in running})))
+            for job in jobs
+        ]
+        ids = self._executor.submit(made)
+        self._jobs |= {ids[job.name]: job for job in jobs}
+
+    def live(self) -> set[str]:
+        """The steps of jobs that have not ended."""
+        return {id for job, spec in self._jobs.items() if not self._ended(job) for id in spec.steps}
+
+    def _ended(self, job: JobId) -> bool:
+        return self._executor.states([job])[job].ended
 
     @property
     def idle(self) -> bool:
@@ -55,27 +75,32 @@ class LocalJobs:
 
     def poll(self) -> None:
         self._executor.poll()
+        self._note_failed()
 
     def close(self) -> None:
         """End what runs, and wait until it has ended."""
         self._executor.close()
         if self._server:
             self._server.close()
-        states = self._executor.states(self._ids.values())
-        for job in self._jobs:
-            if (state := states[self._ids[job.name]]).phase is Phase.FAILED:
-                with suppress(OSError, StoreError):  # the store cannot be read, which the next reader of it says
-                    self._note(job, state.reason)
+        self._note_failed()
 
-    def _note(self, job: JobSpec, ended: str) -> None:
+    def _note_failed(self) -> None:
+        states = self._executor.states(self._jobs.keys() - self._noted)
+        for id, state in states.items():
+            if state.ended:
+                self._noted.add(id)
+            if state.phase is Phase.FAILED:
+                with suppress(OSError, StoreError):  # the store cannot be read, which the next reader of it says
+                    self._note(id, state.reason)
+
+    def _note(self, id: JobId, ended: str) -> None:
         """The first step that could have begun and did not has the reason; those after it wait for it, or for what
         failed before."""
-        output = self._executor.output(self._ids[job.name])
+        job, output = self._jobs[id], self._executor.output(id)
         log = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.is_file() else []
         last = next((" ".join(line.split()) for line in reversed(log) if line.strip()), "it printed nothing")
-        for id in job.steps:
-            step = self._store.step(id)
-            if step.record() or self._count(id) > self._attempts[id]:
+        for step in map(self._store.step, job.steps):
+            if step.record() or self._count(step.id) > self._attempts[step.id]:
                 continue
             spec = step.spec()
             if spec and all(self._store.step(parent).record() for parent in spec.parents.values()):
@@ -102,6 +127,36 @@ def start_local(jobs: list[JobSpec], cluster: ClusterConfig, store: Store, saved
         if server:
             server.close()
         raise UserError(f"cluster: {error}") from None
+
+
+class LocalSearchJobs:
+    """The jobs of a search on this machine: more are added while others run."""
+
+    def __init__(self, cluster: ClusterConfig, store: Store) -> None:
+        self._cluster, self._store = cluster, store
+        self._jobs: LocalJobs | None = None
+
+    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> None:
+        specs = job_specs(steps, self._cluster, self.live())
+        if self._jobs is None:
+            self._jobs = start_local(specs, self._cluster, self._store, saved)
+        else:
+            try:
+                self._jobs.add(specs)
+            except ValueError as error:
+                raise UserError(f"cluster: {error}") from None
+
+    def live(self) -> set[str]:
+        return self._jobs.live() if self._jobs else set()
+
+    def poll(self) -> None:
+        if self._jobs:
+            self._jobs.poll()
+
+    def close(self) -> None:
+        """End what runs, which saves its state first."""
+        if self._jobs:
+            self._jobs.close()
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Shell:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "sweeps.cli", *arguments]
-        if arguments[0] in ("sweep", "plan", "run"):
+        if arguments[0] in ("sweep", "plan", "run", "search"):
             command += ["--config-dir", str(TEST_CONF)]
         return subprocess.Popen(
             command,
