@@ -123,15 +123,19 @@ def _add_sweep(saved: SavedSweep, store: Store, wanted: Wanted, same: _Found, ot
         layouts[is_same, names.get(row.variant, row.variant)].append(row)
     for is_same, found in ((True, same), (False, other)):
         seeds = (rows for (recipe, _), rows in layouts.items() if recipe == is_same)
-        scored = [[each for row in rows if (each := _score(row, store, wanted.scores))] for rows in seeds]
+        scored = [[each for row in rows if (each := score_of(row, store, wanted.scores))] for rows in seeds]
         _add_layouts([each for each in scored if each], found, f"sweep {saved.name}")
         if any(scored):
             found.limit = (own[0].config.get("evaluate") or {}).get("limit")
 
 
-def _score(row: VariantRow, store: Store, scores: Sequence[Score]) -> Estimate | None:
-    """The mean of a variant's scores; None where one is not there yet."""
-    parts = [_part(row.steps.evaluate.get(task), store, metric) for task, metric in scores]
+def score_of(
+    row: VariantRow, store: Store, scores: Sequence[Score], steps: Mapping[str, str] | None = None
+) -> Estimate | None:
+    """The mean of a variant's scores; None where one is not there yet. steps: by task, other steps than those that
+    score the variant as it is in the end."""
+    steps = row.steps.evaluate if steps is None else steps
+    parts = [_part(steps.get(task), store, metric) for task, metric in scores]
     known = [part for part in parts if part]
     if not known or len(known) < len(parts):
         return None

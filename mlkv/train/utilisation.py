@@ -6,22 +6,9 @@ from math import prod
 
 import torch
 
+from ..gpus import PEAKS
 from ..layout import KVLayout
 from ..shape import DecoderShape
-
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
-"""Dense bf16 FLOP/s by a part of the device's name, the longest that fits; from NVIDIA's data sheets, without
-sparsity."""
 
 
 def flops_per_token(shape: DecoderShape, layout: KVLayout, length: int) -> float:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import mlkv.own_packages  # noqa: F401  first, as all that follows imports them
 from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import (
+    advise,
     audit,
     check,
     export,
@@ -56,6 +57,13 @@ COMMANDS: tuple[Command[Any], ...] = (
     ),
     Command(
         "search", search.search, PlanOptions, "choose what to try next by the results so far, run it, draw the results"
+    ),
+    Command(
+        "advise",
+        advise.advise,
+        advise.AdviseOptions,
+        "say which layouts of a model fit into memory, what they may cost, and what to run",
+        _always,
     ),
     Command("fetch", run.fetch, PlanOptions, "download what a sweep's jobs need from the internet"),
     Command("run", run.run, run.RunOptions, "run one step in the foreground"),
