@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sweeps.store.errors import OK, UserError
 from sweeps.store.schema import LoggedRow
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import StepDir
+
+if TYPE_CHECKING:
+    from sweeps.store.store import Store
 
 _FIRST = ("time", "step", "steps")
 """Fields of a row that begin its line."""
@@ -51,6 +57,31 @@ class LogReader:
         if state.name in (StepState.RUNNING, StepState.PENDING):
             return ""
         return f"{self._step.id}: {': '.join(filter(None, [state.name.lower(), state.reason]))}\n"
+
+
+DRIVER = "driver"
+"""In place of a label: what the job printed that drives a sweep on SLURM."""
+FOLLOW_SECONDS = 1.0
+
+
+def print_driver_log(store: Store, sweep: str, follow: bool) -> int:
+    """Raises UserError where no job ever drove the sweep, and where SLURM does not answer."""
+    from sweeps.cli.selection import queue_answers
+    from sweeps.dispatch.queue_status import driver_job
+
+    printed = 0
+    while True:
+        with queue_answers():
+            job = driver_job(sweep, store)
+        if job is None or job.output is None:
+            raise UserError(f"{sweep}: no job drives it; a search on SLURM has one, or a sweep with a stopping rule")
+        text = job.output.read_text(encoding="utf-8", errors="replace") if job.output.exists() else ""
+        sys.stdout.write(text[printed:])
+        sys.stdout.flush()
+        printed = len(text)
+        if not follow or not job.live:
+            return OK
+        time.sleep(FOLLOW_SECONDS)
 
 
 def row_text(row: LoggedRow) -> str:

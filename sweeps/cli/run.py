@@ -206,7 +206,11 @@ def cancel(options: CancelOptions) -> int:
     store, console = existing(options.store), make_console()
     saved = store.sweep(options.name)
     if saved_cluster(saved).name == "slurm":
-        return _cancel_jobs(console, steps_to_cancel(store, saved, options.variants), store, saved)
+        if not options.variants:
+            saved.request_cancel()  # whoever drives it from a terminal stops; a job that does is cancelled
+        return _cancel_jobs(
+            console, steps_to_cancel(store, saved, options.variants), store, saved, driver=not options.variants
+        )
     if options.variants:
         raise UserError(f"{options.variants[0]}: sweep {saved.name} runs on this machine and is cancelled as a whole")
     message = _cancel_message(store, saved)
@@ -263,11 +267,13 @@ def prune(options: PruneOptions) -> int:
     return OK
 
 
-def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedSweep) -> int:
+def _cancel_jobs(console: Console, steps: list[str], store: Store, saved: SavedSweep, *, driver: bool) -> int:
+    """driver: the job that drives it ends too, before it can queue more."""
     from sweeps.dispatch import queue_status
 
     with queue_answers():
-        count = queue_status.cancel(steps, store)
+        count = queue_status.cancel_driver(saved.name, store) if driver else 0
+        count += queue_status.cancel(steps, store)
     if lost := store.unreadable_jobs():
         console.print(f"{lost}; `scancel` ends what they named", style="yellow", highlight=False, markup=False)
     done = f"cancelled {count} jobs of {saved.name}" if count else f"no job of {saved.name} is queued or running"

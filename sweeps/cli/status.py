@@ -51,7 +51,7 @@ class WhyOptions(JsonOption, SweepOptions):
 @dataclass(frozen=True)
 class LogsOptions(StoreOptions):
     words: tuple[str, ...] = argument(
-        "a step id or the beginning of one; a variant's or a step's label; or a sweep's name and one of these",
+        "a step id or its beginning; a variant's or a step's label; or a sweep's name and one of these, or `driver`",
         nargs="+",
         metavar="STEP|LABEL",
     )
@@ -78,11 +78,14 @@ def status(options: StatusOptions) -> int:
         states = _watch(console, graph, saved, store)
     else:
         states, _ = _states_and_jobs(console, graph, saved, store)
+    driver = driver_of(saved, store)
     if options.json:
-        print_json(json_output.of_states(saved.name, graph, states))
+        print_json({**json_output.of_states(saved.name, graph, states), "driver": driver})
     else:
         console.print(status_table(graph, states))
         console.print(summary(counts(graph, states)), highlight=False)
+        if driver:
+            console.print(f"driven by {driver}", highlight=False)
     if outdated := outdated_note(graph):
         console.print(outdated, highlight=False)
     for line in addresses(store, saved):
@@ -166,6 +169,21 @@ def _states_and_jobs(console: Console, graph: Graph, saved: SavedSweep, store: S
         return states, {}
 
 
+def driver_of(saved: SavedSweep, store: Store) -> str | None:
+    """Who decides what a sweep runs next, in words; None where all that it has is queued already, or nobody does."""
+    from sweeps.planning.parse import saved_cluster
+
+    process = store.journal(saved.name).driver()
+    if saved_cluster(saved).name != "slurm":
+        return process
+    from sweeps.dispatch.queue_status import QueueError, driver_job
+
+    with suppress(QueueError):  # whose states say so
+        if (job := driver_job(saved.name, store)) and (job.live or process is None):
+            return ", ".join(filter(None, [str(job), process]))
+    return process
+
+
 def _verify(console: Console, graph: Graph, store: Store) -> int:
     from rich.progress import track
     from rich.text import Text
@@ -236,6 +254,8 @@ def why(options: WhyOptions) -> int:
                 console.print(f"    {line}", style="dim", highlight=False, markup=False)
     if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
+    elif driver := driver_of(saved, store):
+        console.print(f"what is run next is decided by {driver}", highlight=False)
     return OK
 
 
@@ -264,9 +284,11 @@ def _tail(step: StepDir, job: JobStatus | None) -> list[str]:
 def logs(options: LogsOptions) -> int:
     import time
 
-    from sweeps.cli.logs import LogReader
+    from sweeps.cli.logs import DRIVER, LogReader, print_driver_log
 
     store = existing(options.store)
+    if options.words[1:] == (DRIVER,):
+        return print_driver_log(store, store.sweep(options.words[0]).name, options.follow)
     steps = _steps_with_logs(store, options.words)
     readers = [LogReader(step, label if len(steps) > 1 else "") for step, label in steps]
     while True:

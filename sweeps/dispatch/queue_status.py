@@ -54,7 +54,18 @@ def latest_jobs(steps: Iterable[str], store: Store) -> JobStatuses:
     """
     wanted = set(steps)
     noted = store.noted_jobs()
-    latest = {step: str(row.name) for row in noted for step in row.steps or () if step in wanted}
+    return _statuses({step: str(row.name) for row in noted for step in row.steps or () if step in wanted}, store)
+
+
+def driver_job(sweep: str, store: Store) -> JobStatus | None:
+    """The latest job that was to drive a sweep; None where none ever was. Raises QueueError."""
+    names = [str(row.name) for row in store.noted_jobs() if row.drives == sweep]
+    return _statuses({sweep: names[-1]}, store)[sweep] if names else None
+
+
+def _statuses(latest: Mapping[str, str], store: Store) -> JobStatuses:
+    """The states of jobs by their names. Raises QueueError."""
+    noted = store.noted_jobs()
     if not latest:
         return {}
     known = {
@@ -116,7 +127,17 @@ def _why_not_done(state: State, job: JobStatus) -> str:
 
 def cancel(steps: Iterable[str], store: Store) -> int:
     """End the live jobs that would run any of these steps; returns their number. Raises QueueError."""
-    ids = {job.id for job in latest_jobs(steps, store).values() if job.live and job.id}
+    return _cancel(latest_jobs(steps, store).values(), store)
+
+
+def cancel_driver(sweep: str, store: Store) -> int:
+    """End the live job that drives a sweep, so that it queues no more; returns how many these were. Raises
+    QueueError."""
+    return _cancel(filter(None, [driver_job(sweep, store)]), store)
+
+
+def _cancel(jobs: Iterable[JobStatus], store: Store) -> int:
+    ids = {job.id for job in jobs if job.live and job.id}
     SlurmExecutor(store.queue).cancel(ids)
     store.note_jobs([JobRow(cancelled=sorted(ids))])
     return len(ids)

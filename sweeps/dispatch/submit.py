@@ -177,8 +177,7 @@ def submit(steps: Iterable[Step], cluster: ClusterConfig, store: Store, saved: S
     `max_running` is applied to the sweep's queued jobs too. Raises UserError where SLURM refuses or does not answer.
     """
     todo = {step.id: step for step in steps}
-    offline = OFFLINE if cluster.offline else {}
-    executor = executor_of(cluster, store, {**_environment(store, saved), **offline, QUEUED: "1"})
+    executor = executor_of(cluster, store, job_environment(cluster, store, saved))
     try:
         live = {id: job for id, job in latest_jobs(_with_parents(todo.values()), store).items() if job.live}
         throttle(live.values(), cluster, store)
@@ -319,6 +318,11 @@ _QUIET = {
     # training four times slower (measured: docs/LOG.md, Threads).
     "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "100"),
 }
+
+
+def job_environment(cluster: ClusterConfig, store: Store, saved: SavedSweep | None = None) -> dict[str, str]:
+    """The variables of jobs on SLURM. Raises UserError where the store cannot be written."""
+    return {**_environment(store, saved), **(OFFLINE if cluster.offline else {}), QUEUED: "1"}
 
 
 def _environment(store: Store, saved: SavedSweep | None) -> dict[str, str]:

@@ -41,7 +41,9 @@ from sweeps.store.names import PATTERN, check_name
 from sweeps.tracking.target import TrackingConfig
 
 Baseline = Literal["untouched", "mha"]
-Kind = Annotated[str, NameOf(KINDS)]
+DRIVER = "search"
+"""In place of a kind of step: the job that drives a search on SLURM."""
+Kind = Annotated[str, NameOf(KINDS, (DRIVER,))]
 TaskNames = Annotated[tuple[str, ...], WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}})]
 """Composing makes a list of one that is given alone."""
 TRAINED = tuple(kind for kind in BUILT_IN if KINDS[kind].trains)
@@ -180,7 +182,7 @@ class ClusterConfig(Profile):
         if kind not in self._known_resources:
             own = self.resources.get(kind, Resources())
             own = replace(own, minutes=self.profile_of(kind).minutes(own))
-            self._known_resources[kind] = own.one_task_per_gpu() if kind_of(kind).trains else own
+            self._known_resources[kind] = own.one_task_per_gpu() if kind != DRIVER and kind_of(kind).trains else own
         return self._known_resources[kind]
 
     def with_training(self, training: TrainingResources) -> ClusterConfig:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from slurm.profile import Profile
 from slurm.resources import Resources
-from sweeps.planning.config import FILLED_HERE, KEYS, OF_A_KIND, ClusterConfig, Config, adapter
+from sweeps.planning.config import DRIVER, FILLED_HERE, KEYS, OF_A_KIND, ClusterConfig, Config, adapter
 from sweeps.planning.scalars import check_number, check_texts, is_number, leaves
 from sweeps.steps.registry import KINDS
 from sweeps.store.errors import UserError, choices, shown
@@ -73,7 +73,7 @@ def _split_profiles(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         if isinstance(given, Mapping) and (own := {name: given[name] for name in OF_A_KIND if name in given}):
             _check_values(Profile, own, f"cluster.resources.{kind}.")
             _validated(Profile, own, f"cluster.resources.{kind}")
-            if kind in KINDS:  # else the check of `resources` says so
+            if kind in KINDS or kind == DRIVER:  # else the check of `resources` says so
                 profiles[kind] = own
             resources[kind] = {name: value for name, value in given.items() if name not in own}
     return {**values, "cluster": {**cluster, "resources": resources}}, profiles

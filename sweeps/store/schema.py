@@ -340,13 +340,15 @@ class VariantRow:
 @dataclass(frozen=True, kw_only=True)
 class JobRow:
     """A line of jobs.jsonl: the steps that a job of some name runs for a sweep, written before it is submitted; or the
-    ids of jobs that `mlkv cancel` ended; or the names of jobs that SLURM did not take."""
+    sweep that it drives; or the ids of jobs that `mlkv cancel` ended; or the names of jobs that SLURM did not take."""
 
     name: str | None = later()
     steps: list[str] | None = later()
     sweep: str | None = later()
     cancelled: list[str] | None = later()
     refused: list[str] | None = later()
+    drives: str | None = later()
+    """The sweep whose trials it chooses and dispatches."""
 
 
 @dataclass(frozen=True, kw_only=True)

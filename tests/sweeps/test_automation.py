@@ -27,7 +27,7 @@ KEYS: dict[str, tuple[list[str], set[str]]] = {
         | {"layouts_to_follow"},
     ),
     "status of all": (["status"], {"sweeps"}),
-    "status": (["status", "old"], {"name", "counts", "steps"}),
+    "status": (["status", "old"], {"name", "counts", "steps", "driver"}),
     "why": (["why", "old", "MHA-4"], {"name", "steps"}),
     "show": (["show", "old", "MHA-4"], SHOWN),
     "diff": (["diff", "old", "stopped"], {"only", "all", "variants", "shared_steps"}),
