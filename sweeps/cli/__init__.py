@@ -51,12 +51,15 @@ def _always(_options: object) -> bool:
 
 COMMANDS: tuple[Command[Any], ...] = (
     Command("init", init.init, init.InitOptions, "write a config directory for your own model, text and tasks"),
-    Command("sweep", run.sweep, PlanOptions, "plan a sweep, run the missing steps, draw the results"),
+    Command("sweep", run.sweep, search.DrivenOptions, "plan a sweep, run the missing steps, draw the results"),
     Command(
         "plan", run.plan, run.ShowOptions, "show the steps of a sweep and which are missing; change nothing", _always
     ),
     Command(
-        "search", search.search, PlanOptions, "choose what to try next by the results so far, run it, draw the results"
+        "search",
+        search.search,
+        search.DrivenOptions,
+        "choose what to try next by the results so far, run it, draw the results",
     ),
     Command(
         "advise",

@@ -19,6 +19,7 @@ from sweeps.store.errors import NOT_DONE, OK, StoreError, UserError, choices
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeps.cli.search import DrivenOptions
     from sweeps.dispatch.grouping import JobSpec
     from sweeps.planning.config import ClusterConfig
     from sweeps.planning.plan import Plan
@@ -56,11 +57,15 @@ class ShowOptions(JsonOption, PlanOptions):
     """Of `plan`, which only shows one."""
 
 
-def sweep(options: PlanOptions) -> int:
+def sweep(options: DrivenOptions) -> int:
     from sweeps.planning.freeze import freeze
 
     console = make_console()
     planned, store = _plan(options)
+    if planned.config.stopping.active:
+        from sweeps.cli.search import driven_sweep
+
+        return driven_sweep(console, store, planned, options)
     while planned.following:
         saved = freeze(planned, store, list(options.overrides))
         _show_plan(console, planned, store)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
-from sweeps.cli.options import PlanOptions
+from sweeps.cli.options import PlanOptions, argument
 from sweeps.cli.results import report_modules
 from sweeps.cli.run import draw_results, mirror, print_end
 from sweeps.cli.wandb import Announcement, mirror_sweep
@@ -18,16 +20,30 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from analysis.data.metrics import Metric
-    from sweeps.dispatch.search_loop import Driver, Jobs
-    from sweeps.planning.config import Config
+    from sweeps.dispatch.search_loop import Driver, Jobs, Source
+    from sweeps.planning.config import ClusterConfig, Config
     from sweeps.planning.plan import Plan
     from sweeps.search.trials import Search
-    from sweeps.store.journal import SearchJournal
     from sweeps.store.store import SavedSweep, Store
 
 
-def search(options: PlanOptions) -> int:
-    """On this machine until nothing is left to do; the same line goes on with what an earlier one left."""
+ON_SLURM = 8
+"""Trials at a time in a queue, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class DrivenOptions(PlanOptions):
+    """Of subcommands that may decide while they run."""
+
+    foreground: bool = argument(
+        "on SLURM, drive a search, or a sweep with a stopping rule, from here and not by a job of its own",
+        "--foreground",
+        action="store_true",
+    )
+
+
+def search(options: DrivenOptions) -> int:
+    """Until nothing is left to do; the same line goes on with what an earlier one left."""
     from sweeps.planning.compose import Composer
     from sweeps.planning.resolve import Resolver
     from sweeps.search.trials import Search
@@ -37,9 +53,41 @@ def search(options: PlanOptions) -> int:
     composer, resolver = Composer(options.config_dir), Resolver(store)
     config = _checked(Search(composer, resolver, options.overrides))  # before anything is written
     store.check_sweep_name(config.name)
+    if config.cluster.name == "slurm" and not options.foreground:
+        return queue_driver(console, store, "search", config, options)
     with store.journal(config.name) as journal:
         found = Search(composer, resolver, options.overrides, journal)
-        return _drive(console, store, found, journal, list(options.overrides))
+        return _drive(console, store, found, config, list(options.overrides), begins(config, found))
+
+
+def driven_sweep(console: Console, store: Store, planned: Plan, options: DrivenOptions) -> int:
+    """A sweep with a stopping rule or a budget: its points are the trials."""
+    from sweeps.planning.freeze import freeze
+    from sweeps.search.points import Points
+
+    config = planned.config
+    if not config.evaluate.axis and not config.evaluate.accuracy:  # budgets need no score
+        config = replace(config, search=replace(config.search, objectives=("kv_bytes_per_token",)))
+    if config.cluster.name == "slurm" and not options.foreground:
+        if planned.name not in store.sweep_names():  # what the driver has not begun yet can be seen
+            freeze(planned, store, list(options.overrides))
+        return queue_driver(console, store, "sweep", config, options)
+    with store.journal(planned.name):
+        return _drive(console, store, Points(planned), config, list(options.overrides), "")
+
+
+def queue_driver(console: Console, store: Store, command: str, config: Config, options: DrivenOptions) -> int:
+    """Queue the job that drives it, and leave."""
+    from sweeps.dispatch.queue_status import JobStatus
+    from sweeps.dispatch.search_job import submit_driver
+
+    places = ["--store", str(store.root.absolute())]
+    places += ["--config-dir", str(options.config_dir.absolute())] if options.config_dir else []
+    line = [command, "--foreground", *places, *options.overrides]
+    job = submit_driver(config.name, line, config.cluster, store)
+    done = f"{job} drives it already" if isinstance(job, JobStatus) else f"job {job} drives it"
+    console.print(f"{done}; `mlkv status {config.name}` shows what it has begun", highlight=False)
+    return OK
 
 
 def _checked(found: Search) -> Config:
@@ -54,18 +102,24 @@ def _checked(found: Search) -> Config:
     return config
 
 
-def _drive(console: Console, store: Store, found: Search, journal: SearchJournal, arguments: list[str]) -> int:
-    from sweeps.dispatch.search_loop import drive
+def _drive(console: Console, store: Store, found: Source, config: Config, arguments: list[str], begins: str) -> int:
+    from sweeps.dispatch import search_job
+    from sweeps.dispatch.search_loop import LOOK_SECONDS, drive
     from sweeps.dispatch.submit import LocalSearchJobs
 
-    config = found.config
-    jobs = LocalSearchJobs(config.cluster, store)
-    driver = _driver(found, store, jobs, arguments)
+    queued = config.cluster.name == "slurm"
+    jobs = search_job.SlurmSearchJobs(config.cluster, store) if queued else LocalSearchJobs(config.cluster, store)
+    driver = _driver(found, config, store, jobs, arguments)
     view = SearchView(console, store, driver, config)
-    console.print(view.begins(found, journal), highlight=False)
+    if begins:
+        console.print(begins, highlight=False)
     try:
-        with view:
-            ended = drive(driver, jobs, view.watch)
+        with view, search_job.warned() if search_job.in_job() else nullcontext():
+            look_seconds = search_job.LOOK_SECONDS if queued else LOOK_SECONDS
+            ended = drive(driver, jobs, view.watch, look_seconds)
+    except search_job.Warned as warning:
+        console.print(f"{warning}: the job goes back into the queue", highlight=False)
+        return search_job.INTERRUPTED
     finally:
         jobs.close()
     saved = driver.saved
@@ -75,17 +129,18 @@ def _drive(console: Console, store: Store, found: Search, journal: SearchJournal
     console.print(view.table())
     console.print(view.ended(ended), highlight=False)
     mirror(console, store, saved)
+    if search_job.in_job():
+        return OK  # the job has done its work, whatever became of the steps
     drawn = draw_results(console, store, saved, Path(config.reports) / config.name)
     return NOT_DONE if failed or not drawn else OK
 
 
-def _driver(found: Search, store: Store, jobs: Jobs, arguments: list[str]) -> Driver:
-    from sweeps.dispatch.grouping import slots_of
+def _driver(found: Source, config: Config, store: Store, jobs: Jobs, arguments: list[str]) -> Driver:
     from sweeps.dispatch.search_loop import Driver
     from sweeps.planning.freeze import freeze
     from sweeps.search.objectives import Objectives
 
-    config, begun = found.config, list[int]()
+    begun = list[int]()
 
     def frozen(plan: Plan) -> SavedSweep:
         saved = freeze(plan, store, arguments)
@@ -94,16 +149,22 @@ def _driver(found: Search, store: Store, jobs: Jobs, arguments: list[str]) -> Dr
         begun.append(saved.number)
         return saved
 
-    better = score_metric(config).higher_is_better
     return Driver(
         found,
-        Objectives.of(config, better),
+        Objectives.of(config, score_metric(config).higher_is_better),
         store,
         jobs,
         frozen,
-        concurrent=config.search.concurrent or slots_of(config.cluster),
-        trials=config.stopping.trials,
+        concurrent=config.search.concurrent or _concurrent(config.cluster),
+        stopping=config.stopping,
     )
+
+
+def _concurrent(cluster: ClusterConfig) -> int:
+    """Trials at a time."""
+    from sweeps.dispatch.grouping import slots_of
+
+    return ON_SLURM if cluster.name == "slurm" else slots_of(cluster)
 
 
 def score_metric(config: Config) -> Metric:
@@ -114,6 +175,15 @@ def score_metric(config: Config) -> Metric:
     axis = config.evaluate.axis
     with one_line():
         return metric(axis[1] if axis else "accuracy")
+
+
+def begins(config: Config, found: Search) -> str:
+    size = found.space.size
+    points = f"{size:,} points" if size is not None else "a space without end"
+    names = ", ".join(dimension.name for dimension in found.space.dimensions) or "nothing is left open"
+    so_far = f"; {len(found.trials)} trials so far" if found.trials else ""
+    left = f", {found.left_out} of earlier lines are no points of it" if found.left_out else ""
+    return f"{config.name}: {points} ({names}), sampler {config.search.sampler}{so_far}{left}"
 
 
 class SearchView:
@@ -156,18 +226,9 @@ class SearchView:
                 self._printed[number] = self._driver.values[number]
             self._mirror(saved)
 
-    def begins(self, found: Search, journal: SearchJournal) -> str:
-        size = found.space.size
-        points = f"{size:,} points" if size is not None else "a space without end"
-        names = ", ".join(dimension.name for dimension in found.space.dimensions) or "nothing is left open"
-        so_far = f"; {len(found.trials)} trials so far" if found.trials else ""
-        left = f", {found.left_out} of earlier lines are no points of it" if found.left_out else ""
-        sampler = self._config.search.sampler
-        return f"{self._config.name}: {points} ({names}), sampler {sampler}{so_far}{left}"
-
     def ended(self, whole: bool) -> str:
         why = self._driver.no_more if whole else "it was cancelled; the same line goes on"
-        return f"the search has ended: {why}. {self._counts()}"
+        return f"{self._config.name} has ended: {why}. {self._counts()}"
 
     def table(self) -> RenderableType:
         """The front so far."""
@@ -205,11 +266,9 @@ class SearchView:
 
     def _counts(self) -> str:
         driver, budget = self._driver, self._config.stopping.trials
-        running = len(driver.running)
-        failed = sum(values is None for values in driver.values.values())
-        all_trials = len(driver.source.trials)
-        parts = [f"{all_trials - running - failed} done", f"{running} running"]
-        parts += [f"{failed} failed"] if failed else []
+        counted = driver.counts()
+        all_trials = sum(counted.values())
+        parts = [f"{number} {state}" for state, number in counted.items() if number or state in ("done", "running")]
         parts += [f"{max(0, budget - all_trials)} left of {budget}"] if budget else []
         return f"trials: {', '.join(parts)}"
 

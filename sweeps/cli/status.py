@@ -179,7 +179,7 @@ def driver_of(saved: SavedSweep, store: Store) -> str | None:
     from sweeps.dispatch.queue_status import QueueError, driver_job
 
     with suppress(QueueError):  # whose states say so
-        if (job := driver_job(saved.name, store)) and (job.live or process is None):
+        if (job := driver_job(saved.name, store)) and not job.state.ok:
             return ", ".join(filter(None, [str(job), process]))
     return process
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sweeps.dispatch.local_loop import MAX_ROUNDS
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Graph, States, blockers, read_states_while_running
+from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.planning.variant import Variant
+from sweeps.search.course import Course, Look, course
 from sweeps.search.objectives import Objectives, front, has_failed
+from sweeps.search.spent import spent_by
 from sweeps.search.trials import Trial, Values
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
@@ -33,6 +36,8 @@ class Source(Protocol):
     """Where trials come from: a sampler, or the list of a sweep's points."""
 
     trials: list[Trial]
+    impossible: str
+    """Why the last point that was refused is none; empty where none was."""
 
     def ask(self, values: Values) -> Trial | None: ...
 
@@ -42,11 +47,15 @@ class Source(Protocol):
 class Jobs(Protocol):
     """Where the steps are run."""
 
-    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> None:
-        """Queue steps, parents before children, beside those that run. Raises UserError."""
+    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> set[str]:
+        """Queue steps, parents before children, beside those that run; the ids of those that were taken, which a full
+        queue does not do of all. Raises UserError."""
 
     def live(self) -> set[str]:
         """Ids of the steps that queued or running jobs are to run."""
+
+    def ended_by_hand(self) -> set[str]:
+        """Ids of the steps whose jobs a person has ended since the driver began: they are not queued again."""
 
     def poll(self) -> None:
         """Let it do its work; called a few times per second."""
@@ -76,12 +85,15 @@ class Driver:
         freeze: Freeze,
         *,
         concurrent: int,
-        trials: int | None = None,
+        stopping: StoppingConfig,
     ) -> None:
-        """concurrent: trials at a time. trials: how many there may be in all; None: all that the source has."""
+        """concurrent: trials at a time."""
         self.source, self.objectives = source, objectives
         self._store, self._jobs, self._freeze = store, jobs, freeze
-        self._concurrent, self._budget = concurrent, trials
+        self._concurrent, self._stopping = concurrent, stopping
+        self._since = ""
+        """When the sweep was first planned."""
+        self._course = Course()
         self._plan: Plan | None = None
         self._frozen: list[SavedSweep] = []
         self._states: States = {}
@@ -113,18 +125,35 @@ class Driver:
         if self._plan is None and self.source.trials:  # of a driver before this one
             self._new_plan()
         self._read()
+        self._steer()
         if self._ask():
             self._new_plan()
             self._read()
+            self._steer()
         todo = self._todo()
         live = self._jobs.live()
         new = [step for step in todo if step.id not in live]
         if new:
-            self._tries.update(step.id for step in new)
             saved = self.saved
             assert saved is not None  # there are steps, so they were frozen
-            self._jobs.begin(new, saved)
+            self._tries.update(self._jobs.begin(new, saved))
         return bool(new or live or self.running or not self.no_more)
+
+    def counts(self) -> dict[str, int]:
+        """How many trials are done, running, waiting at a rung (or to be begun), stopped, or have failed."""
+        running = {trial.number for trial in self.running}
+        counted = dict.fromkeys(("done", "running", "waiting", "stopped", "failed"), 0)
+        for trial in self.source.trials:
+            failed = trial.number in self.values and self.values[trial.number] is None
+            state = "failed" if failed else "running" if trial.number in running else self._rest(trial)
+            counted[state] += 1
+        return counted
+
+    def _rest(self, trial: Trial) -> str:
+        last = trial.variants[-1]
+        if any(step.id in self._course.stopped for step in last.steps):
+            return "stopped"
+        return "done" if len(self._wanted(trial)) == len(trial.variants) else "waiting"
 
     def front(self) -> list[Front]:
         """The trials that no other is at least as good as in everything."""
@@ -150,17 +179,46 @@ class Driver:
         return known[-1] if known else trial.variants[0]
 
     def _new_plan(self) -> None:
-        self._plan = self.source.plan()
+        self._freeze_with(self.source.plan(), self._course.stopped)
+
+    def _freeze_with(self, plan: Plan, stopped: Mapping[str, str]) -> None:
+        """Freeze a plan with the steps of it that are not to be run."""
+        self._plan = replace(plan, stopped={id: reason for id, reason in stopped.items() if id in plan.steps})
         self._frozen.append(self._freeze(self._plan))
+        if not self._since:
+            self._since = self._store.plans(plan.name)[-1].plan.created
+
+    def _steer(self) -> None:
+        """Apply the stopping rule and the budgets to what there is now; the plan says what they stop before anything
+        else is dispatched."""
+        if self._plan is None:
+            return
+        own = {tuple(step.id for step in v.steps) for trial in self.source.trials for v in trial.variants}
+        others = [v for v in self._plan.variants if tuple(step.id for step in v.steps) not in own]
+        variants = [*others, *(v for trial in self.source.trials for v in trial.variants)]
+        dispatched = self._jobs.live() | {id for id, tries in self._tries.items() if tries}
+        look = Look.at(
+            variants,
+            self._states,
+            dispatched,
+            lambda variant: self.objectives.read(self._store, variant),
+            self._is_late,
+            self._gave_up,
+        )
+        spent = spent_by(variants, self._states, dispatched, self._store, self._since)
+        more = not self.no_more
+        self._course = course(self.source.trials, others, self._stopping, look, spent, self._concurrent, more=more)
+        self.no_more = self.no_more or self._course.ended or ""
+        if self._course.stopped != self._plan.stopped:
+            self._freeze_with(self._plan, self._course.stopped)
 
     def _read(self) -> None:
-        stopped = self._plan.stopped if self._plan else None
-        self._states = read_states_while_running(self.graph, self._store, stopped)
+        self._states = read_states_while_running(self.graph, self._store)
         blocked = blockers(self.graph, self._states)
         for trial in self.source.trials:
             if trial.number in self._settled:
                 continue
-            variant = self._wanted(trial)[-1]
+            variant = (self._wanted(trial) or trial.variants)[-1]
             if all(step.id in self._states for step in variant.steps) and (
                 has_failed(variant, self._states, blocked) or self._gave_up(variant)
             ):
@@ -177,15 +235,18 @@ class Driver:
 
     def _gave_up(self, variant: Variant) -> bool:
         """Whether a step was lost or interrupted so often that a person has to look at it."""
-        live = self._jobs.live()
+        live, by_hand = self._jobs.live(), self._jobs.ended_by_hand()
         return any(
-            self._tries[step.id] >= MAX_ROUNDS and not self._is_done(step.id) and step.id not in live
+            (self._tries[step.id] >= MAX_ROUNDS or step.id in by_hand)
+            and not self._is_done(step.id)
+            and step.id not in live
             for step in variant.steps
         )
 
     def _wanted(self, trial: Trial) -> tuple[Variant, ...]:
         """The rungs of a trial that are to be run."""
-        return trial.variants
+        run = {id(variant) for variant in self._course.run}
+        return tuple(variant for variant in trial.variants if id(variant) in run)
 
     def _is_open(self, trial: Trial) -> bool:
         """Whether steps of it are to be run before it leaves room for another."""
@@ -204,9 +265,10 @@ class Driver:
     def _ask(self) -> list[Trial]:
         """As many new trials as there is room and budget for."""
         asked: list[Trial] = []
-        while not self.no_more and len(self.running) < self._concurrent:
-            if self._budget is not None and len(self.source.trials) >= self._budget:
-                self.no_more = f"stopping.trials = {self._budget}"
+        most = self._stopping.trials
+        while not self.no_more and len(self.running) + len(asked) < self._concurrent:
+            if most is not None and len(self.source.trials) >= most:
+                self.no_more = f"stopping.trials = {most}"
             elif (trial := self.source.ask(self.values)) is None:
                 self.no_more = "every point was tried"
             else:
@@ -217,6 +279,7 @@ class Driver:
         """Steps to run now, parents first."""
         blocked = blockers(self.graph, self._states)
         wanted = self._wanted_ids()
+        by_hand = self._jobs.ended_by_hand()
         late_too = bool(self.no_more) and not self.running
         return [
             step
@@ -225,20 +288,12 @@ class Driver:
             and self._states[id].name not in ENDED
             and id not in blocked
             and self._tries[id] < MAX_ROUNDS
+            and id not in by_hand
             and (late_too or not self._is_late(step))
         ]
 
     def _wanted_ids(self) -> set[str]:
-        variants: Iterable[Variant] = self._plan.variants if self._plan else ()
-        not_wanted = {
-            step.id
-            for trial in self.source.trials
-            for variant in trial.variants[len(self._wanted(trial)) :]
-            for step in variant.steps
-        }
-        wanted = {step.id for trial in self.source.trials for v in self._wanted(trial) for step in v.steps}
-        others = {step.id for variant in variants for step in variant.steps} - not_wanted
-        return wanted | others
+        return {step.id for variant in self._course.run for step in variant.steps} - self._course.stopped.keys()
 
 
 def drive(driver: Driver, jobs: Jobs, watch: Callable[[], None], look_seconds: float = LOOK_SECONDS) -> bool:

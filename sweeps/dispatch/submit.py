@@ -136,7 +136,7 @@ class LocalSearchJobs:
         self._cluster, self._store = cluster, store
         self._jobs: LocalJobs | None = None
 
-    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> None:
+    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> set[str]:
         specs = job_specs(steps, self._cluster, self.live())
         if self._jobs is None:
             self._jobs = start_local(specs, self._cluster, self._store, saved)
@@ -145,9 +145,13 @@ class LocalSearchJobs:
                 self._jobs.add(specs)
             except ValueError as error:
                 raise UserError(f"cluster: {error}") from None
+        return {step.id for step in steps}
 
     def live(self) -> set[str]:
         return self._jobs.live() if self._jobs else set()
+
+    def ended_by_hand(self) -> set[str]:
+        return set()
 
     def poll(self) -> None:
         if self._jobs:

@@ -144,14 +144,16 @@ def course(
     for trial in sorted(trials, key=lambda each: -reached[each.number]):
         if 0 < reached[trial.number] < len(trial.variants):
             _continue(trial, reached[trial.number], decisions.get(trial.number), look, budget, room, found)
+    refused: str | None = None
     for trial in coming:
         if reason := budget.refuses_trial(trial):
             found.stop(trial.variants, reason)
+            refused = reason
         elif len(found.active) < room:
             budget.take_trial(trial)
             found.run += trial.variants if stopping.rule == "none" else trial.variants[:1]
             found.active.append(trial.number)
-    found.ended = budget.no_more_trials() or budget.hours_spent()
+    found.ended = budget.no_more_trials() or refused
     found.settle([*others, *(variant for trial in trials for variant in trial.variants)])
     return found
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sweeps.store.files import sha256
@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
 _IMPORTED = ("mlkv", "sweeps", "slurm", "conf/tasks")
+DRIVER = ("mlkv", "sweeps", "slurm", "analysis", "conf")
+"""What a job needs that plans while it runs, and not steps alone."""
 
 
 def import_variables(root: Path = ROOT, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -26,23 +28,23 @@ def import_variables(root: Path = ROOT, inherited: Mapping[str, str] = os.enviro
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
-def sources(root: Path = ROOT) -> Iterator[tuple[str, Path]]:
+def sources(root: Path = ROOT, folders: Sequence[str] = _IMPORTED) -> Iterator[tuple[str, Path]]:
     """Every file that jobs import or read, with its name below the root."""
-    for folder in _IMPORTED:
+    for folder in folders:
         for path in sorted((root / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path.relative_to(root).as_posix(), path
 
 
-def tree_hash(root: Path = ROOT) -> str:
+def tree_hash(root: Path = ROOT, folders: Sequence[str] = _IMPORTED) -> str:
     """Sixteen hex digits over every file that jobs import or read."""
     digest = hashlib.sha256()
-    for name, path in sources(root):
+    for name, path in sources(root, folders):
         digest.update(f"{name} {sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def copy_tree(target: Path) -> None:
-    for name, path in sources():
+def copy_tree(target: Path, folders: Sequence[str] = _IMPORTED) -> None:
+    for name, path in sources(folders=folders):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from mlkv.files import discard
@@ -357,10 +357,19 @@ class Store:
 
         if (known := self.code(self.code_hash)).is_dir():
             return known
+        return self._copied(copy_tree, tree_hash)
+
+    def snapshot_driver(self) -> Path:
+        """The same of what a job imports and reads that plans while it runs. Raises OSError."""
+        from sweeps.store.code import DRIVER, copy_tree, tree_hash
+
+        return self._copied(partial(copy_tree, folders=DRIVER), lambda copy: f"driver-{tree_hash(copy, DRIVER)}")
+
+    def _copied(self, copy: Callable[[Path], None], name: Callable[[Path], str]) -> Path:
         temporary = self.root / "code" / f".copy-{secrets.token_hex(6)}"
         try:
-            copy_tree(temporary)
-            target = self.code(tree_hash(temporary))
+            copy(temporary)
+            target = self.code(name(temporary))
             rename_once(temporary, target)  # else somebody else's copy of the same tree is in place
         finally:
             discard(temporary)

@@ -18,6 +18,7 @@ from sweeps.planning.grammar import Grid, Interval
 from sweeps.planning.plan import Plan
 from sweeps.planning.resolve import Resolver
 from sweeps.planning.search_config import Sampler
+from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.search.objectives import Objectives, front
 from sweeps.search.space import Point, Space
 from sweeps.search.study import Study, Told
@@ -102,11 +103,15 @@ class FakeJobs:
         self._store, self._runs, self._calls = store, runs, calls
         self._queued: list[Step] = []
 
-    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> None:
+    def begin(self, steps: Sequence[Step], saved: SavedSweep) -> set[str]:
         self._calls()
         assert {step.id for step in steps} <= saved.plan.steps.keys()  # what is dispatched is frozen
         self._queued += steps
         self._calls()
+        return {step.id for step in steps}
+
+    def ended_by_hand(self) -> set[str]:
+        return set()
 
     def live(self) -> set[str]:
         self._calls()
@@ -147,7 +152,7 @@ def drive(store: Store, line: list[str], calls: Callable[[], None], runs: Counte
         search = Search(composer, resolver, line, journal)
         jobs = FakeJobs(store, runs, calls)
         objectives = Objectives.of(search.config, higher_is_better=False)
-        driver = Driver(search, objectives, store, jobs, frozen, concurrent=1, trials=trials)
+        driver = Driver(search, objectives, store, jobs, frozen, concurrent=1, stopping=StoppingConfig(trials=trials))
         while driver.look():
             jobs.poll()
     return driver
@@ -229,7 +234,15 @@ def test_a_trial_that_fails_is_told_so_and_the_search_goes_on(tmp_path: Path, li
         search = Search(Composer(TEST_CONF), Resolver(store), [*line, "sweep.baselines=[]"], journal)
         jobs = Failing(store, Counter(), lambda: None)
         objectives = Objectives.of(search.config, higher_is_better=False)
-        driver = Driver(search, objectives, store, jobs, lambda plan: freeze(plan, store, line), concurrent=1, trials=3)
+        driver = Driver(
+            search,
+            objectives,
+            store,
+            jobs,
+            lambda plan: freeze(plan, store, line),
+            concurrent=1,
+            stopping=StoppingConfig(trials=3),
+        )
         while driver.look():
             jobs.poll()
     assert [driver.values[number] is None for number in (1, 2, 3)] == [True, False, False]
