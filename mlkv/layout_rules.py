@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from math import comb
 
 from . import rules
 from .groupings import SEED, groupings, of_sizes
@@ -109,7 +109,7 @@ def _patterned(pattern: str, layers: int, owners: int, matrices: Matrices) -> So
 def grouped(layers: int, owners: int, most: int) -> list[Sources]:
     """All ways to cut the layers into groups of neighbours that read their lowest layer; where there are more than
     `most`, those that patterns make, and then groups drawn at random, always the same."""
-    if comb(layers - 1, owners - 1) <= most:
+    if math.comb(layers - 1, owners - 1) <= most:
         return [of_sizes(sizes) for sizes in groupings(layers, owners)]
     found: dict[Sources, None] = {}
     for pattern in PLACED:
@@ -168,12 +168,52 @@ def candidates(name: str, sizes: Iterable[Size], base: KVLayout, most: int) -> l
     assert rule.candidates, "it places owners by itself"
     found: dict[KVLayout, None] = {}
     # The sizes with the fewest layouts first: what they leave of their share is the others'.
-    for done, (owners, heads) in enumerate(sorted(every, key=lambda size: comb(base.layers - 1, size[0] - 1))):
+    for done, (owners, heads) in enumerate(sorted(every, key=lambda size: math.comb(base.layers - 1, size[0] - 1))):
         share = (most - len(found)) // (len(every) - done)
         with LAYOUT_RULES.running(name, ValueError):
             taken = rule.candidates(base.layers, owners, max(share, 1))
         found |= dict.fromkeys(_checked(name, tuple(each), None, (owners, heads), base) for each in taken)
     return list(found)[:most]
+
+
+def variations(layout: KVLayout, choices: Sequence[int]) -> list[KVLayout]:
+    """A layout, and those in which one owner has another number of heads and the others can still have one each. Raises
+    ValueError where keys and values are apart."""
+    if layout.apart:
+        raise ValueError("layout.spread: keys and values apart have equally many heads in each owner; choose equal")
+    most = sum(layout.kv_heads) - len(layout.kv_heads) + 1
+    changed = [
+        (*layout.kv_heads[:owner], heads, *layout.kv_heads[owner + 1 :])
+        for owner, own in enumerate(layout.kv_heads)
+        for heads in choices
+        if heads != own and heads <= most
+    ]
+    return [layout, *(replace(layout, kv_heads=heads) for heads in changed)]
+
+
+def spread(scores: Mapping[KVLayout, float], layout: KVLayout) -> KVLayout:
+    """The layout with as many heads in all, whose owners have those numbers of them that lose least in sum, by what
+    each change alone loses (`variations`). By dynamic programming over owners; of equals, the nearest to `layout`."""
+    total = sum(layout.kv_heads)
+    # By the heads that the owners so far have in all: what that loses, how many of them changed, and their heads.
+    best: dict[int, tuple[float, int, tuple[int, ...]]] = {0: (0.0, 0, ())}
+    for owner, own in enumerate(layout.kv_heads):
+        changed = [each for each in scores if _differs(each, layout, owner)]
+        losses = {own: 0.0} | {each.kv_heads[owner]: scores[each] - scores[layout] for each in changed}
+        found: dict[int, tuple[float, int, tuple[int, ...]]] = {}
+        for used, (loss, changes, before) in best.items():
+            for heads, more in losses.items():
+                way = loss + more, changes + (heads != own), (*before, heads)
+                if used + heads <= total and way < found.get(used + heads, (math.inf, 0, ())):
+                    found[used + heads] = way
+        best = found
+    return replace(layout, kv_heads=best[total][2])
+
+
+def _differs(layout: KVLayout, other: KVLayout, owner: int) -> bool:
+    """In the heads of this owner, and no others'."""
+    pairs = zip(layout.kv_heads, other.kv_heads, strict=True)
+    return [i for i, (one, another) in enumerate(pairs) if one != another] == [owner]
 
 
 def _checked(name: str, sources: Sources, values: Sources | None, size: Size, base: KVLayout) -> KVLayout:

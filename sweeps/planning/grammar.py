@@ -30,6 +30,9 @@ ONE_AT_A_TIME = ("name", "reports", "scale", "sweep", "cluster", "tracking", "st
 MAX_POINTS = 100_000
 """Points of one sweep at most. To plan one takes about 10 ms, and so many take a quarter of an hour."""
 
+_OF_ANY_SIZE = ("layout.rule", "layout.spread", "layout.candidates")
+"""Keys of an experiment's grid that a budget on the line leaves as they are: how a layout of that size is searched."""
+
 _FUNCTIONS = {function.__name__: function for function in (int, float, str, abs, min, max, len, round)}
 """What a filter can call. Without simpleeval's random numbers, which would make another sweep of the same line."""
 
@@ -212,13 +215,14 @@ def _overridden(key: str, named: set[str], sweep: SweepConfig) -> bool:
     or a layout's budget or share of the cache.
 
     Half of a zip would be a product with the other half. A group option (layout=mqa) sets all keys of its group anew,
-    so the experiment's values for single ones no longer fit. A budget or a share chooses layers and heads by itself.
+    so the experiment's values for single ones no longer fit. A budget or a share chooses layers and heads by itself, or
+    by the rule of a searched layout.
     """
     zipped = [] if "sweep.zip" in named else sweep.zipped
     partners = next((group for group in zipped if key in group), (key,))
     replaced = set(partners) | {key.partition(".")[0]}
     sized = bool(named & {"layout.budget", "layout.cache"})
-    return bool(replaced & named) or (key.startswith("layout.") and sized)
+    return bool(replaced & named) or (key.startswith("layout.") and sized and key not in _OF_ANY_SIZE)
 
 
 def _check_zip(sweep: SweepConfig, swept_keys: set[str], intervals: Collection[str]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _HEAD_WIDTH, _HEADS = "model.decoder.head_dim", "model.decoder.heads"
 RULE = "layout.rule"
 """The key by which a variant's row and label name the rules that made its layout."""
+SPREAD = "layout.spread"
+"""The same of how its heads are spread over owners, where that is not equally."""
 _MODEL = ("model", "model.path", "model.hub", "model.name")
 """Keys that choose a model: labels show its name instead."""
 
@@ -93,7 +95,7 @@ def _values(variant: Variant, others: Sequence[Variant], differing: Collection[s
     are the same in one of `others`."""
     unclear = len({other.layout for other in others}) > len({shape_label(other.layout) for other in others})
     for line in variant.varying:
-        if key_of(line) == RULE:
+        if key_of(line) in (RULE, SPREAD):
             yield line
         elif _of_layout(key_of(line)):
             if unclear and any(line not in other.varying for other in others):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 from pydantic import BeforeValidator, WithJsonSchema
@@ -98,6 +98,10 @@ class LayoutConfig:
     """How a searched layout places its owners (mlkv/layout_rules.py). Only pattern searched reads it."""
     candidates: Annotated[int, Ge(1), Le(10_000)] = added(MOST_CANDIDATES)
     """How many layouts a rule that scores conversions compares at most. Only pattern searched reads it."""
+
+    spread: Literal["equal", "untrained"] = added("equal")
+    """The heads of a searched layout's owners: equally many, or those numbers that lose least by the scores of
+    conversions before any training. Only pattern searched reads it."""
 
     def layouts(self, base: KVLayout, start: KVLayout | None = None) -> list[KVLayout]:
         """The layouts that this rule makes of a base: of the heads in `start`, which are the base's own unless the
@@ -197,7 +201,7 @@ class LayoutConfig:
     def sizes(self, base: KVLayout) -> list[Size]:
         """Owners, and heads of each, that a searched layout of this size can have; most owners first, as at equal bytes
         they lose least (docs/findings.md). Raises ValueError naming the field."""
-        choices = divisors(gcd(*base.keys.kv_heads, *base.values.kv_heads))
+        choices = head_choices(base)
         whole = None if self.budget is None else Fraction(self.budget)
         wanted = self.cache * Fraction(base.budget) if self.cache else whole
         if wanted is None and self.kv_heads is None:
@@ -228,6 +232,7 @@ class LayoutConfig:
             value_heads=layout.value_heads,
             rule=None,
             candidates=MOST_CANDIDATES,
+            spread="equal",
         )
 
     def _size_fault(self, base: KVLayout, start: KVLayout, budget: Fraction | None, possible: list[int]) -> str:
@@ -313,6 +318,11 @@ class LayoutConfig:
         value_heads = (None, layout.values.kv_heads[0], layout.values.kv_heads)
         fits = self.kv_heads in heads and self.value_heads in value_heads
         return fits and self.kv_layers in (None, layout.kv_layers)
+
+
+def head_choices(base: KVLayout) -> list[int]:
+    """How many heads any owner can have, whatever layers read it."""
+    return divisors(gcd(*base.keys.kv_heads, *base.values.kv_heads))
 
 
 def _text(value: Any) -> str:

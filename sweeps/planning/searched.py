@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlkv.layout import KVLayout
-from mlkv.layout_rules import DAMAGE, LAYOUT_RULES, SEARCHED, Matrices, candidates, placed
+from mlkv.layout_rules import DAMAGE, LAYOUT_RULES, SEARCHED, Matrices, candidates, placed, spread, variations
 from mlkv.patterns import EXPLICIT, sources_of, value_sources_of, with_heads
 from mlkv.recipes import SimilarityRecipe
 from mlkv.training_recipes import TrainRecipe
 from sweeps.planning.config import Config, EvaluateConfig
-from sweeps.planning.labels import RULE
-from sweeps.planning.layout_config import LayoutConfig
+from sweeps.planning.labels import RULE, SPREAD
+from sweeps.planning.layout_config import LayoutConfig, head_choices
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import Model, Resolver
 from sweeps.planning.variant import Variant
@@ -49,12 +49,14 @@ class Search:
         if layout.pattern == SEARCHED:
             self._has_searched = True
         elif layout.rule:
-            self._unread = layout.rule
+            self._unread = f"{RULE} = {layout.rule}"
+        elif layout.spread != "equal":
+            self._unread = f"{SPREAD} = {layout.spread}"
 
     def check_read(self) -> None:
         """Raises UserError where a rule is given and none of the sweep's layouts is made by one."""
         if self._unread and not self._has_searched:
-            raise UserError(f"{RULE} = {self._unread}: no layout of this sweep is by a rule; add layout=searched")
+            raise UserError(f"{self._unread}: no layout of this sweep is by a rule; add layout=searched")
 
     def settled(self, point: Variant, resolver: Resolver) -> Variant:
         """A point with a searched layout as the one that has this layout written out; with another of its size, by
@@ -73,9 +75,15 @@ class Search:
         name = str(config.layout.rule)
         sizes = config.layout.sizes(base)
         if LAYOUT_RULES[name].candidates:
-            return self._best(point, resolver, candidates(name, sizes, base, config.layout.candidates))
-        matrices = self._compared(point, resolver) if LAYOUT_RULES[name].measures else {}
-        return None if matrices is None else placed(name, sizes, base, matrices)
+            scores = self._scores(point, resolver, candidates(name, sizes, base, config.layout.candidates))
+            layout = min(scores, key=scores.__getitem__) if scores else None
+        else:
+            matrices = self._compared(point, resolver) if LAYOUT_RULES[name].measures else {}
+            layout = None if matrices is None else placed(name, sizes, base, matrices)
+        if layout is None or config.layout.spread == "equal":
+            return layout
+        scores = self._scores(point, resolver, variations(layout, head_choices(base)))
+        return spread(scores, layout) if scores else None
 
     def _compared(self, point: Variant, resolver: Resolver) -> Matrices | None:
         """The matrices of the point's base; None where no step has compared its layers yet."""
@@ -96,17 +104,17 @@ class Search:
                 raise UserError(f"{RULE} = {point.config.layout.rule}: step {id} cannot be read ({error})") from None
         return self._matrices[id]
 
-    def _best(self, point: Variant, resolver: Resolver, layouts: list[KVLayout]) -> KVLayout | None:
-        """The layout whose conversion has the fewest bits per byte, of equals the first; None where one is not scored
-        yet."""
-        bits: list[float] = []
-        for each in (with_steps(_candidate(point, layout), resolver) for layout in layouts):
-            record = self.store.step(each.evaluate[BITS].id).record()
-            if record:
-                bits.append(next((row.value for row in record.metrics if row.metric == BITS and row.value), math.inf))
+    def _scores(self, point: Variant, resolver: Resolver, layouts: list[KVLayout]) -> dict[KVLayout, float] | None:
+        """Bits per byte of each layout's conversion; None where one is not scored yet."""
+        found: dict[KVLayout, float] = {}
+        for layout in layouts:
+            asked = with_steps(_candidate(point, layout), resolver)
+            if record := self.store.step(asked.evaluate[BITS].id).record():
+                bits = (row.value for row in record.metrics if row.metric == BITS and row.value is not None)
+                found[layout] = next(bits, math.inf)
             else:
-                self._ask(each)
-        return layouts[bits.index(min(bits))] if len(bits) == len(layouts) else None
+                self._ask(asked)
+        return found if len(found) == len(layouts) else None
 
     def _ask(self, variant: Variant) -> None:
         self.inputs[tuple(step.id for step in variant.steps)] = variant
@@ -133,8 +141,12 @@ def _check(config: Config, model: Model) -> None:
     if start != "convert":
         raise UserError(f"layout.pattern = {SEARCHED}: convert.start = {start} has no base that a rule could read")
     rule, own = LAYOUT_RULES[name], model.layout
-    if rule.candidates and config.elastic.steps != 0:
-        raise UserError(f"{RULE} = {name}: scores conversions of the base, and elastic training cuts; add elastic=none")
+    spread_by = config.layout.spread
+    if config.elastic.steps != 0 and (rule.candidates or spread_by != "equal"):
+        what = f"{RULE} = {name}" if rule.candidates else f"{SPREAD} = {spread_by}"
+        raise UserError(f"{what}: scores conversions of the base, and elastic training cuts; add elastic=none")
+    if rule.values and spread_by != "equal":
+        raise UserError(f"{SPREAD} = {spread_by}: {name} places keys and values apart, with equally many heads each")
     what = "caches latents" if own.latent else "has layers that read from above" if own.reads_above else ""
     if rule.measures and what:
         raise UserError(
@@ -155,7 +167,8 @@ def _stand_in(point: Variant) -> KVLayout:
 
 
 def _with_layout(point: Variant, layout: KVLayout) -> Variant:
-    own, values, named = point.config.layout, point.values, f"{RULE}={point.config.layout.rule}"
+    own, values = point.config.layout, point.values
+    named = [f"{RULE}={own.rule}", *([] if own.spread == "equal" else [f"{SPREAD}={own.spread}"])]
     written: Values = {"pattern": EXPLICIT, "kv_source_layers": [*layout.kv_source_layers]}
     written["kv_heads"] = [*layout.kv_heads]
     if layout.value_source_layers:
@@ -167,7 +180,7 @@ def _with_layout(point: Variant, layout: KVLayout) -> Variant:
         config=replace(point.config, layout=own.written_out(layout)),
         values={**values, "layout": written},
         layout=own.with_latent(layout, point.model.layout, point.model.shape),
-        varying=(*point.varying, named),
+        varying=(*point.varying, *named),
     )
 
 
@@ -177,14 +190,15 @@ def _candidate(point: Variant, layout: KVLayout) -> Variant:
     scores = replace(own.evaluate, tasks=(BITS,), accuracy=(), axis=None, few_shot=None, lengths=(), converted=())
     measure, untrained = replace(own.measure, batch_sizes=()), TrainRecipe(steps=0)
     config = replace(own, uptrain=untrained, evaluate=scores, measure=measure, similarity=SimilarityRecipe(), added={})
-    sources = ",".join(map(str, layout.kv_source_layers))
     made = _with_layout(replace(point, config=config), layout)
-    return replace(made, varying=(f"layout.kv_source_layers=[{sources}]",))
+    written = ("kv_source_layers", layout.kv_source_layers), ("kv_heads", layout.kv_heads)
+    return replace(made, varying=tuple(f"layout.{key}=[{','.join(map(str, each))}]" for key, each in written))
 
 
 def _what_decides(config: Config) -> Any:
     """All that a searched layout follows from."""
     own = config.evaluate
-    scores = (own.limit, own.precision, config.cache) if LAYOUT_RULES[str(config.layout.rule)].candidates else ()
+    scored = LAYOUT_RULES[str(config.layout.rule)].candidates or config.layout.spread != "equal"
+    scores = (own.limit, own.precision, config.cache) if scored else ()
     recipes = (config.base, config.convert, config.calibrate, config.similarity)
     return (config.model, config.layout, config.corpus, *recipes, scores)

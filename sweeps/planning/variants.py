@@ -20,7 +20,7 @@ from sweeps.planning.checks import (
 )
 from sweeps.planning.config import Config
 from sweeps.planning.grammar import keeps
-from sweeps.planning.labels import RULE, key_of
+from sweeps.planning.labels import RULE, SPREAD, key_of
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import (
     Model,
@@ -53,7 +53,7 @@ def variants_of_point(
     check_stopping(config)
     config = compared(config)
     # Only a layout that a rule has made is called by it.
-    given = tuple(line for line in varying if key_of(line) != RULE)
+    given = tuple(line for line in varying if key_of(line) not in (RULE, SPREAD))
     point = Variant(config, values, model, model.layout, None, given)
     of_the_base = of_base(point) if config.layout.pattern == SEARCHED else point
 

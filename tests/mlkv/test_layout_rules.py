@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations, product
 from math import comb
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlkv.groupings import sizes_of
 from mlkv.layout import KVLayout, divisors, mha
-from mlkv.layout_rules import DAMAGE, LAYOUT_RULES, UNLIKE, LayoutRule, candidates, grouped, placed
+from mlkv.layout_rules import DAMAGE, LAYOUT_RULES, UNLIKE, LayoutRule, candidates, grouped, placed, spread, variations
 from mlkv.registry import ExtensionError
 from mlkv.rules import MOST_CHOICES, any_below, cheapest, cost_of, cost_of_sources, negative
 
@@ -116,6 +119,30 @@ def test_of_many_candidates_the_same_are_drawn() -> None:
     assert len({*found}) == 20
     assert found == grouped(32, 8, 20)
     assert found[0] == tuple(layer // 4 * 4 for layer in range(32)), "what patterns make comes first"
+
+
+@settings(max_examples=40)
+@given(bases(), st.randoms(use_true_random=False))
+def test_heads_are_spread_as_brute_force_says(
+    given: tuple[KVLayout, dict[str, Matrix], int, int], random: Random
+) -> None:
+    base, _, owners, heads = given
+    layout, choices = placed("pizza", [(owners, heads)], base, {}), divisors(base.heads)
+    every = variations(layout, choices)
+    assert len({*every}) == len(every)
+    scores = {each: random.choice([0.0, 1.0, random.random()]) for each in every}
+    found = spread(scores, layout)
+    assert (found.budget, found.kv_source_layers) == (layout.budget, layout.kv_source_layers)
+
+    def loss(numbers: Sequence[int]) -> float:
+        alone = [(*layout.kv_heads[:i], g, *layout.kv_heads[i + 1 :]) for i, g in enumerate(numbers)]
+        return sum(scores[replace(layout, kv_heads=each)] - scores[layout] for each in alone)
+
+    allowed = [each for each in product(choices, repeat=owners) if sum(each) == layout.budget]
+    assert loss(found.kv_heads) == pytest.approx(min(map(loss, allowed)))
+    assert spread(dict.fromkeys(every, 2.0), layout) == layout, "equal where nothing is gained"
+    with pytest.raises(ValueError, match=r"layout\.spread: keys and values apart"):
+        variations(KVLayout((0, 0), (1,), 1, None, (0, 1), (1, 1)), [1])
 
 
 def test_an_extension_that_makes_no_layout_is_refused() -> None:

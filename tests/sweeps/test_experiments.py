@@ -135,6 +135,7 @@ def rows(plan: Plan) -> list[tuple[Any, ...]]:
     sorted(
         set(NAMES)
         - {"cla_lr", "drawn_layouts", "elastic", "families", "from_scratch", "ground_truth", "kv_apart", "stacking"}
+        - {"searched_layouts"}
     ),
 )
 def test_a_twin_has_the_layouts_of_its_experiment(name: str, planned: Callable[..., Plan]) -> None:
@@ -192,7 +193,7 @@ def test_the_ground_truth_is_every_grouping_of_the_layers(planned: Callable[...,
 
 
 def test_a_twin_of_layouts_has_some_of_them_with_the_same_steps(planned: Callable[..., Plan]) -> None:
-    for name, layouts in (("ground_truth", 64), ("drawn_layouts", 21)):
+    for name, layouts in (("ground_truth", 64), ("drawn_layouts", 21), ("searched_layouts", 36)):
         full, small = planned(f"experiment={name}"), planned(f"experiment={name}", "scale=small")
         assert len({v.layout for v in small.variants}) == layouts
         assert set(small.steps) <= set(full.steps)
@@ -282,6 +283,14 @@ FEW: dict[str, list[str]] = {
         "layout.kv_heads=1",
     ],
     "drawn_layouts": [*STEPS, "similarity.windows=4", "layout.draw=0,1"],
+    "searched_layouts": [
+        *STEPS,
+        "similarity.windows=4",
+        "model.decoder.layers=3",
+        "layout.rule=even,similar_first_cka_values",
+        "layout.budget=2",
+        "layout.kv_heads=1",
+    ],
     "recall_base": [*TRAINED, "corpus.recall_items=0"],
     "base_lengths": [*TRAINED[1:], "base.steps=1,2"],
     "mlkv_memory": ["measure.memory_gib=0.03"],  # so few tokens fit into more by the ten thousand, which takes minutes

@@ -75,7 +75,7 @@ def publish(store: Store, step: Step, *, found: Similarity | None = None, bits: 
 def done(store: Store, plan: Plan, found: Similarity, bits: Callable[[KVLayout], float] = lambda _: 0.0) -> None:
     """Let what a plan's rules read be done."""
     layouts = {step.id: variant.layout for variant in plan.variants for step in variant.evaluate.values()}
-    for step in plan.steps.values():
+    for step in [step for id, step in plan.steps.items() if not store.step(id).record()]:
         if step.kind == "similarity":
             publish(store, step, found=found)
         elif step.kind == "evaluate":
@@ -137,6 +137,29 @@ def test_the_best_conversion_of_all_groupings(store: Store, plan: Callable[..., 
     assert {step.id for step in searched.steps} <= {*before.steps}, "without uptraining all of it is done"
 
 
+def test_heads_are_spread_by_what_each_change_loses(
+    store: Store, plan: Callable[..., Plan], similar: Similarity
+) -> None:
+    line = (RULE, "layout.budget=6", "layout.kv_layers=3", "layout.spread=untrained", "model.decoder.heads=6")
+
+    def bits(layout: KVLayout) -> float:
+        first, second, third = layout.kv_heads
+        return 9 - first - 0.1 * second - 0.2 * third
+
+    first = plan(*line)
+    assert (first.following, "convert" in kinds(first)) == (1, False)
+    done(store, first, similar)
+    second = plan(*line)
+    assert (second.following, kinds(second)["evaluate"]) == (1, 7), "the layout itself, and 1 or 3 heads in each owner"
+    done(store, second, similar, bits)
+    third = plan(*line)
+    [found] = [variant for variant in third.variants if variant.baseline is None]
+    assert (third.following, found.layout.kv_heads) == (0, (3, 1, 2))
+    assert found.row().overrides == {"layout.rule": "similar_first_cka_values", "layout.spread": "untrained"}
+    equal = plan(*line[:-2], "layout.spread=equal", line[-1])
+    assert [layout.kv_heads for layout in layouts(equal)] == [(2, 2, 2)]
+
+
 def test_rules_are_compared_with_each_other_and_with_patterns(
     store: Store, plan: Callable[..., Plan], similar: Similarity
 ) -> None:
@@ -192,6 +215,14 @@ def test_every_rule_plans_inputs_and_then_a_layout(
             r"layout\.rule = cheapest_first_damage: reads the damage, and similarity\.damage = false",
         ),
         (["elastic=nested", "convert=mean"], r"layout\.rule = untrained: scores conversions .* add elastic=none"),
+        (
+            ["layout=mlkv", "layout.spread=untrained"],
+            r"layout\.spread = untrained: no layout of this sweep is by a rule",
+        ),
+        (
+            ["layout.rule=similar_first_cka_apart", "layout.spread=untrained"],
+            r"layout\.spread = untrained: similar_first_cka_apart places keys and values apart",
+        ),
         (["layout=mlkv", "layout.rule=even"], r"layout\.rule = even: no layout of this sweep is by a rule"),
         (["layout=even"], r"layout = even: .*; a pattern is given as layout\.pattern=NAME, a rule as layout=searched"),
         (["layout.candidates=0"], r"layout\.candidates = 0: must be greater than or equal to 1"),
