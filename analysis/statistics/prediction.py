@@ -123,7 +123,7 @@ class Law:
     """Fitted to sets of evidence of any kind."""
 
     def __init__(self, sets: Iterable[EvidenceSet]) -> None:
-        self.sets = [each for each in sets if each.rows]
+        self.sets = [each for each in sets if any(row.size != each.reference for row in each.rows)]
         self.form = best_form(self.sets)
         self._populations: dict[tuple[str, ...], _Population | None] = {}
 
@@ -132,6 +132,7 @@ class Law:
     ) -> Prediction | None:
         """Of a layout against `reference`, the base's own; `own` is a set of the same model, whose other sets are left
         out. None without a set of this kind."""
+        own = own if own in self.sets else None
         others = [each for each in self.sets if each.kind == kind and not (own and each.group == own.group)]
         known = [*others, *([own] if own else [])]
         if not known:
