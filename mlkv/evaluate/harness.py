@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import set_seed
 
 from ..context import MetricRow, StepFailed
+from ..corpus import tokenizer
 from ..corpus.manifest import read_manifest
 from ..recipes import EvaluateRecipe
 from ..signature import Chance
@@ -195,10 +197,14 @@ def _corpus_of(task: str, corpus: Path | None) -> Path:
 
 
 def _load_recall(group: str, folder: Path, corpus: Path | None, cache: Path) -> Any:
-    """A group of our definition at every distance of which the corpus has items, nearest first."""
-    made = read_manifest(_corpus_of(group, corpus)).tasks
-    members = [name for name in made if name.rpartition("_")[0] == group] or [group]
-    return _as_group(group, [_with_items(name, folder, corpus, cache, "recall_items", group) for name in members])
+    """A group of our definition at every distance of which the corpus has items, nearest first. Each item begins with
+    the end-of-text token, as each row that was trained on: a model that copies may need a token there to attend to
+    where nothing is to be copied, and copies nothing without it."""
+    made = read_manifest(_corpus_of(group, corpus))
+    members = [name for name in made.tasks if name.rpartition("_")[0] == group] or [group]
+    configs = [_with_items(name, folder, corpus, cache, "recall_items", group) for name in members]
+    end = json.dumps(tokenizer.load(_corpus_of(group, corpus) / "tokenizer").eos_token)
+    return _as_group(group, [config | {"doc_to_text": f"{{{{ {end} + context }}}}"} for config in configs])
 
 
 def _as_group(group: str, configs: Sequence[dict[str, Any]]) -> Any:

@@ -29,7 +29,7 @@ from mlkv.corpus.recall import FARTHEST, FEW, NEAREST, OF_FEW, PART, Ids, Recall
 from mlkv.corpus.recall_items import DRAWS, RecallItem, distances, name_of
 from mlkv.evaluate import entry
 from mlkv.evaluate.entry_rule import failure
-from mlkv.evaluate.task_names import RECALL_TASKS
+from mlkv.evaluate.task_names import RECALL_TASKS, TASKS_FOLDER
 from mlkv.evaluate.tasks import Scores, Scoring
 from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
@@ -173,6 +173,22 @@ def test_no_item_is_in_the_training_text(items: list[RecallItem], made: Path, en
 def test_the_names_of_the_tasks_are_those_of_the_items(made: Path) -> None:
     assert tuple(DRAWS) == RECALL_TASKS
     assert list(read_manifest(made).tasks)[3:] == [name_of(t, d) for t in DRAWS for d in (16, 32, 64)]
+
+
+@pytest.mark.parametrize("task", RECALL_TASKS)
+def test_the_model_reads_an_item_as_a_row_that_it_was_trained_on(task: str, made: Path, tmp_path: Path) -> None:
+    from mlkv.evaluate import harness
+
+    own = tokenizer.load(made / "tokenizer")
+    encoder = tokenizer.Encoder(own)
+    for name, member in harness._load_recall(task, TASKS_FOLDER, made, tmp_path)["tasks"].items():
+        member.build_all_requests(limit=3, rank=0, world_size=1)
+        items = (made / "tasks" / f"{name}.jsonl").read_text("utf-8").splitlines()[:3]
+        for request, line in zip(member.instances, items, strict=True):
+            context, target = request.args
+            expected = [encoder.end, *encoder.ids([json.loads(line)["context"]])[0].tolist()]
+            assert own(context)["input_ids"] == expected
+            assert target == json.loads(line)["target"]
 
 
 def test_rows_that_are_too_short_are_refused() -> None:
