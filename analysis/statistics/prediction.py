@@ -127,6 +127,10 @@ class Law:
         self.form = best_form(self.sets)
         self._populations: dict[tuple[str, ...], _Population | None] = {}
 
+    def scale(self, each: EvidenceSet) -> float:
+        """`a` of a set by its own rows alone: how much its layouts lost for what they share."""
+        return _Scale.of([each], self.form).value
+
     def predict(
         self, size: Size, reference: Size, kind: Kind, parameters: float, own: EvidenceSet | None = None
     ) -> Prediction | None:
@@ -223,6 +227,7 @@ class LeftOut:
 
     set: str
     kind: Kind
+    row: str
     loss: float
     without_row: Prediction | None
     without_model: Prediction | None
@@ -241,7 +246,8 @@ def leave_out(sets: Sequence[EvidenceSet]) -> list[LeftOut]:
             law = Law([*others, *siblings, rest])
             size, to, kind, parameters = row.size, each.reference, each.kind, each.parameters
             without_row = law.predict(size, to, kind, parameters, own)
-            found.append(LeftOut(each.name, kind, row.loss, without_row, of_others.predict(size, to, kind, parameters)))
+            without_model = of_others.predict(size, to, kind, parameters)
+            found.append(LeftOut(each.name, kind, row.name, row.loss, without_row, without_model))
     return found
 
 

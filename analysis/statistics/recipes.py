@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from analysis.data import reference
 from analysis.statistics.evidence import EvidenceSet
-from analysis.statistics.prediction import LARGER
+from analysis.statistics.prediction import LARGER, Law
+
+SHARE = 0.9
+"""Of what conversion lost, whose recovery is asked for."""
+_SEVERAL = 3
+"""Layouts from which a set tells recipes apart."""
+_FARTHEST = 1e6
+"""Times the law's own scale: what it says of more tokens is not said."""
+_LENGTHS = 2
+"""Of uptraining, from which the law of recovery is fitted."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +36,19 @@ class Recovery:
     extrapolated: bool
 
 
-def own_set(sets: Sequence[EvidenceSet], model: str) -> EvidenceSet | None:
-    """Of the sets of a model, one of a loss if there is one: that whose layouts lost least for what they share, among
-    those of several layouts. None where there is none."""
+def own_set(sets: Sequence[EvidenceSet], model: str, law: Law) -> EvidenceSet | None:
+    """Of the sets of a model, those of a loss if there are any: of the recipe and tokens whose layouts lost least for
+    what they share, the set with most layouts. None where there is none."""
     own = [each for each in sets if model and each.model == model]
     kind = "loss" if any(each.kind == "loss" for each in own) else "accuracy"
-    alike = [each for each in own if each.kind == kind]
-    most = max((len(each.rows) for each in alike), default=0)
-    several = [each for each in alike if len(each.rows) >= min(3, most)]
-    return min(several, key=lambda each: math.fsum(row.loss for row in each.rows) / len(each.rows), default=None)
+    recipes: dict[tuple[str, float | None], EvidenceSet] = {}
+    for each in own:
+        best = recipes.get((each.how, each.tokens))
+        if each.kind == kind and (best is None or len(each.rows) > len(best.rows)):
+            recipes[each.how, each.tokens] = each
+    most = max((len(each.rows) for each in recipes.values()), default=0)
+    several = [each for each in recipes.values() if len(each.rows) >= min(_SEVERAL, most)]
+    return min(several, key=law.scale, default=None)
 
 
 def recoveries(sets: Sequence[EvidenceSet], own: EvidenceSet | None, parameters: float) -> list[Recovery]:
@@ -45,8 +58,35 @@ def recoveries(sets: Sequence[EvidenceSet], own: EvidenceSet | None, parameters:
     of_others = [each for each in sets if each not in of_model and each.recovered is not None and each.tokens]
     measured = [_measured(each, parameters) for each in of_model if each.recovered is not None and each.tokens]
     measured.sort(key=lambda each: -each.tokens)
+    if found := _by_law(of_model, parameters):
+        measured.insert(0, found)
     others = [*(_measured(each, parameters) for each in of_others), *_published(parameters)]
     return [*measured, *sorted(others, key=lambda each: abs(math.log(parameters / each.parameters)))]
+
+
+def _by_law(sets: Sequence[EvidenceSet], parameters: float) -> Recovery | None:
+    """The tokens after which SHARE is given back, by the law of recovery (recovery_law.py) over the lengths of one
+    sweep, that with most of them. None with fewer than two, and where the law never gets there."""
+    lengths: dict[str, dict[float, EvidenceSet]] = {}
+    for each in sets:
+        if each.tokens and each.recovered is not None and 0 < each.recovered < 1:
+            lengths.setdefault(each.name, {})[each.tokens] = each
+    own = max(lengths.values(), key=len, default={})
+    if len(own) < _LENGTHS:
+        return None
+    from analysis.statistics.recovery_law import fitted
+
+    tokens = sorted(own)
+    scale_1, power_1 = fitted([0.0, *tokens], [[1.0, *(1 - (own[each].recovered or 0.0) for each in tokens)]])
+    exponent = -math.log(1 - SHARE) / float(power_1[0])
+    if not 0 < exponent < math.log(_FARTHEST):
+        return None
+    needed = float(scale_1[0]) * math.expm1(exponent)
+    longest, first = tokens[-1], own[tokens[-1]]
+    where = f", {needed / longest:.1f} times the longest" if needed > longest else ""
+    outcome = f"give back {SHARE:.0%} by the law of recovery over {len(tokens)} lengths{where}"
+    extrapolated = parameters > LARGER * first.parameters or needed > LARGER * longest
+    return Recovery(first.how, needed, needed, first.parameters, outcome, first.name, extrapolated)
 
 
 def _measured(each: EvidenceSet, parameters: float) -> Recovery:

@@ -44,7 +44,7 @@ class AdviseOptions(JsonOption, StoreOptions):
     gpu: str | None = argument(f"adds the least time of a step: {', '.join(BANDWIDTHS)}", "--gpu")
     cache: str = argument("numbers of the cache: model (as computed), int8, int4", "--cache", default=AS_COMPUTED)
     dtype: str = argument("numbers of weights and activations: bf16, fp16, fp32", "--dtype", default="bf16")
-    all: bool = argument("list every layout that fits", "--all", action="store_true")
+    all: bool = argument("list every layout that fits; with --evaluate, every row", "--all", action="store_true")
     evaluate: bool = argument(
         "print how far predictions are off, each row predicted from the others", "--evaluate", action="store_true"
     )
@@ -112,7 +112,7 @@ def _evaluate(options: AdviseOptions, store: Store) -> int:
     else:
         from sweeps.cli.advise_text import show_tests
 
-        show_tests(make_console(), found, form)
+        show_tests(make_console(), found, form, every=options.all)
     return OK
 
 
@@ -131,7 +131,8 @@ def make_advice(options: AdviseOptions, store: Store) -> Advice:
     parameters = float(model.shape.parameters(model.layout))
     base, others = fits(model, serving)
     sets = [*published_sets(), *store_sets(store)]
-    own, law, reference = own_set(sets, named.name), Law(sets), Size.of(model.layout)
+    law, reference = Law(sets), Size.of(model.layout)
+    own = own_set(sets, named.name, law)
     kind = own.kind if own else "loss"
 
     def cost(fit: Fit) -> Prediction | None:

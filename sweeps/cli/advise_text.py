@@ -135,8 +135,11 @@ def _evidence(advice: Advice) -> str:
         f"expected loss: relative to the base trained equally, with 95 % intervals; from {rows} layouts in {names} "
         f"(models of {count(min(sizes))} to {count(max(sizes))} parameters){own}"
     )
+    model = advice.named.model
+    times = model.shape.parameters(model.layout) / max(sizes)
+    line += f"; this model is {times:.2g} times as large as the largest" if times > 1 else ""
     if any(each.cost and each.cost.extrapolated for each in advice.worth):
-        line += f"; extrapolated: the model is more than {LARGER:.0f} times larger than any of them"
+        line += f", which is beyond {LARGER:.0f} times: extrapolated"
     return line
 
 
@@ -153,7 +156,7 @@ def _recovery(known: Sequence[Recovery]) -> Iterator[str]:
         yield f"  {least}{most} ({each.how}; {model}): {each.outcome} [{each.source}]{far}"
 
 
-def show_tests(console: Console, found: Sequence[LeftOut], form: Form) -> None:
+def show_tests(console: Console, found: Sequence[LeftOut], form: Form, *, every: bool = False) -> None:
     """How far predictions are off, by set of evidence."""
     w, p = form.weight, form.power
     law = f"a · ({w:g} · ln(query heads per KV head)^{p:g} + {1 - w:g} · ln(layers per owner)^{p:g})"
@@ -168,12 +171,25 @@ def show_tests(console: Console, found: Sequence[LeftOut], form: Form) -> None:
         parts = [cell for errors in (each.without_row, each.without_model) for cell in _errors(errors)]
         table.add_row(each.set, each.kind, str(each.rows), f"{100 * each.losses:.2f}", *parts)
     console.print(table)
+    if every:
+        console.print(_rows(found))
     for name, pairs in (
         ("without the row", [(each.without_row, each.loss) for each in found]),
         ("without its model", [(each.without_model, each.loss) for each in found]),
     ):
         known = [prediction.low <= loss <= prediction.high for prediction, loss in pairs if prediction]
         console.print(Text(f"{name}: {sum(known)} of {len(known)} rows are in their 95 % intervals"))
+
+
+def _rows(found: Sequence[LeftOut]) -> Table:
+    """Every row: what it lost, and what it was expected to lose."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("set", "row", "lost, %", "expected without the row", "without its model"):
+        table.add_column(name, justify="left" if name in ("set", "row") else "right", no_wrap=True)
+    for each in found:
+        predictions = (_cost(each.without_row), _cost(each.without_model))
+        table.add_row(each.set, each.row, f"{100 * each.loss:+.1f}", *predictions)
+    return table
 
 
 def _errors(errors: tuple[float, float, float] | None) -> tuple[str, str, str]:

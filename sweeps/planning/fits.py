@@ -95,7 +95,11 @@ def _line_of(given: str, composer: Composer) -> str:
 
 def fits(model: Model, serving: Serving) -> tuple[Fit, list[Fit]]:
     """Of the base's own layout, and of every other that a pattern with keys and values together makes of its heads: the
-    largest cache first. Raises UserError where GPUs cannot split the model."""
+    largest cache first. Raises UserError where GPUs cannot split the model, and for a context beyond learned
+    positions."""
+    if model.shape.positions == "learned" and serving.context > model.shape.context:
+        most = model.shape.context
+        raise UserError(f"context = {serving.context:,}: the model has learned {most:,} positions, and takes no more")
     try:
         check_gpus(model.shape, serving.gpus)
     except ValueError as error:

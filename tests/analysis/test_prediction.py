@@ -136,11 +136,28 @@ def test_a_stores_trainings_are_a_set_against_the_base_trained_equally(finished:
 def test_a_model_leans_on_its_own_results_and_an_empty_store_has_none(tmp_path: Path) -> None:
     assert store_sets(Store(tmp_path / "none")) == []
     mine = replace(made(0.02, "mine"), tokens=1e6, recovered=0.8, how="convert.merge=svd")
-    own = own_set([*PUBLISHED, mine], "mine")
+    own = own_set([*PUBLISHED, mine], "mine", LAW)
     assert own is mine
-    assert own_set(PUBLISHED, "other") is None
+    assert own_set(PUBLISHED, "other", LAW) is None
     first, *rest = recoveries([*PUBLISHED, mine], own, 1e9)
     assert (first.tokens, first.source) == (1e6, "mine")
     sizes = [abs(math.log(1e9 / each.parameters)) for each in rest]
     assert sizes == sorted(sizes)
     assert [each.extrapolated for each in rest] == [10 * each.parameters < 1e9 for each in rest]
+
+
+def test_of_several_recipes_the_one_that_lost_least_is_leaned_on_and_its_lengths_foretell_the_rest() -> None:
+    """Gaps fall as (1 + t / 1e5)^-0.5, so that a tenth is left after 99e5 tokens."""
+    lengths = [1e5, 4e5, 1.6e6]
+    good = [
+        replace(made(0.01, "sweep"), model="mine", how="good", tokens=t, recovered=1 - (1 + t / 1e5) ** -0.5)
+        for t in lengths
+    ]
+    worse = replace(made(0.03, "other"), model="mine", how="worse", tokens=1e9, recovered=0.99)
+    own = own_set([worse, *good], "mine", LAW)
+    assert own
+    assert own.how == "good"
+    first = recoveries([worse, *good], own, 1e9)[0]
+    assert first.tokens == pytest.approx(9.9e6, rel=0.1)
+    assert "6.2 times the longest" in first.outcome or "6.1 times" in first.outcome
+    assert recoveries(good[:1], good[0], 1e9)[0].tokens == 1e5
