@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from sweeps.store.store import SavedSweep, Store
 
 
-INPUTS_FIRST = "the same line goes on when what its rules read is done"
-
-
 @dataclass(frozen=True)
 class _Target:
     target: str = argument("a kind (the plan's only missing step of it) or a step id", metavar="KIND|STEP")
@@ -58,29 +55,29 @@ class ShowOptions(JsonOption, PlanOptions):
 
 
 def sweep(options: DrivenOptions) -> int:
+    from sweeps.cli.rules import run_inputs
     from sweeps.planning.freeze import freeze
 
     console = make_console()
     planned, store = _plan(options)
+    while planned.following:
+        if status := run_inputs(console, planned, store, options):
+            return status
+        if planned.config.cluster.name == "slurm":
+            return OK
+        planned, store = _plan(options)
     if planned.config.stopping.active:
         from sweeps.cli.search import driven_sweep
 
         return driven_sweep(console, store, planned, options)
-    while planned.following:
-        saved = freeze(planned, store, list(options.overrides))
-        _show_plan(console, planned, store)
-        if _run_graph(console, planned.steps, planned.config.cluster, store, saved):
-            console.print(f"its layouts are not known yet: {INPUTS_FIRST}", highlight=False)
-            return NOT_DONE
-        planned, store = _plan(options)
     saved = freeze(planned, store, list(options.overrides))
-    is_done = _show_plan(console, planned, store, what_is_done=False)
+    is_done = show_plan(console, planned, store, what_is_done=False)
     if planned.config.cluster.name == "slurm":
-        return _queue_up(console, planned.steps, planned.config.cluster, store, saved)
+        return queue_up(console, planned.steps, planned.config.cluster, store, saved)
     if is_done:
         Announcement(console, store, saved)(now=True)
     graph, cluster = planned.steps, planned.config.cluster
-    failed = not is_done and _run_graph(console, graph, cluster, store, saved, later=report_modules())
+    failed = not is_done and run_graph(console, graph, cluster, store, saved, later=report_modules())
     mirror(console, store, saved)
     drawn = draw_results(console, store, saved, Path(planned.config.reports) / planned.name)
     return NOT_DONE if failed or not drawn else OK
@@ -111,7 +108,7 @@ def plan(options: ShowOptions) -> int:
         _print_plan(planned, store)
         return OK
     console = make_console()
-    _show_plan(console, planned, store)
+    show_plan(console, planned, store)
     for line in power_lines(planned_power(planned, store)):
         console.print(line, highlight=False)
     if planned.config.cluster.name == "slurm":
@@ -199,8 +196,8 @@ def retry(options: SweepOptions) -> int:
     cluster, graph = saved_cluster(saved), saved_graph(store, saved)
     refuse_outdated(graph, store)
     if cluster.name == "slurm":
-        return _queue_up(console, graph, cluster, store, saved, retry=True)
-    failed = _run_graph(console, graph, cluster, store, saved, retry=True)
+        return queue_up(console, graph, cluster, store, saved, retry=True)
+    failed = run_graph(console, graph, cluster, store, saved, retry=True)
     mirror(console, store, saved)
     return NOT_DONE if failed else OK
 
@@ -299,7 +296,7 @@ def _plan(options: PlanOptions, write: bool = True) -> tuple[Plan, Store]:
     return planned, store
 
 
-def _show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: bool = True) -> bool:
+def show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: bool = True) -> bool:
     """Its variants, and what their steps will take; returns whether all is done. Without `what_is_done` little is said
     where all is: the results that a sweep ends with have a row for each variant too."""
     from sweeps.cli.view import finished_plan, plan_tables
@@ -326,7 +323,7 @@ def _show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: b
     return is_done
 
 
-def _run_graph(
+def run_graph(
     console: Console,
     graph: Graph,
     cluster: ClusterConfig,
@@ -384,7 +381,7 @@ def print_end(console: Console, graph: Graph, store: Store, saved: SavedSweep) -
     return not set(counted) <= set(NOTHING_LEFT)
 
 
-def _queue_up(
+def queue_up(
     console: Console, graph: Graph, cluster: ClusterConfig, store: Store, saved: SavedSweep, *, retry: bool = False
 ) -> int:
     """Submit what is missing to SLURM and leave."""

@@ -76,14 +76,19 @@ def driven_sweep(console: Console, store: Store, planned: Plan, options: DrivenO
         return _drive(console, store, Points(planned), config, list(options.overrides), "")
 
 
+def command_line(command: str, store: Store, options: PlanOptions) -> list[str]:
+    """The line as it can be run in a job."""
+    places = ["--store", str(store.root.absolute())]
+    places += ["--config-dir", str(options.config_dir.absolute())] if options.config_dir else []
+    return [*command.split(), *places, *options.overrides]
+
+
 def queue_driver(console: Console, store: Store, command: str, config: Config, options: DrivenOptions) -> int:
     """Queue the job that drives it, and leave."""
     from sweeps.dispatch.queue_status import JobStatus
     from sweeps.dispatch.search_job import submit_driver
 
-    places = ["--store", str(store.root.absolute())]
-    places += ["--config-dir", str(options.config_dir.absolute())] if options.config_dir else []
-    line = [command, "--foreground", *places, *options.overrides]
+    line = command_line(f"{command} --foreground", store, options)
     job = submit_driver(config.name, line, config.cluster, store)
     done = f"{job} drives it already" if isinstance(job, JobStatus) else f"job {job} drives it"
     console.print(f"{done}; `mlkv status {config.name}` shows what it has begun", highlight=False)

@@ -60,7 +60,7 @@ class LogsOptions(StoreOptions):
 
 def status(options: StatusOptions) -> int:
     from sweeps.cli import json_output
-    from sweeps.cli.view import counts, status_table, summary
+    from sweeps.cli.view import counts, following, status_table, summary
     from sweeps.planning.reconcile import saved_graph
     from sweeps.steps.registry import outdated_note
 
@@ -86,6 +86,8 @@ def status(options: StatusOptions) -> int:
         console.print(summary(counts(graph, states)), highlight=False)
         if driver:
             console.print(f"driven by {driver}", highlight=False)
+        if saved.plan.following:
+            console.print(following(saved.plan.following), highlight=False)
     if outdated := outdated_note(graph):
         console.print(outdated, highlight=False)
     for line in addresses(store, saved):

@@ -59,11 +59,12 @@ def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
     memory = _memory(needed_memory(plan.variants))
     inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs)), *memory]
     parts = [_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states)]
-    return Group(*parts, *([_following(plan)] if plan.following else []))
+    return Group(*parts, *([following(plan.following)] if plan.following else []))
 
 
-def _following(plan: Plan) -> str:
-    layouts = "1 layout follows" if plan.following == 1 else f"{plan.following} layouts follow"
+def following(count: int) -> str:
+    """What is to come behind the steps that rules read."""
+    layouts = "1 layout follows" if count == 1 else f"{count} layouts follow"
     return f"{layouts} by rule from these steps: `mlkv sweep` runs them first, and plans the layouts when they are done"
 
 

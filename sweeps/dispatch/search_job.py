@@ -33,19 +33,23 @@ LOOK_SECONDS = 3.0
 """Between two looks of a driver at the queue, at least: squeue asks one controller that all share."""
 
 
-def submit_driver(sweep: str, command: Sequence[str], cluster: ClusterConfig, store: Store) -> JobStatus | JobId:
-    """Queue the job that drives a sweep; the one that does so already where it waits or runs.
+def submit_driver(
+    sweep: str, command: Sequence[str], cluster: ClusterConfig, store: Store, after: Iterable[JobId] = ()
+) -> JobStatus | JobId:
+    """Queue the job that drives a sweep; the one that does so already where it waits or runs, unless it is this one.
 
-    command: the arguments of `mlkv`. Raises UserError where SLURM refuses or does not answer.
+    command: the arguments of `mlkv`. after: jobs that have to end well first. Raises UserError where SLURM refuses or
+    does not answer.
     """
     executor = executor_of(cluster, store, {**job_environment(cluster, store), **_imports(store)})
     name = f"{DRIVER}.{secrets.token_hex(3)}"
     try:
-        if (there := driver_job(sweep, store)) and there.live:
+        if (there := driver_job(sweep, store)) and there.live and there.id != JobContext.current().id:
             return there
         store.note_jobs([JobRow(name=name, sweep=sweep, drives=sweep)])
         argv = (sys.executable, "-m", "sweeps.cli", *command)
-        return executor.submit([Job(name, argv, cluster.resources_of(DRIVER), kind=DRIVER)])[name]
+        job = Job(name, argv, cluster.resources_of(DRIVER), kind=DRIVER, after_ids=tuple(sorted(after)))
+        return executor.submit([job])[name]
     except (SubmissionRefusedError, QueueError, ValueError) as error:
         if not isinstance(error, QueueError):
             store.note_jobs([JobRow(refused=[name])])

@@ -92,6 +92,7 @@ class Plan:
                 id: PlannedStep(kind=step.kind, label=step.label, parents=step.parents, variants=users[id])
                 for id, step in self.steps.items()
             },
+            following=self.following or None,
             command=["mlkv", self.command, *arguments],
             stopped=dict(self.stopped) or None,
         )

@@ -244,6 +244,8 @@ class PlanFile:
     """The extension files that it was planned with: name → SHA-256."""
     stopped: dict[str, str] | None = later()
     """Steps that a rule or a budget decided not to run: id → the reason, in one line."""
+    following: int | None = later()
+    """How many layouts follow by rule when these steps are done; None where all that the line asks for is planned."""
 
 
 CONVERTED = "converted"

@@ -18,13 +18,16 @@ from mlkv.recipes import SimilarityRecipe
 from mlkv.shape import DecoderShape
 from mlkv.similarity.results import Similarity
 from mlkv.similarity.step import compare
+from slurm.local_cluster.cluster import LocalCluster
 from sweeps.planning.compose import Composer
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
 from sweeps.steps.step import Step
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
+from tests.support.faults import SLURM, all_done, attempts
 from tests.support.packs import finish
+from tests.support.processes import eventually
 from tests.support.records import record_of
 from tests.support.shell import TEST_CONF, Shell
 
@@ -266,3 +269,27 @@ def test_a_sweep_of_searched_layouts(mlkv: Shell, tiny: list[str]) -> None:
     assert after["layouts_to_follow"] == 0
     rules = [rule for v in after["variants"] for rule in v["overrides"].get("layout.rule", "").split(",") if rule]
     assert sorted(rules) == ["similar_first_cka_values", "untrained"]
+
+
+@pytest.mark.long(minutes=2)
+def test_on_slurm_a_job_plans_the_layouts_when_what_rules_read_is_done(
+    mlkv: Shell, tiny: list[str], cluster: LocalCluster
+) -> None:
+    line = [*tiny, *BITS, RULE, "layout.budget=2", "similarity.windows=4", "similarity.damage=false", *SLURM]
+    line += ["sweep.baselines=[]", "base.steps=1"]
+    queued = mlkv("sweep", *line)
+    assert "3 jobs submitted" in queued
+    assert "plans the layouts when these have ended" in queued
+    again = mlkv("sweep", *line)
+    assert "0 jobs submitted" in again
+    assert "plans the layouts already" in again
+    shown = mlkv("status", "tiny")
+    assert "1 layout follows by rule" in shown
+    assert "driven by job" in shown
+    assert eventually(lambda: len(mlkv.store.plans("tiny")) == 2 and all_done(mlkv.store)(), 600, 1.0), mlkv(
+        "logs", "tiny", "driver"
+    )
+    assert "jobs submitted" in mlkv("logs", "tiny", "driver")
+    assert "0 jobs submitted" in mlkv("sweep", *line)
+    assert set(attempts(mlkv.store).values()) == {1}
+    assert "follow" not in mlkv("status", "tiny")
