@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,11 +195,27 @@ def retry(options: SweepOptions) -> int:
     _refuse_unpacked(saved)
     cluster, graph = saved_cluster(saved), saved_graph(store, saved)
     refuse_outdated(graph, store)
+    if saved.plan.driven:
+        saved = _without_undecided(console, store, saved, graph)
     if cluster.name == "slurm":
         return queue_up(console, graph, cluster, store, saved, retry=True)
     failed = run_graph(console, graph, cluster, store, saved, retry=True)
     mirror(console, store, saved)
     return NOT_DONE if failed else OK
+
+
+def _without_undecided(console: Console, store: Store, saved: SavedSweep, graph: Graph) -> SavedSweep:
+    """The plan where what its driver has not begun counts as stopped: whether it is run is for the driver to decide.
+    Raises UserError where somebody drives it now."""
+    from sweeps.planning.reconcile import read_states, undecided
+
+    if driver := store.journal(saved.name).driver():
+        raise UserError(f"sweep {saved.name}: {driver} drives it; `mlkv cancel {saved.name}` ends that")
+    left = undecided(graph, read_states(graph, store, saved.plan.stopped))
+    if left:
+        note = f"{len(left)} steps were not begun by its driver, and stay so: the sweep's line again goes on with them"
+        console.print(note, highlight=False)
+    return replace(saved, plan=replace(saved.plan, stopped={**left, **(saved.plan.stopped or {})}))
 
 
 def cancel(options: CancelOptions) -> int:

@@ -75,7 +75,7 @@ def status(options: StatusOptions) -> int:
     graph = saved_graph(store, saved)
     bad = _verify(console, graph, store) if options.verify else 0
     if options.watch:
-        states = _watch(console, graph, saved, store)
+        graph, states = _watch(console, graph, saved, store)
     else:
         states, _ = _states_and_jobs(console, graph, saved, store)
     driver = driver_of(saved, store)
@@ -125,7 +125,7 @@ def _status_of_all(console: Console, store: Store, options: StatusOptions) -> in
     return worst
 
 
-def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> States:
+def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> tuple[Graph, States]:
     """Show the states of steps until none runs or waits in the queue, nor has for some time where some are left to run;
     on a pipe, a line whenever something changed."""
     import time
@@ -133,12 +133,14 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
     from rich.live import Live
 
     from sweeps.cli.view import counts, summary, watch_view
-    from sweeps.planning.reconcile import to_run
+    from sweeps.planning.reconcile import saved_graph, to_run
 
     before, quiet_looks = "", 0
     guard = Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
+            if saved.plan.driven and (newest := store.sweep(saved.name)).number != saved.number:
+                saved, graph = newest, saved_graph(store, newest)
             states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
             if can_redraw(console):
@@ -148,9 +150,10 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> S
                 console.print(shown, highlight=False)
             before = shown
             running = any(state.name is StepState.RUNNING for state in states.values())
+            running = running or (saved.plan.driven is True and driver_of(saved, store) is not None)
             quiet_looks = 0 if running or any(job.live for job in jobs.values()) else quiet_looks + 1
             if quiet_looks and (not to_run(graph, states) or quiet_looks >= QUIET_LOOKS):
-                return states
+                return graph, states
             time.sleep(WATCH_SECONDS)
 
 

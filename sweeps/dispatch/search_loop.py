@@ -183,7 +183,8 @@ class Driver:
 
     def _freeze_with(self, plan: Plan, stopped: Mapping[str, str]) -> None:
         """Freeze a plan with the steps of it that are not to be run."""
-        self._plan = replace(plan, stopped={id: reason for id, reason in stopped.items() if id in plan.steps})
+        stopped = {id: reason for id, reason in stopped.items() if id in plan.steps}
+        self._plan = replace(plan, stopped=stopped, driven=True)
         self._frozen.append(self._freeze(self._plan))
         if not self._since:
             self._since = self._store.plans(plan.name)[-1].plan.created

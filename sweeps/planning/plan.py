@@ -42,6 +42,8 @@ class Plan:
     """The subcommand whose line made it."""
     stopped: Mapping[str, str] = field(default_factory=dict)
     """Steps that are not to be run: id → the reason, in one line."""
+    driven: bool = False
+    """Whether a driver decides what is run next."""
     following: int = 0
     """How many layouts follow by rule from these steps: then the variants are what the rules read, and the same line is
     planned again when they are done."""
@@ -95,6 +97,7 @@ class Plan:
             following=self.following or None,
             command=["mlkv", self.command, *arguments],
             stopped=dict(self.stopped) or None,
+            driven=self.driven or None,
         )
 
 

@@ -128,6 +128,17 @@ def to_run(graph: Graph, states: Mapping[str, State], *, retry: bool = False) ->
     return [step for id, step in graph.items() if states[id].name not in finished and id not in blocked]
 
 
+def undecided(graph: Graph, states: Mapping[str, State]) -> dict[str, str]:
+    """Of a plan with a driver: the trainings that it has not begun, and what is made of them, with the reason not to
+    run them without it."""
+    found: dict[str, str] = {}
+    for id, step in graph.items():
+        fresh = states[id].name is StepState.PENDING and not states[id].attempt
+        if (fresh and step.kind == "uptrain") or not found.keys().isdisjoint(step.parents.values()):
+            found[id] = "not begun: the same line goes on with it"
+    return found
+
+
 def refuse_outdated(graph: Graph, store: Store) -> None:
     """Raises UserError where steps of a frozen plan that are not done mean something else today: their jobs would fail
     one by one."""

@@ -246,6 +246,8 @@ class PlanFile:
     """Steps that a rule or a budget decided not to run: id → the reason, in one line."""
     following: int | None = later()
     """How many layouts follow by rule when these steps are done; None where all that the line asks for is planned."""
+    driven: bool | None = later()
+    """Whether a driver decides while it runs what is run next: what is not begun is not simply to be run."""
 
 
 CONVERTED = "converted"

@@ -186,7 +186,7 @@ def test_watching_goes_on_between_two_jobs(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(status, "WATCH_SECONDS", 0.0)
     monkeypatch.setattr(status, "_states_and_jobs", lambda *_: (looks.pop(0), {}))
     saved = Store(OLD_STORE).sweep("old")
-    assert status._watch(make_console(), graph, saved, Store(tmp_path)) == ended
+    assert status._watch(make_console(), graph, saved, Store(tmp_path)) == (graph, ended)
     assert len(looks) == 1
     looks[:] = [{**ended, last: pending}] * (status.QUIET_LOOKS + 1)
     status._watch(make_console(), graph, saved, Store(tmp_path))
