@@ -115,7 +115,12 @@ def _is_wanted(plan: PlanFile, wanted: Wanted) -> bool:
 
 
 def _add_sweep(saved: SavedSweep, store: Store, wanted: Wanted, same: _Found, other: _Found) -> None:
-    own = [row for row in saved.variants if row.model == wanted.model and row.baseline != "untouched"]
+    trained = bool(wanted.recipes)
+    own = [
+        row
+        for row in saved.variants
+        if row.model == wanted.model and row.baseline != "untouched" and bool(row.steps.uptrain) == trained
+    ]
     names = replicates.groups(own)
     layouts: dict[tuple[bool, str], list[VariantRow]] = defaultdict(list)
     for row in own:
@@ -125,7 +130,7 @@ def _add_sweep(saved: SavedSweep, store: Store, wanted: Wanted, same: _Found, ot
         seeds = (rows for (recipe, _), rows in layouts.items() if recipe == is_same)
         scored = [[each for row in rows if (each := score_of(row, store, wanted.scores))] for rows in seeds]
         _add_layouts([each for each in scored if each], found, f"sweep {saved.name}")
-        if any(scored):
+        if any(scored) and own:
             found.limit = (own[0].config.get("evaluate") or {}).get("limit")
 
 

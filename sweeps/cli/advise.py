@@ -243,10 +243,10 @@ def _recipe_words(own: EvidenceSet | None, known: Sequence[Recovery], parameters
 
 
 def _texts(named: Named, parameters: float) -> list[list[str]]:
-    """What it may be trained and scored on: as its configuration has it where the base is trained here; else a large
-    text of the hub, or the small one of this machine."""
+    """What it may be trained and scored on: as its configuration has it where the base is trained here, if need be
+    without measurements; else a large text of the hub, or the small one of this machine."""
     if named.trained_here:
-        return [[]]
+        return [[], ["measure=none"]]
     gpus = ["cluster=local_gpu", "resources.gpus=8"] if parameters >= _LARGE else []
     large = ["corpus=slimpajama", "corpus.tokenizer=model", "corpus.tokenizer_from=null", "evaluate=study", "base=none"]
     small = ["base=none"]

@@ -127,6 +127,7 @@ def test_another_recipe_is_used_only_with_a_word(crowd: Filler) -> None:
     found = evidence(crowd.store, wanted_of(crowd, recipes=frozenset({"other"})))
     assert found is not None
     assert "with other recipes" in found.source
+    assert evidence(crowd.store, wanted_of(crowd, recipes=frozenset())) is None  # nothing there is untrained
 
 
 def test_fewer_samples_blur_more_and_no_more_are_promised_than_there_are(crowd: Filler) -> None:
