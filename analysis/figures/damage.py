@@ -25,7 +25,11 @@ _BAND = 0.13
 """Opacity of an interval."""
 _BEYOND = "#f3f1ea"
 _NAMES_ABOVE = 4
-"""Names side by side."""
+"""Names side by side, above one panel."""
+_LETTERS_ACROSS, _LETTERS_BETWEEN = 130, 7
+"""Letters of names that a page is wide, and as how many a marker and the gap behind a name count."""
+_NAMES_HEIGHT = 0.16
+"""Inches of a row of names."""
 _SPREAD = 0.7
 """Of a domain's place, the share that its points take."""
 
@@ -38,12 +42,11 @@ def damage_by_distance(source: Source, published: Source | None = None) -> Figur
     whole = {line.variant: line for each in shown for line in each.lines}
     every = _chosen([*whole.values()])
     colours = _colours(every)
-    columns = min(COLUMNS, len(shown) + 1)
-    figure, places = new_grid(len(shown) + 1, columns, PANEL_HEIGHT)
+    figure, places = new_grid(len(shown), min(COLUMNS, len(shown)), PANEL_HEIGHT)
     names = {line.variant for line in every}
-    for axes, each in zip(places, shown, strict=False):
+    for axes, each in zip(places, shown, strict=True):
         _draw_panel(axes, each, [line for line in each.lines if line.variant in names], colours)
-    _draw_names(places[-1], every, colours)
+    _draw_names(figure, every, colours)
     remarks = _remarks(source, shown[0].baseline["variant"], all(each.paired for each in shown), len(whole))
     beyond = ["shaded: beyond the rows of the corpus, extrapolated"] if any(each.beyond for each in shown) else []
     footer(figure, [*remarks, *beyond])
@@ -111,13 +114,25 @@ def _draw_line(axes: Axes, line: Line, colour: str) -> None:
     axes.plot(places, values, marker=marker, markersize=2.6, color=colour, linewidth=0.8, zorder=2)
 
 
-def _draw_names(axes: Axes, lines: Sequence[Line], colours: dict[str, str]) -> None:
-    """The layouts, in a place of their own, as lines end in another order in each panel."""
-    axes.set_axis_off()
-    for line in lines:
-        marker = family_style(line.family).marker
-        axes.plot([], [], marker=marker, markersize=3, color=colours[line.variant], label=shorten(line.variant))
-    axes.legend(fontsize=SMALLEST, frameon=False, loc="center left", ncols=1 if len(lines) <= 8 else 2)
+def _draw_names(figure: Figure, lines: Sequence[Line], colours: dict[str, str]) -> None:
+    """The layouts above all panels, as lines end in another order in each; the figure becomes higher by that."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            marker=family_style(line.family).marker,
+            markersize=3,
+            color=colours[line.variant],
+            label=shorten(line.variant),
+        )
+        for line in lines
+    ]
+    longest = max(len(shorten(line.variant)) for line in lines)
+    across = max(1, min(len(handles), _LETTERS_ACROSS // (longest + _LETTERS_BETWEEN)))
+    figure.set_figheight(figure.get_figheight() + _NAMES_HEIGHT * -(-len(lines) // across))
+    figure.legend(handles=handles, fontsize=SMALLEST, frameon=False, loc="outside upper center", ncols=across)
 
 
 def _chosen(lines: Sequence[Line]) -> list[Line]:
