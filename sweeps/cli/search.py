@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.console import make_console
 from sweeps.cli.options import PlanOptions, argument
-from sweeps.cli.results import report_modules
 from sweeps.cli.run import draw_results, mirror, print_end
-from sweeps.cli.wandb import Announcement, mirror_sweep
+from sweeps.cli.wandb import Announcement
 from sweeps.store.errors import NOT_DONE, OK, UserError
 
 if TYPE_CHECKING:
@@ -201,10 +199,8 @@ class SearchView:
         self._console, self._store, self._driver, self._config = console, store, driver, config
         self._metric = score_metric(config)
         self._progress = Progress(console, {}, store, slots_of(config.cluster), below=self.table)
-        self._printed = dict(driver.values)
+        self._printed: set[int] = set()
         self._announce: Callable[[], None] | None = None
-        self._mirror = TrialMirror(console, store)
-        self._waiting = report_modules()
 
     def __enter__(self) -> SearchView:
         self._progress.__enter__()
@@ -213,7 +209,6 @@ class SearchView:
     def __exit__(self, *error: object) -> None:
         self.watch()
         self._progress.__exit__(*error)
-        self._mirror.join()
 
     def watch(self) -> None:
         saved = self._driver.saved
@@ -225,11 +220,9 @@ class SearchView:
             self._announce = Announcement(self._console, self._store, saved)
         self._announce()
         ended = {number for number in self._driver.values if number not in {t.number for t in self._driver.running}}
-        if new := sorted(ended - self._printed.keys()):
-            for number in new:
-                self._console.print(self._line(number), highlight=False)
-                self._printed[number] = self._driver.values[number]
-            self._mirror(saved)
+        for number in sorted(ended - self._printed):
+            self._console.print(self._line(number), highlight=False)
+            self._printed.add(number)
 
     def ended(self, whole: bool) -> str:
         why = self._driver.no_more if whole else "it was cancelled; the same line goes on"
@@ -276,28 +269,3 @@ class SearchView:
         parts = [f"{number} {state}" for state, number in counted.items() if number or state in ("done", "running")]
         parts += [f"{max(0, budget - all_trials)} left of {budget}"] if budget else []
         return f"trials: {', '.join(parts)}"
-
-
-class TrialMirror:
-    """Writes the runs of finished variants to W&B while the search goes on, in a thread: a server that does not answer
-    must not keep trials waiting."""
-
-    def __init__(self, console: Console, store: Store) -> None:
-        self._console, self._store = console, store
-        self._thread: threading.Thread | None = None
-
-    def __call__(self, saved: SavedSweep) -> None:
-        """The next look catches up on what ends while the last is still being written."""
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._write, args=(saved,), daemon=True)
-            self._thread.start()
-
-    def _write(self, saved: SavedSweep) -> None:
-        from contextlib import suppress
-
-        with suppress(Exception):  # at the search's end it is written again, and a failure is said there
-            mirror_sweep(self._console, self._store, saved, done=True)
-
-    def join(self) -> None:
-        if self._thread:
-            self._thread.join(timeout=30)

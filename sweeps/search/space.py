@@ -16,6 +16,8 @@ Point = tuple[float, ...]
 """A number for each dimension: of a list, which of its choices; of an interval, the number itself."""
 LAYOUT_NUMBER = "layout number"
 """The last dimension of a space in which some points leave several layouts: which of them."""
+DIGITS = 4
+"""Significant digits of a number from an interval."""
 MAX_LISTED = 10_000
 """Points of a space at most that are listed to find those that were not tried."""
 
@@ -79,6 +81,11 @@ class Range:
 
     def lines(self, value: float) -> Choice:
         return (self.interval.line(value),)
+
+    def rounded(self, value: float) -> float:
+        """With as many digits as a person would write: what a table and a label show is then the number itself."""
+        short = float(f"{value:.{DIGITS}g}")
+        return value if self.interval.whole else min(max(short, self.interval.low), self.interval.high)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sweeps.search.space import MAX_LISTED, Dimension, LayoutNumber, Point, Rang
 if TYPE_CHECKING:
     import optuna
 
-STARTUP_TRIALS = 8
+STARTUP_TRIALS = 5
 """Points at random before a sampler has enough to learn from."""
 POPULATION = 8
 """Trials of a generation of NSGA-II. optuna's 50 would be most searches' whole budget, spent at random."""
@@ -88,7 +88,8 @@ class Study:
             for number, told in enumerate(history):
                 _add(study, number, told, distributions, worst)
             asked = study.ask(distributions).params
-        return tuple(float(asked[name]) for name in distributions)
+        values = zip(self._space.dimensions, (float(asked[name]) for name in distributions), strict=True)
+        return tuple(d.rounded(value) if isinstance(d, Range) else value for d, value in values)
 
     def _made(self, seed: int) -> optuna.samplers.BaseSampler:
         from optuna import samplers

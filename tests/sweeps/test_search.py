@@ -68,18 +68,20 @@ def test_the_same_history_leads_to_the_same_point(sampler: Sampler, seed: int, c
     assert study.ask(running) == study.ask(running) is not None
 
 
-def test_a_sampler_learns_from_what_it_is_told() -> None:
-    """Where the first dimension is all that counts, a sampler asks for its best end more often than chance does."""
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_learns_from_what_it_is_told(sampler: Sampler) -> None:
+    """Where the first dimension is all that counts, a sampler asks for its best end more often than chance does: that
+    would be 19.5 on the mean."""
     space = Space.of(Grid([], [[(f"a={i}",) for i in range(40)], [(f"b={i}",) for i in range(40)]], []))
-    samplers: list[tuple[Sampler, int]] = [("tpe", 8), ("nsga2", 16)]  # of its points, half is drawn anew
-    for sampler, most in samplers:
+    late: list[float] = []
+    for seed in range(3):
         found: list[Told] = []
-        while len(found) < 40:
-            point = Study(space, sampler, 0, 1).ask(found)
+        while len(found) < 30:
+            point = Study(space, sampler, seed, 1).ask(found)
             assert point is not None
             found.append(Told(point, (point[0],)))
-        late = [each.point[0] for each in found[-15:]]
-        assert sum(late) / len(late) < most, sampler
+        late += [each.point[0] for each in found[-10:]]
+    assert sum(late) / len(late) < 16
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=9))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.planning.compose import Composer
-from sweeps.planning.grammar import Grid, Interval, grid_of
+from sweeps.planning.grammar import Choice, Grid, Interval, grid_of
 from sweeps.search.space import LAYOUT_NUMBER, LayoutNumber, Listed, Range, Space
 from sweeps.store.errors import UserError
 from sweeps.store.journal import SearchJournal
@@ -99,7 +99,9 @@ intervals = st.builds(
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    axes = [[(f"{key}={text}",) for text in draw(lists)] for key in draw(st.sampled_from(["", "a", "ab"]))]
+    axes: list[list[Choice]] = [
+        [(f"{key}={text}",) for text in draw(lists)] for key in draw(st.sampled_from(["", "a", "ab"]))
+    ]
     return Space.of(Grid(["x=1"], axes, draw(st.lists(intervals, max_size=1))), draw(st.integers(1, 4)))
 
 
@@ -117,6 +119,15 @@ def test_a_point_is_read_as_it_was_written(found: Space, data: st.DataObject) ->
     assert found.read(found.texts(point)) == point
     assert found.distance(point, point) == 0
     assert found.read({**found.texts(point), "another": 1}) is None
+
+
+@given(intervals, st.floats(0, 1))
+def test_numbers_of_an_interval_are_short_and_stay_in_it(interval: Interval, share: float) -> None:
+    value = interval.low + share * (interval.high - interval.low)
+    rounded = Range(interval).rounded(round(value) if interval.whole else value)
+    assert interval.low <= rounded <= interval.high
+    assert Range(interval).rounded(rounded) == rounded
+    assert abs(rounded - value) <= (0.5 if interval.whole else abs(value) / 1000)
 
 
 @given(spaces())
