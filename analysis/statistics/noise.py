@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.data import reference, replicates
 from analysis.statistics.power import Noise
 from sweeps.store.errors import StoreError
-from sweeps.store.schema import PlanFile, VariantRow
+from sweeps.store.schema import VariantRow
 from sweeps.store.store import SavedSweep, Store
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def of_store(store: Store, wanted: Wanted) -> Evidence | None:
     known."""
     same, other = _Found(), _Found()
     for saved in _newest(store):
-        if _is_wanted(saved.plan, wanted):
-            _add_sweep(saved, store, wanted, same, other)
+        _add_sweep(saved, store, wanted, same, other)
         if same.freedom >= ENOUGH:
             break
     spread, paired = same if same.freedom else other, same if same.pairs else other
@@ -109,18 +108,8 @@ def _newest(store: Store) -> Iterator[SavedSweep]:
             yield store.sweep(name)
 
 
-def _is_wanted(plan: PlanFile, wanted: Wanted) -> bool:
-    has = [plan.axis] if plan.axis and plan.axis[0] != "accuracy" else plan.accuracy
-    return tuple(map(tuple, has)) == wanted.scores
-
-
 def _add_sweep(saved: SavedSweep, store: Store, wanted: Wanted, same: _Found, other: _Found) -> None:
-    trained = bool(wanted.recipes)
-    own = [
-        row
-        for row in saved.variants
-        if row.model == wanted.model and row.baseline != "untouched" and bool(row.steps.uptrain) == trained
-    ]
+    own = [row for row in saved.variants if _is_wanted(row, wanted)]
     names = replicates.groups(own)
     layouts: dict[tuple[bool, str], list[VariantRow]] = defaultdict(list)
     for row in own:
@@ -132,6 +121,12 @@ def _add_sweep(saved: SavedSweep, store: Store, wanted: Wanted, same: _Found, ot
         _add_layouts([each for each in scored if each], found, f"sweep {saved.name}")
         if any(scored) and own:
             found.limit = (own[0].config.get("evaluate") or {}).get("limit")
+
+
+def _is_wanted(row: VariantRow, wanted: Wanted) -> bool:
+    scored = all(task in row.steps.evaluate for task, _ in wanted.scores)
+    alike = row.model == wanted.model and bool(row.steps.uptrain) == bool(wanted.recipes)
+    return scored and alike and row.baseline != "untouched"
 
 
 def score_of(

@@ -93,7 +93,9 @@ def _line(power: PlannedPower) -> str:
         one = "one seed of each layout cannot tell a difference of trainings from the noise of seeds"
         return f"{one}; uptrain.seed=1,2,3 would; {_by_samples(power, 'checkpoints')}"
     if known is None or not known.freedom:
-        return f"what {power.seeds} seeds of each layout tell apart is not known: {_unknown(power)}"
+        return (
+            f"what {power.seeds} seeds of each layout tell apart is not known: {_unknown(power, ' with several seeds')}"
+        )
     least, rest = known.noise.least_difference(power.seeds), []
     for part in _SMALLER:
         seeds = known.noise.seeds_for(least / part)
@@ -123,9 +125,9 @@ def _by_samples(power: PlannedPower, what: str) -> str:
     return f"samples alone tell two {what} apart that differ by {_text(power, least)} {_unit(power)}"
 
 
-def _unknown(power: PlannedPower) -> str:
+def _unknown(power: PlannedPower, which: str = "") -> str:
     names = ", ".join(dict.fromkeys(task for task, _ in power.wanted.scores))
-    return f"the store has no such results of {power.wanted.model} by {names}"
+    return f"the store has no results of {power.wanted.model}{which} by {names}"
 
 
 def _text(power: PlannedPower, value: float) -> str:
