@@ -85,7 +85,7 @@ def status(options: StatusOptions) -> int:
         console.print(status_table(graph, states))
         console.print(summary(counts(graph, states)), highlight=False)
         if driver:
-            console.print(f"driven by {driver}", highlight=False)
+            console.print(f"driver: {driver}", highlight=False)
         if saved.plan.following:
             console.print(following(saved.plan.following), highlight=False)
     if outdated := outdated_note(graph):
@@ -260,7 +260,7 @@ def why(options: WhyOptions) -> int:
     if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
     elif driver := driver_of(saved, store):
-        console.print(f"what is run next is decided by {driver}", highlight=False)
+        console.print(f"driver: {driver}", highlight=False)
     return OK
 
 

@@ -24,7 +24,7 @@ class StoppingConfig:
     eta: Annotated[int, Ge(2), Le(1000)] = 3
     """`halving`: one in so many goes on from each rung (asynchronous successive halving, arXiv 1810.05934)."""
     trials: Positive | None = None
-    """Points to begin at most; unset: all that the sweep has, or the sampler asks for."""
+    """So many points at most: of a sweep the first; unset: all that it has, or that the sampler asks for."""
     tokens: Positive | None = None
     """Tokens to uptrain on at most, over all points; a training that would go over it is not begun."""
     gpu_hours: Annotated[float, Gt(0), Le(1e9)] | None = None

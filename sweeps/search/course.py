@@ -127,10 +127,14 @@ def course(
 ) -> Course:
     """What is run now.
 
-    others: variants that no rule stops (baselines). room: how many trials are active at a time; those that go on come
-    before those that begin. more: whether trials may come that are not among these.
+    trials: in their order; those behind the first `stopping.trials` are not run. others: variants that no rule stops
+    (baselines). room: how many trials are active at a time; those that go on come before those that begin. more:
+    whether trials may come that are not among these.
     """
-    found = Course(run=list(others))
+    found, given, most = Course(run=list(others)), trials, stopping.trials
+    trials = given[:most]
+    for place, trial in enumerate(given[len(trials) :], len(trials) + 1):
+        found.stop(trial.variants, f"stopping.trials = {most}: this is point {place} of {len(given)}")
     reached = {trial.number: _reached(trial, look) for trial in trials}
     budget = _Budget(stopping, spent, sum(rungs > 0 for rungs in reached.values()))
     coming = [trial for trial in trials if not reached[trial.number]]
@@ -154,7 +158,7 @@ def course(
             found.run += trial.variants if stopping.rule == "none" else trial.variants[:1]
             found.active.append(trial.number)
     found.ended = budget.no_more_trials() or refused
-    found.settle([*others, *(variant for trial in trials for variant in trial.variants)])
+    found.settle([*others, *(variant for trial in given for variant in trial.variants)])
     return found
 
 

@@ -90,7 +90,7 @@ def test_workers_and_the_driver_killed_at_random_lose_no_trial_and_repeat_none(
         assert eventually(lambda: queue_is_empty(cluster), every=0.5)
     assert len(killer.left) <= 2, killer.left
     check(store, killer.hits)
-    assert "driven by" not in mlkv("status", "tiny")
+    assert "driver: " not in mlkv("status", "tiny")
 
 
 def check(store: Store, hits: Counter[str]) -> None:
