@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlkv.cache.formats import AS_COMPUTED, CACHES
 from mlkv.gpus import BANDWIDTHS
 from sweeps.cli.console import make_console, print_json
 from sweeps.cli.options import JsonOption, StoreOptions, argument, user_path
@@ -34,6 +33,12 @@ _LARGE = 3e9
 """Parameters from which a training takes the recipe for several GPUs."""
 
 
+def _as_computed() -> str:
+    from mlkv.cache.formats import AS_COMPUTED  # `mlkv --help` does without
+
+    return AS_COMPUTED
+
+
 @dataclass(frozen=True)
 class AdviseOptions(JsonOption, StoreOptions):
     model: str | None = argument("a name of conf/model or of the hub, or a directory with config.json", "--model")
@@ -42,7 +47,7 @@ class AdviseOptions(JsonOption, StoreOptions):
     batch: str | None = argument("sequences at once", "--batch")
     tp: str = argument("GPUs that the model is split between (default: 1)", "--tp", default="1")
     gpu: str | None = argument(f"adds the least time of a step: {', '.join(BANDWIDTHS)}", "--gpu")
-    cache: str = argument("numbers of the cache: model (as computed), int8, int4", "--cache", default=AS_COMPUTED)
+    cache: str = argument("numbers of the cache: model (as computed), int8, int4", "--cache", default=_as_computed)
     dtype: str = argument("numbers of weights and activations: bf16, fp16, fp32", "--dtype", default="bf16")
     all: bool = argument("list every layout that fits; with --evaluate, every row", "--all", action="store_true")
     evaluate: bool = argument(
@@ -205,7 +210,7 @@ def _line(
     """The words of a sweep of these layouts that can be planned, and None; else the first that was tried, and why it
     cannot."""
     layouts = _layout_words(tried)
-    cache = [f"cache={serving.cache}"] if serving.cache != AS_COMPUTED else []
+    cache = [f"cache={serving.cache}"] if serving.cache != _as_computed() else []
     recipe = _recipe_words(own, known, parameters)
     first: tuple[list[str], str | None] | None = None
     for text in _texts(named, parameters):
@@ -267,6 +272,7 @@ def _problem(words: Sequence[str], composer: Composer, store: Store) -> str | No
 
 def read_serving(options: AdviseOptions) -> Serving:
     """Raises UserError for what is missing, and for values that are none."""
+    from mlkv.cache.formats import CACHES
     from sweeps.planning.fits import Serving
 
     needed = {name: getattr(options, name) for name in ("model", "memory", "context", "batch")}
