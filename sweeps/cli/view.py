@@ -75,8 +75,9 @@ def finished_plan(plan: Plan, states: States) -> RenderableType:
 
 
 def _title(plan: Plan) -> str:
-    what = "inputs of rules" if plan.following else "variants"
-    return f"{plan.name}: {len(plan.variants)} {what}"
+    if plan.following:
+        return f"{plan.name}: what rules read, {len(plan.variants)} in all"
+    return f"{plan.name}: {len(plan.variants)} variants"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sweeps.planning.labels import RULE, key_of, labelled
 from sweeps.planning.parse import Checked, parse
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import Resolver
-from sweeps.planning.searched import Search
+from sweeps.planning.searched import SearchedLayouts
 from sweeps.planning.tokens import Tokens
 from sweeps.planning.training import check_read, check_training
 from sweeps.planning.variant import Variant
@@ -119,7 +119,7 @@ class Planner:
     def __init__(self, composer: Composer, resolver: Resolver) -> None:
         self._composer, self._resolver = composer, resolver
         self._tokens, resolver.own_tasks = Tokens(resolver), composer.own_tasks
-        self._search = Search(resolver.store)
+        self._search = SearchedLayouts(resolver.store)
         self._checked: Checked = {}
 
     def config(self, lines: Sequence[str]) -> tuple[Config, Values]:

@@ -32,7 +32,7 @@ WINDOWS = 64
 
 
 @dataclass
-class Search:
+class SearchedLayouts:
     """What the rules of a sweep's points read. `inputs`: the variants that stand for steps that are not done, by their
     steps. `following`: what decides the layouts that are not known before."""
 

@@ -26,7 +26,7 @@ from sweeps.planning.resolve import (
     Model,
     Resolver,
 )
-from sweeps.planning.searched import Search, compared, of_base
+from sweeps.planning.searched import SearchedLayouts, compared, of_base
 from sweeps.planning.variant import Variant
 from sweeps.planning.variant_steps import with_steps
 from sweeps.store.errors import UserError
@@ -37,7 +37,7 @@ STEPS = "uptrain.steps"
 
 def variants_of_point(
     resolver: Resolver,
-    search: Search,
+    search: SearchedLayouts,
     config: Config,
     values: Values,
     varying: Sequence[str],
@@ -120,7 +120,7 @@ def layout_count(resolver: Resolver, config: Config) -> int:
         return 0
 
 
-def _with_layouts(point: Variant, search: Search, resolver: Resolver) -> list[Variant]:
+def _with_layouts(point: Variant, search: SearchedLayouts, resolver: Resolver) -> list[Variant]:
     """The point with each of its layouts; none where none can be made and the sweep's filter removes the point
     anyway."""
     config, own = point.config, point.model.layout

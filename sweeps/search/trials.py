@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mlkv.layout_rules import SEARCHED
 from sweeps.planning.compose import Composer
 from sweeps.planning.config import Config
 from sweeps.planning.grammar import grid_of
@@ -191,6 +192,11 @@ class Search:
                 config, _ = self._planner.config([*space.fixed, *space.varying(point)])
             except UserError:
                 continue
+            if config.layout.pattern == SEARCHED:
+                raise UserError(
+                    f"layout.pattern = {SEARCHED}: a search chooses layouts itself, and waits for nothing that a rule "
+                    "reads; list patterns, or run the line as `mlkv sweep`"
+                )
             count = max(count, layout_count(resolver, config))
         return [LayoutNumber(count)] if count > 1 else []
 

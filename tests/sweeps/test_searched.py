@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +23,10 @@ from mlkv.similarity.results import Similarity
 from mlkv.similarity.step import compare
 from slurm.local_cluster.cluster import LocalCluster
 from sweeps.planning.compose import Composer
+from sweeps.planning.layout_config import LayoutConfig
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.resolve import Resolver
+from sweeps.search.trials import Search
 from sweeps.steps.step import Step
 from sweeps.store.errors import UserError
 from sweeps.store.store import Store
@@ -196,6 +201,22 @@ def test_every_rule_plans_inputs_and_then_a_layout(
 
 
 @pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ({"budget": 12}, [(2, 6), (4, 3), (6, 2)]),
+        ({"budget": 6}, [(2, 3), (3, 2), (6, 1), (1, 6)]),
+        ({"budget": 6, "kv_heads": 1}, [(6, 1)]),
+        ({"cache": Fraction(1, 6), "kv_layers": 3}, [(3, 2)]),
+        ({"kv_layers": 3}, [(3, 6)]),
+        ({"kv_layers": 3, "kv_heads": 2}, [(3, 2)]),
+    ],
+)
+def test_the_sizes_of_a_budget(fields: dict[str, Any], sizes: list[tuple[int, int]]) -> None:
+    config = LayoutConfig(pattern="searched", rule="even", **fields)
+    assert config.sizes(mha(6, 6)) == sizes
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         (
@@ -237,6 +258,11 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan("layout.budget=2", *line)
+
+
+def test_a_search_of_its_own_lists_layouts(store: Store, tiny: list[str]) -> None:
+    with pytest.raises(UserError, match=r"layout\.pattern = searched: a search chooses layouts itself"):
+        Search(Composer(TEST_CONF), Resolver(store), [*tiny, "layout=mqa,searched", "layout.budget=2"])
 
 
 def test_what_a_filter_removes_is_not_searched(plan: Callable[..., Plan]) -> None:
@@ -292,4 +318,11 @@ def test_on_slurm_a_job_plans_the_layouts_when_what_rules_read_is_done(
     assert "jobs submitted" in mlkv("logs", "tiny", "driver")
     assert "0 jobs submitted" in mlkv("sweep", *line)
     assert set(attempts(mlkv.store).values()) == {1}
+    assert "follow" not in mlkv("status", "tiny")
+    lost = [*line, "similarity.windows=5"]
+    [job] = re.findall(r"job (\S+) plans the layouts", mlkv("sweep", *lost))
+    cluster.run("scancel", job)
+    assert eventually(all_done(mlkv.store), 600, 1.0)
+    assert "1 layout follows by rule" in mlkv("status", "tiny"), "whose job is gone"
+    assert "jobs submitted" in mlkv("sweep", *lost)
     assert "follow" not in mlkv("status", "tiny")
