@@ -38,13 +38,17 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def advice(empty: Path) -> Advice:
-    """The example of docs/advise.md."""
-    return advice_of(LINE, empty)
+    """Of a small model, whose line is planned in a moment."""
+    line = "mlkv advise --model tiny-24x16 --memory 0.1GB --context 256 --batch 64 --tp 2 --gpu H100"
+    return advice_of(line, empty)
 
 
-def test_the_page_shows_what_is_printed(advice: Advice) -> None:
+@pytest.mark.long(minutes=1)
+def test_the_page_shows_what_is_printed(empty: Path) -> None:
     """`python -m tests.support.advice` writes it anew. Expected losses change with the evidence; what is printed before
     them does not."""
+    advice = advice_of(LINE, empty)
+    assert advice.problem is None
     shown, now = (text.splitlines() for text in (example(PAGE.read_text(), LINE), printed(advice)))
     assert shown[:4] == now[:4]
     assert shown[4].split() == now[4].split()
@@ -56,7 +60,7 @@ def test_the_page_shows_what_is_printed(advice: Advice) -> None:
 
 def test_the_line_can_be_planned_and_every_layout_fits(advice: Advice) -> None:
     assert advice.problem is None  # it has been planned
-    assert all(each.fit.bytes.total <= 80e9 for each in advice.fitting)
+    assert all(each.fit.bytes.total <= 0.1e9 for each in advice.fitting)
     assert not advice.base.fits(advice.serving)
     assert 0 < len(advice.worth) <= 10
     losses = [each.cost.value for each in advice.worth if each.cost]
@@ -87,7 +91,7 @@ def test_json_has_all_of_it(advice: Advice) -> None:
 
 
 def test_less_memory_never_admits_more_and_never_the_larger(advice: Advice) -> None:
-    memories = [1e9 * gb for gb in (10, 12, 20, 40, 60, 80)]
+    memories = [1e6 * mb for mb in (20, 25, 30, 40, 60, 80, 100)]
     admitted = [
         {each.fit.layout for each in advice.fitting if each.fit.fits(replace(advice.serving, memory=memory))}
         for memory in memories
