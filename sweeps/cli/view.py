@@ -58,6 +58,8 @@ def plan_tables(plan: Plan, states: States, costs: Costs) -> RenderableType:
 
     memory = _memory(needed_memory(plan.variants))
     inputs = [*_above(plan), *_inputs(plan), *_teacher(teacher_costs(plan, costs)), *memory]
+    if plan.config.stopping.active:
+        inputs.append(Text(f"{plan.config.stopping.words}. What is below is what would run without it"))
     parts = [_variants(plan, states), *inputs, _kinds(plan.steps, states, costs), _work(plan, states)]
     return Group(*parts, *([following(plan.following)] if plan.following else []))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from sweeps.search.spent import spent_by
 from sweeps.search.trials import Trial, Values
 from sweeps.steps.registry import kind_of
 from sweeps.steps.step import Step
+from sweeps.store.errors import StoreError
 from sweeps.store.states import NOTHING_LEFT, StepState
 from sweeps.store.store import SavedSweep, Store
 
@@ -179,7 +181,15 @@ class Driver:
         return known[-1] if known else trial.variants[0]
 
     def _new_plan(self) -> None:
-        self._freeze_with(self.source.plan(), self._course.stopped)
+        plan = self.source.plan()
+        self._freeze_with(plan, self._course.stopped if self._frozen else self._stopped_before(plan.name))
+
+    def _stopped_before(self, name: str) -> Mapping[str, str]:
+        """What an earlier driver has stopped: it stays so until the first look has found what stops now."""
+        with suppress(StoreError):
+            if name in self._store.sweep_names() and (last := self._store.sweep(name).plan).driven:
+                return last.stopped or {}
+        return {}
 
     def _freeze_with(self, plan: Plan, stopped: Mapping[str, str]) -> None:
         """Freeze a plan with the steps of it that are not to be run."""

@@ -34,3 +34,11 @@ class StoppingConfig:
     def active(self) -> bool:
         """Whether there is anything to decide while the sweep runs."""
         return self.rule != "none" or any(getattr(self, name) is not None for name in BUDGETS)
+
+    @property
+    def words(self) -> str:
+        """`stopping: one point in 3 goes on from each rung; at most 12 trials`."""
+        halving = [f"one point in {self.eta} goes on from each rung"] if self.rule == "halving" else []
+        given = {"trials": self.trials, "tokens": self.tokens, "hours of a device": self.gpu_hours}
+        most = ", ".join(f"{value:,} {name}" for name, value in given.items() if value is not None)
+        return f"stopping: {'; '.join([*halving, *([f'at most {most}'] if most else [])])}"
