@@ -26,6 +26,11 @@ def run_inputs(console: Console, planned: Plan, store: Store, options: PlanOptio
     saved, cluster = freeze(planned, store, list(options.overrides)), planned.config.cluster
     show_plan(console, planned, store)
     if cluster.name == "slurm":
+        from sweeps.worker.fetch import fetch_inputs
+
+        # The job that plans the layouts sees no internet either.
+        if cluster.offline and not fetch_inputs(planned.with_expected, store, console):
+            return NOT_DONE
         status = queue_up(console, planned.steps, cluster, store, saved)
         return status or _queue_planning(console, planned, store, options)
     failed = run_graph(console, planned.steps, cluster, store, saved)

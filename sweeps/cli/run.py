@@ -141,7 +141,7 @@ def fetch(options: PlanOptions) -> int:
 
     planned, store = _plan(options)
     freeze(planned, store, list(options.overrides))
-    return OK if fetch_inputs(planned.steps, store, make_console()) else NOT_DONE
+    return OK if fetch_inputs(planned.with_expected, store, make_console()) else NOT_DONE
 
 
 def run(options: RunOptions) -> int:

@@ -76,6 +76,7 @@ def status(options: StatusOptions) -> int:
     bad = _verify(console, graph, store) if options.verify else 0
     if options.watch:
         graph, states = _watch(console, graph, saved, store)
+        saved = store.sweep(saved.name)  # somebody may have planned more meanwhile
     else:
         states, _ = _states_and_jobs(console, graph, saved, store)
     driver = driver_of(saved, store)
@@ -139,7 +140,9 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> t
     guard = Guard(lambda line: console.print(f"the live view: {line}", style="yellow", highlight=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            if saved.plan.driven and (newest := store.sweep(saved.name)).number != saved.number:
+            if (saved.plan.driven or saved.plan.following) and (
+                newest := store.sweep(saved.name)
+            ).number != saved.number:
                 saved, graph = newest, saved_graph(store, newest)
             states, jobs = _states_and_jobs(console, graph, saved, store)
             shown = summary(counts(graph, states))
@@ -150,9 +153,10 @@ def _watch(console: Console, graph: Graph, saved: SavedSweep, store: Store) -> t
                 console.print(shown, highlight=False)
             before = shown
             running = any(state.name is StepState.RUNNING for state in states.values())
-            running = running or (saved.plan.driven is True and driver_of(saved, store) is not None)
+            running = running or _decides_more(saved, store)
             quiet_looks = 0 if running or any(job.live for job in jobs.values()) else quiet_looks + 1
-            if quiet_looks and (not to_run(graph, states) or quiet_looks >= QUIET_LOOKS):
+            ended = not to_run(graph, states) and not saved.plan.following
+            if quiet_looks and (ended or quiet_looks >= QUIET_LOOKS):
                 return graph, states
             time.sleep(WATCH_SECONDS)
 
@@ -187,6 +191,21 @@ def driver_of(saved: SavedSweep, store: Store) -> str | None:
         if (job := driver_job(saved.name, store)) and not job.state.ok:
             return ", ".join(filter(None, [str(job), process]))
     return process
+
+
+def _decides_more(saved: SavedSweep, store: Store) -> bool:
+    """Whether somebody is there who decides what a sweep runs next."""
+    from sweeps.planning.parse import saved_cluster
+
+    if not (saved.plan.driven or saved.plan.following):
+        return False
+    if saved_cluster(saved).name == "slurm":
+        from sweeps.dispatch.queue_status import QueueError, driver_job
+
+        with suppress(QueueError):
+            if (job := driver_job(saved.name, store)) and job.live:
+                return True
+    return store.journal(saved.name).driver() is not None
 
 
 def _verify(console: Console, graph: Graph, store: Store) -> int:

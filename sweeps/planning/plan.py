@@ -47,6 +47,8 @@ class Plan:
     following: int = 0
     """How many layouts follow by rule from these steps: then the variants are what the rules read, and the same line is
     planned again when they are done."""
+    expected: tuple[Variant, ...] = ()
+    """Variants of that size in place of those that follow: what they read from the internet is known by them."""
 
     @property
     def name(self) -> str:
@@ -55,12 +57,18 @@ class Plan:
     @property
     def task_files(self) -> dict[str, TaskFiles]:
         """By digest, the tasks of one's own."""
-        return {files.digest: files for variant in self.variants for files in variant.task_files.values()}
+        every = (*self.variants, *self.expected)
+        return {files.digest: files for variant in every for files in variant.task_files.values()}
 
     @cached_property
     def steps(self) -> dict[str, Step]:
         """Distinct steps by id, parents before children."""
         return {step.id: with_work(step, v.work(step)) for v in self.variants for step in v.steps}
+
+    @property
+    def with_expected(self) -> dict[str, Step]:
+        """The same, and steps in place of those that follow."""
+        return {**self.steps, **{step.id: step for variant in self.expected for step in variant.steps}}
 
     def checkpoint_bytes(self, steps: set[str]) -> int:
         """Bytes of the checkpoints among these steps, in float32."""
@@ -151,7 +159,8 @@ class Planner:
         shown = search.inputs or distinct
         ordered = sorted(shown.values(), key=lambda variant: variant.baseline is None)
         unresolved, following = tuple(self._resolver.unresolved), len(search.following)
-        return Plan(config, list(labelled(ordered)), unresolved, following=following)
+        expected = tuple(distinct.values()) if search.inputs else ()
+        return Plan(config, list(labelled(ordered)), unresolved, following=following, expected=expected)
 
 
 def _trained(variants: Iterable[Variant]) -> set[tuple[str, TrainRecipe]]:

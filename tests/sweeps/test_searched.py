@@ -108,6 +108,7 @@ def test_first_what_a_rule_reads_and_then_its_layout(
     before = plan(*line)
     assert before.following == 1
     assert kinds(before) == {"corpus": 1, "base": 1, "similarity": 1}
+    assert before.with_expected.keys() > before.steps.keys(), "what the layouts read is fetched with it"
     done(store, before, similar)
     after = plan(*line)
     assert after.following == 0
@@ -311,10 +312,9 @@ def test_on_slurm_a_job_plans_the_layouts_when_what_rules_read_is_done(
     assert "plans the layouts already" in again
     shown = mlkv("status", "tiny")
     assert "1 layout follows by rule" in shown
-    assert "driven by job" in shown
-    assert eventually(lambda: len(mlkv.store.plans("tiny")) == 2 and all_done(mlkv.store)(), 600, 1.0), mlkv(
-        "logs", "tiny", "driver"
-    )
+    assert "driver: job" in shown
+    assert "follow" not in mlkv("status", "tiny", "--watch", timeout=1200), "which goes on with what the job plans"
+    assert (len(mlkv.store.plans("tiny")), all_done(mlkv.store)()) == (2, True), mlkv("logs", "tiny", "driver")
     assert "jobs submitted" in mlkv("logs", "tiny", "driver")
     assert "0 jobs submitted" in mlkv("sweep", *line)
     assert set(attempts(mlkv.store).values()) == {1}
