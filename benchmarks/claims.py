@@ -48,6 +48,7 @@ class Claim:
 OPTIONS: dict[str, tuple[str, ...]] = {
     "quickstart": ("--before", "3fd85bb"),
     "report": ("--before", "3fd85bb"),
+    "search": ("--slow-runs", "50"),
     "starting": ("--steps", "650", "--only-forked"),
     "tracking": ("ratio",),
 }
@@ -73,6 +74,7 @@ CLAIMS: tuple[Claim, ...] = (
         *("more_checkpoints_ratio.median",),
         at_most=1.0,
     ),
+    Claim("front that TPE finds, an eighth of a table tried", "random search", "search", "over_random.tpe", at_least=1),
     Claim("a 30-second step that W&B follows", "the same step without W&B", "tracking", "online_ratio", at_most=1.05),
     Claim("the same while W&B's server is down", "the same step without W&B", "tracking", "down_ratio", at_most=1.05),
     Claim("decoding step of MLKV-3, fp32", "GPTNeoX's MHA, StaticCache", "decode", "mha_fp32_ratio", at_least=3.2),
