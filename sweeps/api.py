@@ -60,7 +60,8 @@ class PlannedSweep:
     name: of the sweep. variants: a row each (variant, baseline, kv_heads, budget, kv_bytes_per_token, parameters …).
     steps: a row each, parents first (id, kind, label, state, reason, expected_seconds …). expected_seconds: of the
     steps that are not done; None where one of a kind has never finished in this store. checkpoint_bytes: what these
-    steps will leave on disk. unresolved: models on the hub that did not answer.
+    steps will leave on disk. unresolved: models on the hub that did not answer. layouts_to_follow: how many layouts
+    follow by rule when these steps are done; 0 where all are planned.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PlannedSweep:
     expected_seconds: float | None
     checkpoint_bytes: int
     unresolved: tuple[str, ...] = ()
+    layouts_to_follow: int = 0
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -268,6 +270,7 @@ class Store:
             found["expected_seconds"],
             found["checkpoint_bytes"],
             planned.unresolved,
+            planned.following,
         )
 
     # What it looks like

@@ -104,6 +104,7 @@ def test_the_first_size_that_a_pattern_has_a_layout_for() -> None:
         placed("similar_first_distance", [(2, 3)], mha(2, 6), {"cka_keys": [[0.0] * 2] * 2})
 
 
+@settings(max_examples=25)
 @given(bases(), st.integers(1, 40))
 def test_candidates_are_bounded_and_of_the_size(given: tuple[KVLayout, dict[str, Matrix], int, int], most: int) -> None:
     base, _, owners, heads = given
