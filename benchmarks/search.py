@@ -50,9 +50,10 @@ class ScoreTable:
         found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for row in rows:
             if row["set"] == name and row["seed"] and model in (None, row["model"]):
-                heads = row["kv_heads"] if len(set(row["kv_heads"].split())) > 1 else row["kv_heads"].split()[0]
+                each = row["kv_heads"].split()
+                own_heads = row["kv_heads"] if len(set(each)) > 1 else each[0]
                 cost = math.log2(float(row["kv_bytes_per_token"]))
-                found[row["sources"], heads].append((cost, float(row["bits_per_byte"])))
+                found[row["sources"], own_heads].append((cost, float(row["bits_per_byte"])))
         if len(found) < LEAST:
             names = ", ".join(sorted({row["set"] for row in rows}))
             raise SystemExit(

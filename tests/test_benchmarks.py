@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import __main__ as bench
-from benchmarks import turns
+from benchmarks import search, turns
 from benchmarks.claims import CLAIMS, Claim
 
 SECONDS = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=30)
@@ -62,6 +62,16 @@ def test_a_result_is_kept_as_it_is_printed(
     printed, _ = capsys.readouterr().out.splitlines()
     assert (tmp_path / f"{where['date']}-plan.json").read_text().splitlines() == [printed]
     assert json.loads(printed)["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0, "rounds": 6}
+
+
+def test_samplers_are_compared_on_a_table_that_is_large_enough() -> None:
+    with pytest.raises(SystemExit, match="nothing: 0 layouts, and samplers are compared by 20 or more"):
+        search.ScoreTable.of("nothing")
+    table = search.ScoreTable.of("ground_truth")
+    whole = len(table.scores)
+    few, half, every = search.searched(table, "random", 0, [5, whole // 2, whole])
+    assert 0 < few <= half <= every == pytest.approx(1)
+    assert search.searched(table, "random", 0, [5]) == [few]
 
 
 def test_every_claim_has_a_benchmark_and_its_results_have_the_number() -> None:

@@ -175,7 +175,7 @@ def trials_of(driver: Driver) -> list[tuple[int, Any]]:
     return [(trial.number, trial.ids) for trial in driver.source.trials]
 
 
-@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.long(minutes=2))])
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.long(minutes=2))])
 def test_a_driver_killed_at_any_call_loses_no_trial_and_repeats_none(
     tmp_path: Path, line: list[str], every: int
 ) -> None:
