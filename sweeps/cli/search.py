@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.cli.console import make_console
 from sweeps.cli.options import PlanOptions, argument
 from sweeps.cli.run import draw_results, mirror, print_end
+from sweeps.cli.selection import queue_answers
 from sweeps.cli.wandb import Announcement
 from sweeps.store.errors import NOT_DONE, OK, UserError
 
@@ -60,16 +61,13 @@ def search(options: DrivenOptions) -> int:
 
 def driven_sweep(console: Console, store: Store, planned: Plan, options: DrivenOptions) -> int:
     """A sweep with a stopping rule or a budget: its points are the trials."""
-    from sweeps.planning.freeze import freeze
     from sweeps.search.points import Points
 
     config = planned.config
     if not config.evaluate.axis and not config.evaluate.accuracy:  # budgets need no score
         config = replace(config, search=replace(config.search, objectives=("kv_bytes_per_token",)))
     if config.cluster.name == "slurm" and not options.foreground:
-        if planned.name not in store.sweep_names():  # what the driver has not begun yet can be seen
-            freeze(planned, store, list(options.overrides))
-        return queue_driver(console, store, "sweep", config, options)
+        return queue_driver(console, store, "sweep", config, options, planned)
     with store.journal(planned.name):
         return _drive(console, store, Points(planned), config, list(options.overrides), "")
 
@@ -81,11 +79,28 @@ def command_line(command: str, store: Store, options: PlanOptions) -> list[str]:
     return [*command.split(), *places, *options.overrides]
 
 
-def queue_driver(console: Console, store: Store, command: str, config: Config, options: DrivenOptions) -> int:
-    """Queue the job that drives it, and leave."""
-    from sweeps.dispatch.queue_status import JobStatus
+def queue_driver(
+    console: Console,
+    store: Store,
+    command: str,
+    config: Config,
+    options: DrivenOptions,
+    planned: Plan | None = None,
+) -> int:
+    """Queue the job that drives it, and leave. planned: all of it, where that is known: it can be seen before it is
+    begun, and what its nodes cannot reach is fetched."""
+    from sweeps.dispatch.queue_status import JobStatus, driver_job
     from sweeps.dispatch.search_job import submit_driver
+    from sweeps.dispatch.search_loop import freeze_as_driven
+    from sweeps.worker.fetch import fetch_inputs
 
+    with queue_answers():
+        there = driver_job(config.name, store)
+    if there is None or not there.live:
+        if planned:
+            freeze_as_driven(planned, store, list(options.overrides))
+        if planned and config.cluster.offline and not fetch_inputs(planned.steps, store, console):
+            return NOT_DONE
     line = command_line(f"{command} --foreground", store, options)
     job = submit_driver(config.name, line, config.cluster, store)
     done = f"{job} drives it already" if isinstance(job, JobStatus) else f"job {job} drives it"

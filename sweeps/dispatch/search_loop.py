@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sweeps.dispatch.local_loop import MAX_ROUNDS
+from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.planning.reconcile import Graph, States, blockers, read_states_while_running
 from sweeps.planning.stopping_config import StoppingConfig
@@ -40,6 +41,10 @@ class Source(Protocol):
     trials: list[Trial]
     impossible: str
     """Why the last point that was refused is none; empty where none was."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has no more than `trials`, as far as it knows."""
 
     def ask(self, values: Values) -> Trial | None: ...
 
@@ -126,6 +131,7 @@ class Driver:
         """Read what has ended, ask for what there is room for, dispatch; false once nothing is left to do."""
         if self._plan is None and self.source.trials:  # of a driver before this one
             self._new_plan()
+        knew = self.no_more
         self._read()
         self._steer()
         if self._ask():
@@ -139,7 +145,8 @@ class Driver:
             saved = self.saved
             assert saved is not None  # there are steps, so they were frozen
             self._tries.update(self._jobs.begin(new, saved))
-        return bool(new or live or self.running or not self.no_more)
+        # Where it was found just now that no more trials come, what waits at a rung is still to be decided.
+        return bool(new or live or self.running or not knew)
 
     def counts(self) -> dict[str, int]:
         """How many trials are done, running, waiting at a rung (or to be begun), stopped, or have failed."""
@@ -182,14 +189,7 @@ class Driver:
 
     def _new_plan(self) -> None:
         plan = self.source.plan()
-        self._freeze_with(plan, self._course.stopped if self._frozen else self._stopped_before(plan.name))
-
-    def _stopped_before(self, name: str) -> Mapping[str, str]:
-        """What an earlier driver has stopped: it stays so until the first look has found what stops now."""
-        with suppress(StoreError):
-            if name in self._store.sweep_names() and (last := self._store.sweep(name).plan).driven:
-                return last.stopped or {}
-        return {}
+        self._freeze_with(plan, self._course.stopped if self._frozen else stopped_before(self._store, plan.name))
 
     def _freeze_with(self, plan: Plan, stopped: Mapping[str, str]) -> None:
         """Freeze a plan with the steps of it that are not to be run."""
@@ -217,7 +217,9 @@ class Driver:
             self._gave_up,
         )
         spent = spent_by(variants, self._states, dispatched, self._store, self._since)
-        more = not self.no_more
+        most = self._stopping.trials
+        full = most is not None and len(self.source.trials) >= most
+        more = not (self.no_more or full or self.source.exhausted)
         self._course = course(self.source.trials, others, self._stopping, look, spent, self._concurrent, more=more)
         self.no_more = self.no_more or self._course.ended or ""
         if self._course.stopped != self._plan.stopped:
@@ -305,6 +307,20 @@ class Driver:
 
     def _wanted_ids(self) -> set[str]:
         return {step.id for variant in self._course.run for step in variant.steps} - self._course.stopped.keys()
+
+
+def stopped_before(store: Store, name: str) -> Mapping[str, str]:
+    """What an earlier driver has stopped: it stays so until the first look has found what stops now."""
+    with suppress(StoreError):
+        if name in store.sweep_names() and (last := store.sweep(name).plan).driven:
+            return last.stopped or {}
+    return {}
+
+
+def freeze_as_driven(plan: Plan, store: Store, arguments: list[str]) -> SavedSweep:
+    """Freeze a plan whose steps are for a driver to begin. Raises StoreError."""
+    stopped = {id: reason for id, reason in stopped_before(store, plan.name).items() if id in plan.steps}
+    return freeze(replace(plan, stopped=stopped, driven=True), store, arguments)
 
 
 def drive(driver: Driver, jobs: Jobs, watch: Callable[[], None], look_seconds: float = LOOK_SECONDS) -> bool:

@@ -138,7 +138,8 @@ def course(
     reached = {trial.number: _reached(trial, look) for trial in trials}
     budget = _Budget(stopping, spent, sum(rungs > 0 for rungs in reached.values()))
     coming = [trial for trial in trials if not reached[trial.number]]
-    may_begin = (more and not budget.no_more_trials()) or any(not budget.refuses_trial(trial) for trial in coming)
+    refusals = [budget.refuses_trial(trial) for trial in coming]
+    may_begin = (more and not budget.no_more_trials() and not any(refusals)) or None in refusals
     decisions = _decisions(trials, reached, stopping, look, more=may_begin)
     for trial in trials:
         begun = trial.variants[: reached[trial.number]]

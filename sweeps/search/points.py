@@ -13,7 +13,7 @@ from sweeps.search.trials import Trial, Values
 class Points:
     """The points of a sweep in place of those that a sampler asks for: all are there from the beginning."""
 
-    impossible = ""
+    exhausted, impossible = True, ""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
