@@ -177,16 +177,18 @@ def candidates(name: str, sizes: Iterable[Size], base: KVLayout, most: int) -> l
 
 
 def variations(layout: KVLayout, choices: Sequence[int]) -> list[KVLayout]:
-    """A layout, and those in which one owner has another number of heads and the others can still have one each. Raises
-    ValueError where keys and values are apart."""
+    """A layout, and those in which one owner has another number of heads with which the others can make up the same
+    total. Raises ValueError where keys and values are apart."""
     if layout.apart:
         raise ValueError("layout.spread: keys and values apart have equally many heads in each owner; choose equal")
-    most = sum(layout.kv_heads) - len(layout.kv_heads) + 1
+    total, of_others = sum(layout.kv_heads), {0}
+    for _ in layout.kv_heads[1:]:
+        of_others = {some + heads for some in of_others for heads in choices if some + heads < total}
     changed = [
         (*layout.kv_heads[:owner], heads, *layout.kv_heads[owner + 1 :])
         for owner, own in enumerate(layout.kv_heads)
         for heads in choices
-        if heads != own and heads <= most
+        if heads != own and total - heads in of_others
     ]
     return [layout, *(replace(layout, kv_heads=heads) for heads in changed)]
 

@@ -82,7 +82,9 @@ class SearchedLayouts:
             layout = None if matrices is None else placed(name, sizes, base, matrices)
         if layout is None or config.layout.spread == "equal":
             return layout
-        scores = self._scores(point, resolver, variations(layout, head_choices(base)))
+        if len(every := variations(layout, head_choices(base))) == 1:
+            return layout
+        scores = self._scores(point, resolver, every)
         return spread(scores, layout) if scores else None
 
     def _compared(self, point: Variant, resolver: Resolver) -> Matrices | None:

@@ -131,6 +131,8 @@ def test_heads_are_spread_as_brute_force_says(
     layout, choices = placed("pizza", [(owners, heads)], base, {}), divisors(base.heads)
     every = variations(layout, choices)
     assert len({*every}) == len(every)
+    allowed = [each for each in product(choices, repeat=owners) if sum(each) == layout.budget]
+    assert len(every) == 1 + sum(len({each[i] for each in allowed} - {heads}) for i in range(owners))
     scores = {each: random.choice([0.0, 1.0, random.random()]) for each in every}
     found = spread(scores, layout)
     assert (found.budget, found.kv_source_layers) == (layout.budget, layout.kv_source_layers)
@@ -139,7 +141,6 @@ def test_heads_are_spread_as_brute_force_says(
         alone = [(*layout.kv_heads[:i], g, *layout.kv_heads[i + 1 :]) for i, g in enumerate(numbers)]
         return sum(scores[replace(layout, kv_heads=each)] - scores[layout] for each in alone)
 
-    allowed = [each for each in product(choices, repeat=owners) if sum(each) == layout.budget]
     assert loss(found.kv_heads) == pytest.approx(min(map(loss, allowed)))
     assert spread(dict.fromkeys(every, 2.0), layout) == layout, "equal where nothing is gained"
     with pytest.raises(ValueError, match=r"layout\.spread: keys and values apart"):
