@@ -188,8 +188,11 @@ def driver_of(saved: SavedSweep, store: Store) -> str | None:
     from sweeps.dispatch.queue_status import QueueError, driver_job
 
     with suppress(QueueError):  # whose states say so
-        if (job := driver_job(saved.name, store)) and not job.state.ok:
+        job = driver_job(saved.name, store)
+        if job and job.live:
             return ", ".join(filter(None, [str(job), process]))
+        if job and process is None and not job.forgotten and not job.state.ok:
+            return str(job)
     return process
 
 
@@ -278,7 +281,7 @@ def why(options: WhyOptions) -> int:
                 console.print(f"    {line}", style="dim", highlight=False, markup=False)
     if all(states[id].name is StepState.DONE for id in chosen):
         console.print("all done")
-    elif driver := driver_of(saved, store):
+    elif any(states[id].name is StepState.PENDING for id in chosen) and (driver := driver_of(saved, store)):
         console.print(f"driver: {driver}", highlight=False)
     return OK
 

@@ -32,6 +32,11 @@ class JobStatus:
     def live(self) -> bool:
         return not self.state.ended
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether it was in the queue, which no longer knows how it ended."""
+        return self.id is not None and self.state.phase is Phase.UNKNOWN
+
     def __str__(self) -> str:
         reason = f" ({self.state.reason})" if self.state.reason else ""
         if self.id is None:

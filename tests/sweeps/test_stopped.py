@@ -131,6 +131,8 @@ def test_status_and_why_show_it_with_its_reason_and_as_no_failure(
     assert stopped == dict.fromkeys(halved.stopped, REASON)
     assert "nothing to cancel" in printed(capsys, halved.store, "cancel", "halved")
     assert printed(capsys, halved.store, "retry", "halved").splitlines()[-1].endswith("done, 2 stopped")
+    assert exit_status("logs", "halved", "driver", "--store", str(halved.store.root)) == 2
+    assert capsys.readouterr().err.startswith("mlkv: halved: no job drives it; ")
 
 
 def test_tables_have_no_score_of_that_length_and_say_why(halved: Halved) -> None:
