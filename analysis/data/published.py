@@ -28,6 +28,9 @@ SETS = {
     "cla-3b-second": "CLA Tables 7 and 8: 3B, second set (other stack and data order)",
     "study-1b": "Systematic study (arXiv 2410.14442) Table 4: 1.1B",
     "ground_truth": "our own: groupings of neighbouring layers on a small base, bits per byte of each seed",
+    "ground_truth_recall": "our own: the same on a base that looks back",
+    "drawn_layouts": "our own: layouts drawn at random on the small base, as far as they are trained",
+    "drawn_layouts_recall": "our own: the same on the base that looks back",
 }
 _OF_EXPERIMENT = {
     "mlkv_table": "mlkv",

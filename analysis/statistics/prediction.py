@@ -234,10 +234,11 @@ class LeftOut:
 
 
 def leave_out(sets: Sequence[EvidenceSet]) -> list[LeftOut]:
-    """Every row of every set, the law fitted anew each time."""
+    """Every row of every set, the law fitted anew each time; other models' layouts that were trained briefly are not
+    among its evidence."""
     found = []
     for each in sets:
-        others = [other for other in sets if other.group != each.group]
+        others = [other for other in sets if other.group != each.group and not other.brief]
         siblings = [other for other in sets if other.group == each.group and other is not each]
         of_others = Law(others)
         for row in each.rows:

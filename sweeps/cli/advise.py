@@ -68,8 +68,9 @@ class Advised:
 
 @dataclass(frozen=True)
 class Advice:
-    """worth: the fitting layouts that a short table shows, least expected loss first. line: the sweep to run; problem:
-    why it cannot be planned here, if it cannot."""
+    """worth: the fitting layouts that a short table shows, least expected loss first. brief: sets that do not count, as
+    their layouts were trained too little. line: the sweep to run; problem: why it cannot be planned here, if it
+    cannot."""
 
     named: Named
     serving: Serving
@@ -81,6 +82,7 @@ class Advice:
     kind: str
     own: EvidenceSet | None
     sets: list[EvidenceSet]
+    brief: list[str]
     recoveries: list[Recovery]
     line: list[str]
     problem: str | None
@@ -109,7 +111,7 @@ def _evaluate(options: AdviseOptions, store: Store) -> int:
     from analysis.statistics.prediction import best_form, leave_out
 
     sets = [*published_sets(), *store_sets(store)]
-    found, form = leave_out(sets), best_form(sets)
+    found, form = leave_out(sets), best_form([each for each in sets if not each.brief])
     if options.json:
         from sweeps.cli.advise_json import of_tests
 
@@ -136,8 +138,8 @@ def make_advice(options: AdviseOptions, store: Store) -> Advice:
     parameters = float(model.shape.parameters(model.layout))
     base, others = fits(model, serving)
     sets = [*published_sets(), *store_sets(store)]
-    law, reference = Law(sets), Size.of(model.layout)
-    own = own_set(sets, named.name, law)
+    law = Law(each for each in sets if not each.brief or each.model == named.name)
+    reference, own = Size.of(model.layout), own_set(sets, named.name, law)
     kind = own.kind if own else "loss"
 
     def cost(fit: Fit) -> Prediction | None:
@@ -161,6 +163,7 @@ def make_advice(options: AdviseOptions, store: Store) -> Advice:
         kind,
         own,
         _used(law, kind, own),
+        [each.name for each in sets if each not in law.sets and each.brief],
         known,
         line,
         problem,

@@ -28,6 +28,7 @@ def of_advice(advice: Advice) -> Json:
             {"set": each.name, "kind": each.kind, "parameters": each.parameters, "rows": len(each.rows)}
             for each in advice.sets
         ],
+        "not_counted": advice.brief,
         "recovery": [asdict(each) for each in advice.recoveries],
         "line": ["mlkv", "sweep", *advice.line] if advice.line else None,
         "problem": advice.problem,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.data.units import count
+from analysis.statistics.evidence import LEAST_SHARE
 from analysis.statistics.prediction import LARGER, summaries
 from mlkv.cache.formats import AS_COMPUTED
 
@@ -141,6 +142,9 @@ def _evidence(advice: Advice) -> str:
     line += f"; this model is {times:.2g} times as large as the largest" if times > 1 else ""
     if any(each.cost and each.cost.extrapolated for each in advice.worth):
         line += f", which is beyond {LARGER:.0f} times: extrapolated"
+    if advice.brief:
+        names = ", ".join(advice.brief)
+        line += f"; not counted, as trained on less than {LEAST_SHARE:.0%} of their base's tokens: {names}"
     return line
 
 

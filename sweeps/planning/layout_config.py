@@ -199,9 +199,8 @@ class LayoutConfig:
         return self.value_heads if isinstance(self.value_heads, int) else None
 
     def sizes(self, base: KVLayout) -> list[Size]:
-        """Owners, and heads of each, that a searched layout of this size can have; most heads in each of two owners or
-        more first, as well-placed owners with many heads lose least at equal bytes (docs/placement.md). Raises
-        ValueError naming the field."""
+        """Owners, and heads of each, that a searched layout of this size can have; most owners first, as at equal bytes
+        they lose least on a base that looks back (docs/placement.md). Raises ValueError naming the field."""
         choices = head_choices(base)
         whole = None if self.budget is None else Fraction(self.budget)
         wanted = self.cache * Fraction(base.budget) if self.cache else whole
@@ -217,7 +216,7 @@ class LayoutConfig:
         if not found:
             budgets_of = sorted({owners * heads for owners, heads in possible})
             raise ValueError(f"layout.{self._size_fault(base, base, wanted, budgets_of)}")
-        return sorted(found, key=lambda size: (size[0] == 1, -size[1], -size[0]))
+        return found
 
     def written_out(self, layout: KVLayout) -> LayoutConfig:
         """The same as what a person writes who knows the layout."""

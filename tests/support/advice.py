@@ -55,7 +55,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         advised = printed(advice_of(LINE, Path(folder) / "none"))
     console, out = _console()
-    show_tests(console, leave_out(sets := published_sets()), best_form(sets))
+    sets = published_sets()
+    show_tests(console, leave_out(sets), best_form([each for each in sets if not each.brief]))
     for line, text in ((LINE, advised), (TESTED, _text(out))):
         page = page.replace(example(page, line), text)
     PAGE.write_text(page, encoding="utf-8")

@@ -204,8 +204,8 @@ def test_every_rule_plans_inputs_and_then_a_layout(
 @pytest.mark.parametrize(
     ("fields", "sizes"),
     [
-        ({"budget": 12}, [(2, 6), (4, 3), (6, 2)]),
-        ({"budget": 6}, [(2, 3), (3, 2), (6, 1), (1, 6)]),
+        ({"budget": 12}, [(6, 2), (4, 3), (2, 6)]),
+        ({"budget": 6}, [(6, 1), (3, 2), (2, 3), (1, 6)]),
         ({"budget": 6, "kv_heads": 1}, [(6, 1)]),
         ({"cache": Fraction(1, 6), "kv_layers": 3}, [(3, 2)]),
         ({"kv_layers": 3}, [(3, 6)]),
