@@ -41,14 +41,18 @@ SMALLER = [
 """What a machine without the internet and without GPUs changes about a line: how much, not what."""
 
 
+STAND_IN = "EleutherAI/pythia-160m-deduped"
+
+
 def pretrained_lines() -> list[str]:
-    """The documented sweeps of a model from the hub that is named, each once, whatever cluster they are shown on."""
+    """The documented sweeps of the model that there is a stand-in for, each once, whatever cluster they are shown
+    on."""
     found = set()
     for line in commands():
         words = [word for word in shlex.split(line)[2:] if not word.startswith("cluster")]
         if line.startswith("mlkv sweep ") and all("=" in word for word in words):
             first, _ = next(points(Composer(), words))
-            if parse(Composer()(first)).model.hub not in (None, "OWNER/NAME"):
+            if parse(Composer()(first)).model.hub == STAND_IN:
                 found.add(" ".join(words))
     return sorted(found)
 
@@ -65,7 +69,7 @@ class StandIns:
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
     folder = tmp_path_factory.mktemp("stand_ins")
-    on_hub(folder / "hub", "EleutherAI/pythia-160m-deduped", pythia(folder / "made", steps=400))
+    on_hub(folder / "hub", STAND_IN, pythia(folder / "made", steps=400))
     dataset = folder / "dataset"
     dataset.mkdir()
     documents = [path.read_text("utf-8") for path in sorted((folder / "made" / "text").rglob("*.py"))]
