@@ -59,6 +59,10 @@ class NoJobs:
 
     idle = True
 
+    def add(self, jobs: object) -> None: ...
+    def live(self) -> set[str]:
+        return set()
+
     def poll(self) -> None: ...
     def close(self) -> None: ...
 
