@@ -323,7 +323,7 @@ def _top_group(layers: int, kv_layers: int) -> tuple[int, ...]:
 
 def test_a_pattern_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TypeAdapter(LayoutConfig)
-    with pytest.raises(ValidationError, match="'svformer' or 'explicit'"):
+    with pytest.raises(ValidationError, match="'svformer', 'explicit' or 'searched'"):
         config.validate_python({"pattern": "top_group"})
     monkeypatch.setitem(PATTERNS, "top_group", Pattern("TopGroup", _top_group))
     (layout,) = config.validate_python({"pattern": "top_group", "kv_layers": 2, "kv_heads": 1}).layouts(mha(5, 4))
