@@ -49,7 +49,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def told(plan: Plan, store: Store) -> list[str]:
+def plan_power(plan: Plan, store: Store) -> list[str]:
     """What the plan says of its power, with the imports that this takes: as if it had three seeds, as of one seed no
     difference is computed."""
     from sweeps.cli.power import planned_power, power_lines
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, composer = Store.open(Path(folder)), Composer()
         plan_seconds, plan = timed(lambda: make_plan(composer, Resolver(store), LINE))
-        power_seconds, _ = timed(lambda: told(plan, store))
+        power_seconds, _ = timed(lambda: plan_power(plan, store))
         sample = [lines for lines, _ in points(composer, LINE)][:40]
         sample = [[f"++{line}" for line in lines] for lines in sample]
         whole_seconds, _ = timed(lambda: [composer.whole(lines) for lines in sample])

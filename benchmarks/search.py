@@ -27,7 +27,7 @@ from benchmarks.turns import arguments, circumstances, report
 from sweeps.planning.grammar import Choice, Grid
 from sweeps.planning.search_config import Sampler
 from sweeps.search.space import Point, Space
-from sweeps.search.study import Study, Told
+from sweeps.search.study import Observation, Study
 
 SHARES = (0.07, 0.125, 0.25)
 """Trials that are compared, as shares of the table."""
@@ -84,13 +84,13 @@ def _order(text: str) -> tuple[int, list[int]]:
 
 def searched(table: ScoreTable, sampler: Sampler, seed: int, counts: Sequence[int]) -> list[float]:
     """The share of the table's hypervolume that a search covers after so many trials each."""
-    study, history = Study(table.space, sampler, seed, 2), list[Told]()
+    study, history = Study(table.space, sampler, seed, 2), list[Observation]()
     tried: list[Point] = []
     shares = []
     for count in counts:
         while len(tried) < count and (point := study.ask(history)) is not None:
             possible = point in table.scores
-            history.append(Told(point, table.scores.get(point), impossible=not possible))
+            history.append(Observation(point, table.scores.get(point), impossible=not possible))
             tried += [point] if possible else []
         shares.append(table.covered(tried))
     return shares

@@ -277,16 +277,16 @@ class Driver:
 
     def _ask(self) -> list[Trial]:
         """As many new trials as there is room and budget for."""
-        asked: list[Trial] = []
+        new: list[Trial] = []
         most = self._stopping.trials
-        while not self.no_more and len(self.running) + len(asked) < self._concurrent:
+        while not self.no_more and len(self.running) + len(new) < self._concurrent:
             if most is not None and len(self.source.trials) >= most:
                 self.no_more = f"stopping.trials = {most}"
             elif (trial := self.source.ask(self.values)) is None:
                 self.no_more = "every point was tried"
             else:
-                asked.append(trial)
-        return asked
+                new.append(trial)
+        return new
 
     def _todo(self) -> list[Step]:
         """Steps to run now, parents first."""

@@ -93,11 +93,11 @@ class SearchedLayouts:
 
         config = replace(point.config, evaluate=EvaluateConfig(), added={})
         config = replace(config, measure=replace(config.measure, batch_sizes=()))
-        asked = with_steps(of_base(replace(point, config=config, baseline="untouched", varying=())), resolver)
-        assert asked.similarity, "the layers of a base that is converted can be compared"
-        id = asked.similarity.id
+        compared_base = with_steps(of_base(replace(point, config=config, baseline="untouched", varying=())), resolver)
+        assert compared_base.similarity, "the layers of a base that is converted can be compared"
+        id = compared_base.similarity.id
         if self.store.step(id).record() is None:
-            self._ask(asked)
+            self._ask(compared_base)
             return None
         if id not in self._matrices:
             try:
@@ -110,12 +110,12 @@ class SearchedLayouts:
         """Bits per byte of each layout's conversion; None where one is not scored yet."""
         found: dict[KVLayout, float] = {}
         for layout in layouts:
-            asked = with_steps(_candidate(point, layout), resolver)
-            if record := self.store.step(asked.evaluate[BITS].id).record():
+            candidate = with_steps(_candidate(point, layout), resolver)
+            if record := self.store.step(candidate.evaluate[BITS].id).record():
                 bits = (row.value for row in record.metrics if row.metric == BITS and row.value is not None)
                 found[layout] = next(bits, math.inf)
             else:
-                self._ask(asked)
+                self._ask(candidate)
         return found if len(found) == len(layouts) else None
 
     def _ask(self, variant: Variant) -> None:

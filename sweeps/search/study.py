@@ -29,7 +29,7 @@ often; what Gaussian processes ask for hardly depends on chance, and takes half 
 
 
 @dataclass(frozen=True)
-class Told:
+class Observation:
     """What is known of a point. `objectives`: each the smaller the better; None: not yet. `impossible`: there is no
     such variant, or it failed."""
 
@@ -47,9 +47,9 @@ class Study:
         if sampler == "grid":
             space.check_listed("search.sampler = grid")
 
-    def ask(self, history: Sequence[Told]) -> Point | None:
+    def ask(self, history: Sequence[Observation]) -> Point | None:
         """A point that was not tried yet; None where all of a finite space were."""
-        tried, size = {told.point for told in history}, self._space.size
+        tried, size = {observed.point for observed in history}, self._space.size
         if size is not None and len(tried) >= size:
             return None
         if self._sampler == "grid":
@@ -60,7 +60,7 @@ class Study:
                 return point
         return self._nearest(point, tried, self._random(history, -1)) if size is not None else point
 
-    def _random(self, history: Sequence[Told], attempt: int) -> random.Random:
+    def _random(self, history: Sequence[Observation], attempt: int) -> random.Random:
         return random.Random(f"{self._seed} {len(history)} {attempt}")
 
     def _nearest(self, point: Point, tried: Collection[Point], numbers: random.Random) -> Point:
@@ -73,7 +73,7 @@ class Study:
         new = [other for other in self._space.points() if other not in tried]
         return min(new, key=lambda other: (self._space.distance(point, other), numbers.random()))
 
-    def _suggested(self, history: Sequence[Told], attempt: int) -> Point:
+    def _suggested(self, history: Sequence[Observation], attempt: int) -> Point:
         import optuna
         from optuna.exceptions import ExperimentalWarning
 
@@ -85,10 +85,10 @@ class Study:
             study = optuna.create_study(sampler=sampler, directions=["minimize"] * self._objectives)
             distributions = {str(i): _distribution(d) for i, d in enumerate(self._space.dimensions)}
             worst = _worst(history) or (0.0,) * self._objectives
-            for number, told in enumerate(history):
-                _add(study, number, told, distributions, worst)
-            asked = study.ask(distributions).params
-        values = zip(self._space.dimensions, (float(asked[name]) for name in distributions), strict=True)
+            for number, observed in enumerate(history):
+                _add(study, number, observed, distributions, worst)
+            suggested = study.ask(distributions).params
+        values = zip(self._space.dimensions, (float(suggested[name]) for name in distributions), strict=True)
         return tuple(d.rounded(value) if isinstance(d, Range) else value for d, value in values)
 
     def _made(self, seed: int) -> optuna.samplers.BaseSampler:
@@ -105,21 +105,21 @@ class Study:
         return samplers.RandomSampler(seed=seed)
 
 
-def is_known(told: Told) -> bool:
+def is_known(observed: Observation) -> bool:
     """Whether it has values, and all of them are numbers."""
-    return not told.impossible and told.objectives is not None and all(map(math.isfinite, told.objectives))
+    return not observed.impossible and observed.objectives is not None and all(map(math.isfinite, observed.objectives))
 
 
-def _worst(history: Sequence[Told]) -> tuple[float, ...]:
+def _worst(history: Sequence[Observation]) -> tuple[float, ...]:
     """Of each objective, the worst value that is known."""
-    known = [told.objectives for told in history if told.objectives is not None and is_known(told)]
+    known = [observed.objectives for observed in history if observed.objectives is not None and is_known(observed)]
     return tuple(map(max, zip(*known, strict=True)))
 
 
 def _add(
     study: optuna.Study,
     number: int,
-    told: Told,
+    observed: Observation,
     distributions: dict[str, optuna.distributions.BaseDistribution],
     worst: tuple[float, ...],
 ) -> None:
@@ -128,11 +128,11 @@ def _add(
     from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState, create_trial
 
-    impossible = told.impossible or (told.objectives is not None and not is_known(told))
-    values = worst if impossible else told.objectives
+    impossible = observed.impossible or (observed.objectives is not None and not is_known(observed))
+    values = worst if impossible else observed.objectives
     params = {
         name: value if isinstance(distribution, FloatDistribution) else int(value)
-        for (name, distribution), value in zip(distributions.items(), told.point, strict=True)
+        for (name, distribution), value in zip(distributions.items(), observed.point, strict=True)
     }
     # NSGA-II notes a trial's generation when it is asked for the trial, and can do so only before the trial has ended.
     sampler = study.sampler if isinstance(study.sampler, NSGAIISampler) else None

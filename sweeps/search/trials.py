@@ -15,7 +15,7 @@ from sweeps.planning.resolve import Resolver
 from sweeps.planning.variant import Variant
 from sweeps.planning.variants import ImpossibleLayoutError, layout_count
 from sweeps.search.space import LayoutNumber, Listed, Point, Space
-from sweeps.search.study import Study, Told
+from sweeps.search.study import Observation, Study
 from sweeps.store.errors import UserError
 from sweeps.store.journal import SearchJournal
 from sweeps.store.schema import TrialRow
@@ -61,7 +61,7 @@ class Search:
         self.trials: list[Trial] = []
         self.left_out = 0
         """Trials of earlier lines that are no points of this one's space."""
-        self._asked: list[tuple[Point, int | None]] = []
+        self._points: list[tuple[Point, int | None]] = []
         """Every point that was chosen, with its trial; None: it is impossible."""
         self._last = 0
         self.impossible = ""
@@ -73,7 +73,7 @@ class Search:
     @property
     def exhausted(self) -> bool:
         """Whether every point of a finite space was chosen."""
-        return self.space.size is not None and len({point for point, _ in self._asked}) >= self.space.size
+        return self.space.size is not None and len({point for point, _ in self._points}) >= self.space.size
 
     def ask(self, values: Values) -> Trial | None:
         """The next trial, which is in the journal when this returns; None where there is no other.
@@ -109,16 +109,16 @@ class Search:
         variants = [*self._baselines, *(variant for trial in self.trials for variant in trial.variants)]
         return replace(self._planner.plan(self.config, variants, self._arguments), command="search")
 
-    def _history(self, values: Values) -> list[Told]:
+    def _history(self, values: Values) -> list[Observation]:
         return [
-            Told(point, None if trial is None else values.get(trial), trial is None or _failed(values, trial))
-            for point, trial in self._asked
+            Observation(point, None if trial is None else values.get(trial), trial is None or _failed(values, trial))
+            for point, trial in self._points
         ]
 
     def _note(self, row: TrialRow, point: Point, trial: int | None) -> None:
         if self._journal:
             self._journal.append([row])
-        self._asked.append((point, trial))
+        self._points.append((point, trial))
 
     def _add(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -137,12 +137,12 @@ class Search:
             return
         found = self._variants(point)
         if isinstance(found, str) or row.trial is None:
-            self._asked += [(point, None)] if isinstance(found, str) else []
+            self._points += [(point, None)] if isinstance(found, str) else []
             return
         known = next((trial for trial in self.trials if trial.ids == _ids(found)), None)
         taken = row.trial in {trial.number for trial in self.trials}
         number = known.number if known else self._last + 1 if taken else row.trial
-        self._asked.append((point, number))
+        self._points.append((point, number))
         if known is None:
             self._add(Trial(number, point, found))
 

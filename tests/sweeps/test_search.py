@@ -21,7 +21,7 @@ from sweeps.planning.search_config import Sampler
 from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.search.objectives import Objectives, front
 from sweeps.search.space import Point, Space
-from sweeps.search.study import Study, Told
+from sweeps.search.study import Observation, Study
 from sweeps.search.trials import Search
 from sweeps.steps.step import Step
 from sweeps.store.schema import TrialRow
@@ -37,23 +37,23 @@ SCORED = ["evaluate.tasks=[bits_per_byte]", "evaluate.axis=[bits_per_byte,bits_p
 SPACE = ["layout=kv_budget", "layout.budget=1,2,3,4", "uptrain.lr=1e-3,2e-3"]
 
 
-def told(point: Point) -> Told:
+def observation(point: Point) -> Observation:
     """Made-up values; some points are impossible."""
     if point[0] == 3:
-        return Told(point, impossible=True)
-    return Told(point, (point[0] + 1, 2 - point[0] + point[-1]))
+        return Observation(point, impossible=True)
+    return Observation(point, (point[0] + 1, 2 - point[0] + point[-1]))
 
 
-def asked(study: Study, count: int, history: Sequence[Told] = ()) -> list[Told]:
+def ask_each(study: Study, count: int, history: Sequence[Observation] = ()) -> list[Observation]:
     found = list(history)
     while len(found) < count and (point := study.ask(found)) is not None:
-        found.append(told(point))
+        found.append(observation(point))
     return found
 
 
 @pytest.mark.parametrize("sampler", FAST)
 def test_a_finite_space_is_tried_to_its_end_and_nothing_twice(sampler: Sampler) -> None:
-    found = asked(Study(FINITE, sampler, 0, 2), 99)
+    found = ask_each(Study(FINITE, sampler, 0, 2), 99)
     assert sorted(each.point for each in found) == sorted(FINITE.points())
 
 
@@ -61,9 +61,9 @@ def test_a_finite_space_is_tried_to_its_end_and_nothing_twice(sampler: Sampler) 
 @given(seed=st.integers(0, 99), cut=st.integers(0, 11), open_ones=st.sets(st.integers(0, 11), max_size=3))
 @settings(max_examples=3)
 def test_the_same_history_leads_to_the_same_point(sampler: Sampler, seed: int, cut: int, open_ones: set[int]) -> None:
-    whole = asked(Study(ENDLESS, sampler, seed, 2), 12)
-    assert asked(Study(ENDLESS, sampler, seed, 2), 12, whole[:cut]) == whole
-    running = [Told(each.point) if i in open_ones else each for i, each in enumerate(whole)]
+    whole = ask_each(Study(ENDLESS, sampler, seed, 2), 12)
+    assert ask_each(Study(ENDLESS, sampler, seed, 2), 12, whole[:cut]) == whole
+    running = [Observation(each.point) if i in open_ones else each for i, each in enumerate(whole)]
     study = Study(ENDLESS, sampler, seed, 2)
     assert study.ask(running) == study.ask(running) is not None
 
@@ -75,11 +75,11 @@ def test_a_sampler_learns_from_what_it_is_told(sampler: Sampler) -> None:
     space = Space.of(Grid([], [[(f"a={i}",) for i in range(40)], [(f"b={i}",) for i in range(40)]], []))
     late: list[float] = []
     for seed in range(3):
-        found: list[Told] = []
+        found: list[Observation] = []
         while len(found) < 30:
             point = Study(space, sampler, seed, 1).ask(found)
             assert point is not None
-            found.append(Told(point, (point[0],)))
+            found.append(Observation(point, (point[0],)))
         late += [each.point[0] for each in found[-10:]]
     assert sum(late) / len(late) < 16
 
