@@ -38,7 +38,7 @@ class GatherOptions(JsonOption, SweepOptions):
         "also write every number that was logged during the steps, as CSV", "--curves", type=user_path
     )
     layouts: Path | None = argument(
-        "also add a line for each layout and seed to this CSV, a small one to keep (docs/placement.md)",
+        "add a line for each layout and seed to this CSV, a small one to keep, instead of printing (docs/placement.md)",
         "--layouts",
         type=user_path,
     )
@@ -73,13 +73,18 @@ def gather(options: GatherOptions) -> int:
         cells.to_csv(options.out, index=False)
     elif options.json:
         print_json({"name": options.name, "cells": cells.astype(object).where(cells.notna(), None).to_dict("records")})
-    elif sys.stdout.isatty():
+    elif not options.layouts:
+        _print(cells)
+    return OK
+
+
+def _print(cells: pd.DataFrame) -> None:
+    if sys.stdout.isatty():
         from analysis.tables.terminal import CellsTable
 
         make_console().print(CellsTable(cells))
     else:
         print(cells.to_string())
-    return OK
 
 
 def _add_layouts(options: GatherOptions, cells: pd.DataFrame) -> None:

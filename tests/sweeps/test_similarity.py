@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mlkv as api
+from analysis.data.layout_scores import read as read_layout_scores
 from analysis.figures.kinds import FIGURES
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
@@ -93,6 +94,8 @@ def test_a_sweep_that_compares_layers_and_what_is_read_of_it(mlkv: Shell, tiny: 
     assert not own["value"].any()
     assert table[table["measure"] == "cka_keys"]["value"].between(0, 1.0001).all()
     assert "damage_of_next" in mlkv("gather", "tiny")
+    assert mlkv("gather", "tiny", "--layouts", "scores.csv") == ""
+    assert read_layout_scores(Path(mlkv.folder, "scores.csv"))
     mlkv("pack", "tiny", "tiny.mlkv")
     mlkv("unpack", "tiny.mlkv", "--store", "other")
     unpacked = mlkv("table", "tiny", "similarity", "--format", "md", "--store", "other")
