@@ -145,10 +145,13 @@ def test_without_a_store_the_reference_data_say_whose_seeds_they_are(tmp_path: P
     other = evidence(store, Wanted("mine", BITS, frozenset({"any"})))
     assert own
     assert other
-    assert own.noise == other.noise
+    looks_back = evidence(store, Wanted("embedded_recall", BITS, frozenset({"any"})))
+    assert looks_back
+    assert own.noise.spread < other.noise.spread < looks_back.noise.spread  # pooled over both models
     assert "published/ground_truth" in own.source
-    assert "another model" in other.source
-    assert "another model" not in own.source
+    assert "embedded_recall and tiny" in other.source
+    assert "other models" in other.source
+    assert "other models" not in own.source
     assert evidence(store, Wanted("tiny", (("piqa", "acc"),), frozenset({"any"}))) is None
     assert evidence(store, Wanted("tiny", BITS, frozenset())) is None
 
