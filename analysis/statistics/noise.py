@@ -258,9 +258,9 @@ def of_reference(wanted: Wanted) -> Evidence | None:
     scores = [[float(line["bits_per_byte"]) for line in lines] for lines in lines_of]
     squares = math.fsum((len(own) - 1) * len(own) * replicates.mean_of(own)[1] ** 2 for own in scores)
     sets = _names(dict.fromkeys(f"published/{lines[0]['set']}" for lines in lines_of))
-    largest = max((lines[0] for lines in lines_of), key=lambda line: int(line["parameters"]))
     models = list(dict.fromkeys(lines[0]["model"] for lines in lines_of))
-    model = f"{' and '.join(models)}, {int(largest['parameters']) / 1e6:.1f} M parameters"
+    largest = max(int(lines[0]["parameters"]) for lines in lines_of)
+    model = f"{' and '.join(models)}, {largest / 1e6:.1f} M parameters"
     other = "" if own else ", another model" if len(models) == 1 else ", other models"
     source = f"{_count(len(lines_of), 'layout')} with several seeds in {sets} ({model}{other})"
     return Evidence(Noise(math.sqrt(squares / freedom)), freedom, source)
