@@ -1,4 +1,4 @@
-"""A config.json is read as transformers reads it, or refused in one line that names the field; the same for export.
+"""A config.json is read as transformers reads it, or refused in one line that names the field.
 
 Truth is a tiny model of transformers' own, with weights far enough from zero that every switch shows in its logits.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,49 +17,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
 from mlkv.families.config import config_of, layout_of, read_config, shape_of
 from mlkv.families.load import check_checkpoint, load_pretrained
-from mlkv.families.save import to_family
 from mlkv.families.tables import FAMILIES
 from mlkv.files import Json
-from mlkv.hf import MLKVForCausalLM
 from mlkv.layout import mha
-from mlkv.patterns import make
 from mlkv.shape import DecoderShape
 from tests.support.bases import write_zeros
-
-VOCAB, LAYERS, HEADS, WIDTH = 19, 2, 4, 32
-IDS = torch.randint(VOCAB, (2, 12), generator=torch.Generator().manual_seed(3))
-
-_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-SMALLEST: dict[str, dict[str, Any]] = {
-    "gpt_neox": {**_SIZES, "intermediate_size": 24, "rotary_pct": 1.0},
-    "llama": {**_SIZES, "intermediate_size": 24},
-    "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
-    "opt": {**_SIZES, "ffn_dim": 24},
-    "mistral": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2},
-    "qwen2": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2},
-    "qwen3": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8},
-    "smollm3": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "pad_token_id": 0},
-    "gemma": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8},
-    "gemma2": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8},
-    "gemma3_text": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8},
-    "olmo2": {**_SIZES, "intermediate_size": 24},
-    "phi3": {**_SIZES, "intermediate_size": 24, "pad_token_id": 0},
-    "stablelm": {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 2},
-}
-EARLIER = ("gpt_neox", "llama", "gpt2", "opt")
-"""The others are drawn for less often, in `long` tests."""
-LATER = [name for name in FAMILIES if name not in EARLIER]
-for _name, _config in SMALLEST.items():
-    _config |= {"model_type": _name, "vocab_size": VOCAB}
-    _config["n_positions" if _name == "gpt2" else "max_position_embeddings"] = 16
-
+from tests.support.family_configs import (
+    EARLIER,
+    LATER,
+    LAYERS,
+    SMALLEST,
+    VOCAB,
+    WIDTH,
+    logits_of,
+    refusal,
+    saved,
+    theirs_of,
+)
 
 _ROPES = (
     {"rope_type": "default"},
@@ -120,40 +97,6 @@ _ANY_FAMILY: dict[str, tuple[Any, ...]] = {
     "is_decoder": (True, False),
 }
 """Keys that some family reads, one that another does, and values good and bad: every family is given any of them."""
-
-
-def theirs_of(config: Json) -> Any:
-    """transformers' own model of a parsed config.json. Raises what transformers raises."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config)))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-@torch.no_grad()
-def logits_of(model: Any) -> Tensor:
-    return model.eval()(IDS).logits
-
-
-@contextmanager
-def saved(config: Json, model: Any | None, **extra: Any) -> Iterator[Path]:
-    """A directory as the hub has them, which holds `config` to the letter."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        if model is not None:
-            weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-            save_file(weights | extra, Path(folder) / "model.safetensors")
-        yield Path(folder)
-
-
-def refusal(run: Callable[[], Any]) -> str | None:
-    """What a ValueError says, which has to be one line; None where there is none."""
-    try:
-        run()
-    except ValueError as error:
-        return str(error).replace("\n", " and a second line: ")
-    return None
 
 
 MISSING = " is missing from the config.json"
@@ -418,95 +361,6 @@ def test_of_several_files_those_are_read_that_transformers_reads(tmp_path: Path)
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "stale.safetensors"}}')
     torch.testing.assert_close(logits_of(load_pretrained(tmp_path)), logits_of(model), atol=1e-4, rtol=1e-4)
-
-
-SHAPES = st.builds(
-    DecoderShape,
-    vocab_size=st.just(VOCAB),
-    width=st.sampled_from([WIDTH, 36, 30]),
-    layers=st.just(LAYERS),
-    heads=st.just(HEADS),
-    head_dim=st.sampled_from([8, 12, 9, 7]),
-    mlp_width=st.sampled_from([24, 128]),
-    context=st.just(16),
-    norm=st.sampled_from(["layernorm", "rmsnorm"]),
-    norm_eps=st.sampled_from([1e-5, 1e-2]),
-    activation=st.sampled_from(["gelu", "gelu_new", "relu", "silu"]),
-    gated_mlp=st.booleans(),
-    attention_bias=st.booleans(),
-    mlp_bias=st.booleans(),
-    parallel_residual=st.booleans(),
-    positions=st.sampled_from(["rotary", "learned"]),
-    rotary_fraction=st.sampled_from([0.25, 0.4, 0.5, 1.0]),
-    rotary_base=st.sampled_from([10_000.0, 50.0]),
-    position_offset=st.sampled_from([0, 2]),
-    tied=st.booleans(),
-    init_std=st.sampled_from([0.3, 2.0]),
-)
-CLOSEST: dict[str, Json] = {
-    "gpt_neox": {"norm": "layernorm", "gated_mlp": False, "positions": "rotary", "mlp_bias": True},
-    "llama": {"norm": "rmsnorm", "gated_mlp": True, "positions": "rotary", "parallel_residual": False},
-    "gpt2": {"norm": "layernorm", "gated_mlp": False, "positions": "learned", "parallel_residual": False},
-    "opt": {"norm": "layernorm", "gated_mlp": False, "positions": "learned", "parallel_residual": False},
-}
-
-
-@pytest.mark.parametrize("family", EARLIER)
-@settings(max_examples=40)
-@given(shape=SHAPES, kv_heads=st.sampled_from([1, 2, 4]), of_family=st.booleans())
-def test_a_model_is_exported_as_it_computes_or_not_at_all(
-    family: str, shape: DecoderShape, kv_heads: int, of_family: bool
-) -> None:
-    exported_alike(family, shape, kv_heads, of_family)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("family", LATER)
-@settings(max_examples=15)
-@given(shape=SHAPES, kv_heads=st.sampled_from([1, 2, 4]), of_family=st.booleans())
-def test_a_model_is_exported_to_a_later_family_as_it_computes_or_not_at_all(
-    family: str, shape: DecoderShape, kv_heads: int, of_family: bool
-) -> None:
-    exported_alike(family, shape, kv_heads, of_family)
-
-
-def exported_alike(family: str, shape: DecoderShape, kv_heads: int, of_family: bool) -> None:
-    if of_family:
-        scale = shape.width**0.5 if family.startswith("gemma") else 1.0
-        closest = CLOSEST.get(family, CLOSEST["llama"]) | FAMILIES[family].fixed
-        shape = replace(shape, **closest | {"position_offset": 2 if family == "opt" else 0, "embedding_scale": scale})
-    ours = MLKVForCausalLM.from_shape(shape, make("even", LAYERS, HEADS, LAYERS, kv_heads), seed=0)
-    for parameter in ours.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    if (message := refusal(lambda: to_family(ours, family))) is not None:
-        assert re.match(rf"family = {family}: \w", message)
-        assert "second line" not in message
-        return
-    theirs = to_family(ours, family)
-    expected = logits_of(ours)
-    # Of weights as large as these, rounding alone changes the largest logit by 1e-5 of it.
-    atol = max(1e-4, 3e-5 * float(expected.abs().max()))
-    torch.testing.assert_close(logits_of(theirs), expected, atol=atol, rtol=1e-4)
-    torch.testing.assert_close(theirs.train()(IDS).logits, ours(IDS).logits, atol=atol, rtol=1e-4)  # and has no dropout
-
-
-_NEOX = DecoderShape(VOCAB, WIDTH, LAYERS, HEADS, 8, 24, 16)
-_LLAMA = replace(_NEOX, norm="rmsnorm", activation="silu", gated_mlp=True, parallel_residual=False)
-
-
-@pytest.mark.parametrize(
-    ("family", "shape", "message"),
-    [
-        ("llama", _LLAMA, "family = llama: cannot express rotary_fraction"),
-        ("llama", replace(_LLAMA, rotary_fraction=1.0, head_dim=7), "family = llama: head_dim = 7: rotates 7 of"),
-        ("gpt_neox", replace(_NEOX, rotary_fraction=0.4), "family = gpt_neox: partial_rotary_factor = 0.4: rotates 3"),
-        ("gpt2", replace(_NEOX, positions="learned"), "family = gpt2: cannot express parallel_residual"),
-        ("llama", replace(_LLAMA, rotary_fraction=1.0, width=30), "family = llama: hidden_size = 30: must be a mult"),
-    ],
-)
-def test_what_a_family_would_compute_otherwise_is_not_exported(family: str, shape: DecoderShape, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        config_of(shape, make("even", LAYERS, HEADS, LAYERS, HEADS), family)
 
 
 def test_a_family_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
