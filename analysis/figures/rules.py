@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.figures.canvas import FONT_SIZE, SMALLEST, draw_points, footer, new_figure, set_axes
 from analysis.figures.geometry import linear_scale
 from analysis.figures.style import MUTED, SERIES_COLOURS, SERIES_MARKERS
 from analysis.statistics.elastic import Interval
-from analysis.statistics.landscape import landscapes
+from analysis.statistics.landscape import Landscape, landscapes
 from analysis.statistics.pair_matrices import matrices_of
 from analysis.statistics.rules import RANDOM, rules_of, scored
 from analysis.statistics.sources import Source
@@ -21,23 +22,23 @@ _ROW_HEIGHT, _MARGIN = 0.14, 0.75
 
 
 def shares(source: Source) -> dict[str, dict[str, Interval]]:
-    """By base and then by rule, regret over that of a layout taken at random."""
+    """By base and then by rule, regret over that of a layout taken at random: among layouts with as many owners and
+    heads, or where there are no such, with as many bytes."""
     every = landscapes(source)
+    return {landscape.title: found for landscape in every if (found := _shares(source, landscape, every))}
+
+
+def _shares(source: Source, landscape: Landscape, every: Sequence[Landscape]) -> dict[str, Interval]:
+    rules = scored(landscape, rules_of(landscape, matrices_of(source, landscape), every))
     return {
-        landscape.title: found
-        for landscape in every
-        if (
-            found := {
-                each.rule: each.of_random
-                for each in scored(landscape, rules_of(landscape, matrices_of(source, landscape), every))
-                if each.of_random and each.rule != RANDOM
-            }
-        )
+        each.rule: each.of_random
+        for each in rules
+        if each.of_random and each.rule != RANDOM and each.by_bytes == rules[0].by_bytes
     }
 
 
 def rules_figure(source: Source, published: Source | None = None) -> Figure | None:
-    """A row for each rule, least regret first; None where no number of owners and heads has two measured layouts."""
+    """A row for each rule, least regret first; None where no rule has layouts to choose among."""
     found = shares(source)
     if not found:
         return None

@@ -1,16 +1,17 @@
 """Rules that place owners, scored against layouts that were all measured: how much worse than the best is their pick,
 and do they rank layouts as training does?
 
-A cell is a number of owners with a number of heads each, of which several groupings of neighbouring layers are
-measured: where the owners sit is all that its layouts differ in. A rule picks one layout of a cell; one that gives
-every layout a number also ranks them. Legend: `R` repetitions, `V` layouts.
+A cell is measured layouts that a rule chooses among. There are two kinds. In one are groupings of neighbouring layers
+with so many owners and heads: where the owners sit is all that its layouts differ in. In the other are all layouts of
+so many bytes, whatever their owners, heads and sources. A rule picks one layout of a cell; one that gives every layout
+a number also ranks them. Legend: `R` repetitions, `V` layouts.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,41 +35,49 @@ PLACED = ("even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "san
 
 @dataclass(frozen=True)
 class Cell:
-    """The measured groupings with so many owners and heads, two or more, by their groups."""
+    """Measured layouts with `budget` heads in all. `place`: the owners, and the heads of each, of a cell
+    of groupings; None where only the bytes are equal."""
 
-    owners: int
-    heads: int
-    points: Mapping[Groups, Point]
-    possible: int
-    """How many groupings there are, measured or not."""
+    points: Sequence[Point]
+    budget: int
+    place: tuple[int, int] | None = None
 
     @property
-    def budget(self) -> int:
-        return self.owners * self.heads
+    def possible(self) -> int | None:
+        """How many groupings there are, measured or not; None where only the bytes are equal."""
+        return None if self.place is None else math.comb(len(self.points[0].sources) - 1, self.place[0] - 1)
+
+    def of_groups(self, groups: Groups) -> Point | None:
+        return next((point for point in self.points if point.groups == groups), None)
+
+
+Numbers = Sequence[float]
+"""A number for each layout of a cell, in their order, less being better."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`pick`: the groups that it chooses in a cell; None where it has none. `rank`: a number for each of the cell's
-    layouts, less being better, of a rule that has one."""
+    """`pick`: the layout that it chooses in a cell; None where it has none, or that one is not measured. `rank`: the
+    numbers that it gives, of a rule that has some; None in a cell where one of them is not known."""
 
     name: str
-    pick: Callable[[Cell], Groups | None]
-    rank: Callable[[Cell], Mapping[Groups, float] | None] | None = None
+    pick: Callable[[Cell], Point | None]
+    rank: Callable[[Cell], Numbers | None] | None = None
 
 
 @dataclass(frozen=True)
 class Scored:
     """How a rule did in the cells in which its pick is measured, each number the mean over them.
 
-    regret: its pick's score minus that of the best layout of the cell. at_bytes: minus that of the best measured layout
-    of the same cache, whatever its owners, heads and sources. of_random: `regret` over that of a layout taken at
-    random. best: in how many cells its pick is the best. tau, rho: Kendall's and Spearman's correlation of its numbers
-    with the scores, in cells that are measured; None for a rule that does not rank. Intervals are 95 %, over seeds and
-    samples.
+    by_bytes: in cells of equal bytes, else in those of equal owners and heads. regret: its pick's score minus that of
+    the best layout of the cell. at_bytes: minus that of the best measured layout of the same cache, whatever its
+    owners, heads and sources. of_random: `regret` over that of a layout taken at random. best: in how many cells its
+    pick is the best. tau, rho: Kendall's and Spearman's correlation of its numbers with the scores, in cells that are
+    measured; None for a rule that does not rank. Intervals are 95 %, over seeds and samples.
     """
 
     rule: str
+    by_bytes: bool
     cells: int
     regret: Interval
     at_bytes: Interval
@@ -79,68 +88,89 @@ class Scored:
 
 
 RANDOM = "random"
+LEAST_OF_BYTES = 3
+"""Layouts of a cell of equal bytes at least: sweeps of patterns have two of a budget, of which a coin finds the better
+one every other time."""
 
 
-def cells(landscape: Landscape) -> list[Cell]:
-    """Every cell with two measured layouts or more, fewest owners and heads first."""
-    found: dict[tuple[int, int], dict[Groups, Point]] = defaultdict(dict)
+def place_cells(landscape: Landscape) -> list[Cell]:
+    """The groupings of each number of owners and heads of which two or more are measured, fewest first."""
+    found: dict[tuple[int, int], list[Point]] = defaultdict(list)
     for (groups, heads), point in landscape.grouped.items():
-        found[len(groups), heads][groups] = point
+        found[len(groups), heads].append(point)
     return [
-        Cell(owners, heads, points, math.comb(landscape.layers - 1, owners - 1))
+        Cell(points, owners * heads, (owners, heads))
         for (owners, heads), points in sorted(found.items())
         if len(points) > 1
     ]
 
 
+def byte_cells(landscape: Landscape) -> list[Cell]:
+    """All layouts of as many bytes, LEAST_OF_BYTES or more, fewest first; without those that are a cell of
+    groupings."""
+    found: dict[int, list[Point]] = defaultdict(list)
+    for point in landscape.points:
+        found[point.budget].append(point)
+    one_place = [set(map(id, cell.points)) for cell in place_cells(landscape)]
+    return [
+        Cell(points, budget)
+        for budget, points in sorted(found.items())
+        if len(points) >= LEAST_OF_BYTES and set(map(id, points)) not in one_place
+    ]
+
+
 def rules_of(landscape: Landscape, matrices: Iterable[PairMatrix] = (), others: Iterable[Landscape] = ()) -> list[Rule]:
-    """The rules that this landscape can be asked with: patterns, the score before training where it is known, scores of
-    the same layouts by another recipe (untrained, cut from an elastic training, trained for less) among `others`,
-    and those by the matrices of its base."""
+    """The rules that this landscape can be asked with: patterns, the score before training where it is known and the
+    layouts were trained, scores of the same layouts by another recipe (untrained, cut from an elastic training, trained
+    for less) among `others`, and those by the matrices of its base."""
     found = [Rule(name, partial(_placed, name, landscape.layers)) for name in PLACED]
-    if any(point.converted for point in landscape.points):
-        found.append(_by_scores("score before training", _converted))
+    if any(point.converted and point.converted.value != point.score.value for point in landscape.points):
+        found.append(_by_numbers("score before training", _converted))
     for other in others:
         if other.base == landscape.base and other is not landscape:
-            found.append(_by_scores(f"best by {other.recipe or 'the plain recipe'}", partial(_of_recipe, other)))
+            found.append(_by_numbers(f"best by {other.recipe or 'the plain recipe'}", partial(_of_recipe, other)))
     for matrix in matrices:
         found += _of_matrix(matrix)
     return found
 
 
-def _by_scores(name: str, rank: Callable[[Cell], Mapping[Groups, float] | None]) -> Rule:
-    """The rule that takes the layout with the least number."""
-
-    def pick(cell: Cell) -> Groups | None:
-        numbers = rank(cell)
-        return min(numbers, key=lambda groups: numbers[groups]) if numbers else None
-
-    return Rule(name, pick, rank)
+def _by_numbers(name: str, rank: Callable[[Cell], Numbers | None]) -> Rule:
+    return Rule(name, partial(_least, rank), rank)
 
 
-def _of_recipe(other: Landscape, cell: Cell) -> Mapping[Groups, float] | None:
-    """None unless all of the cell's layouts are scored by the other recipe too."""
-    grouped = other.grouped
-    found = {
-        groups: grouped[groups, cell.heads].score.value for groups in cell.points if (groups, cell.heads) in grouped
-    }
-    return found if len(found) == len(cell.points) else None
+def _least(rank: Callable[[Cell], Numbers | None], cell: Cell) -> Point | None:
+    """The layout with the least number; None where not every layout has one."""
+    numbers = rank(cell)
+    return None if numbers is None else cell.points[int(np.argmin(numbers))]
 
 
-def _placed(name: str, layers: int, cell: Cell) -> Groups | None:
-    with suppress(ValueError):  # the pattern has no layout of so many owners
-        return sizes_of(sources_of(name, layers, cell.owners))
+def _of_recipe(other: Landscape, cell: Cell) -> Numbers | None:
+    scores = {(point.sources, point.heads): point.score.value for point in other.points}
+    return _complete([scores.get((point.sources, point.heads)) for point in cell.points])
+
+
+def _converted(cell: Cell) -> Numbers | None:
+    return _complete([point.converted.value if point.converted else None for point in cell.points])
+
+
+def _complete(numbers: Iterable[float | None]) -> Numbers | None:
+    """None unless all are known."""
+    found = list(numbers)
+    known = [number for number in found if number is not None]
+    return known if len(known) == len(found) else None
+
+
+def _placed(name: str, layers: int, cell: Cell) -> Point | None:
+    if cell.place:
+        with suppress(ValueError):  # the pattern has no layout of so many owners
+            groups = sizes_of(sources_of(name, layers, cell.place[0]))
+            return cell.of_groups(groups) if groups else None
     return None
-
-
-def _converted(cell: Cell) -> Mapping[Groups, float] | None:
-    numbers = {groups: point.converted.value for groups, point in cell.points.items() if point.converted}
-    return numbers if len(numbers) == len(cell.points) else None
 
 
 def _of_matrix(matrix: PairMatrix) -> list[Rule]:
     """By a similarity, what is alike first, as most do, and what is not, as KVSharer does; by a cost, the cheapest
-    first. Each joins greedily, and the first also takes the cheapest grouping of all."""
+    first. Each joins greedily, and the first also takes the cheapest layout of all."""
     cost = rules.negative(matrix.values) if matrix.higher_is_alike else matrix.values
     word = "cheapest" if matrix.is_cost else "similar"
     found = [
@@ -153,36 +183,43 @@ def _of_matrix(matrix: PairMatrix) -> list[Rule]:
     return found
 
 
-def _greedy(cost: rules.Cost, cell: Cell) -> Groups:
-    return rules.greedy(cost, cell.owners)
+def _greedy(cost: rules.Cost, cell: Cell) -> Point | None:
+    return cell.of_groups(rules.greedy(cost, cell.place[0])) if cell.place else None
 
 
-def _cheapest(cost: rules.Cost, cell: Cell) -> Groups:
-    return rules.cheapest(cost, cell.owners)
+def _cheapest(cost: rules.Cost, cell: Cell) -> Point | None:
+    if cell.place:
+        return cell.of_groups(rules.cheapest(cost, cell.place[0]))
+    return _least(partial(_costs, cost), cell)
 
 
-def _costs(cost: rules.Cost, cell: Cell) -> Mapping[Groups, float]:
-    return {groups: rules.cost_of(groups, cost) for groups in cell.points}
+def _costs(cost: rules.Cost, cell: Cell) -> Numbers:
+    return [rules.cost_of_sources(point.sources, cost) for point in cell.points]
 
 
 def scored(landscape: Landscape, chosen: Sequence[Rule]) -> list[Scored]:
-    """Every rule that picks a measured layout somewhere, least regret relative to chance first; a layout taken at
-    random is one of them, with its exact expectation."""
-    measured = cells(landscape)
-    if not measured:
-        return []
+    """Every rule that picks a measured layout somewhere, first in cells of equal owners and heads, then in those of
+    equal bytes; in each, least regret relative to chance first. A layout taken at random is one of them, with its exact
+    expectation, and alone it is none."""
     draws = _Draws(landscape)
+    return [*_ranked(place_cells(landscape), chosen, draws), *_ranked(byte_cells(landscape), chosen, draws)]
+
+
+def _ranked(measured: Sequence[Cell], chosen: Sequence[Rule], draws: _Draws) -> list[Scored]:
     found = [one for rule in chosen if (one := _scored(rule, measured, draws))]
-    found.append(_random(measured, draws))
-    return sorted(found, key=lambda each: each.of_random.value if each.of_random else math.inf)
+    if not found:
+        return []
+    return sorted(
+        [*found, _random(measured, draws)], key=lambda each: each.of_random.value if each.of_random else math.inf
+    )
 
 
-def floor(landscape: Landscape) -> float:
+def floor(landscape: Landscape, measured: Sequence[Cell]) -> float:
     """The regret that a perfect rule would show, because the best of layouts that are measured with noise looks better
     than it is: that of the observed best of each cell, measured again."""
-    measured, draws = cells(landscape), _Draws(landscape)
-    again = [draws.drawn(list(cell.points.values())) for cell in measured]
-    first = [int(np.argmin([p.score.value for p in cell.points.values()])) for cell in measured]
+    draws = _Draws(landscape)
+    again = [draws.drawn(cell.points) for cell in measured]
+    first = [int(np.argmin([point.score.value for point in cell.points])) for cell in measured]
     pairs = zip(again, first, strict=True)
     return float(np.mean([(each[:, best] - each.min(1)).mean() for each, best in pairs]))
 
@@ -223,21 +260,19 @@ def _interval(statistic: Statistic, draws: _Draws) -> Interval | None:
 
 
 def _scored(rule: Rule, measured: Sequence[Cell], draws: _Draws) -> Scored | None:
-    chosen = [(cell, rule.pick(cell)) for cell in measured]
-    picks = [(cell, cell.points[groups]) for cell, groups in chosen if groups in cell.points and groups]
+    picks = [(cell, point) for cell in measured if (point := rule.pick(cell))]
     if not picks:
         return None
-    taken = [[point] for _, point in picks]
-    return _of_picks(rule, [cell for cell, _ in picks], taken, draws)
+    return _of_picks(rule, [cell for cell, _ in picks], [[point] for _, point in picks], draws)
 
 
 def _random(measured: Sequence[Cell], draws: _Draws) -> Scored:
-    return _of_picks(Rule(RANDOM, lambda _: None), measured, [list(cell.points.values()) for cell in measured], draws)
+    return _of_picks(Rule(RANDOM, lambda _: None), measured, [cell.points for cell in measured], draws)
 
 
 def _of_picks(rule: Rule, own: Sequence[Cell], taken: Sequence[Sequence[Point]], draws: _Draws) -> Scored:
     """`taken`: of each cell the layouts that the rule takes, with equal probability."""
-    every = [list(cell.points.values()) for cell in own]
+    every = [cell.points for cell in own]
     at_bytes = [draws.budgets[cell.budget] for cell in own]
     regret = _interval(partial(_regret, taken, every), draws)
     bytes_regret = _interval(partial(_regret, taken, at_bytes), draws)
@@ -247,6 +282,7 @@ def _of_picks(rule: Rule, own: Sequence[Cell], taken: Sequence[Sequence[Point]],
     correlations = _rankings(rule, own)
     return Scored(
         rule=rule.name,
+        by_bytes=own[0].place is None,
         cells=len(own),
         regret=regret,
         at_bytes=bytes_regret,
@@ -275,19 +311,15 @@ def _share_of_chance(
         return _regret(taken, others, of) / _regret(others, others, of)
 
 
-def _rankings(rule: Rule, own: Sequence[Cell]) -> list[tuple[list[Point], Floats]]:
+def _rankings(rule: Rule, own: Sequence[Cell]) -> list[tuple[Sequence[Point], Floats]]:
     """Of each cell the layouts and the rule's numbers for them; without cells in which all numbers are equal."""
-    found = []
-    for cell in own if rule.rank else ():
-        numbers = rule.rank(cell) if rule.rank else None
-        if numbers and len(set(numbers.values())) > 1:
-            found.append((list(cell.points.values()), np.array([numbers[groups] for groups in cell.points])))
-    return found
+    ranked = [(cell.points, rule.rank(cell)) for cell in own] if rule.rank else []
+    return [(points, np.array(numbers)) for points, numbers in ranked if numbers and len(set(numbers)) > 1]
 
 
 def _correlation(
     statistic: Callable[[Floats, Floats], Floats],
-    ranked: Sequence[tuple[list[Point], Floats]],
+    ranked: Sequence[tuple[Sequence[Point], Floats]],
     of: Callable[[Sequence[Point]], Floats],
 ) -> Floats:
     return np.asarray(np.mean([statistic(numbers, of(points)) for points, numbers in ranked], axis=0))

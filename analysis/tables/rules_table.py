@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from analysis.data.metrics import Metric
 from analysis.statistics.elastic import Interval
 from analysis.statistics.landscape import Landscape, landscapes
 from analysis.statistics.pair_matrices import matrices_of
-from analysis.statistics.rules import Scored, cells, floor, rules_of, scored
+from analysis.statistics.rules import Scored, byte_cells, floor, place_cells, rules_of, scored
 from analysis.statistics.sources import Source
 from analysis.tables.table import Cell, Column, Table, make_table
 
 
 def rules_table(source: Source, published: Source | None = None) -> Table | None:
-    """A row for each rule, least regret first; None where no number of owners and heads has two measured layouts."""
+    """A row for each rule, least regret first; None where no rule has layouts to choose among."""
     metric, every = source.results.estimates.metric("quality"), landscapes(source)
     found = [(each, scored(each, rules_of(each, matrices_of(source, each), every))) for each in every]
     rows = [(landscape, rule) for landscape, rules in found for rule in rules]
@@ -25,6 +25,7 @@ def rules_table(source: Source, published: Source | None = None) -> Table | None
     columns = [
         Column("rule", "name", [Cell(rule.rule) for rule in rules]),
         *([titles] if any(cell.text for cell in titles.cells) else []),
+        Column("equal", "shape", [Cell("bytes" if rule.by_bytes else "owners × heads") for rule in rules]),
         Column("cells", "shape", [Cell(str(rule.cells), rule.cells) for rule in rules]),
         Column("regret", "score", [_excess(rule.regret, metric) for rule in rules]),
         Column("of random's", "difference", [_share(rule.of_random) for rule in rules]),
@@ -33,13 +34,14 @@ def rules_table(source: Source, published: Source | None = None) -> Table | None
         Column("rho", "part", [_correlation(rule.rho) for rule in rules]),
         Column("regret at equal bytes", "part", [_excess(rule.at_bytes, metric) for rule in rules]),
     ]
-    notes = [line for landscape, ranked in found if ranked for line in _notes(landscape, metric)]
+    notes = [line for landscape, ranked in found for line in _notes(landscape, ranked, metric)]
     return make_table(columns, baselines=[None] * len(rows), states=["DONE"] * len(rows), notes=[*notes, *_WORDS])
 
 
 _WORDS = (
-    "regret: the score of a rule's pick above that of the best layout with as many owners and heads; at equal bytes: "
-    "above the best measured layout of the same cache; mean over cells",
+    "a cell: the measured layouts with equally many owners and heads, which differ only in where owners sit, or all "
+    "with equally many bytes; regret: the score of a rule's pick above that of the best layout of the cell; at equal "
+    "bytes: above the best measured layout of the same cache; mean over cells",
     "of random's: regret over that of a layout taken at random, in the same cells; tau, rho: Kendall's and Spearman's "
     "correlation of a rule's numbers with the scores within cells",
     "in brackets: 95 % interval over seeds and samples, as far as they are known; the spread of seeds is pooled over "
@@ -74,14 +76,17 @@ def _best(rule: Scored) -> Cell:
     return Cell("") if rule.best is None else Cell(f"{rule.best} of {rule.cells}", rule.best / rule.cells)
 
 
-def _notes(landscape: Landscape, metric: Metric) -> list[str]:
-    measured = cells(landscape)
-    layouts, possible = sum(len(cell.points) for cell in measured), sum(cell.possible for cell in measured)
+def _notes(landscape: Landscape, ranked: Sequence[Scored], metric: Metric) -> list[str]:
     where = f"{landscape.title}: " if landscape.title else ""
     seeds = "several seeds" if any(p.score.error for p in landscape.points) else "one seed of each"
-    noise = floor(landscape) * metric.scale
-    return [
-        f"{where}{len(measured)} cells of owners × heads with {layouts} layouts of {possible} measured, {seeds}",
-        f"{where}a perfect rule would show a regret of {noise:.{metric.digits + 2}f}, as the best of what is measured "
-        "with noise looks better than it is",
-    ]
+    found = []
+    for by_bytes in sorted({rule.by_bytes for rule in ranked}):
+        measured = byte_cells(landscape) if by_bytes else place_cells(landscape)
+        layouts, possible = sum(len(cell.points) for cell in measured), sum(cell.possible or 0 for cell in measured)
+        kind, of = ("equal bytes", "") if by_bytes else ("owners × heads", f" of {possible}")
+        noise = f"{floor(landscape, measured) * metric.scale:.{metric.digits + 2}f}"
+        found.append(
+            f"{where}{len(measured)} cells of {kind} with {layouts} layouts{of} measured, {seeds}; a perfect rule "
+            f"would show a regret of {noise}, as the best of what is measured with noise looks better than it is"
+        )
+    return found
