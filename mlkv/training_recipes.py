@@ -62,9 +62,9 @@ class TrainRecipe(Choices):
     save_every: Positive = runtime_field(50)
     log_every: Positive = runtime_field(5)
     on_spike: Literal["record", "fail"] = runtime_field("record")
-    rungs: tuple[Positive, ...] = added(())
+    rungs: tuple[Count, ...] = added(())
     """Lengths, in steps, of runs that each continue the one before; the last one is this run's. `warmup` is a share of
-    the first."""
+    the first. 0 in front is the model before any training."""
     decay: Share = added(0.2)
     """`wsd` alone. A fifth is enough (arXiv 2405.18392)."""
     train: Literal["all", "kv", "lora"] = added("all")
@@ -122,7 +122,7 @@ class TrainRecipe(Choices):
 
     def _check_rungs(self) -> None:
         listed = ", ".join(map(str, self.rungs))
-        if self.rungs and self.schedule != "wsd":
+        if len(self.trained_rungs) > 1 and self.schedule != "wsd":
             raise ValueError(
                 f"rungs = [{listed}]: a run with schedule {self.schedule} is not continued, as its rate depends on its "
                 "length; set schedule=wsd"
@@ -131,6 +131,11 @@ class TrainRecipe(Choices):
             raise ValueError(f"rungs = [{listed}]: must rise from each to the next")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(f"decay = {self.decay:g}: with warmup {self.warmup:g} more than the whole run")
+
+    @property
+    def trained_rungs(self) -> tuple[int, ...]:
+        """The rungs without that before any training."""
+        return tuple(rung for rung in self.rungs if rung)
 
     @property
     def last_step(self) -> int | None:

@@ -157,7 +157,7 @@ def check_teacher(config: Config) -> None:
             "convert one (convert=svd), or set uptrain.teacher=none"
         )
     recipe = config.uptrain
-    if recipe.teacher_stored and len(recipe.rungs) > 1 and config.teacher.tokens is None:
+    if recipe.teacher_stored and len(recipe.trained_rungs) > 1 and config.teacher.tokens is None:
         raise UserError(
             "teacher.tokens is unset: all rungs of a chain learn from the same rows; set it "
             f"({recipe.tokens_of(config.corpus.sequence_length)} is what the last one trains on)"
@@ -167,7 +167,7 @@ def check_teacher(config: Config) -> None:
 def check_stopping(config: Config) -> None:
     """A rule stops between the rungs of a training, by a score; tokens are counted before they are trained on."""
     stopping, recipe, rule = config.stopping, config.uptrain, f"stopping.rule = {config.stopping.rule}"
-    if stopping.tokens and recipe.steps != 0 and recipe.tokens_of(config.corpus.sequence_length) is None:
+    if stopping.tokens and recipe.last_step != 0 and recipe.tokens_of(config.corpus.sequence_length) is None:
         raise UserError(
             f"stopping.tokens = {stopping.tokens}: a training by epochs has as many tokens as its corpus turns out to "
             "have; set its length by uptrain.steps, uptrain.tokens or uptrain.rungs"

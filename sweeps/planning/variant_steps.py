@@ -80,7 +80,7 @@ def _with_checkpoint(variant: Variant, resolver: Resolver) -> Variant:
         convert = scratch_step(config.convert, layout, variant.shape, corpus, name_of(layout))
     variant = replace(variant, corpus=corpus, base=base, calibrate=calibrate)
     variant = replace(variant, elastic=elastic, convert=convert)
-    return variant if config.uptrain.steps == 0 else _with_training(variant, convert, corpus)
+    return variant if config.uptrain.last_step == 0 else _with_training(variant, convert, corpus)
 
 
 def _with_training(variant: Variant, start: Step, corpus: Step) -> Variant:

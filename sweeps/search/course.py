@@ -135,7 +135,7 @@ def course(
     trials = given[:most]
     for place, trial in enumerate(given[len(trials) :], len(trials) + 1):
         found.stop(trial.variants, f"stopping.trials = {most}: this is point {place} of {len(given)}")
-    reached = {trial.number: _reached(trial, look) for trial in trials}
+    reached = _reached(trials, look)
     budget = _Budget(stopping, spent, sum(rungs > 0 for rungs in reached.values()))
     coming = [trial for trial in trials if not reached[trial.number]]
     refusals = [budget.refuses_trial(trial) for trial in coming]
@@ -163,9 +163,22 @@ def course(
     return found
 
 
-def _reached(trial: Chain, look: Look) -> int:
-    """How many of its rungs were begun: those below one that was begun are, too."""
-    return max((i + 1 for i, variant in enumerate(trial.variants) if look.begun(variant)), default=0)
+def _reached(trials: Sequence[Chain], look: Look) -> dict[int, int]:
+    """How many rungs of each trial were begun: those below one that was begun are, too. A model before any training may
+    be the first rung of several trials; as long as it is not scored, it is that of one of them alone."""
+    found = {
+        trial.number: max((i + 1 for i, variant in enumerate(trial.variants) if look.begun(variant)), default=0)
+        for trial in trials
+    }
+    scoring: set[tuple[str, ...]] = set()
+    for trial in sorted(trials, key=lambda each: -found[each.number]):
+        first = trial.variants[0]
+        if found[trial.number] and first.uptrain is None and look.unfinished(first):
+            ids = tuple(step.id for step in first.steps)
+            if found[trial.number] == 1 and ids in scoring:
+                found[trial.number] = 0
+            scoring.add(ids)
+    return found
 
 
 def _decisions(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from mlkv.cache.formats import CacheName
+from mlkv.layout import KVLayout
 from sweeps.planning.plan import Plan
 from sweeps.planning.variant import Variant
 from sweeps.planning.variants import STEPS
@@ -27,11 +30,32 @@ class Points:
 
 
 def listed(variants: Iterable[Variant]) -> list[Trial]:
-    """The points of a plan in their order, without its baselines: variants that differ in the rung alone are one."""
-    chains: dict[tuple[object, ...], list[Variant]] = {}
-    for variant in variants:
-        if variant.baseline is None:
-            others = tuple(line for line in variant.varying if not line.startswith(f"{STEPS}="))
-            first = next(iter((*variant.earlier, variant.uptrain)), None)
-            chains.setdefault((others, variant.layout, variant.config.cache, first and first.id), []).append(variant)
+    """The points of a plan in their order, without its baselines: variants that differ in the rung alone are one. A
+    model before any training is the first rung of every recipe that it is trained by."""
+    own = [variant for variant in variants if variant.baseline is None]
+    chains: dict[tuple[tuple[str, ...], KVLayout, CacheName], list[Variant]] = {}
+    for variant in own:
+        if not _is_untrained_rung(variant):
+            chains.setdefault((_without_length(variant), variant.layout, variant.config.cache), []).append(variant)
+    for first in filter(_is_untrained_rung, own):
+        lines, made = set(_without_length(first)), (first.convert, first.config.cache)
+        trained = [
+            chain
+            for (others, *_), chain in chains.items()
+            if lines.issubset(others) and made == (chain[0].convert, chain[0].config.cache)
+        ]
+        for chain in trained:
+            chain.insert(0, replace(first))  # another object for each, as one may be stopped without the others
+        if not trained:
+            chains[(), first.layout, first.config.cache] = [first]
     return [Trial(number, (), tuple(chain)) for number, chain in enumerate(chains.values(), 1)]
+
+
+def _is_untrained_rung(variant: Variant) -> bool:
+    return bool(variant.config.uptrain.rungs) and variant.uptrain is None
+
+
+def _without_length(variant: Variant) -> tuple[str, ...]:
+    """The lines in which points differ, without the rung."""
+    rung = f"{STEPS}=" if variant.config.uptrain.rungs else None
+    return tuple(line for line in variant.varying if not rung or not line.startswith(rung))

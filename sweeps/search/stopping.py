@@ -68,14 +68,15 @@ def decide(
         order = ranked(here)
         places = len(here) // eta if more else max(1, len(here) // eta)
         places = min(places, sum(score.usable for score in here))
+        when = f"after {length} steps" if length else "before any training"
         for position, trial in enumerate(order):
             if (trial, rung + 1) in begun or (trial, rung + 1) in scored:
                 continue
-            words = f"{_ordinal(position + 1)} of {len(here)} after {length} steps: {_number(places)} on"
+            words = f"{_ordinal(position + 1)} of {len(here)} {when}: {_number(places)} on"
             if position < places:
                 decisions[trial] = Decision(Verdict.GO_ON, words)
             elif not scored[trial, rung].usable:
-                decisions[trial] = Decision(Verdict.STOP, f"no finite score after {length} steps")
+                decisions[trial] = Decision(Verdict.STOP, f"no finite score {when}")
             else:
                 decisions[trial] = Decision(Verdict.WAIT if more else Verdict.STOP, words)
         # Whoever goes on from here, or may do so yet, comes to the next rung.

@@ -15,18 +15,26 @@ from sweeps.planning.variant import Variant
 from sweeps.search.course import Course, Look, Spent, course
 from sweeps.search.points import listed
 from sweeps.search.spent import tokens_of
+from sweeps.search.trials import Trial
 from sweeps.steps.step import Step
 from sweeps.store.states import StepState
 from sweeps.store.stepdir import State
 
-LINE = ["uptrain.schedule=wsd", "uptrain.decay=0.5", "uptrain.rungs=[2,4,8]", "evaluate.tasks=[bits_per_byte]"]
+LINE = ["uptrain.schedule=wsd", "uptrain.decay=0.5", "evaluate.tasks=[bits_per_byte]"]
 LINE += ["evaluate.accuracy=[]", "evaluate.axis=[bits_per_byte,bits_per_byte]", "measure=none"]
 LINE += ["layout.kv_layers=1,2", "layout.kv_heads=1,2", "uptrain.lr=1e-3,2e-3", "sweep.zip=[]"]
 
 
-@pytest.fixture(scope="module")
-def plan(planner: Callable[[Sequence[str]], Plan], text_files: object) -> Plan:
-    return planner(["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", *LINE])
+@pytest.fixture(scope="module", params=["2,4,8", "0,4,8"])
+def plan(planner: Callable[[Sequence[str]], Plan], text_files: object, request: pytest.FixtureRequest) -> Plan:
+    rungs = f"uptrain.rungs=[{request.param}]"
+    return planner(["experiment=tiny", f"corpus.files=[{text_files}/*.txt]", rungs, *LINE])
+
+
+def first_step(trial: Trial) -> str:
+    """What its first rung alone has: a training, or the score of a model that is not trained."""
+    first = trial.variants[0]
+    return (first.uptrain or first.evaluate["bits_per_byte"]).id
 
 
 class Store:
@@ -107,13 +115,14 @@ def test_every_step_is_done_stopped_or_failed_and_no_budget_is_exceeded(
         if id in end.stopped:
             children = [child.id for child in plan.steps.values() if id in child.parents.values()]
             assert set(children) <= end.stopped.keys(), "what is below a stopped step is stopped"
-    begun = {trial.number for trial in store.trials if trial.variants[0].uptrain.id in store.begun}  # type: ignore[union-attr]
+    firsts = [first_step(trial) for trial in store.trials]
+    begun = {id for id in firsts if id in store.begun}
     assert stopping.trials is None or len(begun) <= stopping.trials
     own = {step.id for variant in store.others for step in variant.steps}
     spent = sum(store.tokens[id] for id in store.begun if id not in own)
     assert stopping.tokens is None or spent <= stopping.tokens
     if stopping == StoppingConfig(rule=stopping.rule, eta=stopping.eta):
-        assert len(begun) == len(store.trials)
+        assert begun == set(firsts)
         assert stopping.rule == "halving" or not end.stopped
 
 
@@ -121,4 +130,7 @@ def test_an_ordinary_sweeps_points_are_its_layouts_and_rates_with_their_rungs(pl
     trials = listed(plan.variants)
     assert len(trials) == 6, "two layers with two heads each are the base itself"
     assert {len(trial.variants) for trial in trials} == {3}
-    assert [v.config.uptrain.last_step for v in trials[0].variants] == [2, 4, 8]
+    assert [v.config.uptrain.last_step for v in trials[0].variants] in ([2, 4, 8], [0, 4, 8])
+    untrained = [trial.variants[0] for trial in trials if trial.variants[0].uptrain is None]
+    assert len({first.evaluate["bits_per_byte"].id for first in untrained}) == len(untrained) / 2, "of both rates"
+    assert len(set(map(id, untrained))) == len(untrained), "one may be stopped without the other"

@@ -21,7 +21,7 @@ from sweeps.store.store import SavedSweep, Store
 from tests.support.packs import finish
 from tests.support.shell import exit_status
 
-LINE = ["uptrain.schedule=wsd", "uptrain.decay=0.5", "uptrain.rungs=[2,4]", "evaluate.tasks=[bits_per_byte]"]
+LINE = ["uptrain.schedule=wsd", "uptrain.decay=0.5", "evaluate.tasks=[bits_per_byte]"]
 LINE += ["evaluate.accuracy=[]", "evaluate.axis=[bits_per_byte,bits_per_byte]", "measure.batch_sizes=[]"]
 LINE += ["sweep.zip=[]", "layout.kv_layers=1,2", "layout.kv_heads=1", "uptrain.lr=1e-3,2e-3", "sweep.baselines=[mha]"]
 LINE += ["stopping=halving", "stopping.eta=2"]
@@ -58,14 +58,17 @@ def driver(store: Store, plan: Plan, runs: Counter[str]) -> Driver:
 
 
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("rungs", ["2,4", "0,4"])
 def test_its_points_are_halved_whoever_drives_and_nothing_runs_twice(
     killed: bool,
+    rungs: str,
     planner: Callable[[Sequence[str]], Plan],
     tiny: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plan, store, runs = planner([*tiny, *LINE]), Store.open(tmp_path / "store"), Counter[str]()
+    plan, store = planner([*tiny, *LINE, f"uptrain.rungs=[{rungs}]"]), Store.open(tmp_path / "store")
+    runs = Counter[str]()
     driving = driver(store, plan, runs)
     while driving.look() and driving.look():  # the first look finds out that there are no more points
         driving = driver(store, plan, runs) if killed else driving
@@ -91,7 +94,7 @@ def test_its_points_are_halved_whoever_drives_and_nothing_runs_twice(
 def test_what_was_done_before_costs_nothing(
     planner: Callable[[Sequence[str]], Plan], tiny: list[str], tmp_path: Path
 ) -> None:
-    plan, store = planner([*tiny, *LINE]), Store.open(tmp_path)
+    plan, store = planner([*tiny, *LINE, "uptrain.rungs=[2,4]"]), Store.open(tmp_path)
     freeze(plan, store, LINE)
     trainings = [step for step in plan.steps.values() if step.kind == "uptrain"]
     finish(store, trainings[0])

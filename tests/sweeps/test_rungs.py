@@ -76,6 +76,26 @@ def test_rungs_and_lengths_replace_each_other(planner: Planner, tiny: list[str])
     assert set(trainings(planner([*line, "uptrain=rungs", "uptrain.steps=9"]))) == {9}
 
 
+def test_the_first_rung_may_be_the_model_before_any_training(planner: Planner, tiny: list[str]) -> None:
+    chain, with_it = (planner([*tiny, *CHAIN, f"uptrain.rungs=[{rungs}]"]) for rungs in ("2,4", "0,2,4"))
+    assert trainings(chain) == trainings(with_it), "and it changes none of the others"
+    untrained = [variant for variant in with_it.variants if variant.label == "MLKV-1 uptrain.steps=0"]
+    [alone] = [v for v in planner([*tiny, *CHAIN[2:], "uptrain.steps=0"]).variants if v.label == "MLKV-1"]
+    assert [[step.id for step in variant.steps] for variant in untrained] == [[step.id for step in alone.steps]]
+    added = Counter(step.kind for id, step in with_it.steps.items() if id not in chain.steps)
+    assert added == {"evaluate": 2}, "of the layout and of the base's own"
+    fewer = planner([*tiny, *CHAIN, "uptrain.rungs=[0,2,4]", "sweep.filter='uptrain.steps != 2'", "sweep.baselines=[]"])
+    assert [variant.label for variant in fewer.variants] == ["MLKV-1 uptrain.steps=0", "MLKV-1 uptrain.steps=4"]
+
+
+def test_one_training_behind_it_may_have_any_schedule(planner: Planner, tiny: list[str]) -> None:
+    """Nothing is continued, so that it is the training that a length alone makes."""
+    line = [*CHAIN[2:], "uptrain.schedule=cosine"]
+    alone, behind = (planner([*tiny, *line, each]) for each in ("uptrain.steps=4", "uptrain.rungs=[0,4]"))
+    assert alone.steps.keys() < behind.steps.keys()
+    assert {step.kind for id, step in behind.steps.items() if id not in alone.steps} == {"evaluate"}
+
+
 def test_a_filter_can_leave_rungs_out_and_their_trainings_stay(planner: Planner, tiny: list[str]) -> None:
     plan = planner([*tiny, *CHAIN, "uptrain.rungs=[2,4,8]", "sweep.filter='uptrain.steps == 8'", "sweep.baselines=[]"])
     assert [variant.label for variant in plan.variants] == ["MLKV-1"]
@@ -86,6 +106,9 @@ def test_a_filter_can_leave_rungs_out_and_their_trainings_stay(planner: Planner,
     ("line", "message"),
     [
         (["uptrain.rungs=[2,4]", "uptrain.schedule=linear"], r"uptrain: rungs = \[2, 4\]: .* set schedule=wsd"),
+        (["uptrain.rungs=[0,2,4]", "uptrain.schedule=linear"], r"uptrain: rungs = \[0, 2, 4\]: .* set schedule=wsd"),
+        (["uptrain.rungs=[2,0]"], r"uptrain: rungs = \[2, 0\]: must rise"),
+        (["uptrain.rungs=[-1,2]"], r"uptrain\.rungs\.0 = -1: must be greater than or equal to 0"),
         (["uptrain.rungs=[2,4]", "uptrain.steps=4"], r"exactly one of .* \(set: steps, rungs\)"),
         (["base.rungs=[2,4]", "base.schedule=wsd"], r"base\.rungs = \[2, 4\]: a base is trained once"),
         (["uptrain.schedule=cosine", "uptrain.steps=4"], r"uptrain\.decay = 0\.5: only uptrain\.schedule=wsd reads it"),

@@ -50,7 +50,7 @@ def test_three_searches_share_a_store_and_survive_a_kill(tmp_path: Path, text_fi
     assert {"corpus", "base"} <= {mlkv.store.step(id).kind for id in shared}
     assert (tmp_path / "reports/bred/index.html").is_file()
 
-    rungs = ["uptrain.rungs=[2,4,8]", "uptrain.steps=null", "uptrain.schedule=wsd", "stopping=halving"]
+    rungs = ["uptrain.rungs=[0,4,8]", "uptrain.steps=null", "uptrain.schedule=wsd", "stopping=halving"]
     halved = ["search", *line, *rungs, "name=halved", "stopping.trials=5", "sweep.baselines=[]"]
     driver = mlkv.start(*halved)
     until = time.monotonic() + PATIENCE

@@ -132,6 +132,8 @@ def test_a_reason_says_where_a_trial_came_and_how_many_go_on() -> None:
     assert waits[0] == Decision(Verdict.WAIT, "1st of 2 after 20 steps: 0 go on")
     broken = decide([RungScore(0, 1, (math.nan,))], [(0, 0), (0, 1)], LENGTHS, 3, more=True)
     assert broken == {0: Decision(Verdict.STOP, "no finite score after 60 steps")}
+    untrained = decide(scores, [(trial, 0) for trial in range(9)], (0, *LENGTHS), 3, more=False)
+    assert untrained[4].reason == "5th of 9 before any training: 3 go on"
 
 
 CHAIN = ["uptrain.schedule=wsd", "uptrain.decay=0.5", "uptrain.rungs=[2,4]", "stopping=halving"]
