@@ -1,4 +1,4 @@
-"""Three real searches on one store, one of them killed."""
+"""Four real searches on one store, one of them killed."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def attempts(store: Store, name: str) -> dict[str, int]:
     return {id: states.count("done") for id, states in ended.items()}
 
 
-@pytest.mark.long(minutes=1.5)
-def test_three_searches_share_a_store_and_survive_a_kill(tmp_path: Path, text_files: Path) -> None:
+@pytest.mark.long(minutes=2)
+def test_searches_share_a_store_survive_a_kill_and_spend_their_hours(tmp_path: Path, text_files: Path) -> None:
     mlkv = Shell(tmp_path)
     line = [*LINE, f"corpus.files=[{text_files}/*.txt]", "layout.budget=1,2,4", LR]
     mlkv("search", *line, "name=modelled", "search.sampler=gp", "stopping.trials=6", "tracking=offline")
@@ -64,3 +64,14 @@ def test_three_searches_share_a_store_and_survive_a_kill(tmp_path: Path, text_fi
     states = json.loads(mlkv("status", "halved", "--json"))["steps"]
     found = {StepState(step["state"]) for step in states}
     assert found == set(NOTHING_LEFT)
+
+    hours = 0.0005
+    printed = mlkv("search", *line, "name=timed", f"stopping.gpu_hours={hours}", "search.seed=3", "search.concurrent=1")
+    assert f"timed has ended: stopping.gpu_hours = {hours}: " in printed
+    before = {id for name in ("modelled", "bred", "halved") for id in mlkv.store.sweep(name).plan.steps}
+    own = [id for id in mlkv.store.sweep("timed").plan.steps if id not in before]
+    spent = {id: record.device_seconds / 3600 for id in own if (record := mlkv.store.step(id).record())}
+    assert sum(spent.values()) >= hours
+    last = mlkv.store.journal("timed").rows()[-1]
+    assert last.steps
+    assert sum(hours for id, hours in spent.items() if id not in last.steps[-1]) < hours, "what runs goes to its end"
