@@ -6,7 +6,9 @@ choice without order), and how many heads each has (numbers in order). All searc
 (sweeps/search/study.py), one trial at a time, with seeds 0, 1, 2, …
 
 What is compared is the hypervolume of bytes (log2) by bits per byte, as a share of what the whole table covers, after
-equal numbers of trials: the mean over the runs with its 95 % interval.
+equal costs: the mean over the runs with its 95 % interval. A cost of one is that of one layout that is converted,
+trained and scored. `halved` are searches by `uptrain.rungs=[0,43] stopping=halving`, which score every layout that
+they ask for before any training, and train the third of them that looks best.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import get_args
+from typing import cast, get_args
 
 from analysis.data import reference
 from analysis.statistics.pareto import hypervolume
@@ -27,10 +29,18 @@ from benchmarks.turns import arguments, circumstances, report
 from sweeps.planning.grammar import Choice, Grid
 from sweeps.planning.search_config import Sampler
 from sweeps.search.space import Point, Space
+from sweeps.search.stopping import Place, RungScore, Verdict, decide
 from sweeps.search.study import Observation, Study
 
+HALVED = ("tpe", "random")
+"""Samplers that are simulated with that rule too."""
 SHARES = (0.07, 0.125, 0.25)
 """Trials that are compared, as shares of the table."""
+ETA = 3
+"""Of so many layouts that are scored untrained, a halved search trains one: the default of `stopping.eta`."""
+UNTRAINED = 0.26
+"""What converting a layout and scoring it cost of what it costs to train and score it too, on the two bases of the
+table: 0.9 and 2.4 s of 12.9. On models whose training takes hours it is nearly nothing."""
 LEAST = 20
 """Layouts of a table at least: of fewer, chance finds most of the front."""
 Scores = Mapping[Point, tuple[float, float]]
@@ -38,22 +48,25 @@ Scores = Mapping[Point, tuple[float, float]]
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The layouts of a set: each point of the space that there is → log2 bytes per token and bits per byte."""
+    """The layouts of a set: each point of the space that there is → log2 bytes per token and bits per byte. untrained:
+    the same before any training; empty where it was not scored."""
 
     space: Space
     scores: Scores
+    untrained: Scores
 
     @classmethod
     def of(cls, name: str, model: str | None = None) -> ScoreTable:
         """Raises SystemExit for a set that is not there, or too small to compare samplers by."""
         rows = reference.read("layout_scores")
-        found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        found: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
         for row in rows:
             if row["set"] == name and row["seed"] and model in (None, row["model"]):
                 each = row["kv_heads"].split()
                 own_heads = row["kv_heads"] if len(set(each)) > 1 else each[0]
                 cost = math.log2(float(row["kv_bytes_per_token"]))
-                found[row["sources"], own_heads].append((cost, float(row["bits_per_byte"])))
+                numbers = cost, float(row["bits_per_byte"]), float(row["converted"] or "nan")
+                found[row["sources"], own_heads].append(numbers)
         if len(found) < LEAST:
             names = ", ".join(sorted({row["set"] for row in rows}))
             raise SystemExit(
@@ -61,11 +74,14 @@ class ScoreTable:
             )
         sources, heads = (sorted({key[i] for key in found}, key=_order) for i in (0, 1))
         axes: list[list[Choice]] = [[(f"sources={each}",) for each in sources], [(f"heads={each}",) for each in heads]]
-        scores: dict[Point, tuple[float, float]] = {
-            (sources.index(own), heads.index(count)): (each[0][0], fmean(score for _, score in each))
-            for (own, count), each in found.items()
-        }
-        return cls(Space.of(Grid([], axes, [])), scores)
+        scores: dict[Point, tuple[float, float]] = {}
+        untrained: dict[Point, tuple[float, float]] = {}
+        for (own, count), each_seed in found.items():
+            point = sources.index(own), heads.index(count)
+            cost, _, converted = each_seed[0]
+            scores[point], untrained[point] = (cost, fmean(score for _, score, _ in each_seed)), (cost, converted)
+        known = all(math.isfinite(score) for _, score in untrained.values())
+        return cls(Space.of(Grid([], axes, [])), scores, untrained if known else {})
 
     def covered(self, points: Iterable[Point]) -> float:
         """The hypervolume of some points, as a share of the whole table's."""
@@ -82,18 +98,70 @@ def _order(text: str) -> tuple[int, list[int]]:
     return len(set(numbers)), numbers
 
 
-def searched(table: ScoreTable, sampler: Sampler, seed: int, counts: Sequence[int]) -> list[float]:
-    """The share of the table's hypervolume that a search covers after so many trials each."""
-    study, history = Study(table.space, sampler, seed, 2), list[Observation]()
-    tried: list[Point] = []
-    shares = []
-    for count in counts:
-        while len(tried) < count and (point := study.ask(history)) is not None:
-            possible = point in table.scores
-            history.append(Observation(point, table.scores.get(point), impossible=not possible))
-            tried += [point] if possible else []
-        shares.append(table.covered(tried))
-    return shares
+Progress = Iterator[tuple[float, Sequence[Point]]]
+"""After each step of a search: what it has cost so far, and the layouts that it has trained."""
+
+
+def plain(table: ScoreTable, study: Study) -> Progress:
+    """Every layout that is asked for is trained."""
+    history, trained = list[Observation](), list[Point]()
+    while (point := study.ask(history)) is not None:
+        possible = point in table.scores
+        history.append(Observation(point, table.scores.get(point), impossible=not possible))
+        trained += [point] if possible else []
+        yield len(trained), trained
+
+
+def halved(table: ScoreTable, study: Study) -> Progress:
+    """Every layout that is asked for is scored untrained, and the best go on, as `decide` has it."""
+    asked, trained, spent, more = list[Point](), list[Point](), 0.0, True
+    begun: set[Place] = set()
+    while True:
+        by_rung = table.untrained, table.scores
+        scores = [RungScore(trial, rung, by_rung[rung][asked[trial]]) for trial, rung in begun]
+        decisions = decide(scores, begun, (0, 1), ETA, more=more)
+        best = next((trial for trial, decision in decisions.items() if decision.verdict is Verdict.GO_ON), None)
+        if best is not None:
+            begun.add((best, 1))
+            trained.append(asked[best])
+            spent += 1 - UNTRAINED
+        elif not more:
+            return
+        elif (point := study.ask([_known(table, each, trained) for each in asked])) is None:
+            more = False
+        else:
+            asked.append(point)
+            if point in table.scores:
+                begun.add((len(asked) - 1, 0))
+                spent += UNTRAINED
+        yield spent, trained
+
+
+def _known(table: ScoreTable, point: Point, trained: Sequence[Point]) -> Observation:
+    scores = table.scores if point in trained else table.untrained
+    return Observation(point, scores.get(point), impossible=point not in table.scores)
+
+
+def covered(table: ScoreTable, progress: Progress, costs: Sequence[int]) -> list[float]:
+    """The share of the table's hypervolume that a search covers for each of these costs."""
+    shares: list[float] = []
+    before = 0.0
+    for spent, trained in progress:
+        while spent > costs[len(shares)]:
+            shares.append(before)
+            if len(shares) == len(costs):
+                return shares
+        before = table.covered(trained)
+        if spent == costs[-1]:
+            break
+    return [*shares, *[before] * (len(costs) - len(shares))]
+
+
+def searched(table: ScoreTable, name: str, seed: int, costs: Sequence[int]) -> list[float]:
+    """`covered` by a search of that name: a sampler, or `SAMPLER halved`."""
+    sampler, _, rule = name.partition(" ")
+    study = Study(table.space, cast("Sampler", sampler), seed, 2)
+    return covered(table, (halved if rule else plain)(table, study), costs)
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -104,27 +172,27 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def simulate(
-    table: ScoreTable, samplers: Sequence[Sampler], runs: Mapping[str, int], keep: Path | None, seconds: float
+    table: ScoreTable, searches: Sequence[str], runs: Mapping[str, int], keep: Path | None, seconds: float
 ) -> dict[str, list[list[float]]]:
-    """By sampler, a row of shares for each run. keep: a file of the runs so far, which are not simulated again."""
+    """By search, a row of shares for each run. keep: a file of the runs so far, which are not simulated again."""
     counts = [max(1, round(share * len(table.scores))) for share in SHARES]
-    found: dict[str, list[list[float]]] = {sampler: [] for sampler in samplers}
+    found: dict[str, list[list[float]]] = {name: [] for name in searches}
     size = len(table.scores)
     for line in keep.read_text().splitlines() if keep and keep.exists() else ():
         row = json.loads(line)
         if row["layouts"] == size and row["sampler"] in found:
             found[row["sampler"]].append(row["shares"])
     until = time.monotonic() + seconds
-    for sampler in samplers:
-        for seed in range(len(found[sampler]), runs[sampler]):
+    for name in searches:
+        for seed in range(len(found[name]), runs[name]):
             if time.monotonic() > until:
-                raise SystemExit(f"{sampler}: {seed} of {runs[sampler]} runs; the same line goes on")
-            shares = searched(table, sampler, seed, counts)
-            found[sampler].append(shares)
+                raise SystemExit(f"{name}: {seed} of {runs[name]} runs; the same line goes on")
+            shares = searched(table, name, seed, counts)
+            found[name].append(shares)
             if keep:
                 with keep.open("a") as file:
-                    file.write(json.dumps({"layouts": size, "sampler": sampler, "seed": seed, "shares": shares}) + "\n")
-    return {sampler: rows[: runs[sampler]] for sampler, rows in found.items()}
+                    file.write(json.dumps({"layouts": size, "sampler": name, "seed": seed, "shares": shares}) + "\n")
+    return {name: rows[: runs[name]] for name, rows in found.items()}
 
 
 def main() -> None:
@@ -138,18 +206,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, with --keep")
     given, where = parser.parse_args(), circumstances()
     table = ScoreTable.of(given.set, given.model)
-    runs = dict.fromkeys(given.samplers, given.runs) | {"grid": 1}  # which no seed changes
+    searches = [*given.samplers, *(f"{name} halved" for name in given.samplers if name in HALVED and table.untrained)]
+    runs = dict.fromkeys(searches, given.runs) | {"grid": 1}  # which no seed changes
     runs |= {"gp": given.slow_runs} if given.slow_runs else {}
-    found = simulate(table, given.samplers, runs, given.keep, given.seconds)
+    found = simulate(table, searches, runs, given.keep, given.seconds)
     counts = [max(1, round(share * len(table.scores))) for share in SHARES]
     numbers: dict[str, object] = {"set": given.set, "layouts": len(table.scores), "trials": counts}
     print(f"{given.set}: {len(table.scores)} layouts; share of the table's hypervolume after so many trials")
-    print(f"{'sampler':<10} runs " + " ".join(f"{count:>24} trials" for count in counts))
-    for sampler, rows in found.items():
+    print(f"{'search':<13} runs " + " ".join(f"{count:>24} trials" for count in counts))
+    for name, rows in found.items():
         each = [interval(column) if len(rows) > 1 else {"mean": column[0]} for column in zip(*rows, strict=True)]
-        numbers[sampler] = {"runs": len(rows), "shares": each}
+        numbers[name] = {"runs": len(rows), "shares": each}
         cells = [f"{e['mean']:.3f}" + (f" [{e['low']:.3f}, {e['high']:.3f}]" if "low" in e else "") for e in each]
-        print(f"{sampler:<10} {len(rows):>4} " + " ".join(f"{cell:>31}" for cell in cells))
+        print(f"{name:<13} {len(rows):>4} " + " ".join(f"{cell:>31}" for cell in cells))
     if "random" in found:
         middle = SHARES.index(0.125)
         chance = fmean(row[middle] for row in found["random"])
@@ -159,13 +228,13 @@ def main() -> None:
 
 
 def _gains(found: Mapping[str, Sequence[Sequence[float]]], counts: int) -> dict[str, list[dict[str, float]]]:
-    """How much more each sampler covers than random search with the same seed, in pairs."""
+    """How much more each search covers than random search with the same seed, in pairs."""
     pairs = {
-        sampler: [[a[i] - b[i] for a, b in zip(rows, found["random"], strict=False)] for i in range(counts)]
-        for sampler, rows in found.items()
-        if sampler not in ("random", "grid")
+        name: [[a[i] - b[i] for a, b in zip(rows, found["random"], strict=False)] for i in range(counts)]
+        for name, rows in found.items()
+        if name not in ("random", "grid")
     }
-    return {sampler: [interval(column) for column in columns] for sampler, columns in pairs.items()}
+    return {name: [interval(column) for column in columns] for name, columns in pairs.items()}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks import __main__ as bench
 from benchmarks import search, turns
 from benchmarks.claims import CLAIMS, Claim
+from sweeps.search.study import Study
 
 SECONDS = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=30)
 
@@ -72,6 +73,19 @@ def test_samplers_are_compared_on_a_table_that_is_large_enough() -> None:
     few, half, every = search.searched(table, "random", 0, [5, whole // 2, whole])
     assert 0 < few <= half <= every == pytest.approx(1)
     assert search.searched(table, "random", 0, [5]) == [few]
+
+
+def test_a_halved_search_trains_the_best_and_is_counted_what_it_costs() -> None:
+    table = search.ScoreTable.of("ground_truth")
+    progress = [(spent, [*trained]) for spent, trained in search.halved(table, Study(table.space, "random", 0, 2))]
+    spent, trained = progress[-1]
+    whole = len(table.scores)
+    assert len(set(trained)) == len(trained)
+    assert whole // search.ETA <= len(trained) < whole / 2, "the third, and those that were of it when they went on"
+    assert spent == pytest.approx(whole * search.UNTRAINED + len(trained) * (1 - search.UNTRAINED))
+    for cost, share in zip((5, 20), search.searched(table, "random halved", 0, [5, 20]), strict=True):
+        affordable = max((trained for spent, trained in progress if spent <= cost), key=len)
+        assert share == pytest.approx(table.covered(affordable)), "no more than could be paid"
 
 
 def test_every_claim_has_a_benchmark_and_its_results_have_the_number() -> None:

@@ -1,4 +1,4 @@
-"""A search on a real SLURM, whose workers and driver are killed at random: no trial is lost and none is repeated."""
+"""A search on a real SLURM, whose jobs are killed by chance or by a person: no trial is lost and none is repeated."""
 
 from __future__ import annotations
 
@@ -91,6 +91,41 @@ def test_workers_and_the_driver_killed_at_random_lose_no_trial_and_repeat_none(
     assert len(killer.left) <= 2, killer.left
     check(store, killer.hits)
     assert "driver: " not in mlkv("status", "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.long(minutes=1.5)
+def test_a_job_that_a_person_cancels_is_a_trial_that_failed(
+    mlkv: Shell, tiny: list[str], cluster: LocalCluster
+) -> None:
+    line = [
+        "search",
+        *tiny,
+        *SCORED,
+        *SPACE,
+        "measure.batch_sizes=[]",
+        "uptrain.steps=100",
+        "stopping.trials=3",
+        *SLURM,
+    ]
+    mlkv(*line)
+    store = mlkv.store
+
+    def training() -> str | None:
+        running = [s for s in store.steps() if s.kind == "uptrain" and s.state().name is StepState.RUNNING]
+        environment = present(running[0].attempt()).environment() if running else None
+        return environment.job if environment else None
+
+    assert eventually(lambda: training() is not None, every=0.1)
+    cluster.run("scancel", present(training()))
+    assert eventually(lambda: queue_is_empty(cluster), every=0.5)
+    printed = mlkv("logs", "tiny", "driver")
+    assert "trials: 2 done, 0 running, 1 failed, 0 left of 3" in printed
+    assert [row.trial for row in store.journal("tiny").rows()] == [1, 2, 3]
+    mlkv(*line)
+    assert eventually(lambda: queue_is_empty(cluster), every=0.5)
+    assert "trials: 3 done, 0 running, 0 left of 3" in mlkv("logs", "tiny", "driver"), "a new driver tries it again"
+    assert [row.trial for row in store.journal("tiny").rows()] == [1, 2, 3]
 
 
 def check(store: Store, hits: Counter[str]) -> None:
