@@ -18,6 +18,7 @@ from mlkv.registry import ExtensionError, extensions
 from sweeps.cli import (
     advise,
     audit,
+    cancel,
     check,
     export,
     gather,
@@ -85,13 +86,20 @@ COMMANDS: tuple[Command[Any], ...] = (
     Command("diff", show.diff, show.DiffOptions, "show what differs between two sweeps or two variants", _always),
     Command("logs", status.logs, status.LogsOptions, "print the output of a step", _always),
     Command("retry", run.retry, SweepOptions, "run the failed steps of a sweep again, and the steps that need them"),
-    Command("cancel", run.cancel, run.CancelOptions, "stop a running sweep; its running steps save their state first"),
+    Command(
+        "cancel", cancel.cancel, cancel.CancelOptions, "stop a running sweep; its running steps save their state first"
+    ),
     Command("ls", housekeeping.ls, housekeeping.ListOptions, "list the sweeps and imports of a store", _always),
     Command("du", housekeeping.du, housekeeping.ListOptions, "show how much room each sweep takes", _always),
     Command("note", housekeeping.note, housekeeping.NoteOptions, "write or print a note on a sweep; tables show it"),
     Command("mv", housekeeping.mv, housekeeping.MoveOptions, "give a sweep or an import another name"),
     Command("rm", housekeeping.rm, housekeeping.RemoveOptions, "delete sweeps or imports; outputs of steps stay"),
-    Command("prune", run.prune, run.PruneOptions, "delete outputs that no sweep needs; logs and records stay"),
+    Command(
+        "prune",
+        housekeeping.prune,
+        housekeeping.PruneOptions,
+        "delete outputs that no sweep needs; logs and records stay",
+    ),
     Command(
         "gather",
         gather.gather,

@@ -1,4 +1,4 @@
-"""The subcommands that keep a store in order: ls, du, note, mv, rm."""
+"""The subcommands that keep a store in order: ls, du, note, mv, rm, prune."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class MoveOptions(StoreOptions):
 class RemoveOptions(StoreOptions):
     names: tuple[str, ...] = argument("names of sweeps or imports", nargs="+", metavar="NAME")
     yes: bool = argument("delete, rather than show what would go", "--yes", action="store_true")
+
+
+@dataclass(frozen=True)
+class PruneOptions(StoreOptions):
+    yes: bool = argument("delete them; without this option they are only listed", "--yes", action="store_true")
 
 
 @dataclass(frozen=True)
@@ -194,3 +199,23 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 99
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def prune(options: PruneOptions) -> int:
+    from rich.progress import track
+
+    from sweeps.cli.view import prune_table
+    from sweeps.store.prune import prunable
+
+    store, console = existing(options.store), make_console()
+    found = list(prunable(store))
+    if not found:
+        console.print("nothing to delete: every output is needed by a sweep")
+        return OK
+    console.print(prune_table(found))
+    if not options.yes:
+        console.print("nothing was deleted; --yes deletes them")
+        return OK
+    for each in track(found, "dropping", console=console, transient=True):
+        each.drop()
+    return OK

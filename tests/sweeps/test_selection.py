@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.cli.run import steps_to_cancel
+from sweeps.cli.cancel import steps_to_cancel
 from sweeps.planning.freeze import freeze
 from sweeps.planning.plan import Plan
 from sweeps.store.errors import UserError
