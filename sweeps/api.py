@@ -61,7 +61,8 @@ class PlannedSweep:
     steps: a row each, parents first (id, kind, label, state, reason, expected_seconds …). expected_seconds: of the
     steps that are not done; None where one of a kind has never finished in this store. checkpoint_bytes: what these
     steps will leave on disk. unresolved: models on the hub that did not answer. layouts_to_follow: how many layouts
-    follow by rule when these steps are done; 0 where all are planned.
+    follow by rule when these steps are done; 0 where all are planned. overruled: options of the line of which the
+    experiment replaces values, each in one line.
     """
 
     name: str
@@ -71,6 +72,7 @@ class PlannedSweep:
     checkpoint_bytes: int
     unresolved: tuple[str, ...] = ()
     layouts_to_follow: int = 0
+    overruled: tuple[str, ...] = ()
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -271,6 +273,7 @@ class Store:
             found["checkpoint_bytes"],
             planned.unresolved,
             planned.following,
+            planned.overruled,
         )
 
     # What it looks like

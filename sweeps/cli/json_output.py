@@ -42,6 +42,7 @@ def of_plan(plan: Plan, states: States, costs: Costs) -> Json:
             for each in needed_memory(plan.variants)
         ],
         "unresolved": list(plan.unresolved),
+        "overruled": list(plan.overruled),
         "layouts_to_follow": plan.following,
     }
 

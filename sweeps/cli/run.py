@@ -232,6 +232,8 @@ def show_plan(console: Console, planned: Plan, store: Store, *, what_is_done: bo
         console.print(plan_tables(planned, states, Costs.of_store(store)))
     else:
         console.print(finished_plan(planned, states))
+    for note in planned.overruled:
+        console.print(note, style="yellow", highlight=False, markup=False)
     if planned.unresolved:
         note = f"the hub is out of reach: {', '.join(planned.unresolved)} as known here; a sweep needs the commits"
         console.print(note, style="yellow", highlight=False)

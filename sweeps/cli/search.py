@@ -44,13 +44,17 @@ class DrivenOptions(PlanOptions):
 def search(options: DrivenOptions) -> int:
     """Until nothing is left to do; the same line goes on with what an earlier one left."""
     from sweeps.planning.compose import Composer
+    from sweeps.planning.overruled import overruled
     from sweeps.planning.resolve import Resolver
     from sweeps.search.trials import Search
     from sweeps.store.store import Store
 
     console, store = make_console(), Store.open(options.store)
     composer, resolver = Composer(options.config_dir), Resolver(store)
-    config = _checked(Search(composer, resolver, options.overrides))  # before anything is written
+    wanted = Search(composer, resolver, options.overrides)
+    config = _checked(wanted)  # before anything is written
+    for note in overruled(composer, wanted.space.fixed, options.overrides):
+        console.print(note, style="yellow", highlight=False, markup=False)
     store.check_sweep_name(config.name)
     if config.cluster.name == "slurm" and not options.foreground:
         return queue_driver(console, store, "search", config, options)

@@ -17,6 +17,7 @@ from sweeps.planning.config import Config
 from sweeps.planning.efficiency import with_efficiency
 from sweeps.planning.grammar import points
 from sweeps.planning.labels import RULE, key_of, labelled
+from sweeps.planning.overruled import overruled
 from sweeps.planning.parse import Checked, parse
 from sweeps.planning.plain_config import Values
 from sweeps.planning.resolve import Resolver
@@ -47,6 +48,8 @@ class Plan:
     following: int = 0
     """How many layouts follow by rule from these steps: then the variants are what the rules read, and the same line is
     planned again when they are done."""
+    overruled: tuple[str, ...] = ()
+    """Options of the line of which the experiment replaces values, each in one line."""
     expected: tuple[Variant, ...] = ()
     """Variants of that size in place of those that follow: what they read from the internet is known by them."""
 
@@ -113,12 +116,14 @@ def make_plan(composer: Composer, resolver: Resolver, arguments: Sequence[str]) 
     """The plan of a sweep's command line. Raises UserError for what can be known to fail."""
     planner, variants = Planner(composer, resolver), list[Variant]()
     config: Config | None = None
+    first: Sequence[str] = ()
     for lines, varying in points(composer, arguments):
+        first = first or lines
         config, of_point = planner.variants(lines, varying)
         variants += of_point
     if config is None or not variants:
         raise UserError("no variant is left: sweep.filter or a glob matches nothing")
-    return planner.plan(config, variants, arguments)
+    return replace(planner.plan(config, variants, arguments), overruled=tuple(overruled(composer, first, arguments)))
 
 
 class Planner:

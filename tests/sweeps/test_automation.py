@@ -24,7 +24,7 @@ KEYS: dict[str, tuple[list[str], set[str]]] = {
     "plan": (
         PLAN,
         {"name", "variants", "steps", "expected_seconds", "checkpoint_bytes", "memory", "unresolved", "power"}
-        | {"layouts_to_follow"},
+        | {"layouts_to_follow", "overruled"},
     ),
     "status of all": (["status"], {"sweeps"}),
     "status": (["status", "old"], {"name", "counts", "steps", "driver"}),
