@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from analysis.figures.canvas import FONT_SIZE, SMALLEST, draw_points, footer, new_figure, set_axes
 from analysis.figures.geometry import linear_scale
 from analysis.figures.style import MUTED, SERIES_COLOURS, SERIES_MARKERS
-from analysis.statistics.elastic import Interval
 from analysis.statistics.landscape import Landscape, landscapes
 from analysis.statistics.pair_matrices import matrices_of
-from analysis.statistics.rules import RANDOM, rules_of, scored
+from analysis.statistics.rules import RANDOM, Scored, rules_of, scored
 from analysis.statistics.sources import Source
 
 if TYPE_CHECKING:
@@ -21,20 +20,16 @@ _ROW_HEIGHT, _MARGIN = 0.14, 0.75
 """Inches of a rule, and of what is below them."""
 
 
-def shares(source: Source) -> dict[str, dict[str, Interval]]:
-    """By base and then by rule, regret over that of a layout taken at random: among layouts with as many owners and
-    heads, or where there are no such, with as many bytes."""
+def shares(source: Source) -> dict[str, list[Scored]]:
+    """By base, the rules that have a regret over that of a layout taken at random: among layouts with as many owners
+    and heads, or where there are no such, of as many bytes."""
     every = landscapes(source)
     return {landscape.title: found for landscape in every if (found := _shares(source, landscape, every))}
 
 
-def _shares(source: Source, landscape: Landscape, every: Sequence[Landscape]) -> dict[str, Interval]:
+def _shares(source: Source, landscape: Landscape, every: Sequence[Landscape]) -> list[Scored]:
     rules = scored(landscape, rules_of(landscape, matrices_of(source, landscape), every))
-    return {
-        each.rule: each.of_random
-        for each in rules
-        if each.of_random and each.rule != RANDOM and each.by_bytes == rules[0].by_bytes
-    }
+    return [each for each in rules if each.of_random and each.rule != RANDOM and each.by_bytes == rules[0].by_bytes]
 
 
 def rules_figure(source: Source, published: Source | None = None) -> Figure | None:
@@ -42,9 +37,10 @@ def rules_figure(source: Source, published: Source | None = None) -> Figure | No
     found = shares(source)
     if not found:
         return None
-    names = list(dict.fromkeys(rule for rules in found.values() for rule in rules))
+    names = list(dict.fromkeys(each.rule for rules in found.values() for each in rules))
+    shown = {title: {each.rule: each.of_random for each in rules if each.of_random} for title, rules in found.items()}
     figure, axes = new_figure(len(names) * _ROW_HEIGHT + _MARGIN)
-    values = [end for rules in found.values() for each in rules.values() for end in (each.low, each.value, each.high)]
+    values = [end for rules in shown.values() for each in rules.values() for end in (each.low, each.value, each.high)]
     scale = linear_scale([0.0, 1.0, *(max(0.0, value) for value in values)], most=6)
     rows = linear_scale([-0.5, len(names) - 0.5], margin=0.0)
     set_axes(axes, scale, "regret (random: 1)", rows, "")
@@ -54,7 +50,7 @@ def rules_figure(source: Source, published: Source | None = None) -> Figure | No
         axes.axvline(level, color=MUTED, linewidth=0.7, zorder=1)
     offsets = [0.25 * (i - (len(found) - 1) / 2) for i in range(len(found))]
     for (title, rules), offset, colour, marker in zip(
-        found.items(), offsets, SERIES_COLOURS, SERIES_MARKERS, strict=False
+        shown.items(), offsets, SERIES_COLOURS, SERIES_MARKERS, strict=False
     ):
         places = [(each.value, names.index(rule) + offset) for rule, each in rules.items()]
         errors = [
@@ -64,8 +60,10 @@ def rules_figure(source: Source, published: Source | None = None) -> Figure | No
         axes.plot([], [], marker, color=colour, markersize=3.6, label=title)
     if len(found) > 1:
         axes.legend(fontsize=SMALLEST, frameon=False, handletextpad=0.1)
+    by_bytes = {each.by_bytes for rules in found.values() for each in rules}
+    among = " or ".join("of as many bytes" if each else "with as many owners and heads" for each in sorted(by_bytes))
     footer(
         figure,
-        ["0: the best measured layout with as many owners and heads   1: one taken at random   bars: 95 % intervals"],
+        [f"0: the best measured layout {among}   1: one taken at random   bars: 95 % intervals"],
     )
     return figure

@@ -243,6 +243,13 @@ def test_the_figure_is_readable_where_names_of_rules_are_long(monkeypatch: pytes
     assert_readable(figure)
 
 
+def test_the_figure_of_drawn_layouts_says_that_their_bytes_are_equal() -> None:
+    figure = rules_figure(published_source("drawn_layouts_recall"))
+    assert figure
+    assert "the best measured layout of as many bytes" in " ".join(text.get_text() for text in figure.texts)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["score before training"]
+
+
 def test_the_table_names_what_was_measured() -> None:
     source = measured(true_cost, layers=5, noise=1e-3, without=lambda groups, heads: groups == (2, 3))
     table = rules_table(source)
