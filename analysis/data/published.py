@@ -31,6 +31,8 @@ SETS = {
     "ground_truth_recall": "our own: the same on a base that looks back",
     "drawn_layouts": "our own: layouts drawn at random on the small base, as far as they are trained",
     "drawn_layouts_recall": "our own: the same on the base that looks back",
+    "spread_recall": "our own: heads spread by scores before training against equal ones, on the base that looks back",
+    "spread_six_recall": "our own: the same with an owner in every layer",
 }
 _OF_EXPERIMENT = {
     "mlkv_table": "mlkv",

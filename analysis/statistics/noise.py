@@ -244,12 +244,13 @@ def of_reference(wanted: Wanted) -> Evidence | None:
     score than its own."""
     if wanted.scores != (_REFERENCE_SCORE,):
         return None
-    layouts: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    layouts: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
     for line in reference.read("layout_scores"):
         if line["seed"]:
-            key = ("set", "model", "baseline", "sources", "kv_heads", "tokens")
-            layouts[tuple(line[column] for column in key)].append(line)
-    repeated = [lines for lines in layouts.values() if len(lines) > 1]
+            key = ("model", "baseline", "sources", "kv_heads", "tokens")
+            # Sets share what they trained alike: it is one training.
+            layouts[tuple(line[column] for column in key)].setdefault(line["seed"], line)
+    repeated = [[*lines.values()] for lines in layouts.values() if len(lines) > 1]
     own = [lines for lines in repeated if lines[0]["model"] == wanted.model]
     lines_of = own or repeated
     if not lines_of:
@@ -257,8 +258,8 @@ def of_reference(wanted: Wanted) -> Evidence | None:
     freedom = sum(len(lines) - 1 for lines in lines_of)
     scores = [[float(line["bits_per_byte"]) for line in lines] for lines in lines_of]
     squares = math.fsum((len(own) - 1) * len(own) * replicates.mean_of(own)[1] ** 2 for own in scores)
-    sets = _names(dict.fromkeys(f"published/{lines[0]['set']}" for lines in lines_of))
-    models = list(dict.fromkeys(lines[0]["model"] for lines in lines_of))
+    sets = _names(dict.fromkeys(f"published/{lines[-1]['set']}" for lines in lines_of))
+    models = sorted({lines[0]["model"] for lines in lines_of})
     largest = max(int(lines[0]["parameters"]) for lines in lines_of)
     model = f"{' and '.join(models)}, {largest / 1e6:.1f} M parameters"
     other = "" if own else ", another model" if len(models) == 1 else ", other models"

@@ -116,8 +116,8 @@ def _after(advice: Advice) -> Iterator[str]:
         yield "  *: fewer owners, or fewer heads in them, than any layout of the evidence"
     if advice.serving.cache != AS_COMPUTED:
         yield f"  what a cache in {advice.serving.cache} costs by itself is not in it (docs/caches.md)"
-    rule = "layout=searched chooses (docs/placement.md)"
-    yield f"  where owners sit is no part of it: at equal bytes patterns differ too; {rule}"
+    chosen = "layout=searched layout.spread=untrained chooses both (docs/placement.md)"
+    yield f"  where owners sit, and which of them has more heads, is no part of it; {chosen}"
     yield from _recovery(advice.recoveries)
     if advice.problem:
         yield f"to run, once it can be planned ({advice.problem}):"

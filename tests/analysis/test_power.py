@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.data import reference
 from analysis.statistics import estimate
 from analysis.statistics.noise import Evidence, Wanted, evidence, of_store, recipe_key
 from analysis.statistics.power import POWER, Noise, least_difference, power
@@ -150,6 +151,11 @@ def test_without_a_store_the_reference_data_say_whose_seeds_they_are(tmp_path: P
     assert own.noise.spread < other.noise.spread < looks_back.noise.spread  # pooled over both models
     assert "published/ground_truth" in own.source
     assert "embedded_recall and tiny" in other.source
+    lines = [line for line in reference.read("layout_scores") if line["model"] == "embedded_recall" and line["seed"]]
+    trained = {tuple(line[name] for name in ("sources", "kv_heads", "tokens", "seed", "baseline")) for line in lines}
+    layouts = {each[:3] + each[4:] for each in trained}
+    assert len(trained) < len(lines), "sets share trainings"
+    assert looks_back.freedom == len(trained) - len(layouts), "each of which counts once"
     assert "other models" in other.source
     assert "other models" not in own.source
     assert evidence(store, Wanted("tiny", (("piqa", "acc"),), frozenset({"any"}))) is None
