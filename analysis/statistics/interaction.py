@@ -19,9 +19,17 @@ from analysis.statistics.estimate import Difference, Estimate, contrast
 from analysis.statistics.results import Results
 from mlkv.cache.formats import AS_COMPUTED
 
+
+def _latent(row: Row) -> object:
+    """The rank of a latent, of however many owners it is, with its rotated dimensions; ranks that differ are those of
+    these owners."""
+    ranks, _, rotary = (row["latent"] or "").partition(" rotary ")
+    return ranks if len(set(ranks.split())) > 1 else ranks.partition(" ")[0], rotary
+
+
 SAVINGS: Mapping[str, Callable[[Row], object]] = {
     "fewer heads": lambda row: (row["sources"], row["kv_heads"]),
-    "latent": lambda row: row["latent"],
+    "latent": _latent,
     "cache": lambda row: row["cache"] or AS_COMPUTED,
 }
 """Each way to save bytes, and how much of it a row of the long table has. A further one is a line."""

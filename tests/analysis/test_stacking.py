@@ -50,7 +50,7 @@ def table(without: tuple[str, ...] = ()) -> pd.DataFrame:
             "variant": name,
             "baseline": "mha" if layout == "MHA" else None,
             "kv_heads": {"MHA": "4", "GQA": "2", "MQA": "1"}[layout],
-            "sources": "0 1 2 3",
+            "sources": "0 0 2 2" if layout == "MQA" else "0 1 2 3",
             "cache": cache,
             "kv_bytes_per_token": {"MHA": 64, "GQA": 32, "MQA": 16}[layout]
             // {"model": 1, "int8": 2, "int4": 4}[cache],
@@ -91,7 +91,7 @@ def test_a_latent_is_a_saving_of_its_own() -> None:
     made = table()
     twice = made.assign(
         variant=made["variant"] + " r=8",
-        latent="8 8 8 8 rotary 2",
+        latent=[f"{' '.join('8' * len(set(sources.split())))} rotary 2" for sources in made["sources"]],
         step=made["step"] + " r=8",
         baseline=None,
         value=made["value"] + 0.25,
