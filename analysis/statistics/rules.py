@@ -35,8 +35,8 @@ PLACED = ("even", "cla", "keep_ends", "dense_front", "dense_back", "pizza", "san
 
 @dataclass(frozen=True)
 class Cell:
-    """Measured layouts with `budget` heads in all. `place`: the owners, and the heads of each, of a cell
-    of groupings; None where only the bytes are equal."""
+    """Measured layouts with `budget` heads in all. `place`: the owners, and the heads of each, of a cell of groupings;
+    None where only the bytes are equal."""
 
     points: Sequence[Point]
     budget: int
