@@ -18,14 +18,12 @@ SHORTER = "shorter"
 def uptrain_steps(
     recipe: TrainRecipe, start: Step, corpus: Step, label: str, teacher: Step | None = None
 ) -> list[Step]:
-    """The training, behind those that it continues; none where nothing is trained. A rung knows those before it and
-    none after it: a longer chain has the steps of a shorter one. One `wsd` run of some steps is a chain of one, so that
-    it can be continued, and a chain of one by another schedule is a run of so many steps.
+    """The training, behind those that it continues. A rung knows those before it and none after it: a longer chain has
+    the steps of a shorter one. One `wsd` run of some steps is a chain of one, so that it can be continued, and a chain
+    of one by another schedule is a run of so many steps.
 
     teacher: the base, or the step that stored what it predicts.
     """
-    if recipe.last_step == 0:
-        return []
     recipe = replace(recipe.without_unread(), rungs=recipe.trained_rungs)
     if recipe.schedule == "wsd" and recipe.steps:
         recipe = replace(recipe, rungs=(recipe.steps,), steps=None)
