@@ -33,6 +33,7 @@ SETS = {
     "drawn_layouts_recall": "our own: the same on the base that looks back",
     "spread_recall": "our own: heads spread by scores before training against equal ones, on the base that looks back",
     "spread_six_recall": "our own: the same with an owner in every layer",
+    "spread_eight_recall": "our own: the same on eight layers, four owners by the untrained score and even",
     "searched_layouts_recall": "our own: layouts by rules on a base of eight layers that looks back",
 }
 _OF_EXPERIMENT = {
