@@ -53,15 +53,16 @@ def own_set(sets: Sequence[EvidenceSet], model: str, law: Law) -> EvidenceSet | 
 
 def recoveries(sets: Sequence[EvidenceSet], own: EvidenceSet | None, parameters: float) -> list[Recovery]:
     """What is known, the most relevant first: of the same model and recipe by their number of tokens, then of other
-    models, the nearest in size first."""
+    models, but for those that were trained too briefly to count for others, the nearest in size first."""
     of_model = [each for each in sets if own and each.group == own.group and each.how == own.how]
-    of_others = [each for each in sets if each not in of_model and each.recovered is not None and each.tokens]
+    others = [each for each in sets if each not in of_model and not each.brief]
+    of_others = [each for each in others if each.recovered is not None and each.tokens]
     measured = [_measured(each, parameters) for each in of_model if each.recovered is not None and each.tokens]
     measured.sort(key=lambda each: -each.tokens)
     if found := _by_law(of_model, parameters):
         measured.insert(0, found)
-    others = [*(_measured(each, parameters) for each in of_others), *_published(parameters)]
-    return [*measured, *sorted(others, key=lambda each: abs(math.log(parameters / each.parameters)))]
+    elsewhere = [*(_measured(each, parameters) for each in of_others), *_published(parameters)]
+    return [*measured, *sorted(elsewhere, key=lambda each: abs(math.log(parameters / each.parameters)))]
 
 
 def _by_law(sets: Sequence[EvidenceSet], parameters: float) -> Recovery | None:

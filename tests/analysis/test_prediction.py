@@ -158,6 +158,20 @@ def test_a_model_leans_on_its_own_results_and_an_empty_store_has_none(tmp_path: 
     assert [each.extrapolated for each in rest] == [10 * each.parameters < 1e9 for each in rest]
 
 
+def test_trainings_that_were_brief_tell_other_models_nothing_of_recovery() -> None:
+    long = replace(made(0.02, "long"), tokens=1e6, recovered=0.8, how="recipe", share=0.05)
+    brief = replace(long, name="brief", model="other", share=0.003)
+    assert {"long"} == {each.source for each in recoveries([long, brief], None, 1e9)} & {"long", "brief"}
+    assert recoveries([long, brief], brief, 1e9)[0].source == "brief", "its own model it does"
+
+
+def test_every_base_of_the_reference_data_has_its_tokens() -> None:
+    """Else layouts that were trained briefly would count for other models."""
+    ours = [each for each in PUBLISHED if each.model in {line["model"] for line in read("layout_scores")}]
+    assert len(ours) == len({line["set"] for line in read("layout_scores")})
+    assert all(each.share is not None for each in ours)
+
+
 def test_of_several_recipes_the_one_that_lost_least_is_leaned_on_and_its_lengths_foretell_the_rest() -> None:
     """Gaps fall as (1 + t / 1e5)^-0.5, so that a tenth is left after 99e5 tokens."""
     lengths = [1e5, 4e5, 1.6e6]
