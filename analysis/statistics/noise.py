@@ -261,7 +261,7 @@ def of_reference(wanted: Wanted) -> Evidence | None:
     sets = _names(dict.fromkeys(f"published/{lines[-1]['set']}" for lines in lines_of))
     models = sorted({lines[0]["model"] for lines in lines_of})
     largest = max(int(lines[0]["parameters"]) for lines in lines_of)
-    model = f"{' and '.join(models)}, {largest / 1e6:.1f} M parameters"
+    model = f"{_names(models)}, {largest / 1e6:.1f} M parameters"
     other = "" if own else ", another model" if len(models) == 1 else ", other models"
     source = f"{_count(len(lines_of), 'layout')} with several seeds in {sets} ({model}{other})"
     return Evidence(Noise(math.sqrt(squares / freedom)), freedom, source)

@@ -150,7 +150,7 @@ def test_without_a_store_the_reference_data_say_whose_seeds_they_are(tmp_path: P
     assert looks_back
     assert own.noise.spread < other.noise.spread < looks_back.noise.spread  # pooled over both models
     assert "published/ground_truth" in own.source
-    assert "embedded_recall and tiny" in other.source
+    assert "embedded_recall, embedded_recall-8, tiny" in other.source
     lines = [line for line in reference.read("layout_scores") if line["model"] == "embedded_recall" and line["seed"]]
     trained = {tuple(line[name] for name in ("sources", "kv_heads", "tokens", "seed", "baseline")) for line in lines}
     layouts = {each[:3] + each[4:] for each in trained}
