@@ -1,6 +1,6 @@
 """Which sampler finds the front of a table of layouts with the fewest trials: each searches it many times, for nothing.
 
-The table is a set of analysis/reference/layout_scores.csv, where every layout of a space is trained and scored already;
+A table is a set of analysis/reference/layout_scores.csv, where every layout of a space is trained and scored already;
 a trial is a look into it. The space is the one that a line of that set leaves open: which layers own keys and values (a
 choice without order), and how many heads each has (numbers in order). All searches are `mlkv search`'s own
 (sweeps/search/study.py), one trial at a time, with seeds 0, 1, 2, …
@@ -34,6 +34,7 @@ from sweeps.search.study import Observation, Study
 
 HALVED = ("tpe", "random")
 """Samplers that are simulated with that rule too."""
+SETS = ("ground_truth", "ground_truth_recall")
 SHARES = (0.07, 0.125, 0.25)
 """Trials that are compared, as shares of the table."""
 ETA = 3
@@ -51,6 +52,7 @@ class ScoreTable:
     """The layouts of a set: each point of the space that there is → log2 bytes per token and bits per byte. untrained:
     the same before any training; empty where it was not scored."""
 
+    name: str
     space: Space
     scores: Scores
     untrained: Scores
@@ -81,7 +83,12 @@ class ScoreTable:
             cost, _, converted = each_seed[0]
             scores[point], untrained[point] = (cost, fmean(score for _, score, _ in each_seed)), (cost, converted)
         known = all(math.isfinite(score) for _, score in untrained.values())
-        return cls(Space.of(Grid([], axes, [])), scores, untrained if known else {})
+        return cls(name, Space.of(Grid([], axes, [])), scores, untrained if known else {})
+
+    @property
+    def costs(self) -> list[int]:
+        """At which searches are compared."""
+        return [max(1, round(share * len(self.scores))) for share in SHARES]
 
     def covered(self, points: Iterable[Point]) -> float:
         """The hypervolume of some points, as a share of the whole table's."""
@@ -172,47 +179,55 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def simulate(
-    table: ScoreTable, searches: Sequence[str], runs: Mapping[str, int], keep: Path | None, seconds: float
+    table: ScoreTable, searches: Sequence[str], runs: Mapping[str, int], keep: Path | None, until: float
 ) -> dict[str, list[list[float]]]:
-    """By search, a row of shares for each run. keep: a file of the runs so far, which are not simulated again."""
-    counts = [max(1, round(share * len(table.scores))) for share in SHARES]
+    """By search, a row of shares for each run. keep: a file of the runs so far, which are not simulated again. until:
+    by the clock `time.monotonic`."""
     found: dict[str, list[list[float]]] = {name: [] for name in searches}
-    size = len(table.scores)
+    of = {"set": table.name, "layouts": len(table.scores)}
     for line in keep.read_text().splitlines() if keep and keep.exists() else ():
         row = json.loads(line)
-        if row["layouts"] == size and row["sampler"] in found:
-            found[row["sampler"]].append(row["shares"])
-    until = time.monotonic() + seconds
+        if row.items() >= of.items() and row["search"] in found:
+            found[row["search"]].append(row["shares"])
     for name in searches:
         for seed in range(len(found[name]), runs[name]):
             if time.monotonic() > until:
-                raise SystemExit(f"{name}: {seed} of {runs[name]} runs; the same line goes on")
-            shares = searched(table, name, seed, counts)
+                raise SystemExit(f"{table.name}, {name}: {seed} of {runs[name]} runs; the same line goes on")
+            shares = searched(table, name, seed, table.costs)
             found[name].append(shares)
             if keep:
                 with keep.open("a") as file:
-                    file.write(json.dumps({"layouts": size, "sampler": name, "seed": seed, "shares": shares}) + "\n")
+                    file.write(json.dumps({**of, "search": name, "seed": seed, "shares": shares}) + "\n")
     return {name: rows[: runs[name]] for name, rows in found.items()}
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--set", default="ground_truth", help="a set of layout_scores.csv (default: ground_truth)")
-    parser.add_argument("--model", help="only the layouts of this base (default: all of the set)")
+    parser.add_argument("--sets", nargs="+", default=SETS, help=f"of layout_scores.csv (default: {' '.join(SETS)})")
+    parser.add_argument("--model", help="only the layouts of this base (default: all of a set)")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--slow-runs", type=int, help="of gp, which takes seconds for a run (default: --runs)")
     parser.add_argument("--samplers", nargs="+", choices=get_args(Sampler), default=list(get_args(Sampler)))
     parser.add_argument("--keep", type=Path, help="a file of runs, with which the same line goes on")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, with --keep")
     given, where = parser.parse_args(), circumstances()
-    table = ScoreTable.of(given.set, given.model)
-    searches = [*given.samplers, *(f"{name} halved" for name in given.samplers if name in HALVED and table.untrained)]
-    runs = dict.fromkeys(searches, given.runs) | {"grid": 1}  # which no seed changes
-    runs |= {"gp": given.slow_runs} if given.slow_runs else {}
-    found = simulate(table, searches, runs, given.keep, given.seconds)
-    counts = [max(1, round(share * len(table.scores))) for share in SHARES]
-    numbers: dict[str, object] = {"set": given.set, "layouts": len(table.scores), "trials": counts}
-    print(f"{given.set}: {len(table.scores)} layouts; share of the table's hypervolume after so many trials")
+    runs = {"grid": 1, "gp": given.slow_runs or given.runs}  # no seed changes a grid
+    until = time.monotonic() + given.seconds
+    numbers: dict[str, object] = {}
+    for name in given.sets:
+        table = ScoreTable.of(name, given.model)
+        both = [each for each in given.samplers if each in HALVED and table.untrained]
+        searches = [*given.samplers, *(f"{each} halved" for each in both)]
+        wanted = {each: runs.get(each, given.runs) for each in searches}
+        numbers[name] = _shown(table, simulate(table, searches, wanted, given.keep, until))
+    report("search", where, numbers, given.save)
+
+
+def _shown(table: ScoreTable, found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, object]:
+    """Print a row for each search; the numbers of them."""
+    counts = table.costs
+    numbers: dict[str, object] = {"layouts": len(table.scores), "trials": counts}
+    print(f"{table.name}: {len(table.scores)} layouts; share of the table's hypervolume after so many trials")
     print(f"{'search':<13} runs " + " ".join(f"{count:>24} trials" for count in counts))
     for name, rows in found.items():
         each = [interval(column) if len(rows) > 1 else {"mean": column[0]} for column in zip(*rows, strict=True)]
@@ -224,7 +239,7 @@ def main() -> None:
         chance = fmean(row[middle] for row in found["random"])
         numbers["gain_over_random"] = _gains(found, len(counts))
         numbers["over_random"] = {name: fmean(row[middle] for row in rows) / chance for name, rows in found.items()}
-    report("search", where, numbers, given.save)
+    return numbers
 
 
 def _gains(found: Mapping[str, Sequence[Sequence[float]]], counts: int) -> dict[str, list[dict[str, float]]]:
