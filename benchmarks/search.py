@@ -28,6 +28,7 @@ from analysis.statistics.pareto import hypervolume
 from benchmarks.turns import arguments, circumstances, report
 from sweeps.planning.grammar import Choice, Grid
 from sweeps.planning.search_config import Sampler
+from sweeps.planning.stopping_config import StoppingConfig
 from sweeps.search.space import Point, Space
 from sweeps.search.stopping import Place, RungScore, Verdict, decide
 from sweeps.search.study import Observation, Study
@@ -37,8 +38,8 @@ HALVED = ("tpe", "random")
 SETS = ("ground_truth", "ground_truth_recall")
 SHARES = (0.07, 0.125, 0.25)
 """Trials that are compared, as shares of the table."""
-ETA = 3
-"""Of so many layouts that are scored untrained, a halved search trains one: the default of `stopping.eta`."""
+ETA = StoppingConfig().eta
+"""Of so many layouts that are scored untrained, a halved search trains one."""
 UNTRAINED = 0.26
 """What converting a layout and scoring it cost of what it costs to train and score it too, on the two bases of the
 table: 0.9 and 2.4 s of 12.9. On models whose training takes hours it is nearly nothing."""
